@@ -1,0 +1,66 @@
+// The packed weight format of ai.flashllm::SparseMatMul, version 1: docs/format.md is its definition.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <string>
+
+namespace flashllm {
+
+constexpr int64_t kFormatVersion = 1;
+/// Elements that a kernel may read past the last stored value: `values` is zero-padded by at least this many.
+constexpr int64_t kValuesPadding = 32;
+/// `values` has a multiple of this many elements.
+constexpr int64_t kValuesMultiple = 64;
+
+enum class ValueType : uint8_t { kFloat32, kFloat16, kBFloat16 };
+
+/// Bytes of one element.
+constexpr int64_t SizeOf(ValueType type) { return type == ValueType::kFloat32 ? 4 : 2; }
+
+/// Bytes of one row of the bitmap, a multiple of 8.
+constexpr int64_t BitmapRowBytes(int64_t in_features) { return (in_features + 63) / 64 * 8; }
+
+/// Elements of the `values` part for `nnz` stored values.
+constexpr int64_t ValuesLength(int64_t nnz) {
+  return (nnz + kValuesPadding + kValuesMultiple - 1) / kValuesMultiple * kValuesMultiple;
+}
+
+/// A packed weight as it lies in memory or in a file. Borrowed pointers; trusted only after Validate().
+struct PackedWeight {
+  int64_t out_features = 0;  // M
+  int64_t in_features = 0;   // K
+  int64_t nnz = 0;
+  ValueType value_type = ValueType::kFloat16;
+  const uint8_t* bitmap = nullptr;       // [M, BitmapRowBytes(K)]
+  const int32_t* row_offsets = nullptr;  // [M + 1]
+  const void* values = nullptr;          // [ValuesLength(nnz)]
+};
+
+/// What a model file claims about a packed weight: shapes of the parts and attributes, none of it trusted.
+struct PackedWeightClaim {
+  int64_t format_version = 0;
+  int64_t out_features = 0;
+  int64_t in_features = 0;
+  int64_t nnz = 0;
+  uint32_t checksum = 0;
+  ValueType value_type = ValueType::kFloat16;
+  const uint8_t* bitmap = nullptr;
+  int64_t bitmap_rows = 0, bitmap_cols = 0;  // its shape
+  const int32_t* row_offsets = nullptr;
+  int64_t row_offsets_length = 0;
+  const void* values = nullptr;
+  int64_t values_length = 0;  // elements
+};
+
+/// Checks every dimension, offset and count of a claim against docs/format.md, and the checksum if asked.
+/// Returns an empty string and fills `out`, or a message: what was found, what was expected. Reads within the claimed shapes only.
+std::string Validate(const PackedWeightClaim& claim, bool verify_checksum, PackedWeight* out);
+
+/// CRC-32C (Castagnoli, RFC 3720) of `bytes`, continued from `crc` (0 to start). Uses SSE4.2 where the CPU has it.
+uint32_t Crc32c(const void* bytes, size_t length, uint32_t crc = 0);
+
+/// The checksum attribute: CRC-32C over bitmap, row_offsets and values, in this order, padding included.
+uint32_t Checksum(const PackedWeight& weight);
+
+}  // namespace flashllm
