@@ -1,0 +1,106 @@
+import pc from 'picocolors';
+
+/** Bytes in the largest unit that keeps three digits: `12.3 MB`. Units are powers of 1000, as disks and bandwidths are stated. */
+export function formatBytes(bytes: number): string {
+  const units = ['B', 'kB', 'MB', 'GB', 'TB'];
+  let value = bytes;
+  let unit = 0;
+  while (value >= 1000 && unit < units.length - 1) {
+    value /= 1000;
+    unit += 1;
+  }
+  const digits = unit === 0 || value >= 100 ? 0 : value >= 10 ? 1 : 2;
+  return `${value.toFixed(digits)} ${units[unit]}`;
+}
+
+/** Seconds as a person reads them: `0.42 s`, `12 s`, `3 min 05 s`. */
+export function formatSeconds(seconds: number): string {
+  if (seconds < 10) return `${seconds.toFixed(2)} s`;
+  if (seconds < 60) return `${seconds.toFixed(0)} s`;
+  const whole = Math.round(seconds);
+  return `${Math.floor(whole / 60)} min ${String(whole % 60).padStart(2, '0')} s`;
+}
+
+/** One column of a table. */
+export interface Column {
+  header: string;
+  align?: 'left' | 'right';
+}
+
+/** Lines of a table with aligned columns, the header underlined. */
+export function formatTable(columns: readonly Column[], rows: readonly (readonly string[])[]): string {
+  const widths = columns.map((column, i) => Math.max(column.header.length, ...rows.map((row) => (row[i] ?? '').length)));
+  const line = (cells: readonly string[]): string =>
+    columns
+      .map((column, i) => {
+        const cell = cells[i] ?? '';
+        const width = widths[i] ?? 0;
+        return column.align === 'right' ? cell.padStart(width) : cell.padEnd(width);
+      })
+      .join('  ')
+      .trimEnd();
+  const header = line(columns.map((column) => column.header));
+  return [pc.bold(header), pc.dim(widths.map((width) => '─'.repeat(width)).join('  ')), ...rows.map(line)].join('\n');
+}
+
+/** A progress bar on standard error: redrawn in place on a terminal, silent elsewhere. */
+export class Progress {
+  private readonly started = performance.now();
+  private last = 0;
+  private readonly live: boolean;
+
+  /** @param total in the unit that `update` counts; `describe` renders a count for people (default: bytes). */
+  constructor(
+    private readonly title: string,
+    private readonly total: number,
+    private readonly describe: (count: number) => string = formatBytes,
+    private readonly stream: NodeJS.WriteStream = process.stderr,
+  ) {
+    this.live = stream.isTTY === true;
+  }
+
+  /** Shows that `done` of the total is done, with rate and time left; redraws at most ten times a second. */
+  update(done: number, note = ''): void {
+    const now = performance.now();
+    if (!this.live || (now - this.last < 100 && done < this.total)) return;
+    this.last = now;
+    const fraction = this.total > 0 ? Math.min(1, done / this.total) : 1;
+    const seconds = (now - this.started) / 1000;
+    const left = fraction > 0 ? (seconds / fraction) * (1 - fraction) : Number.NaN;
+    const bar = '█'.repeat(Math.round(fraction * 24)).padEnd(24, '░');
+    const eta = Number.isFinite(left) ? `, ${formatSeconds(left)} left` : '';
+    const text = `${this.title} ${bar} ${(fraction * 100).toFixed(0).padStart(3)} %  ${this.describe(done)} of ${this.describe(this.total)}${eta}  ${note}`;
+    this.stream.write(`\r\u001b[K${text.slice(0, Math.max(20, (this.stream.columns ?? 100) - 1))}`);
+  }
+
+  /** Removes the bar. */
+  stop(): void {
+    if (this.live) this.stream.write('\r\u001b[K');
+  }
+}
+
+/** An AbortSignal that the first Ctrl-C (SIGINT) or SIGTERM aborts; a second one ends the process at once. `release` takes the handlers away. */
+export function abortOnInterrupt(): { signal: AbortSignal; release: () => void } {
+  const controller = new AbortController();
+  const onSignal = (name: NodeJS.Signals): void => {
+    if (controller.signal.aborted) process.exit(name === 'SIGINT' ? 130 : 143);
+    controller.abort(new InterruptedError(name));
+  };
+  process.on('SIGINT', onSignal);
+  process.on('SIGTERM', onSignal);
+  return {
+    signal: controller.signal,
+    release: () => {
+      process.off('SIGINT', onSignal);
+      process.off('SIGTERM', onSignal);
+    },
+  };
+}
+
+/** The user's interrupt, as the reason of an aborted signal. */
+export class InterruptedError extends Error {
+  override readonly name = 'InterruptedError';
+  constructor(readonly signalName: NodeJS.Signals) {
+    super(`interrupted by ${signalName}`);
+  }
+}
