@@ -1,0 +1,70 @@
+#!/usr/bin/env node
+import { readFileSync } from 'node:fs';
+import { Command, CommanderError } from 'commander';
+import pc from 'picocolors';
+import { InterruptedError } from './terminal.js';
+
+/** The commands, in the order of the help text. A command's module is loaded only when it is run or help is asked for. */
+const commands: Record<string, () => Promise<Command>> = {
+  export: async () => (await import('./commands/export.js')).exportCommand(),
+  rewrite: async () => (await import('./commands/rewrite.js')).rewriteCommand(),
+  inspect: async () => (await import('./commands/inspect.js')).inspectCommand(),
+  verify: async () => (await import('./commands/verify.js')).verifyCommand(),
+  demo: async () => (await import('./commands/demo.js')).demoCommand(),
+  doctor: async () => (await import('./commands/doctor.js')).doctorCommand(),
+};
+
+/** Exit codes: 0 done, 1 failed or found a difference, 2 wrong usage, 130 interrupted by Ctrl-C, 143 by SIGTERM. */
+async function main(argv: readonly string[]): Promise<number> {
+  const { version } = JSON.parse(readFileSync(findPackageJson(), 'utf8')) as { version: string };
+  const program = new Command('flashllm')
+    .description('Pruned language models, small and fast, in ONNX Runtime.')
+    .version(version)
+    .exitOverride()
+    .showHelpAfterError('(flashllm <command> --help lists the options)');
+  const named = argv.find((argument) => !argument.startsWith('-'));
+  const load = named === undefined ? undefined : commands[named];
+  for (const make of load ? [load] : Object.values(commands)) program.addCommand(inherit(await make(), program));
+  if (argv.length === 0) {
+    program.outputHelp();
+    return 2;
+  }
+  try {
+    await program.parseAsync(argv, { from: 'user' });
+    return Number(process.exitCode ?? 0);
+  } catch (error) {
+    return report(error);
+  }
+}
+
+/** Makes a command, and those below it, throw instead of ending the process, so that `report` alone decides exit codes. */
+function inherit(command: Command, parent: Command): Command {
+  command.copyInheritedSettings(parent);
+  for (const child of command.commands) inherit(child, command);
+  return command;
+}
+
+function report(error: unknown): number {
+  if (error instanceof CommanderError) return error.exitCode === 0 ? 0 : 2;
+  if (error instanceof InterruptedError) {
+    process.stderr.write(`${pc.yellow('interrupted')}: nothing was left half-written\n`);
+    return error.signalName === 'SIGINT' ? 130 : 143;
+  }
+  process.stderr.write(`${pc.red('error')}: ${error instanceof Error ? error.message : String(error)}\n`);
+  if (process.env.FLASHLLM_DEBUG && error instanceof Error) process.stderr.write(`${error.stack}\n`);
+  return 1;
+}
+
+/** package.json is one folder up from cli/ in the sources and two from dist/cli/. */
+function findPackageJson(): URL {
+  return new URL(import.meta.url.includes('/dist/cli/') ? '../../package.json' : '../package.json', import.meta.url);
+}
+
+main(process.argv.slice(2)).then(
+  (code) => {
+    process.exitCode = code;
+  },
+  (error: unknown) => {
+    process.exitCode = report(error);
+  },
+);

@@ -1,0 +1,46 @@
+#!/usr/bin/env bash
+# What .ci/run runs: each step's own count of passed and failed, summed in the last line.
+set -uo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+passed=0
+failed=0
+
+# step NAME COMMAND…: a step with no counts of its own is one test.
+step() {
+  local name=$1
+  shift
+  echo "── $name"
+  if "$@"; then
+    passed=$((passed + 1))
+  else
+    failed=$((failed + 1))
+    echo "FAILED: $name"
+  fi
+}
+
+finish() {
+  echo "$passed passed, $failed failed"
+  [ "$failed" -eq 0 ] && [ "$passed" -gt 0 ]
+  exit $?
+}
+
+command -v cmake >/dev/null || (apt-get update -q && apt-get install -qy cmake) || true
+
+step "npm ci (builds the provider library, the addon and dist/)" npm ci
+[ "$failed" -eq 0 ] || finish
+step "lint" npm run --silent lint
+step "native tests under AddressSanitizer and UndefinedBehaviorSanitizer" bash scripts/test-native-sanitized.sh
+step "the npm package installs and works in an empty project" node scripts/test-package.mjs
+step "demo" npm run --silent demo
+
+echo "── npm test"
+log=$(mktemp)
+npm test 2>&1 | tee "$log"
+status=${PIPESTATUS[0]}
+ran=$(grep -aoE '^ *[0-9]+ tests? passed' "$log" | grep -oE '[0-9]+' | tail -1)
+broke=$(grep -aoE '^ *[0-9]+ (tests? failed|uncaught exceptions?|unhandled rejections?)' "$log" | grep -oE '[0-9]+' | paste -sd+ | bc 2>/dev/null)
+passed=$((passed + ${ran:-0}))
+failed=$((failed + ${broke:-0}))
+if [ "$status" -ne 0 ] && [ "${broke:-0}" -eq 0 ]; then failed=$((failed + 1)); fi
+if [ "${ran:-0}" -eq 0 ]; then failed=$((failed + 1)); fi
+finish

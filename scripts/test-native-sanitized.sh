@@ -1,0 +1,7 @@
+#!/usr/bin/env bash
+# Format, packer and CPU kernels under AddressSanitizer and UndefinedBehaviorSanitizer.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+cmake -S . -B build/sanitize -DCMAKE_BUILD_TYPE=RelWithDebInfo -DFLASHLLM_SANITIZE=ON -DFLASHLLM_NODE=OFF -DFLASHLLM_CUDA=OFF -DFLASHLLM_TESTS=ON
+cmake --build build/sanitize -j"$(nproc)"
+ctest --test-dir build/sanitize --output-on-failure
