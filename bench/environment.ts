@@ -1,0 +1,47 @@
+import { execFileSync } from 'node:child_process';
+import { readFileSync } from 'node:fs';
+import { createRequire } from 'node:module';
+import os from 'node:os';
+
+/** Where a measurement was made: without it a figure means nothing. */
+export interface Environment {
+  date: string;
+  /** The commit that was measured, with `-dirty` where tracked files differ from it. */
+  commit: string;
+  cpu: string;
+  cores: number;
+  memoryGb: number;
+  node: string;
+  onnxruntime: string;
+}
+
+/** Reads the environment of this process. */
+export function environment(): Environment {
+  const require = createRequire(import.meta.url);
+  const ort = JSON.parse(readFileSync(require.resolve('onnxruntime-node/package.json'), 'utf8')) as { version: string };
+  return {
+    date: new Date().toISOString().slice(0, 10),
+    commit: commit(),
+    cpu: cpuName(),
+    cores: os.availableParallelism(),
+    memoryGb: Math.round(os.totalmem() / 1e9),
+    node: process.version,
+    onnxruntime: ort.version,
+  };
+}
+
+function commit(): string {
+  try {
+    return execFileSync('git', ['describe', '--always', '--dirty', '--abbrev=12', '--match', ''], { encoding: 'utf8' }).trim();
+  } catch {
+    return 'unknown';
+  }
+}
+
+/** The model name, with the vector extensions that decide which kernels run. */
+function cpuName(): string {
+  const model = os.cpus()[0]?.model ?? 'unknown';
+  const flags = /^flags\s*:(.*)$/m.exec(readFileSync('/proc/cpuinfo', 'utf8'))?.[1]?.split(' ') ?? [];
+  const known = ['avx2', 'avx512f', 'avx512_vbmi2', 'avx512_fp16', 'amx_bf16'].filter((flag) => flags.includes(flag));
+  return `${model} (${known.join(', ')})`;
+}
