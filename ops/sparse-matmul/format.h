@@ -3,6 +3,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <cstring>
 #include <string>
 
 namespace flashllm {
@@ -12,6 +13,10 @@ constexpr int64_t kFormatVersion = 1;
 constexpr int64_t kValuesPadding = 32;
 /// `values` has a multiple of this many elements.
 constexpr int64_t kValuesMultiple = 64;
+/// Largest out_features and in_features: products of the two, and bytes of a bitmap, stay far inside int64.
+constexpr int64_t kMaxFeatures = (int64_t{1} << 30);
+/// Largest nnz: every position in `values`, its padding included, is an int32.
+constexpr int64_t kMaxNnz = (int64_t{1} << 31) - 1 - 128;
 
 enum class ValueType : uint8_t { kFloat32, kFloat16, kBFloat16 };
 
@@ -59,6 +64,16 @@ std::string Validate(const PackedWeightClaim& claim, bool verify_checksum, Packe
 
 /// CRC-32C (Castagnoli, RFC 3720) of `bytes`, continued from `crc` (0 to start). Uses SSE4.2 where the CPU has it.
 uint32_t Crc32c(const void* bytes, size_t length, uint32_t crc = 0);
+
+/// CRC-32C of a and b joined, from those of `a` and of `b` (`second_length` bytes): checksums of pieces made in parallel.
+uint32_t Crc32cCombine(uint32_t first, uint32_t second, uint64_t second_length);
+
+/// row_offsets[i]. The parts of a model in memory may lie at any address, so they are read without assuming alignment.
+inline int32_t LoadOffset(const int32_t* row_offsets, int64_t i) {
+  int32_t value;
+  std::memcpy(&value, reinterpret_cast<const char*>(row_offsets) + 4 * i, sizeof(value));
+  return value;
+}
 
 /// The checksum attribute: CRC-32C over bitmap, row_offsets and values, in this order, padding included.
 uint32_t Checksum(const PackedWeight& weight);

@@ -1,0 +1,38 @@
+// Which kernels this machine runs.
+#include "ops/sparse-matmul/cpu/implementations.h"
+
+namespace flashllm::cpu {
+
+Isa DetectIsa() {
+#ifdef FLASHLLM_X86
+  // GCC's and Clang's test covers CPUID and, by XGETBV, whether the system saves the registers.
+  __builtin_cpu_init();
+  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c") &&
+                    __builtin_cpu_supports("popcnt") && __builtin_cpu_supports("bmi");
+  const bool avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                      __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
+                      __builtin_cpu_supports("avx512vbmi2");
+  if (avx2 && avx512) return Isa::kAvx512;
+  if (avx2) return Isa::kAvx2;
+#endif
+  return Isa::kReference;
+}
+
+const char* IsaName(Isa isa) {
+  switch (isa) {
+    case Isa::kReference:
+      return "reference";
+    case Isa::kAvx2:
+      return "avx2";
+    case Isa::kAvx512:
+      return "avx512";
+  }
+  return "unknown";
+}
+
+std::unique_ptr<SparseMatMul> MakeSparseMatMul(const PackedWeight& weight, Isa isa) {
+  static_cast<void>(isa);
+  return MakeReference(weight);
+}
+
+}  // namespace flashllm::cpu

@@ -1,0 +1,78 @@
+// CRC-32C: reflected polynomial 0x82F63B78, as in RFC 3720 (iSCSI).
+#include <array>
+#include <cstring>
+
+#include "ops/sparse-matmul/format.h"
+
+#ifdef FLASHLLM_X86
+#include <nmmintrin.h>
+#endif
+
+namespace flashllm {
+namespace {
+
+constexpr uint32_t kPolynomial = 0x82F63B78u;
+
+std::array<uint32_t, 256> MakeTable() {
+  std::array<uint32_t, 256> table{};
+  for (uint32_t i = 0; i < 256; ++i) {
+    uint32_t crc = i;
+    for (int bit = 0; bit < 8; ++bit) crc = (crc >> 1) ^ ((crc & 1) ? kPolynomial : 0);
+    table[i] = crc;
+  }
+  return table;
+}
+
+uint32_t UpdateByTable(uint32_t crc, const uint8_t* bytes, size_t length) {
+  static const std::array<uint32_t, 256> table = MakeTable();
+  for (size_t i = 0; i < length; ++i) crc = (crc >> 8) ^ table[(crc ^ bytes[i]) & 0xFF];
+  return crc;
+}
+
+#ifdef FLASHLLM_X86
+__attribute__((target("sse4.2"))) uint32_t UpdateBySse42(uint32_t crc, const uint8_t* bytes, size_t length) {
+  uint64_t wide = crc;
+  for (; length >= 8; length -= 8, bytes += 8) {
+    uint64_t word;
+    std::memcpy(&word, bytes, 8);
+    wide = _mm_crc32_u64(wide, word);
+  }
+  crc = static_cast<uint32_t>(wide);
+  for (; length > 0; --length) crc = _mm_crc32_u8(crc, *bytes++);
+  return crc;
+}
+#endif
+
+// a(x) · b(x) mod P(x), bit-reflected: bit 31 is the coefficient of x⁰.
+uint32_t MultiplyModP(uint32_t a, uint32_t b) {
+  uint32_t product = 0;
+  for (uint32_t bit = 1u << 31; bit != 0; bit >>= 1) {
+    if (a & bit) product ^= b;
+    b = (b >> 1) ^ ((b & 1) ? kPolynomial : 0);
+  }
+  return product;
+}
+
+}  // namespace
+
+uint32_t Crc32c(const void* bytes, size_t length, uint32_t crc) {
+  if (length == 0) return crc;
+  const uint8_t* data = static_cast<const uint8_t*>(bytes);
+#ifdef FLASHLLM_X86
+  static const bool has_sse42 = __builtin_cpu_supports("sse4.2");
+  if (has_sse42) return ~UpdateBySse42(~crc, data, length);
+#endif
+  return ~UpdateByTable(~crc, data, length);
+}
+
+uint32_t Crc32cCombine(uint32_t first, uint32_t second, uint64_t second_length) {
+  uint32_t power = 1u << 31;   // x⁰
+  uint32_t square = 1u << 23;  // x⁸: one byte
+  for (; second_length != 0; second_length >>= 1) {
+    if (second_length & 1) power = MultiplyModP(square, power);
+    square = MultiplyModP(square, square);
+  }
+  return MultiplyModP(power, first) ^ second;
+}
+
+}  // namespace flashllm
