@@ -1,0 +1,93 @@
+/** Loads an ONNX model of any size: the graph in memory, large tensors as ranges of their files. */
+import { statSync } from 'node:fs';
+import path from 'node:path';
+import { ModelError } from './errors.js';
+import { ExternalData } from './external-data.js';
+import { decodeModel, type ModelProto, onnx, type TensorProto } from './proto.js';
+import { scanModel } from './scan.js';
+import { dimsOf, elementCount, expectedBytes, payloadOf, setPayload } from './tensor.js';
+
+export interface LoadedModel {
+  /** Absolute path of the .onnx file. */
+  path: string;
+  proto: ModelProto;
+  /** Every file that holds a part of the model: the .onnx itself and its external data. */
+  files: string[];
+}
+
+const EXTERNAL = onnx.TensorProto.DataLocation.EXTERNAL;
+
+/**
+ * Loads a model. Each tensor is checked against its type and dims; external data as
+ * {@link ExternalData.resolve} says. Afterwards no tensor is marked external: {@link payloadOf} tells where its bytes are.
+ * @throws ModelError where the file is missing, malformed, or lies.
+ */
+export function loadModel(file: string): LoadedModel {
+  const absolute = path.resolve(file);
+  if (!statSync(absolute, { throwIfNoEntry: false })?.isFile()) {
+    throw new ModelError(`${absolute} is not a file; expected an ONNX model`);
+  }
+  const skeleton = scanModel(absolute);
+  const external = new ExternalData(absolute);
+  const files = new Set([absolute]);
+  try {
+    const proto = decodeModel(skeleton.bytes, (message, start) => {
+      if (!(message instanceof onnx.TensorProto)) return;
+      const detached = skeleton.payloads.get(start);
+      if (detached) setPayload(message, { kind: 'file', ...detached });
+      skeleton.payloads.delete(start);
+      attachExternal(message, external, files);
+      checkTensor(message);
+    });
+    if (skeleton.payloads.size > 0) throw new ModelError('a tensor of it lies in a field that holds no tensor');
+    if (!proto.graph) throw new ModelError('it has no graph, so it is not an ONNX model');
+    return { path: absolute, proto, files: [...files] };
+  } catch (error) {
+    throw error instanceof ModelError ? error.in(absolute) : error;
+  }
+}
+
+function attachExternal(tensor: TensorProto, external: ExternalData, files: Set<string>): void {
+  if (tensor.dataLocation !== EXTERNAL) return;
+  if (payloadOf(tensor) || tensor.rawData?.length) {
+    throw new ModelError(`tensor '${tensor.name}' is marked external but carries data too`);
+  }
+  const range = external.resolve(tensor);
+  files.add(range.path);
+  setPayload(tensor, { kind: 'file', range, encoding: 'raw' });
+  clearLocation(tensor);
+}
+
+function clearLocation(tensor: TensorProto): void {
+  delete tensor.externalData;
+  delete tensor.dataLocation;
+}
+
+function checkTensor(tensor: TensorProto): void {
+  const payload = payloadOf(tensor);
+  const expected = expectedBytes(tensor);
+  const found =
+    payload?.kind === 'file' && payload.encoding === 'raw'
+      ? payload.range.length
+      : payload
+        ? undefined
+        : tensor.rawData?.length;
+  // A TensorProto of no elements may have no payload at all, one of strings has a list.
+  if (expected === undefined || found === undefined || (found === 0 && !tensor.rawData)) return;
+  if (found !== expected && !hasTypedData(tensor)) {
+    throw new ModelError(
+      `tensor '${tensor.name}' has ${found} bytes, but ${elementCount(tensor)} elements of shape [${dimsOf(tensor)}] take ${expected}`,
+    );
+  }
+}
+
+function hasTypedData(tensor: TensorProto): boolean {
+  return [
+    tensor.floatData,
+    tensor.int32Data,
+    tensor.int64Data,
+    tensor.doubleData,
+    tensor.uint64Data,
+    tensor.stringData,
+  ].some((field) => (field?.length ?? 0) > 0);
+}

@@ -1,0 +1,46 @@
+import { randomBytes } from 'node:crypto';
+import { type FileHandle, open, rename, rm } from 'node:fs/promises';
+import path from 'node:path';
+
+/** A file that is written under another name beside its place and renamed when it is whole. */
+export class TempFile {
+  private constructor(
+    readonly target: string,
+    readonly path: string,
+    readonly handle: FileHandle,
+  ) {}
+
+  /** Creates the temporary file in the target's folder. */
+  static async create(target: string): Promise<TempFile> {
+    const name = `.${path.basename(target)}.${randomBytes(6).toString('hex')}.tmp`;
+    const file = path.join(path.dirname(target), name);
+    return new TempFile(target, file, await open(file, 'wx+', 0o644));
+  }
+
+  /** Makes the content durable and closes the file; it keeps its temporary name. */
+  async seal(): Promise<void> {
+    await this.handle.sync();
+    await this.handle.close();
+  }
+
+  /** Gives the sealed file its name; what was there is replaced. */
+  async commit(): Promise<void> {
+    await rename(this.path, this.target);
+  }
+
+  /** Closes and removes the file, whatever state it is in. */
+  async discard(): Promise<void> {
+    await this.handle.close().catch(() => {});
+    await rm(this.path, { force: true });
+  }
+}
+
+/** Makes renames in a folder durable. */
+export async function syncFolder(folder: string): Promise<void> {
+  const handle = await open(folder, 'r');
+  try {
+    await handle.sync();
+  } finally {
+    await handle.close();
+  }
+}
