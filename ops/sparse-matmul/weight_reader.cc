@@ -42,18 +42,33 @@ std::string Describe(const WeightSegment& s) {
 
 int64_t BytesOf(const WeightSegment& s) { return s.out_features * s.in_features * SizeOf(s.type); }
 
-int OpenSegment(const WeightSegment& s) {
-  const int file = open(s.path.c_str(), O_RDONLY | O_CLOEXEC);
-  if (file < 0) throw PackError("cannot open " + s.path + ": " + std::strerror(errno));
+// Opens a file and checks that it has `length` bytes at `offset`.
+int OpenChecked(const std::string& path, int64_t offset, int64_t length, const std::string& what) {
+  const int file = open(path.c_str(), O_RDONLY | O_CLOEXEC);
+  if (file < 0) throw PackError("cannot open " + path + ": " + std::strerror(errno));
   struct stat status;
-  const bool known = fstat(file, &status) == 0;
-  if (!known || !S_ISREG(status.st_mode) || s.offset > status.st_size || BytesOf(s) > status.st_size - s.offset) {
+  const bool known = fstat(file, &status) == 0 && S_ISREG(status.st_mode);
+  if (!known || offset > status.st_size || length > status.st_size - offset) {
     close(file);
-    throw PackError("cannot read the weight " + Describe(s) + ": expected " + std::to_string(BytesOf(s)) +
-                    " bytes there, the file has " + std::to_string(known ? status.st_size : 0) +
-                    ". Is the file complete?");
+    throw PackError("cannot read " + what + ": expected " + std::to_string(length) + " bytes there, the file has " +
+                    std::to_string(known ? status.st_size : 0) + " in all. Is it complete?");
   }
   return file;
+}
+
+// `position` is in the file.
+void ReadFully(int file, int64_t position, int64_t length, uint8_t* out, const std::string& path) {
+  while (length > 0) {
+    const ssize_t got = pread(file, out, static_cast<size_t>(length), position);
+    if (got < 0 && errno == EINTR) continue;
+    if (got <= 0) {
+      throw PackError("cannot read " + path + " at byte " + std::to_string(position) + ": " +
+                      (got < 0 ? std::strerror(errno) : "the file became shorter while it was read"));
+    }
+    out += got;
+    position += got;
+    length -= got;
+  }
 }
 
 }  // namespace
@@ -87,7 +102,8 @@ WeightReader::WeightReader(std::vector<WeightSegment> segments, float scale)
   files_.assign(segments_.size(), -1);
   try {
     for (size_t i = 0; i < segments_.size(); ++i) {
-      if (segments_[i].data == nullptr) files_[i] = OpenSegment(segments_[i]);
+      const WeightSegment& s = segments_[i];
+      if (s.data == nullptr) files_[i] = OpenChecked(s.path, s.offset, BytesOf(s), "the weight " + Describe(s));
     }
   } catch (...) {
     for (int file : files_) {
@@ -159,17 +175,20 @@ void WeightReader::ReadBytes(size_t index, int64_t offset, int64_t length, uint8
     std::memcpy(out, static_cast<const uint8_t*>(s.data) + offset, static_cast<size_t>(length));
     return;
   }
-  while (length > 0) {
-    const ssize_t got = pread(files_[index], out, static_cast<size_t>(length), s.offset + offset);
-    if (got < 0 && errno == EINTR) continue;
-    if (got <= 0) {
-      throw PackError("cannot read the weight " + Describe(s) + ": " +
-                      (got < 0 ? std::strerror(errno) : "the file became shorter while it was read"));
-    }
-    out += got;
-    offset += got;
-    length -= got;
+  ReadFully(files_[index], s.offset + offset, length, out, s.path);
+}
+
+std::vector<uint8_t> ReadFilePart(const std::string& path, int64_t offset, int64_t length) {
+  const int file = OpenChecked(path, offset, length, path + " at byte " + std::to_string(offset));
+  std::vector<uint8_t> bytes(static_cast<size_t>(length));
+  try {
+    ReadFully(file, offset, length, bytes.data(), path);
+  } catch (...) {
+    close(file);
+    throw;
   }
+  close(file);
+  return bytes;
 }
 
 }  // namespace flashllm

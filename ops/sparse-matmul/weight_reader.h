@@ -73,4 +73,7 @@ class WeightReader {
   bool values_are_short_ = true;
 };
 
+/// Bytes [offset, offset + length) of a file. Throws PackError where it has fewer.
+std::vector<uint8_t> ReadFilePart(const std::string& path, int64_t offset, int64_t length);
+
 }  // namespace flashllm
