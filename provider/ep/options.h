@@ -1,0 +1,26 @@
+// The options of the execution provider. Their table is options.json, from which options.inc is made.
+#pragma once
+
+#include <onnxruntime_c_api.h>
+
+#include <string>
+
+#include "ops/sparse-matmul/cpu/sparse_matmul.h"
+
+namespace flashllm::ep {
+
+constexpr char kEpName[] = "FlashLLMExecutionProvider";
+
+/// Options of one session, checked.
+struct Options {
+  cpu::Isa isa = cpu::Isa::kReference;
+  int threads = 1;  // into how many parts a product is cut
+  bool verify_checksum = true;
+  bool log_unclaimed = false;
+};
+
+/// Reads the provider's entries of a session's configuration. Throws Error (ORT_INVALID_ARGUMENT) for an unknown name, a bad
+/// value, or something that this machine or build lacks.
+Options ReadOptions(const OrtSessionOptions* session_options);
+
+}  // namespace flashllm::ep

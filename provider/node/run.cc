@@ -1,0 +1,121 @@
+// runSession(handle, inputs, outputs, options): {promise, cancel}
+//   inputs:  {name, type, dims, data}[]
+//   outputs: {name} or, preallocated, {name, type, dims, data}
+//   options: {logSeverityLevel?, logVerbosityLevel?, tag?, terminate?, config: [key, value][]}
+// The promise gives one element for each output: {type, dims, data}, or null where it was written to the preallocated tensor.
+#include <optional>
+#include <utility>
+
+#include "provider/node/run_threads.h"
+#include "provider/node/session.h"
+#include "provider/node/tensor.h"
+
+namespace flashllm::node {
+namespace {
+
+Owned<OrtRunOptions> ReadRunOptions(const Napi::Object& from) {
+  OrtRunOptions* options = nullptr;
+  Check(g_ort.api->CreateRunOptions(&options));
+  Owned<OrtRunOptions> owned(options);
+  const Napi::Value severity = from.Get("logSeverityLevel");
+  const Napi::Value verbosity = from.Get("logVerbosityLevel");
+  const Napi::Value tag = from.Get("tag");
+  if (severity.IsNumber()) Check(g_ort.api->RunOptionsSetRunLogSeverityLevel(options, severity.As<Napi::Number>().Int32Value()));
+  if (verbosity.IsNumber()) Check(g_ort.api->RunOptionsSetRunLogVerbosityLevel(options, verbosity.As<Napi::Number>().Int32Value()));
+  if (tag.IsString()) Check(g_ort.api->RunOptionsSetRunTag(options, tag.As<Napi::String>().Utf8Value().c_str()));
+  if (from.Get("terminate").ToBoolean()) Check(g_ort.api->RunOptionsSetTerminate(options));
+  const Napi::Array config = from.Get("config").As<Napi::Array>();
+  for (uint32_t i = 0; i < config.Length(); ++i) {
+    const Napi::Array pair = config.Get(i).As<Napi::Array>();
+    Check(g_ort.api->AddRunConfigEntry(options, pair.Get(0u).As<Napi::String>().Utf8Value().c_str(),
+                                       pair.Get(1u).As<Napi::String>().Utf8Value().c_str()));
+  }
+  return owned;
+}
+
+class RunTask : public Task {
+ public:
+  RunTask(const Napi::Value& handle, const Napi::Array& inputs, const Napi::Array& outputs, const Napi::Object& options)
+      : use_(std::in_place, StateOf(handle)), options_(ReadRunOptions(options)) {
+    for (uint32_t i = 0; i < inputs.Length(); ++i) {
+      const Napi::Object input = inputs.Get(i).As<Napi::Object>();
+      input_names_.push_back(input.Get("name").As<Napi::String>().Utf8Value());
+      inputs_.push_back(FromJs(input, input_names_.back(), true));
+    }
+    for (uint32_t i = 0; i < outputs.Length(); ++i) {
+      const Napi::Object output = outputs.Get(i).As<Napi::Object>();
+      output_names_.push_back(output.Get("name").As<Napi::String>().Utf8Value());
+      const bool preallocated = output.Has("data");
+      outputs_.push_back(preallocated ? FromJs(output, output_names_.back(), false) : JsTensor{});
+    }
+  }
+
+  void Execute() override {
+    std::vector<const char*> input_names, output_names;
+    std::vector<const OrtValue*> inputs;
+    for (size_t i = 0; i < inputs_.size(); ++i) {
+      input_names.push_back(input_names_[i].c_str());
+      inputs.push_back(inputs_[i].value.get());
+    }
+    results_.resize(outputs_.size());
+    std::vector<OrtValue*> outputs;
+    for (size_t i = 0; i < outputs_.size(); ++i) {
+      output_names.push_back(output_names_[i].c_str());
+      outputs.push_back(outputs_[i].value.get());
+    }
+    const std::vector<OrtValue*> given = outputs;
+    OrtStatus* status = g_ort.api->Run(use_->session(), options_.get(), input_names.data(), inputs.data(), inputs.size(),
+                                       output_names.data(), output_names.size(), outputs.data());
+    for (size_t i = 0; i < outputs.size(); ++i) {
+      if (outputs[i] != given[i]) results_[i].reset(outputs[i]);
+    }
+    use_.reset();  // here, not when the promise is settled: releasing the session waits for it
+    Check(status);
+  }
+
+  Napi::Value Result(Napi::Env env) override {
+    Napi::Array array = Napi::Array::New(env, outputs_.size());
+    for (uint32_t i = 0; i < outputs_.size(); ++i) {
+      if (outputs_[i].value == nullptr) {
+        array.Set(i, ToJs(env, output_names_[i], std::move(results_[i]), inputs_));
+        continue;
+      }
+      if (outputs_[i].type == ONNX_TENSOR_ELEMENT_DATA_TYPE_STRING) {
+        CopyStrings(env, outputs_[i].value.get(), outputs_[i].data.Value().As<Napi::Array>());
+      }
+      array.Set(i, env.Null());
+    }
+    return array;
+  }
+
+  void Cancel() override {
+    if (OrtStatus* status = g_ort.api->RunOptionsSetTerminate(options_.get())) g_ort.api->ReleaseStatus(status);
+  }
+
+ private:
+  std::optional<SessionState::Use> use_;
+  Owned<OrtRunOptions> options_;
+  std::vector<std::string> input_names_, output_names_;
+  std::vector<JsTensor> inputs_, outputs_;
+  std::vector<Owned<OrtValue>> results_;
+};
+
+}  // namespace
+
+Napi::Value RunSession(const Napi::CallbackInfo& info) {
+  const Napi::Env env = info.Env();
+  return Boundary(env, [&] {
+    auto task =
+        std::make_shared<RunTask>(info[0], info[1].As<Napi::Array>(), info[2].As<Napi::Array>(), info[3].As<Napi::Object>());
+    Napi::Object result = Napi::Object::New(env);
+    // Weak: a signal that outlives the run must not keep its tensors.
+    std::weak_ptr<Task> weak = task;
+    result.Set("cancel", Napi::Function::New(env, [weak](const Napi::CallbackInfo&) {
+                 if (const std::shared_ptr<Task> running = weak.lock()) running->Cancel();
+               }));
+    result.Set("promise", Submit(env, std::move(task)));
+    return result;
+  });
+}
+
+}  // namespace flashllm::node

@@ -1,0 +1,242 @@
+#include "provider/node/tensor.h"
+
+#include <cstring>
+#include <optional>
+
+namespace flashllm::node {
+namespace {
+
+/// How JavaScript holds an element type. 4-bit types are packed, two elements a byte.
+struct ElementLayout {
+  napi_typedarray_type array;
+  size_t bits;
+};
+
+std::optional<ElementLayout> LayoutOf(ONNXTensorElementDataType type) {
+  switch (type) {
+    case ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT:
+      return ElementLayout{napi_float32_array, 32};
+    case ONNX_TENSOR_ELEMENT_DATA_TYPE_DOUBLE:
+      return ElementLayout{napi_float64_array, 64};
+    case ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT16:
+    case ONNX_TENSOR_ELEMENT_DATA_TYPE_UINT16:
+      return ElementLayout{napi_uint16_array, 16};
+    case ONNX_TENSOR_ELEMENT_DATA_TYPE_INT16:
+      return ElementLayout{napi_int16_array, 16};
+    case ONNX_TENSOR_ELEMENT_DATA_TYPE_INT8:
+      return ElementLayout{napi_int8_array, 8};
+    case ONNX_TENSOR_ELEMENT_DATA_TYPE_UINT8:
+    case ONNX_TENSOR_ELEMENT_DATA_TYPE_BOOL:
+      return ElementLayout{napi_uint8_array, 8};
+    case ONNX_TENSOR_ELEMENT_DATA_TYPE_INT32:
+      return ElementLayout{napi_int32_array, 32};
+    case ONNX_TENSOR_ELEMENT_DATA_TYPE_UINT32:
+      return ElementLayout{napi_uint32_array, 32};
+    case ONNX_TENSOR_ELEMENT_DATA_TYPE_INT64:
+      return ElementLayout{napi_bigint64_array, 64};
+    case ONNX_TENSOR_ELEMENT_DATA_TYPE_UINT64:
+      return ElementLayout{napi_biguint64_array, 64};
+    case ONNX_TENSOR_ELEMENT_DATA_TYPE_INT4:
+    case ONNX_TENSOR_ELEMENT_DATA_TYPE_UINT4:
+      return ElementLayout{napi_uint8_array, 4};
+    default:
+      return std::nullopt;
+  }
+}
+
+[[noreturn]] void Reject(const std::string& name, const std::string& message) {
+  throw Error(ORT_INVALID_ARGUMENT, "tensor '" + name + "' " + message);
+}
+
+/// Elements of a shape; throws where a dimension is no count or the product is beyond what can be addressed.
+size_t CountElements(const std::vector<int64_t>& dims, const std::string& name) {
+  size_t count = 1;
+  for (const int64_t dim : dims) {
+    if (dim < 0 || __builtin_mul_overflow(count, static_cast<size_t>(dim), &count) || count > (size_t{1} << 53)) {
+      Reject(name, "has dimensions that are no shape: a dimension is negative or there are too many elements");
+    }
+  }
+  return count;
+}
+
+std::vector<int64_t> ReadDims(const Napi::Object& tensor) {
+  const Napi::Array array = tensor.Get("dims").As<Napi::Array>();
+  std::vector<int64_t> dims(array.Length());
+  for (uint32_t i = 0; i < dims.size(); ++i) dims[i] = array.Get(i).As<Napi::Number>().Int64Value();
+  return dims;
+}
+
+const OrtMemoryInfo* CpuMemory() {
+  static const OrtMemoryInfo* const info = [] {
+    OrtMemoryInfo* made = nullptr;
+    Check(g_ort.api->CreateCpuMemoryInfo(OrtArenaAllocator, OrtMemTypeDefault, &made));
+    return made;
+  }();
+  return info;
+}
+
+Owned<OrtValue> MakeStringTensor(const Napi::Value& data, const std::vector<int64_t>& dims, size_t count, const std::string& name,
+                                 bool with_strings) {
+  if (!data.IsArray()) Reject(name, "is of type string, but its data is not an array of strings");
+  const Napi::Array array = data.As<Napi::Array>();
+  if (array.Length() != count) {
+    Reject(name, "has " + std::to_string(array.Length()) + " strings, but its dimensions need " + std::to_string(count));
+  }
+  OrtValue* value = nullptr;
+  Check(g_ort.api->CreateTensorAsOrtValue(DefaultAllocator(), dims.data(), dims.size(), ONNX_TENSOR_ELEMENT_DATA_TYPE_STRING, &value));
+  Owned<OrtValue> owned(value);
+  if (!with_strings) return owned;
+  std::vector<std::string> texts(count);
+  std::vector<const char*> pointers(count);
+  for (uint32_t i = 0; i < count; ++i) {
+    const Napi::Value element = array.Get(i);
+    if (!element.IsString()) Reject(name, "is of type string, but element " + std::to_string(i) + " is no string");
+    texts[i] = element.As<Napi::String>().Utf8Value();
+    pointers[i] = texts[i].c_str();
+  }
+  Check(g_ort.api->FillStringTensor(value, pointers.data(), count));
+  return owned;
+}
+
+/// Small tensors are cheaper to copy than to hand over with a finalizer.
+constexpr size_t kCopyBelow = 512;
+
+bool Overlaps(const void* data, size_t bytes, const std::vector<JsTensor>& inputs) {
+  const char* begin = static_cast<const char*>(data);
+  for (const JsTensor& input : inputs) {
+    const char* other = static_cast<const char*>(input.begin);
+    if (other != nullptr && begin < other + input.bytes && other < begin + bytes) return true;
+  }
+  return false;
+}
+
+/// An ArrayBuffer over the value's memory, or a copy of it where sharing is not worth it or not allowed.
+Napi::ArrayBuffer MakeBuffer(Napi::Env env, Owned<OrtValue> value, size_t bytes, const std::vector<JsTensor>& inputs) {
+  void* data = nullptr;
+  if (bytes > 0) Check(g_ort.api->GetTensorMutableData(value.get(), &data));
+  if (bytes >= kCopyBelow && !Overlaps(data, bytes, inputs)) {
+    napi_value shared = nullptr;
+    const auto release = [](napi_env, void*, void* hint) { g_ort.api->ReleaseValue(static_cast<OrtValue*>(hint)); };
+    const napi_status status = napi_create_external_arraybuffer(env, data, bytes, release, value.get(), &shared);
+    if (status == napi_ok) {
+      value.release();
+      return Napi::ArrayBuffer(env, shared);
+    }
+    // napi_no_external_buffers_allowed: runtimes with a memory cage, such as Electron.
+  }
+  Napi::ArrayBuffer copy = Napi::ArrayBuffer::New(env, bytes);
+  if (bytes > 0) std::memcpy(copy.Data(), data, bytes);
+  return copy;
+}
+
+}  // namespace
+
+OrtAllocator* DefaultAllocator() {
+  OrtAllocator* allocator = nullptr;
+  Check(g_ort.api->GetAllocatorWithDefaultOptions(&allocator));
+  return allocator;
+}
+
+void* BytesOf(const Napi::Value& typed_array, size_t* length) {
+  bool is_typed_array = false;
+  void* bytes = nullptr;
+  size_t elements = 0;
+  napi_typedarray_type type = napi_uint8_array;
+  if (napi_is_typedarray(typed_array.Env(), typed_array, &is_typed_array) != napi_ok || !is_typed_array ||
+      napi_get_typedarray_info(typed_array.Env(), typed_array, &type, &elements, &bytes, nullptr, nullptr) != napi_ok) {
+    throw Error(ORT_INVALID_ARGUMENT, "expected a typed array");
+  }
+  constexpr size_t kWidths[] = {1, 1, 1, 2, 2, 4, 4, 4, 8, 8, 8};  // in the order of napi_typedarray_type
+  if (static_cast<size_t>(type) >= sizeof kWidths / sizeof kWidths[0]) {
+    throw Error(ORT_INVALID_ARGUMENT, "the kind of typed array (" + std::to_string(type) + ") is not supported");
+  }
+  *length = elements * kWidths[type];
+  return bytes;
+}
+
+JsTensor FromJs(const Napi::Object& tensor, const std::string& name, bool with_strings) {
+  JsTensor out;
+  out.type = static_cast<ONNXTensorElementDataType>(tensor.Get("type").As<Napi::Number>().Int32Value());
+  const std::vector<int64_t> dims = ReadDims(tensor);
+  const size_t count = CountElements(dims, name);
+  const Napi::Value data = tensor.Get("data");
+  if (data.IsObject()) out.data = Napi::Persistent(data.As<Napi::Object>());
+  if (out.type == ONNX_TENSOR_ELEMENT_DATA_TYPE_STRING) {
+    out.value = MakeStringTensor(data, dims, count, name, with_strings);
+    return out;
+  }
+  const std::optional<ElementLayout> layout = LayoutOf(out.type);
+  if (!layout) Reject(name, "has element type " + std::to_string(out.type) + ", which JavaScript tensors cannot hold");
+  if (!data.IsTypedArray()) Reject(name, "has data that is no typed array");
+  size_t found = 0;
+  void* bytes = BytesOf(data, &found);
+  const size_t needed = (count * layout->bits + 7) / 8;
+  if (found < needed) {
+    Reject(name, "has " + std::to_string(found) + " bytes of data, but its type and dimensions need " + std::to_string(needed));
+  }
+  static char nothing[8];
+  OrtValue* value = nullptr;
+  Check(g_ort.api->CreateTensorWithDataAsOrtValue(CpuMemory(), needed > 0 ? bytes : nothing, needed, dims.data(), dims.size(), out.type,
+                                                  &value));
+  out.value.reset(value);
+  out.begin = bytes;
+  out.bytes = needed;
+  return out;
+}
+
+Napi::Object ToJs(Napi::Env env, const std::string& name, Owned<OrtValue> value, const std::vector<JsTensor>& inputs) {
+  ONNXType kind = ONNX_TYPE_UNKNOWN;
+  Check(g_ort.api->GetValueType(value.get(), &kind));
+  if (kind != ONNX_TYPE_TENSOR) {
+    throw Error(ORT_NOT_IMPLEMENTED, "output '" + name + "' is a sequence, map or optional; only tensors can be returned");
+  }
+  OrtTensorTypeAndShapeInfo* raw = nullptr;
+  Check(g_ort.api->GetTensorTypeAndShape(value.get(), &raw));
+  const Owned<OrtTensorTypeAndShapeInfo> info(raw);
+  ONNXTensorElementDataType type;
+  size_t rank = 0;
+  Check(g_ort.api->GetTensorElementType(raw, &type));
+  Check(g_ort.api->GetDimensionsCount(raw, &rank));
+  std::vector<int64_t> dims(rank);
+  Check(g_ort.api->GetDimensions(raw, dims.data(), rank));
+  const size_t count = CountElements(dims, name);
+
+  Napi::Object result = Napi::Object::New(env);
+  Napi::Array shape = Napi::Array::New(env, rank);
+  for (uint32_t i = 0; i < rank; ++i) shape.Set(i, Napi::Number::New(env, static_cast<double>(dims[i])));
+  result.Set("dims", shape);
+  result.Set("type", Napi::Number::New(env, type));
+  if (type == ONNX_TENSOR_ELEMENT_DATA_TYPE_STRING) {
+    Napi::Array strings = Napi::Array::New(env, count);
+    CopyStrings(env, value.get(), strings);
+    result.Set("data", strings);
+    return result;
+  }
+  const std::optional<ElementLayout> layout = LayoutOf(type);
+  if (!layout) {
+    throw Error(ORT_NOT_IMPLEMENTED, "output '" + name + "' has element type " + std::to_string(type) +
+                                         ", which JavaScript tensors cannot hold. Cast it to float in the model");
+  }
+  const size_t bytes = (count * layout->bits + 7) / 8;
+  const size_t width = std::max<size_t>(1, layout->bits / 8);
+  const Napi::ArrayBuffer buffer = MakeBuffer(env, std::move(value), bytes, inputs);
+  napi_value array = nullptr;
+  if (napi_create_typedarray(env, layout->array, bytes / width, buffer, 0, &array) != napi_ok) {
+    throw Error(ORT_FAIL, "output '" + name + "' of " + std::to_string(bytes) + " bytes does not fit a typed array");
+  }
+  result.Set("data", Napi::Value(env, array));
+  return result;
+}
+
+void CopyStrings(Napi::Env env, const OrtValue* value, Napi::Array into) {
+  const uint32_t count = into.Length();
+  for (uint32_t i = 0; i < count; ++i) {
+    size_t length = 0;
+    Check(g_ort.api->GetStringTensorElementLength(value, i, &length));
+    std::string text(length, '\0');
+    if (length > 0) Check(g_ort.api->GetStringTensorElement(value, length, i, text.data()));
+    into.Set(i, Napi::String::New(env, text));
+  }
+}
+
+}  // namespace flashllm::node
