@@ -1,0 +1,19 @@
+export { type Cache, Decoder, type DecoderShape, Logits, type StepInput } from './decoder.js';
+export { ModelError, type ModelErrorCode } from './errors.js';
+export { headDim, type OptConfig, parseOptConfig, readOptConfig } from './opt/config.js';
+export { type ExportOptions, type ExportResult, exportOpt, exportRandomOpt } from './opt/export.js';
+export type { OptAttention, OptDtype } from './opt/graph.js';
+export type { RandomOptions } from './opt/random-weights.js';
+export { type OptSize, optConfig, optConfigJson, optSizes } from './opt/sizes.js';
+export { measurePerplexity, type Perplexity, type PerplexityOptions } from './perplexity.js';
+export { shippedHeldOutText, shippedModel } from './shipped.js';
+export {
+  type GeneratedPiece,
+  type GeneratedText,
+  type GenerateOptions,
+  type GeneratorConfig,
+  TextAssembler,
+  TextGenerator,
+} from './text-generator.js';
+export { openTextModel, type TextModel } from './text-model.js';
+export { loadTokenizer, type Tokenizer } from './tokenizer.js';
