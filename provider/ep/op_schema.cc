@@ -3,6 +3,7 @@
 #include <string>
 
 #include "ops/sparse-matmul/format.h"
+#include "provider/ep/options.h"
 
 namespace flashllm::ep {
 
@@ -76,12 +77,21 @@ void RefuseKernel(const OrtKernelInfo* info) {
   node.resize(size > 0 ? size - 1 : 0);
   int64_t format = kFormatVersion;
   if (OrtStatus* status = g_ort.api->KernelInfoGetAttribute_int64(info, "format_version", &format)) g_ort.api->ReleaseStatus(status);
+  bool constant = true;
+  for (size_t i = kBitmap; i <= kValues; ++i) {
+    int is_constant = 0;
+    const OrtValue* value = nullptr;
+    Check(g_ort.api->KernelInfoGetConstantInput_tensor(info, i, &is_constant, &value));
+    constant = constant && is_constant;
+  }
   std::string reason;
   if (format > kFormatVersion) {
     reason = "its packed format has version " + std::to_string(format) + ", newer than this library's " +
              std::to_string(kFormatVersion) + ". Update onnxruntime-ep-flashllm";
-  } else {
+  } else if (!constant) {
     reason = "its weight (inputs bitmap, row_offsets, values) is not made of constant initializers. Rewrite the model from its source";
+  } else {
+    reason = std::string("the session does not use ") + kEpName + ", or that failed to start. Append it to the session's providers";
   }
   throw Error(ORT_NOT_IMPLEMENTED, "flashllm cannot run SparseMatMul node '" + node + "': " + reason);
 }

@@ -15,8 +15,7 @@ std::shared_ptr<const cpu::SparseMatMul> WeightCache::Prepare(const PackedWeight
   PackedWeight weight;
   const std::string wrong = Validate(claim, options.verify_checksum, &weight);
   if (!wrong.empty()) {
-    throw Error(ORT_INVALID_GRAPH, "flashllm: the packed weight of " + where + " is not valid: " + wrong +
-                                       ". The model file is damaged or was made by a faulty tool: rewrite the model again");
+    throw Error(ORT_INVALID_GRAPH, "flashllm: the packed weight of " + where + " is not valid: " + wrong);
   }
   ready = cpu::MakeSparseMatMul(weight, options.isa);
   entry = ready;

@@ -33,9 +33,7 @@ Napi::Object Init(Napi::Env env, Napi::Object exports) {
   exports.Set("disposeSession", Napi::Function::New(env, DisposeSession));
   exports.Set("endProfiling", Napi::Function::New(env, EndProfiling));
   exports.Set("runSession", Napi::Function::New(env, RunSession));
-#ifdef FLASHLLM_WEIGHTS
   InitWeights(env, exports);
-#endif
   return exports;
 }
 

@@ -1,0 +1,19 @@
+/**
+ * onnxruntime-ep-flashllm: importing this module makes provider `flashllm` known to onnxruntime-node.
+ *
+ * ```js
+ * import ort from 'onnxruntime-node';
+ * import 'onnxruntime-ep-flashllm';
+ * const session = await ort.InferenceSession.create('model.onnx', { executionProviders: ['flashllm', 'cpu'] });
+ * ```
+ */
+import { register } from './backend.js';
+
+export { type OnnxRuntime, register } from './backend.js';
+export { type CudaDevice, type DoctorFacts, doctorFacts } from './doctor.js';
+export type { FlashLLMOptions } from './ep-options.js';
+export { FlashLLMError, InvalidOptionError, NativeLoadError, OrtError } from './errors.js';
+export { getEpName, getLibraryPath } from './library.js';
+export type { FlashLLMRunOptions } from './session-options.js';
+
+register();
