@@ -30,7 +30,7 @@ async function eachBlock(
   }
 }
 
-async function writeAll(
+export async function writeAll(
   target: { write(b: Uint8Array, o: number, l: number, p: number): Promise<{ bytesWritten: number }> },
   bytes: Uint8Array,
   offset: number,
