@@ -1,0 +1,150 @@
+// Every kind of OPT, exported and run in a stock session, against an independent float64 implementation.
+import { rm, writeFile } from 'node:fs/promises';
+import { join } from 'node:path';
+import test from 'ava';
+import { InferenceSession } from 'onnxruntime-node';
+import type { FloatType } from '../../models/checkpoint/types.js';
+import { Decoder } from '../../models/decoder.js';
+import { parseOptConfig } from '../../models/opt/config.js';
+import { exportOpt } from '../../models/opt/export.js';
+import type { OptAttention, OptDtype } from '../../models/opt/graph.js';
+import { randomParameters, temporaryFolder, tinyConfig, writeCheckpoint } from './support/checkpoints.js';
+import { referenceLogits } from './support/reference-opt.js';
+
+interface Variant {
+  readonly fields: Record<string, unknown>;
+  readonly stored?: FloatType;
+  readonly dtype?: OptDtype;
+  readonly attention?: OptAttention;
+}
+
+const variants: Record<string, Variant> = {
+  'pre-norm': { fields: {} },
+  'post-norm with projections (350M)': { fields: { do_layer_norm_before: false, word_embed_proj_dim: 24 } },
+  'pre-norm with projections': { fields: { word_embed_proj_dim: 20 } },
+  'final norm removed': { fields: { _remove_final_layer_norm: true } },
+  'no biases': { fields: { enable_bias: false } },
+  'norms without parameters': { fields: { layer_norm_elementwise_affine: false } },
+  'no biases, norms without parameters': { fields: { enable_bias: false, layer_norm_elementwise_affine: false } },
+  'untied head': { fields: { tie_word_embeddings: false } },
+  'untied head with projections': { fields: { tie_word_embeddings: false, word_embed_proj_dim: 16 } },
+  gelu: { fields: { activation_function: 'gelu' } },
+  'one head, one layer': { fields: { num_attention_heads: 1, num_hidden_layers: 1 } },
+  'heads of 4': { fields: { num_attention_heads: 8 } },
+  'odd sizes': {
+    fields: { hidden_size: 15, word_embed_proj_dim: 7, ffn_dim: 11, num_attention_heads: 3, vocab_size: 13 },
+  },
+  'ONNX Attention': { fields: {}, attention: 'onnx' },
+  'stored as float16': { fields: {}, stored: 'float16' },
+  'stored as bfloat16': { fields: { tie_word_embeddings: false }, stored: 'bfloat16' },
+  'computed in float16': { fields: {}, stored: 'float16', dtype: 'float16' },
+  'bfloat16 computed in float16': { fields: { do_layer_norm_before: false }, stored: 'bfloat16', dtype: 'float16' },
+  'float32 computed in float16': { fields: { word_embed_proj_dim: 24 }, dtype: 'float16' },
+  'ONNX Attention in float16': { fields: { num_attention_heads: 8 }, stored: 'float16', dtype: 'float16' },
+};
+
+async function exported({ fields, stored = 'float32', dtype, attention }: Variant) {
+  const json = tinyConfig(fields);
+  const config = parseOptConfig(json);
+  const parameters = randomParameters(config, stored);
+  const folder = await writeCheckpoint(json, parameters, stored);
+  const output = await temporaryFolder();
+  const { modelPath } = await exportOpt(folder, { output, dtype, attention });
+  const decoder = new Decoder(await InferenceSession.create(modelPath, { executionProviders: ['cpu'] }));
+  await Promise.all([folder, output].map((path) => rm(path, { recursive: true })));
+  const sequences = [11, 5, 8].map((length, row) =>
+    Array.from({ length }, (_, i) => (i * 5 + row * 7 + 2) % config.vocabSize),
+  );
+  return { config, decoder, sequences, expected: sequences.map((ids) => referenceLogits(config, parameters, ids)) };
+}
+
+/** Largest difference between logits and the reference, relative to the reference's largest. */
+function difference(found: Float32Array, expected: Float64Array): number {
+  const scale = Math.max(1, ...expected.map(Math.abs));
+  return Math.max(...expected.map((value, i) => Math.abs(value - (found[i] as number)) / scale));
+}
+
+for (const [name, variant] of Object.entries(variants)) {
+  const tolerance = variant.dtype === 'float16' ? 8e-3 : 3e-6;
+
+  test(`${name}: logits equal the reference`, async (t) => {
+    const { decoder, sequences, expected } = await exported(variant);
+    for (const [row, ids] of sequences.entries()) {
+      const { logits } = await decoder.step({ ids: [ids], mask: [ids.map(() => 1)] });
+      ids.forEach((_, i) => {
+        t.true(difference(logits.at(0, i), expected[row]?.[i] as Float64Array) < tolerance);
+      });
+    }
+  });
+
+  for (const side of ['left', 'right'] as const) {
+    test(`${name}: a batch padded on the ${side}, then steps with the cache, equal single sequences`, async (t) => {
+      const { decoder, sequences, expected } = await exported(variant);
+      const steps = 2;
+      const prompts = sequences.map((ids) => ids.slice(0, ids.length - steps));
+      const longest = Math.max(...prompts.map((ids) => ids.length));
+      const pad = <T>(row: readonly T[], filler: T): T[] => {
+        const padding = new Array<T>(longest - row.length).fill(filler);
+        return side === 'left' ? [...padding, ...row] : [...row, ...padding];
+      };
+      const mask = prompts.map((ids) =>
+        pad(
+          ids.map(() => 1),
+          0,
+        ),
+      );
+      let { logits, cache } = await decoder.step({ ids: prompts.map((ids) => pad(ids, 1)), mask });
+      prompts.forEach((ids, row) => {
+        const first = side === 'left' ? longest - ids.length : 0;
+        ids.forEach((_, i) => {
+          t.true(
+            difference(logits.at(row, first + i), expected[row]?.[i] as Float64Array) < tolerance,
+            `prompt ${row}, token ${i}`,
+          );
+        });
+      });
+      for (let step = 0; step < steps; step++) {
+        for (const row of mask) row.push(1);
+        const ids = sequences.map((all, row) => [all[(prompts[row]?.length ?? 0) + step] as number]);
+        ({ logits, cache } = await decoder.step({ ids, mask, cache }));
+        prompts.forEach((prompt, row) => {
+          t.true(
+            difference(logits.at(row, 0), expected[row]?.[prompt.length + step] as Float64Array) < tolerance,
+            `step ${step}, row ${row}`,
+          );
+        });
+      }
+    });
+  }
+}
+
+test('several tokens on top of a cache equal the whole sequence', async (t) => {
+  const { decoder, sequences, expected } = await exported({ fields: {} });
+  const ids = sequences[0] as number[];
+  const first = await decoder.step({ ids: [ids.slice(0, 4)], mask: [[1, 1, 1, 1]] });
+  const second = await decoder.step({ ids: [ids.slice(4)], mask: [ids.map(() => 1)], cache: first.cache });
+  for (let i = 4; i < ids.length; i++)
+    t.true(difference(second.logits.at(0, i - 4), expected[0]?.[i] as Float64Array) < 3e-6);
+});
+
+test('a value beyond float16 is an error that names it, not an infinity', async (t) => {
+  const json = tinyConfig();
+  const parameters = randomParameters(parseOptConfig(json), 'float32');
+  (parameters.get('layers.1.fc2.weight')?.data as Float64Array)[3] = 70000;
+  const folder = await writeCheckpoint(json, parameters, 'float32');
+  await t.throwsAsync(exportOpt(folder, { output: join(folder, 'out'), dtype: 'float16' }), {
+    message: /layers\.1\.fc2\.weight holds 70000.*--dtype float32/,
+  });
+  await exportOpt(folder, { output: join(folder, 'out') });
+  t.pass();
+});
+
+test('weights of another model are refused with both shapes', async (t) => {
+  const parameters = randomParameters(parseOptConfig(tinyConfig()), 'float32');
+  const folder = await writeCheckpoint(tinyConfig({ ffn_dim: 64 }), parameters, 'float32');
+  await t.throwsAsync(exportOpt(folder, { output: join(folder, 'out') }), {
+    message: /layers\.0\.fc1\.weight has shape \[48, 32\], expected \[64, 32\]/,
+  });
+  await writeFile(join(folder, 'config.json'), JSON.stringify(tinyConfig({ num_hidden_layers: 3 })));
+  await t.throwsAsync(exportOpt(folder, { output: join(folder, 'out') }), { message: /lacks layers\.2\./ });
+});
