@@ -44,13 +44,16 @@ int64_t IntAttribute(const OrtShapeInferContext* context, const char* name, int6
   return otherwise;
 }
 
-/// Y has the shape of X with out_features in place of the last dimension. Known and symbolic dimensions are kept.
-void InferShape(const SchemaOp* op, OrtShapeInferContext* context) {
+/// Y has the type of X, and its shape with out_features in place of the last dimension. Known and symbolic dimensions are kept.
+/// ONNX Runtime calls the function of the first of the merged ops, whatever the node's types: they must be read from the context.
+void InferShape(OrtShapeInferContext* context) {
   OrtTensorTypeAndShapeInfo* raw = nullptr;
   Check(g_ort.api->ShapeInferContext_GetInputTypeShape(context, kX, &raw));  // owned by the context
   const OrtTensorTypeAndShapeInfo* x = raw;
   if (!g_ort.api->TensorTypeAndShape_HasShape(x)) return;
   size_t rank = 0;
+  ONNXTensorElementDataType type;
+  Check(g_ort.api->GetTensorElementType(x, &type));
   Check(g_ort.api->GetDimensionsCount(x, &rank));
   if (rank < 2) return;  // the kernel says what is wrong
   std::vector<int64_t> dims(rank);
@@ -62,7 +65,7 @@ void InferShape(const SchemaOp* op, OrtShapeInferContext* context) {
   OrtTensorTypeAndShapeInfo* made = nullptr;
   Check(g_ort.api->CreateTensorTypeAndShapeInfo(&made));
   Owned<OrtTensorTypeAndShapeInfo> y(made);
-  Check(g_ort.api->SetTensorElementType(y.get(), op->x_type));
+  Check(g_ort.api->SetTensorElementType(y.get(), type));
   Check(g_ort.api->SetDimensions(y.get(), dims.data(), rank));
   Check(g_ort.api->SetSymbolicDimensions(y.get(), symbols.data(), rank));
   Check(g_ort.api->ShapeInferContext_SetOutputTypeShape(context, 0, y.get()));
@@ -128,8 +131,8 @@ std::unique_ptr<SchemaOp> MakeOp(ONNXTensorElementDataType x_type, ONNXTensorEle
     return g_ort.api->CreateStatus(ORT_NOT_IMPLEMENTED, "flashllm: a schema computes nothing");
   };
   op->KernelDestroy = [](void*) {};
-  op->InferOutputShapeFn = [](const OrtCustomOp* self, OrtShapeInferContext* context) {
-    return Guard([&] { InferShape(static_cast<const SchemaOp*>(self), context); });
+  op->InferOutputShapeFn = [](const OrtCustomOp*, OrtShapeInferContext* context) {
+    return Guard([&] { InferShape(context); });
   };
   return op;
 }
