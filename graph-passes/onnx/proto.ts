@@ -194,6 +194,12 @@ export function setUnknownString(message: object, field: number, text: string): 
   setUnknown(message, fields);
 }
 
+/** Gives a new message the unknown fields of the one that it replaces, but for one field. */
+export function inheritUnknown(message: object, from: object, except = 0): void {
+  const fields = unknownFields(from).filter(({ field }) => field !== except);
+  if (fields.length > 0) setUnknown(message, [...fields]);
+}
+
 /** Field numbers of what ONNX added after the IR 8 that onnx-proto knows. */
 export const NODE_OVERLOAD = 8;
 export const FUNCTION_OVERLOAD = 13;

@@ -1,0 +1,29 @@
+/** What a rewrite leaves behind: constants that nothing uses any more, and nodes that only prepared them. */
+import type { GraphView, Scope } from './graph/graph-view.js';
+import { isOnnxDomain } from './graph/node.js';
+
+/** Ops without effects that stand between a stored weight and its use. */
+const PREPARING = new Set(['Identity', 'Cast', 'Transpose', 'Constant']);
+
+/** Removes the nodes that made a value that has lost its last use, and theirs, as far as they only prepare constants. */
+export function removeIfUnused(view: GraphView, scope: Scope, name: string): void {
+  const owner = scope.owner(name);
+  const node = owner?.producers.get(name);
+  if (!owner || !node || !isOnnxDomain(node.domain) || !PREPARING.has(node.opType ?? '')) return;
+  if (node.output?.some((output) => owner.usesOf(output).length > 0)) return;
+  view.replace(owner, node, [node], []);
+  for (const input of node.input ?? []) removeIfUnused(view, owner, input);
+}
+
+/** Removes initializers that nothing uses, and what the graphs say of values that are gone. */
+export function removeUnusedInitializers(view: GraphView, irVersion: number): void {
+  for (const scope of view.scopes) {
+    for (const name of [...scope.initializers.keys()]) {
+      // From IR 4 on an initializer that is also an input is part of the model's interface.
+      const isInterface = irVersion >= 4 && scope.inputs.has(name);
+      if (scope.usesOf(name).length === 0 && !isInterface) view.removeInitializer(scope, name);
+    }
+    const { graph } = scope;
+    if (graph.valueInfo) graph.valueInfo = graph.valueInfo.filter(({ name }) => scope.owner(name ?? '') === scope);
+  }
+}

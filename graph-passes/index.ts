@@ -1,0 +1,14 @@
+/** Rewriting of ONNX models: pruned linear layers become `ai.flashllm::SparseMatMul`. */
+export { ModelError, OutputError } from './onnx/errors.js';
+export type { SavedModel } from './onnx/save.js';
+export { BREAK_EVEN_SPARSITY } from './policy.js';
+export {
+  type InspectOptions,
+  type InspectReport,
+  inspectModel,
+  type LayerReport,
+  type Progress,
+  type RewriteOptions,
+  type RewriteReport,
+  rewriteModel,
+} from './rewrite.js';

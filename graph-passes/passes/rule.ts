@@ -1,0 +1,80 @@
+/**
+ * What a pass is made of. A rule is one small file whose docstring states the rewrite as an equation. `check` looks at one
+ * node and gives either what `rewrite` needs or a refusal with its reason; it changes nothing. The trace hears of both.
+ */
+import type { ConstantMatrix } from '../graph/constant.js';
+import type { GraphView, Scope } from '../graph/graph-view.js';
+import type { Shapes } from '../graph/shapes.js';
+import type { NodeProto } from '../onnx/proto.js';
+import type { PackedWeight } from '../sparse-op.js';
+
+/** What rules see of a model. */
+export interface RuleContext {
+  view: GraphView;
+  shapes: Shapes;
+  irVersion: number;
+}
+
+/** Why a rule leaves a node alone. */
+export class Refusal {
+  /** @param unsurprising true where nobody would expect the rule to apply, so that reports need not name it. */
+  constructor(
+    readonly reason: string,
+    readonly unsurprising = false,
+  ) {}
+}
+
+export interface Rule<Match> {
+  readonly name: string;
+  /** Names of the ops that it looks at. */
+  readonly ops: readonly string[];
+  check(context: RuleContext, scope: Scope, node: NodeProto): Match | Refusal;
+  rewrite(context: RuleContext, scope: Scope, node: NodeProto, match: Match): void;
+}
+
+/** A linear layer with a constant weight: `Y = … X · Wᵀ …` with `W [outFeatures, inFeatures]`. */
+export interface Linear {
+  weight: ConstantMatrix;
+  outFeatures: number;
+  inFeatures: number;
+  /** How the stored tensor lies: `out-in` is `W`, `in-out` is `Wᵀ`. */
+  layout: 'out-in' | 'in-out';
+  /** The weight is multiplied by this when it is packed. */
+  scale: number;
+}
+
+/** A rule whose match is a linear layer; whether its weight is worth packing is decided before `rewrite` is called. */
+export interface LinearRule {
+  readonly name: string;
+  readonly ops: readonly string[];
+  check(context: RuleContext, scope: Scope, node: NodeProto): Linear | Refusal;
+  rewrite(context: RuleContext, scope: Scope, node: NodeProto, match: Linear, packed: PackedWeight): void;
+}
+
+export interface TraceEvent {
+  rule: string;
+  node: string;
+  applied: boolean;
+  reason: string;
+}
+export type Trace = (event: TraceEvent) => void;
+
+/** A node's name, or its output's where it has none. */
+export function nodeLabel(node: NodeProto): string {
+  return node.name || node.output?.[0] || (node.opType ?? '');
+}
+
+/** Applies rules until none matches; rules that only join nodes to one, so that this ends. */
+export function applyRules(context: RuleContext, rules: readonly Rule<unknown>[], trace: Trace): void {
+  for (const scope of context.view.scopes) {
+    for (const rule of rules) {
+      for (const node of [...(scope.graph.node ?? [])]) {
+        if (!rule.ops.includes(node.opType ?? '') || scope.producers.get(node.output?.[0] ?? '') !== node) continue;
+        const match = rule.check(context, scope, node);
+        if (!(match instanceof Refusal)) rule.rewrite(context, scope, node, match);
+        const reason = match instanceof Refusal ? match.reason : '';
+        trace({ rule: rule.name, node: nodeLabel(node), applied: !(match instanceof Refusal), reason });
+      }
+    }
+  }
+}
