@@ -1,0 +1,183 @@
+// The trained model that ships: exported, its tokenizer, generation and perplexity, against what PyTorch and transformers gave.
+import { mkdir, readdir, readFile, rm, writeFile } from 'node:fs/promises';
+import { join } from 'node:path';
+import test from 'ava';
+import { exportOpt } from '../../models/opt/export.js';
+import { measurePerplexity } from '../../models/perplexity.js';
+import { shippedHeldOutText, shippedModel } from '../../models/shipped.js';
+import { openTextModel, type TextModel } from '../../models/text-model.js';
+import { loadTokenizer } from '../../models/tokenizer.js';
+import { temporaryFolder } from './support/checkpoints.js';
+
+interface Case {
+  prompt: string;
+  input_ids: number[];
+  last_logits_top: [number, number][];
+  greedy_ids: number[];
+  greedy_text: string;
+}
+
+const { cases } = JSON.parse(await readFile(join(shippedModel(), 'reference.json'), 'utf8')) as { cases: Case[] };
+const folders: Record<string, string> = {};
+const models: Record<string, TextModel> = {};
+
+test.before(async () => {
+  for (const dtype of ['float32', 'float16'] as const) {
+    folders[dtype] = await temporaryFolder();
+    await exportOpt(shippedModel(), { output: folders[dtype], dtype });
+    models[dtype] = await openTextModel(folders[dtype], { executionProviders: ['cpu'] });
+  }
+});
+
+test.after.always(() => Promise.all(Object.values(folders).map((folder) => rm(folder, { recursive: true }))));
+
+const model = (dtype = 'float32') => models[dtype] as TextModel;
+
+for (const { prompt, ...expected } of cases) {
+  const title = JSON.stringify(prompt);
+
+  test(`${title}: tokens, logits and greedy text equal the reference`, async (t) => {
+    const { tokenizer, decoder, generator } = model();
+    const ids = tokenizer.encode(prompt);
+    t.deepEqual(ids, expected.input_ids);
+    const { logits } = await decoder.step({ ids: [ids], mask: [ids.map(() => 1)] });
+    const last = logits.at(0, ids.length - 1);
+    for (const [id, value] of expected.last_logits_top) t.true(Math.abs((last[id] as number) - value) < 5e-5);
+    const maxNewTokens = expected.greedy_ids.length - ids.length;
+    const [result] = await generator.generate([prompt], { maxNewTokens });
+    t.deepEqual(result?.tokenIds, expected.greedy_ids);
+    t.is(prompt + result?.text, expected.greedy_text);
+  });
+
+  test(`${title}: float16 gives the reference's logits to float16's precision`, async (t) => {
+    const ids = expected.input_ids;
+    const { logits } = await model('float16').decoder.step({ ids: [ids], mask: [ids.map(() => 1)] });
+    const last = logits.at(0, ids.length - 1);
+    for (const [id, value] of expected.last_logits_top) t.true(Math.abs((last[id] as number) - value) < 0.03);
+  });
+}
+
+test('a batch of all prompts gives what each gives alone', async (t) => {
+  const results = await model().generator.generate(
+    cases.map(({ prompt }) => prompt),
+    { maxNewTokens: 48 },
+  );
+  results.forEach((result, i) => {
+    const all = cases[i]?.greedy_ids as number[];
+    t.deepEqual(result.tokenIds.slice(0, all.length), all);
+  });
+});
+
+test('a stream yields the text in pieces, ends at stop tokens and at the limit', async (t) => {
+  const { generator, tokenizer } = model();
+  const whole = cases[0] as Case;
+  const stream = generator.stream(whole.prompt, { maxNewTokens: 20 });
+  let text = '';
+  let next = await stream.next();
+  for (; !next.done; next = await stream.next()) text += next.value.text;
+  t.is(text, tokenizer.decode(whole.greedy_ids.slice(whole.input_ids.length, whole.input_ids.length + 20)));
+  t.is(next.value.finishReason, 'length');
+  const stop = whole.greedy_ids[whole.input_ids.length + 3] as number;
+  const [stopped] = await generator.generate([whole.prompt], { stopTokenIds: [stop] });
+  t.is(stopped?.finishReason, 'stop');
+  t.is(stopped?.tokenIds.at(-1), stop);
+  t.deepEqual(await generator.generate([]), []);
+  t.is((await generator.generate([whole.prompt], { maxNewTokens: 0 }))[0]?.text, '');
+});
+
+test('generation stops at the model’s longest sequence and refuses a longer prompt', async (t) => {
+  const { generator } = model();
+  const near = 'a b '.repeat(508);
+  const [result] = await generator.generate([near], { maxNewTokens: 50, stopTokenIds: [] });
+  t.is(result?.tokenIds.length, 1024);
+  await t.throwsAsync(generator.generate(['a b '.repeat(520)]), { message: /tokens, the model takes at most 1024/ });
+});
+
+test('an aborted generation throws the reason between two tokens', async (t) => {
+  const controller = new AbortController();
+  const reason = new Error('enough');
+  let pieces = 0;
+  await t.throwsAsync(
+    async () => {
+      for await (const _piece of model().generator.stream('Call me', { signal: controller.signal }))
+        if (++pieces === 3) controller.abort(reason);
+    },
+    { is: reason },
+  );
+  t.is(pieces, 3);
+});
+
+test('characters of several tokens come out whole', async (t) => {
+  const { TextAssembler } = await import('../../models/text-generator.js');
+  const { tokenizer } = model();
+  const text = 'Zoë saw 鯨 and 🐋!';
+  const assembler = new TextAssembler(tokenizer);
+  const pieces = tokenizer.encode(text, { special: false }).map((id) => assembler.push(id));
+  t.is(pieces.join(''), text);
+  t.false(pieces.some((piece) => piece.includes('\ufffd')));
+});
+
+test('perplexity of the held-out text, and by hand on a few tokens', async (t) => {
+  const { tokenizer, decoder } = model();
+  const ids = tokenizer.encode(await readFile(shippedHeldOutText(), 'utf8')).slice(0, 4096);
+  const heldOut = await measurePerplexity(decoder, ids, { window: 1024 });
+  t.is(heldOut.tokens, 4096 - 4);
+  t.true(heldOut.perplexity > 60 && heldOut.perplexity < 140, `${heldOut.perplexity}`);
+  // The same by hand on a few tokens: exp of the mean of −log softmax.
+  const few = ids.slice(0, 6);
+  const { logits } = await decoder.step({ ids: [few], mask: [few.map(() => 1)] });
+  const losses = few.slice(1).map((id, i) => {
+    const row = [...logits.at(0, i)];
+    return Math.log(row.reduce((sum, x) => sum + Math.exp(x), 0)) - (row[id] as number);
+  });
+  const byHand = Math.exp(losses.reduce((a, b) => a + b, 0) / losses.length);
+  t.true(Math.abs((await measurePerplexity(decoder, few)).perplexity / byHand - 1) < 1e-6);
+  await t.throwsAsync(measurePerplexity(decoder, [2]), { message: /at least 2/ });
+});
+
+test('a tokenizer made of vocab.json and merges.txt is the same as the shipped one', async (t) => {
+  const folder = await temporaryFolder();
+  for (const file of ['vocab.json', 'merges.txt'])
+    await writeFile(join(folder, file), await readFile(join(shippedModel(), file)));
+  const made = await loadTokenizer(folder);
+  const text = (await readFile(shippedHeldOutText(), 'utf8')).slice(0, 20000);
+  const shipped = model().tokenizer;
+  for (const sample of ['', ' leading', 'Ünïcode 🐋\n\n\ttabs', '</s>', text])
+    t.deepEqual(made.encode(sample), shipped.encode(sample));
+  t.is(made.decode(made.encode(text)), text);
+});
+
+test('an export carries the folder’s other files along, and nothing unfinished', async (t) => {
+  const files = (await readdir(folders.float32 as string)).sort();
+  const expected = [
+    'config.json',
+    'generation_config.json',
+    'merges.txt',
+    'model.onnx',
+    'model.onnx_data',
+    'tokenizer.json',
+    'tokenizer_config.json',
+    'vocab.json',
+  ];
+  t.deepEqual(files, expected);
+  const bare = await temporaryFolder();
+  for (const file of await readdir(shippedModel())) {
+    if (!file.startsWith('tokenizer')) await writeFile(join(bare, file), await readFile(join(shippedModel(), file)));
+  }
+  const { companions } = await exportOpt(bare, { output: join(bare, 'out') });
+  t.true(companions.includes('tokenizer.json'));
+});
+
+test('an interrupted export leaves no model', async (t) => {
+  const output = join(await temporaryFolder(), 'out');
+  await mkdir(output);
+  const controller = new AbortController();
+  const reason = new Error('interrupted');
+  const running = exportOpt(shippedModel(), {
+    output,
+    signal: controller.signal,
+    onProgress: (done) => done > 0 && controller.abort(reason),
+  });
+  await t.throwsAsync(running, { is: reason });
+  t.deepEqual(await readdir(output), []);
+});
