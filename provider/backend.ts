@@ -37,7 +37,7 @@ class FlashLLMBackend implements Backend {
     pathOrBytes: string | Uint8Array,
     options: InferenceSession.SessionOptions = {},
   ): Promise<InferenceSessionHandler> {
-    const flat = flattenSessionOptions(options);
+    const flat = flattenSessionOptions(options, this.ort.env.logLevel === 'warning');
     try {
       const { handle, inputs, outputs } = await loadNative().createSession(pathOrBytes, flat);
       return new SessionHandler(this.ort, handle, inputs, outputs);

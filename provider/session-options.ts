@@ -13,8 +13,13 @@ export interface FlashLLMRunOptions extends InferenceSession.RunOptions {
   readonly signal?: AbortSignal;
 }
 
-/** Checks session options and flattens them for the addon. @throws InvalidOptionError */
-export function flattenSessionOptions(options: InferenceSession.SessionOptions): NativeSessionOptions {
+/**
+ * Checks session options and flattens them for the addon.
+ * @param quiet whether sessions that do not say otherwise log errors only: ONNX Runtime warns at each creation that some nodes run
+ * on its own CPU provider, which is what this provider means to leave there.
+ * @throws InvalidOptionError
+ */
+export function flattenSessionOptions(options: InferenceSession.SessionOptions, quiet = true): NativeSessionOptions {
   const flat: NativeSessionOptions = {
     freeDimensionOverrides: Object.entries(options.freeDimensionOverrides ?? {}).map(([name, value]) => [
       name,
@@ -37,7 +42,9 @@ export function flattenSessionOptions(options: InferenceSession.SessionOptions):
   set('enableCpuMemArena', flag('enableCpuMemArena', options.enableCpuMemArena));
   set('enableMemPattern', flag('enableMemPattern', options.enableMemPattern));
   set('logId', text('logId', options.logId));
-  set('logSeverityLevel', optionalInteger('logSeverityLevel', options.logSeverityLevel, 0, 4));
+  const logsUnclaimed = flat.providerOptions.some(([name, value]) => name === 'log_unclaimed' && value === '1');
+  const severity = optionalInteger('logSeverityLevel', options.logSeverityLevel, 0, 4);
+  set('logSeverityLevel', severity ?? (quiet && !logsUnclaimed ? 3 : undefined));
   set('logVerbosityLevel', optionalInteger('logVerbosityLevel', options.logVerbosityLevel, 0));
   set('optimizedModelFilePath', text('optimizedModelFilePath', options.optimizedModelFilePath));
   if (flag('enableProfiling', options.enableProfiling)) {

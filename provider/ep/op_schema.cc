@@ -1,5 +1,6 @@
 #include "provider/ep/op_schema.h"
 
+#include <atomic>
 #include <string>
 
 #include "ops/sparse-matmul/format.h"
@@ -62,6 +63,15 @@ void InferShape(OrtShapeInferContext* context) {
   Check(g_ort.api->GetSymbolicDimensions(x, symbols.data(), rank));
   dims[rank - 1] = IntAttribute(context, "out_features", -1);
   symbols[rank - 1] = "";
+  // ONNX Runtime would store an unknown dimension without a name as the value -1, which then spreads through Shape to Reshape.
+  // Each gets a name of its own: a name in common would claim that two sizes are equal.
+  static std::atomic<uint64_t> unnamed{0};
+  std::vector<std::string> names(rank);
+  for (size_t i = 0; i < rank; ++i) {
+    if (dims[i] >= 0 || *symbols[i] != '\0') continue;
+    names[i] = "flashllm_unknown_" + std::to_string(unnamed++);
+    symbols[i] = names[i].c_str();
+  }
   OrtTensorTypeAndShapeInfo* made = nullptr;
   Check(g_ort.api->CreateTensorTypeAndShapeInfo(&made));
   Owned<OrtTensorTypeAndShapeInfo> y(made);
