@@ -74,11 +74,13 @@ export class InvalidOptionError extends FlashLLMError {
   }
 }
 
+/** What ONNX Runtime writes where it wraps one error in another, as it does for what a provider reports at its creation. */
+const wrapped = /\[ONNXRuntimeError\] : (\d+) : [A-Z_]+ : (.*)/s;
+
 /** What a native function threw, as one of this package's errors where it carries ONNX Runtime's code. */
 export function fromNative(error: unknown): unknown {
-  if (error instanceof Error && typeof (error as { ortCode?: unknown }).ortCode === 'number') {
-    const { ortCode } = error as Error & { ortCode: number };
-    return new OrtError(ortCode, error.message);
-  }
-  return error;
+  if (!(error instanceof Error) || typeof (error as { ortCode?: unknown }).ortCode !== 'number') return error;
+  const inner = wrapped.exec(error.message);
+  if (inner !== null) return new OrtError(Number(inner[1]), (inner[2] ?? '').trim());
+  return new OrtError((error as Error & { ortCode: number }).ortCode, error.message);
 }
