@@ -114,8 +114,12 @@ async function save(
   return { modelPath: path, modelBytes, dataBytes };
 }
 
-/** Copies configuration and tokenizer; a tokenizer.json is made where the folder has only vocab.json and merges.txt. @returns the names written. */
-async function copyCompanions(folder: string, output: string): Promise<string[]> {
+/**
+ * Copies configuration and tokenizer of a model folder; a tokenizer.json is made where there are only vocab.json and merges.txt.
+ *
+ * @returns the names written.
+ */
+export async function copyCompanions(folder: string, output: string): Promise<string[]> {
   const written: string[] = [];
   const sameFolder = resolve(folder) === resolve(output);
   for (const file of companionFiles) {

@@ -1,0 +1,216 @@
+import { mkdtemp, readFile, rm } from 'node:fs/promises';
+import { tmpdir } from 'node:os';
+import { join, resolve } from 'node:path';
+import { Command, InvalidArgumentError } from 'commander';
+import pc from 'picocolors';
+import { rewriteModel } from '../../graph-passes/index.js';
+import { copyCompanions, exportOpt } from '../../models/opt/export.js';
+import { measurePerplexity } from '../../models/perplexity.js';
+import { shippedHeldOutText, shippedModel } from '../../models/shipped.js';
+import { openTextModel, type TextModel } from '../../models/text-model.js';
+import { abortOnInterrupt, formatBytes, formatSeconds, formatTable, Progress } from '../terminal.js';
+
+interface Options {
+  output?: string;
+  model: string;
+  prompt: string;
+  tokens: number;
+  sparsity: number;
+  evalTokens: number;
+  json?: boolean;
+}
+
+/** One side of the comparison. */
+interface Measured {
+  readonly fileBytes: number;
+  readonly weightBytes: number;
+  readonly tokensPerSecond: number;
+  readonly perplexity: number;
+  readonly text: string;
+}
+
+/** `flashllm demo`: the whole way from a checkpoint to text, dense against sparse. */
+export function demoCommand(): Command {
+  return new Command('demo')
+    .description(
+      'Export the shipped opt-14m, prune and rewrite it, generate text in an ordinary session, compare dense and sparse.',
+    )
+    .option('-o, --output <folder>', 'keep both models here, in dense/ and sparse/ (default: a temporary folder)')
+    .option('--model <hf-folder>', 'another Hugging Face OPT folder', shippedModel())
+    .option('--prompt <text>', 'beginning of the text', 'The state of our Union is')
+    .option('--tokens <number>', 'tokens to generate', parseCount, 96)
+    .option('--sparsity <fraction>', 'weights to prune by magnitude in each layer', parseFraction, 0.5)
+    .option('--eval-tokens <number>', 'tokens of held-out text to measure perplexity on', parseCount, 8192)
+    .option('--json', 'print the measurements as JSON')
+    .action(run);
+}
+
+async function run(options: Options): Promise<void> {
+  const { signal, release } = abortOnInterrupt();
+  const temporary = options.output === undefined ? await mkdtemp(join(tmpdir(), 'flashllm-demo-')) : undefined;
+  try {
+    await demo(options, temporary ?? resolve(options.output as string), signal);
+  } finally {
+    release();
+    if (temporary !== undefined) await rm(temporary, { recursive: true, force: true });
+  }
+}
+
+async function demo(options: Options, folder: string, signal: AbortSignal): Promise<void> {
+  const say = (text: string) => options.json || process.stdout.write(`${text}\n`);
+  const [denseFolder, sparseFolder] = [join(folder, 'dense'), join(folder, 'sparse')];
+  // Importing the package is what makes 'flashllm' a provider of onnxruntime-node.
+  await import('../../provider/index.js');
+
+  const exported = await timed(() => exportOpt(options.model, { output: denseFolder, signal }));
+  const dense = exported.value;
+  say(
+    `${pc.bold('export')}   ${options.model} to ONNX: ${formatBytes(dense.dataBytes)} of weights in ${formatSeconds(exported.seconds)}`,
+  );
+
+  const rewritten = await timed(async () => {
+    const prune = { method: 'magnitude', sparsity: options.sparsity, scope: 'layer' } as const;
+    const report = await rewriteModel({
+      input: dense.modelPath,
+      output: join(sparseFolder, 'model.onnx'),
+      prune,
+      signal,
+    });
+    await copyCompanions(denseFolder, sparseFolder);
+    return report;
+  });
+  const sparse = rewritten.value;
+  const layers = sparse.layers.filter((layer) => layer.decision === 'sparse').length;
+  say(
+    `${pc.bold('rewrite')}  ${layers} of ${sparse.layers.length} linears pruned to ${percent(options.sparsity)} zeros and packed in ${formatSeconds(rewritten.seconds)}`,
+  );
+
+  const measure = (
+    path: string,
+    providers: string[],
+    sizes: Pick<Measured, 'fileBytes' | 'weightBytes'>,
+    show: boolean,
+  ) => measureModel(path, providers, sizes, options, signal, show && !options.json);
+  const denseResult = await measure(
+    denseFolder,
+    ['cpu'],
+    { fileBytes: dense.modelBytes + dense.dataBytes, weightBytes: sparse.bytesBefore },
+    false,
+  );
+  say(`${pc.bold('generate')} with executionProviders: ['flashllm', 'cpu']\n`);
+  const sparseFile = sparse.output.modelBytes + sparse.output.dataBytes;
+  const sparseResult = await measure(
+    sparseFolder,
+    ['flashllm', 'cpu'],
+    { fileBytes: sparseFile, weightBytes: sparse.bytesAfter },
+    true,
+  );
+
+  if (options.json)
+    process.stdout.write(`${JSON.stringify({ dense: denseResult, sparse: sparseResult }, undefined, 2)}\n`);
+  else process.stdout.write(`\n${comparison(denseResult, sparseResult, options)}\n`);
+  if (options.output !== undefined) say(`\nBoth models are in ${folder}.`);
+}
+
+async function measureModel(
+  folder: string,
+  executionProviders: string[],
+  sizes: Pick<Measured, 'fileBytes' | 'weightBytes'>,
+  options: Options,
+  signal: AbortSignal,
+  show: boolean,
+): Promise<Measured> {
+  const model = await openTextModel(folder, { executionProviders });
+  try {
+    if (show) process.stdout.write(pc.bold(options.prompt));
+    const first = await generate(model, options, signal, show ? (piece) => process.stdout.write(piece) : () => {});
+    if (show) process.stdout.write('\n');
+    // The first run warms caches and threads up; the best of the next shows the speed, whatever else the machine does.
+    const speeds: number[] = [];
+    for (let i = 0; i < 3; i++) speeds.push((await generate(model, options, signal, () => {})).tokensPerSecond);
+    const ids = model.tokenizer.encode(await readFile(shippedHeldOutText(), 'utf8')).slice(0, options.evalTokens);
+    const bar = new Progress('perplexity', ids.length, (count) => `${count} tokens`);
+    const { perplexity } = await measurePerplexity(model.decoder, ids, {
+      signal,
+      onProgress: (done) => bar.update(done),
+    }).finally(() => bar.stop());
+    return { ...sizes, tokensPerSecond: Math.max(...speeds), perplexity, text: first.text };
+  } finally {
+    await model.session.release();
+  }
+}
+
+/** Generates once. The speed is that of decoding: the first token, which waits for the prompt, starts the clock. */
+async function generate(
+  { generator }: TextModel,
+  options: Options,
+  signal: AbortSignal,
+  onText: (text: string) => void,
+): Promise<{ text: string; tokensPerSecond: number }> {
+  let started = 0;
+  let tokens = 0;
+  let text = '';
+  for await (const piece of generator.stream(options.prompt, {
+    maxNewTokens: options.tokens,
+    stopTokenIds: [],
+    signal,
+  })) {
+    if (tokens++ === 0) started = performance.now();
+    text += piece.text;
+    onText(piece.text);
+  }
+  return { text, tokensPerSecond: (1000 * (tokens - 1)) / (performance.now() - started) };
+}
+
+function comparison(dense: Measured, sparse: Measured, options: Options): string {
+  const row = (name: string, pick: (side: Measured) => number, format: (value: number) => string) => [
+    name,
+    format(pick(dense)),
+    format(pick(sparse)),
+    `${(pick(sparse) / pick(dense)).toFixed(2)}×`,
+  ];
+  return formatTable(
+    [
+      { header: '' },
+      { header: 'dense, cpu', align: 'right' },
+      { header: `${percent(options.sparsity)} sparse, flashllm`, align: 'right' },
+      { header: 'ratio', align: 'right' },
+    ],
+    [
+      row('files', (side) => side.fileBytes, formatBytes),
+      row('weights of the linears', (side) => side.weightBytes, formatBytes),
+      row(
+        'tokens/s, batch 1',
+        (side) => side.tokensPerSecond,
+        (value) => value.toFixed(0),
+      ),
+      row(
+        `perplexity, ${options.evalTokens} held-out tokens`,
+        (side) => side.perplexity,
+        (value) => value.toFixed(1),
+      ),
+    ],
+  );
+}
+
+async function timed<T>(work: () => Promise<T>): Promise<{ value: T; seconds: number }> {
+  const started = performance.now();
+  return { value: await work(), seconds: (performance.now() - started) / 1000 };
+}
+
+function percent(fraction: number): string {
+  return `${Number((100 * fraction).toFixed(1))} %`;
+}
+
+function parseFraction(text: string): number {
+  const value = Number(text);
+  if (text.trim() === '' || !(value >= 0 && value < 1))
+    throw new InvalidArgumentError('expected a number from 0 to below 1');
+  return value;
+}
+
+function parseCount(text: string): number {
+  const value = Number(text);
+  if (!Number.isInteger(value) || value < 2) throw new InvalidArgumentError('expected a whole number of at least 2');
+  return value;
+}
