@@ -1,0 +1,65 @@
+import { Command } from 'commander';
+import pc from 'picocolors';
+import { type DoctorFacts, doctorFacts } from '../../provider/doctor.js';
+import { formatBytes, formatTable } from '../terminal.js';
+
+/** `flashllm doctor`: what was found on this machine and what to do about what is missing. Exit code 1 where something must be mended. */
+export function doctorCommand(): Command {
+  return new Command('doctor')
+    .description('Show what was found (ONNX Runtime, processor, GPU, binaries) and what to do about what is missing.')
+    .option('--json', 'print the facts as JSON')
+    .addHelpText('after', '\nExit code: 0 if sessions can run here, 1 if something must be mended first.')
+    .action((options: { json?: boolean }) => {
+      const facts = doctorFacts();
+      process.stdout.write(`${options.json ? JSON.stringify(facts, null, 2) : describe(facts)}\n`);
+      if (facts.problems.some(({ severity }) => severity === 'failure')) process.exitCode = 1;
+    });
+}
+
+function describe(facts: DoctorFacts): string {
+  const table = formatTable([{ header: 'part' }, { header: 'found' }], rows(facts));
+  const problems = facts.problems.map(({ severity, what, advice }) => {
+    const mark = severity === 'failure' ? pc.red('✗') : pc.yellow('!');
+    return `${mark} ${what}\n  ${advice.split('\n').join('\n  ')}`;
+  });
+  const verdict = facts.problems.some(({ severity }) => severity === 'failure')
+    ? `${pc.red('✗')} Sessions cannot run with provider flashllm until this is mended.`
+    : `${pc.green('✓')} Sessions run with executionProviders: ['flashllm', 'cpu'].`;
+  return [table, '', ...problems, verdict].join('\n');
+}
+
+function rows(facts: DoctorFacts): string[][] {
+  const none = 'not found';
+  const { binaries, onnxruntime, cpu, cuda } = facts;
+  const gpu = (): string => {
+    if (cuda === null) return none;
+    if (!cuda.compiled) return 'not looked for: the binaries were built without CUDA';
+    if (cuda.devices.length === 0)
+      return cuda.driver === null ? 'none: no NVIDIA driver' : `none: ${cuda.error ?? 'no device'}`;
+    return cuda.devices
+      .map(
+        (device) =>
+          `${device.name}, ${formatBytes(device.memoryBytes)}, compute capability ${device.computeCapability}`,
+      )
+      .join('; ');
+  };
+  return [
+    [
+      'package',
+      `onnxruntime-ep-flashllm ${facts.package.version}, Node ${facts.package.node}, ${facts.package.platform}`,
+    ],
+    ['ONNX Runtime', onnxruntime ? `${onnxruntime.version} of onnxruntime-node ${onnxruntime.package}` : none],
+    ['', onnxruntime?.library ?? ''],
+    ['binaries', binaries ? binaries.folder : none],
+    ['format', binaries ? `version ${binaries.formatVersion}` : none],
+    ['processor', cpu ? `kernels for ${cpu.isa}` : none],
+    ['', cpu?.features.join(' ') ?? ''],
+    [
+      'CUDA',
+      cuda?.compiled
+        ? `built with CUDA ${cuda.runtime ?? ''}, ${cuda.driver ? `driver for up to ${cuda.driver}` : 'no driver'}`
+        : 'built without',
+    ],
+    ['GPU', gpu()],
+  ];
+}
