@@ -30,8 +30,9 @@ function check(holds, what) {
 
 /** The peer and what it depends on, copied from this checkout: what is tested is our tarball, not the registry. */
 function installPeer() {
+  const modules = dirname(dirname(createRequire(import.meta.url).resolve('onnxruntime-node/package.json')));
   for (const name of ['onnxruntime-node', 'onnxruntime-common']) {
-    const folder = dirname(createRequire(import.meta.url).resolve(`${name}/package.json`));
+    const folder = join(modules, name);
     const target = join(project, 'node_modules', name);
     cpSync(folder, target, { recursive: true, filter: (path) => !/\/bin\/napi-v\d+\/(darwin|win32)/.test(path) });
   }
