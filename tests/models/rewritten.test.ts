@@ -1,4 +1,5 @@
 // The whole way: opt-14m exported, rewritten, and run through an ordinary session and through transformers.js.
+// One test at a time: sessions whose threads wait actively slow one another down.
 import { readFile, rm } from 'node:fs/promises';
 import { basename, dirname, join } from 'node:path';
 import { env, pipeline } from '@huggingface/transformers';
@@ -43,30 +44,33 @@ async function rewritten(name: string, dtype: OptDtype, sparsity: number): Promi
 }
 
 for (const [where, executionProviders] of Object.entries(providers)) {
-  test(`nothing pruned, in a session with ${executionProviders}: greedy text is the reference's, alone and in a batch`, async (t) => {
-    const { sparse } = await rewritten(`lossless-${where}`, 'float32', 0);
-    const { generator, session } = await openTextModel(sparse, { executionProviders });
-    for (const { prompt, ...expected } of cases) {
-      const [result] = await generator.generate([prompt], {
-        maxNewTokens: expected.greedy_ids.length - expected.input_ids.length,
+  test.serial(
+    `nothing pruned, in a session with ${executionProviders}: greedy text is the reference's, alone and in a batch`,
+    async (t) => {
+      const { sparse } = await rewritten(`lossless-${where}`, 'float32', 0);
+      const { generator, session } = await openTextModel(sparse, { executionProviders });
+      for (const { prompt, ...expected } of cases) {
+        const [result] = await generator.generate([prompt], {
+          maxNewTokens: expected.greedy_ids.length - expected.input_ids.length,
+        });
+        t.deepEqual(result?.tokenIds, expected.greedy_ids);
+        t.is(prompt + result?.text, expected.greedy_text);
+      }
+      const batch = await generator.generate(
+        cases.map(({ prompt }) => prompt),
+        { maxNewTokens: 40 },
+      );
+      batch.forEach((result, i) => {
+        const all = cases[i]?.greedy_ids.slice(0, result.tokenIds.length) as number[];
+        t.deepEqual(result.tokenIds.slice(0, all.length), all);
       });
-      t.deepEqual(result?.tokenIds, expected.greedy_ids);
-      t.is(prompt + result?.text, expected.greedy_text);
-    }
-    const batch = await generator.generate(
-      cases.map(({ prompt }) => prompt),
-      { maxNewTokens: 40 },
-    );
-    batch.forEach((result, i) => {
-      const all = cases[i]?.greedy_ids.slice(0, result.tokenIds.length) as number[];
-      t.deepEqual(result.tokenIds.slice(0, all.length), all);
-    });
-    await session.release();
-  });
+      await session.release();
+    },
+  );
 }
 
 for (const dtype of ['float32', 'float16'] as const) {
-  test(`half of the weights pruned, ${dtype}: our session gives the perplexity of the stock one`, async (t) => {
+  test.serial(`half of the weights pruned, ${dtype}: our session gives the perplexity of the stock one`, async (t) => {
     const { sparse, dense } = await rewritten(`half-${dtype}`, dtype, 0.5);
     const text = (await readFile(shippedHeldOutText(), 'utf8')).slice(0, 12000);
     const perplexityOf = async (folder: string, executionProviders: string[]) => {
@@ -83,7 +87,7 @@ for (const dtype of ['float32', 'float16'] as const) {
   });
 }
 
-test('a rewritten model runs in transformers.js, with the provider named in session_options', async (t) => {
+test.serial('a rewritten model runs in transformers.js, with the provider named in session_options', async (t) => {
   const { sparse } = await rewritten('transformers-js', 'float32', 0);
   env.allowRemoteModels = false;
   env.useFSCache = false;
