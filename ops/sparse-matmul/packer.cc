@@ -179,9 +179,55 @@ class StripSource {
 
 bool IsFinite(float value) { return MagnitudeKey(BitsOfFloat(value)) < 0x7F800000; }
 
-// Both compare as bits: a NaN fits if it stays the same NaN, and so does -0.
-bool FitsFloat16(float value) { return BitsOfFloat(HalfToFloat(FloatToHalf(value))) == BitsOfFloat(value); }
-bool FitsBFloat16(float value) { return (BitsOfFloat(value) & 0xFFFF) == 0; }
+// Whether HalfToFloat(FloatToHalf(value)) gives the same bits: a NaN fits if it stays the same NaN, and so does -0. Without a branch:
+// among random zeros a branch that tells small values apart would be mispredicted every few elements.
+bool FitsFloat16(float value) {
+  const uint32_t magnitude = BitsOfFloat(value) & 0x7FFFFFFF;
+  const bool ten_bits = (magnitude & 0x1FFF) == 0;
+  const bool normal = magnitude - 0x38800000 < 0x47800000 - 0x38800000;  // [2^-14, 2^16)
+  const bool special = (magnitude == 0x7F800000) | ((magnitude > 0x7F800000) & ((magnitude & 0x400000) != 0));
+  const bool small = magnitude < 0x38800000;
+  const float steps = FloatFromBits(small ? magnitude : 0) * 16777216.0f;  // of 2^-24, a subnormal half's last bit
+  const bool whole = static_cast<float>(static_cast<int32_t>(steps)) == steps;
+  return (small & whole) | (ten_bits & (normal | special));
+}
+
+// Elements looked at in one loop. Its counters have 32 bits, like the elements, so that compilers vectorise it.
+constexpr size_t kBlock = 4096;
+
+// Zeros and values that are not finite, before pruning.
+void CountSource(const std::vector<float>& dense, WeightAnalysis* part) {
+  for (size_t begin = 0; begin < dense.size(); begin += kBlock) {
+    const size_t end = std::min(begin + kBlock, dense.size());
+    uint32_t zeros = 0, non_finite = 0;
+    for (size_t i = begin; i < end; ++i) {
+      const uint32_t magnitude = BitsOfFloat(dense[i]) & 0x7FFFFFFF;
+      zeros += magnitude == 0;
+      non_finite += magnitude >= 0x7F800000;
+    }
+    part->zeros += zeros;
+    part->non_finite += non_finite;
+  }
+}
+
+// Values that are stored, and which types hold all of them.
+void CountStored(const std::vector<float>& dense, WeightAnalysis* part) {
+  for (size_t begin = 0; begin < dense.size(); begin += kBlock) {
+    const size_t end = std::min(begin + kBlock, dense.size());
+    uint32_t stored = 0, low_bits = 0;
+    for (size_t i = begin; i < end; ++i) {
+      const uint32_t bits = BitsOfFloat(dense[i]);
+      stored += (bits & 0x7FFFFFFF) != 0;
+      low_bits |= bits & 0xFFFF;
+    }
+    part->nnz += stored;
+    part->fits_bfloat16 &= low_bits == 0;
+    if (!part->fits_float16) continue;
+    uint32_t misfits = 0;
+    for (size_t i = begin; i < end; ++i) misfits += !FitsFloat16(dense[i]);
+    part->fits_float16 = misfits == 0;
+  }
+}
 
 void Accumulate(const WeightAnalysis& part, WeightAnalysis* total) {
   total->zeros += part.zeros;
@@ -324,19 +370,9 @@ WeightAnalysis AnalyzeWeight(const std::vector<WeightSegment>& segments, const W
     Worker& w = workers[worker];
     WeightAnalysis part;
     source.Read(begin, end, &w);
-    for (float value : w.dense) {
-      part.zeros += value == 0;
-      part.non_finite += !IsFinite(value);
-    }
+    CountSource(w.dense, &part);
     source.Prune(strip, end - begin, &w);
-    bool fits_float16 = true, fits_bfloat16 = true;
-    for (float value : w.dense) {
-      part.nnz += value != 0;
-      fits_bfloat16 &= FitsBFloat16(value);
-    }
-    for (size_t i = 0; i < w.dense.size() && fits_float16; ++i) fits_float16 = FitsFloat16(w.dense[i]);
-    part.fits_float16 = fits_float16;
-    part.fits_bfloat16 = fits_bfloat16;
+    CountStored(w.dense, &part);
     std::lock_guard<std::mutex> lock(mutex);
     Accumulate(part, &total);
   };
