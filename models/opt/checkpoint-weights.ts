@@ -11,7 +11,8 @@ import {
   isFloatType,
 } from '../checkpoint/types.js';
 import { ModelFolderError } from '../errors.js';
-import type { OptDtype, OptTensor, OptWeights } from './graph.js';
+import type { OptTensor, OptWeights } from './graph.js';
+import type { OptDtype } from './graph-context.js';
 
 /** Bytes read at once. */
 const blockBytes = 4 * 2 ** 20;

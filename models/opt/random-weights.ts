@@ -3,7 +3,8 @@ import { open } from 'node:fs/promises';
 import { BufferSource, writeAll } from '../../graph-passes/onnx/sources.js';
 import type { Placement, TensorSource } from '../../graph-passes/onnx/tensor.js';
 import { convertFloats, floatBitsToHalf } from '../checkpoint/convert.js';
-import type { OptDtype, OptTensor, OptWeights } from './graph.js';
+import type { OptTensor, OptWeights } from './graph.js';
+import type { OptDtype } from './graph-context.js';
 
 /** What random weights are like. */
 export interface RandomOptions {
