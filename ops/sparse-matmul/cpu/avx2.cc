@@ -84,6 +84,9 @@ inline float Sum(__m256 v) {
   return _mm_cvtss_f32(_mm_add_ss(half, _mm_movehdup_ps(half)));
 }
 
+// How far ahead of the values prefetching runs: past the end of a page, where hardware prefetchers stop.
+constexpr int64_t kPrefetchBytes = 8192;
+
 // Columns sums of one row; each has kParts accumulators, so that enough multiplications are in flight.
 template <typename Type, int Columns>
 inline void ExpandRow(const WeightView& weight, int64_t row, const float* x, float* out) {
@@ -98,6 +101,7 @@ inline void ExpandRow(const WeightView& weight, int64_t row, const float* x, flo
   for (int64_t w = 0; w < weight.words; ++w) {
     uint64_t word = LoadWord(bits + 8 * w);
     const float* x_word = x + 64 * w;
+    _mm_prefetch(reinterpret_cast<const char*>(values + kPrefetchBytes), _MM_HINT_T0);
 #pragma GCC unroll 8  // or GCC keeps the accumulators of several columns in memory
     for (int i = 0; i < 8; ++i) {
       const unsigned mask = word & 0xFF;

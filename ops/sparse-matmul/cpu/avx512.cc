@@ -70,6 +70,9 @@ inline Quarters Expand<Float>(uint64_t word, const uint8_t* values) {
   return quarters;
 }
 
+// How far ahead of the values prefetching runs: past the end of a page, where hardware prefetchers stop.
+constexpr int64_t kPrefetchBytes = 8192;
+
 // Rows × Columns sums at once. Each has kParts accumulators, so that enough multiplications are in flight.
 template <typename Type, int Rows, int Columns>
 inline void ExpandRows(const WeightView& weight, int64_t row, const float* x, float* out) {
@@ -91,6 +94,7 @@ inline void ExpandRows(const WeightView& weight, int64_t row, const float* x, fl
       const uint64_t word = LoadWord(bits[r] + 8 * w);
       quarters[r] = Expand<Type>(word, values[r]);
       values[r] += Type::kSize * _mm_popcnt_u64(word);
+      _mm_prefetch(reinterpret_cast<const char*>(values[r] + kPrefetchBytes), _MM_HINT_T0);
     }
 #pragma GCC unroll 4
     for (int i = 0; i < 4; ++i) {
