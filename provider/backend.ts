@@ -96,8 +96,8 @@ class SessionHandler implements InferenceSessionHandler {
     const outputs = names.map((name) => (fetches[name] ? { name, ...toNative(name, fetches[name]) } : { name }));
     try {
       const { promise, cancel } = loadNative().runSession(this.handle, inputs, outputs, flattenRunOptions(options));
-      signal?.addEventListener('abort', cancel, { once: true });
-      const results = await promise.finally(() => signal?.removeEventListener('abort', cancel));
+      const forget = signal ? onAbort(signal, cancel) : undefined;
+      const results = await promise.finally(forget);
       return Object.fromEntries(names.map((name, i) => [name, fetches[name] ?? this.toTensor(name, results[i])]));
     } catch (error) {
       signal?.throwIfAborted();
@@ -112,6 +112,31 @@ class SessionHandler implements InferenceSessionHandler {
     // Tensor's overloads tell types apart that only the value knows.
     return new this.ort.Tensor(type as 'float32', result.data as Float32Array, result.dims);
   }
+}
+
+const aborters = new WeakMap<AbortSignal, { actions: Set<() => void>; listener: () => void }>();
+
+/**
+ * Calls `action` when the signal aborts, until the returned function is called. One listener serves all actions of a signal: many runs
+ * share one in a server, and Node warns of a leak from eleven listeners on.
+ */
+function onAbort(signal: AbortSignal, action: () => void): () => void {
+  let aborter = aborters.get(signal);
+  if (aborter === undefined) {
+    const actions = new Set<() => void>();
+    const listener = () => {
+      for (const one of actions) one();
+    };
+    aborter = { actions, listener };
+    aborters.set(signal, aborter);
+  }
+  const { actions, listener } = aborter;
+  if (actions.size === 0) signal.addEventListener('abort', listener);
+  actions.add(action);
+  return () => {
+    actions.delete(action);
+    if (actions.size === 0) signal.removeEventListener('abort', listener);
+  };
 }
 
 function toMetadata({ name, isTensor, type, shape }: NativeValueInfo): InferenceSession.ValueMetadata {
