@@ -2,7 +2,7 @@ import { open } from 'node:fs/promises';
 import { writeAll } from '../../graph-passes/onnx/sources.js';
 import type { Placement, TensorSource } from '../../graph-passes/onnx/tensor.js';
 import { convertFloats } from '../checkpoint/convert.js';
-import { readExactly } from '../checkpoint/read.js';
+import { readBlocks } from '../checkpoint/read.js';
 import {
   type Checkpoint,
   type CheckpointTensor,
@@ -13,9 +13,6 @@ import {
 import { ModelFolderError } from '../errors.js';
 import type { OptTensor, OptWeights } from './graph.js';
 import type { OptDtype } from './graph-context.js';
-
-/** Bytes read at once. */
-const blockBytes = 4 * 2 ** 20;
 
 /** The weights of an OPT checkpoint, under the names that transformers, older transformers and metaseq conversions gave them. */
 export class CheckpointWeights implements OptWeights {
@@ -112,14 +109,8 @@ class ConcatSource implements TensorSource {
       for (const part of this.parts) {
         const file = await open(part.path, 'r');
         try {
-          for (let at = 0; at < part.byteLength; at += blockBytes) {
+          for await (const block of readBlocks(file, part.path, part.offset, part.byteLength)) {
             signal?.throwIfAborted();
-            const block = await readExactly(
-              file,
-              part.path,
-              part.offset + at,
-              Math.min(blockBytes, part.byteLength - at),
-            );
             const bytes = this.convert(block, part);
             await writeAll(target, bytes, to.offset + written);
             written += bytes.length;
