@@ -1,5 +1,5 @@
-// AVX2 with FMA and F16C. Tables indexed by a byte of the bitmap stand in for an expanding load; PDEP is not used, since it is
-// microcoded (tens of cycles) on AMD's Zen 1 and 2.
+// AVX2 with FMA and F16C. Tables indexed by a byte of the bitmap stand in for an expanding load; PDEP is not used,
+// since it is microcoded (tens of cycles) on AMD's Zen 1 and 2.
 #include <immintrin.h>
 
 #include "ops/sparse-matmul/cpu/kernels.h"
@@ -118,7 +118,8 @@ inline void ExpandRow(const WeightView& weight, int64_t row, const float* x, flo
     __m256 sum = acc[c][0];
     if (kParts == 2) sum = _mm256_add_ps(sum, acc[c][kParts - 1]);
     if (kParts == 4) {
-      sum = _mm256_add_ps(_mm256_add_ps(sum, acc[c][1 % kParts]), _mm256_add_ps(acc[c][2 % kParts], acc[c][3 % kParts]));
+      sum =
+          _mm256_add_ps(_mm256_add_ps(sum, acc[c][1 % kParts]), _mm256_add_ps(acc[c][2 % kParts], acc[c][3 % kParts]));
     }
     out[c] = Sum(sum);
   }
@@ -132,22 +133,33 @@ void ExpandColumns(const WeightView& weight, int64_t begin, int64_t end, const f
 template <typename Type>
 void ExpandTyped(const WeightView& weight, int64_t begin, int64_t end, const float* x, int64_t columns, float* out) {
   switch (columns) {
-    case 1: return ExpandColumns<Type, 1>(weight, begin, end, x, out);
-    case 2: return ExpandColumns<Type, 2>(weight, begin, end, x, out);
-    case 3: return ExpandColumns<Type, 3>(weight, begin, end, x, out);
-    case 4: return ExpandColumns<Type, 4>(weight, begin, end, x, out);
-    case 5: return ExpandColumns<Type, 5>(weight, begin, end, x, out);
-    case 6: return ExpandColumns<Type, 6>(weight, begin, end, x, out);
-    case 7: return ExpandColumns<Type, 7>(weight, begin, end, x, out);
-    default: return ExpandColumns<Type, 8>(weight, begin, end, x, out);
+    case 1:
+      return ExpandColumns<Type, 1>(weight, begin, end, x, out);
+    case 2:
+      return ExpandColumns<Type, 2>(weight, begin, end, x, out);
+    case 3:
+      return ExpandColumns<Type, 3>(weight, begin, end, x, out);
+    case 4:
+      return ExpandColumns<Type, 4>(weight, begin, end, x, out);
+    case 5:
+      return ExpandColumns<Type, 5>(weight, begin, end, x, out);
+    case 6:
+      return ExpandColumns<Type, 6>(weight, begin, end, x, out);
+    case 7:
+      return ExpandColumns<Type, 7>(weight, begin, end, x, out);
+    default:
+      return ExpandColumns<Type, 8>(weight, begin, end, x, out);
   }
 }
 
 void ExpandAny(const WeightView& weight, int64_t begin, int64_t end, const float* x, int64_t columns, float* out) {
   switch (weight.type) {
-    case ValueType::kFloat16: return ExpandTyped<Half>(weight, begin, end, x, columns, out);
-    case ValueType::kBFloat16: return ExpandTyped<BFloat16>(weight, begin, end, x, columns, out);
-    case ValueType::kFloat32: return ExpandTyped<Float>(weight, begin, end, x, columns, out);
+    case ValueType::kFloat16:
+      return ExpandTyped<Half>(weight, begin, end, x, columns, out);
+    case ValueType::kBFloat16:
+      return ExpandTyped<BFloat16>(weight, begin, end, x, columns, out);
+    case ValueType::kFloat32:
+      return ExpandTyped<Float>(weight, begin, end, x, columns, out);
   }
 }
 
@@ -214,8 +226,8 @@ void AccumulateRows(const RowList* lists, int64_t rows, const float* panel, floa
       __m256 total = sum[0][v];
       if (Sets == 2) total = _mm256_add_ps(total, sum[Sets - 1][v]);
       if (Sets == 4) {
-        total = _mm256_add_ps(_mm256_add_ps(total, sum[1 % Sets][v]),
-                              _mm256_add_ps(sum[2 % Sets][v], sum[3 % Sets][v]));
+        total =
+            _mm256_add_ps(_mm256_add_ps(total, sum[1 % Sets][v]), _mm256_add_ps(sum[2 % Sets][v], sum[3 % Sets][v]));
       }
       _mm256_storeu_ps(acc + 8 * v, total);
     }
@@ -224,14 +236,22 @@ void AccumulateRows(const RowList* lists, int64_t rows, const float* panel, floa
 
 void Accumulate(const RowList* lists, int64_t rows, const float* panel, int64_t width, float* acc, int64_t stride) {
   switch (width) {
-    case 8: return AccumulateRows<1, 4>(lists, rows, panel, acc, stride);
-    case 16: return AccumulateRows<2, 4>(lists, rows, panel, acc, stride);
-    case 24: return AccumulateRows<3, 4>(lists, rows, panel, acc, stride);
-    case 32: return AccumulateRows<4, 2>(lists, rows, panel, acc, stride);
-    case 40: return AccumulateRows<5, 2>(lists, rows, panel, acc, stride);
-    case 48: return AccumulateRows<6, 1>(lists, rows, panel, acc, stride);
-    case 56: return AccumulateRows<7, 1>(lists, rows, panel, acc, stride);
-    default: return AccumulateRows<8, 1>(lists, rows, panel, acc, stride);
+    case 8:
+      return AccumulateRows<1, 4>(lists, rows, panel, acc, stride);
+    case 16:
+      return AccumulateRows<2, 4>(lists, rows, panel, acc, stride);
+    case 24:
+      return AccumulateRows<3, 4>(lists, rows, panel, acc, stride);
+    case 32:
+      return AccumulateRows<4, 2>(lists, rows, panel, acc, stride);
+    case 40:
+      return AccumulateRows<5, 2>(lists, rows, panel, acc, stride);
+    case 48:
+      return AccumulateRows<6, 1>(lists, rows, panel, acc, stride);
+    case 56:
+      return AccumulateRows<7, 1>(lists, rows, panel, acc, stride);
+    default:
+      return AccumulateRows<8, 1>(lists, rows, panel, acc, stride);
   }
 }
 

@@ -19,7 +19,8 @@ inline int32_t LoadInt32(const uint8_t* bytes) {
   return value;
 }
 
-// Keeps the load apart from what follows. GCC would fold it into a vpexpandw from memory, which takes twice as long on Zen 5.
+// Keeps the load apart from what follows. GCC would fold it into a vpexpandw from memory, which takes twice as long on
+// Zen 5.
 inline __m512i LoadApart(const uint8_t* bytes) {
   __m512i vector = _mm512_loadu_si512(bytes);
   __asm__("" : "+v"(vector));
@@ -130,22 +131,33 @@ void ExpandColumns(const WeightView& weight, int64_t begin, int64_t end, const f
 template <typename Type>
 void ExpandTyped(const WeightView& weight, int64_t begin, int64_t end, const float* x, int64_t columns, float* out) {
   switch (columns) {
-    case 1: return ExpandColumns<Type, 1>(weight, begin, end, x, out);
-    case 2: return ExpandColumns<Type, 2>(weight, begin, end, x, out);
-    case 3: return ExpandColumns<Type, 3>(weight, begin, end, x, out);
-    case 4: return ExpandColumns<Type, 4>(weight, begin, end, x, out);
-    case 5: return ExpandColumns<Type, 5>(weight, begin, end, x, out);
-    case 6: return ExpandColumns<Type, 6>(weight, begin, end, x, out);
-    case 7: return ExpandColumns<Type, 7>(weight, begin, end, x, out);
-    default: return ExpandColumns<Type, 8>(weight, begin, end, x, out);
+    case 1:
+      return ExpandColumns<Type, 1>(weight, begin, end, x, out);
+    case 2:
+      return ExpandColumns<Type, 2>(weight, begin, end, x, out);
+    case 3:
+      return ExpandColumns<Type, 3>(weight, begin, end, x, out);
+    case 4:
+      return ExpandColumns<Type, 4>(weight, begin, end, x, out);
+    case 5:
+      return ExpandColumns<Type, 5>(weight, begin, end, x, out);
+    case 6:
+      return ExpandColumns<Type, 6>(weight, begin, end, x, out);
+    case 7:
+      return ExpandColumns<Type, 7>(weight, begin, end, x, out);
+    default:
+      return ExpandColumns<Type, 8>(weight, begin, end, x, out);
   }
 }
 
 void ExpandAny(const WeightView& weight, int64_t begin, int64_t end, const float* x, int64_t columns, float* out) {
   switch (weight.type) {
-    case ValueType::kFloat16: return ExpandTyped<Half>(weight, begin, end, x, columns, out);
-    case ValueType::kBFloat16: return ExpandTyped<BFloat16>(weight, begin, end, x, columns, out);
-    case ValueType::kFloat32: return ExpandTyped<Float>(weight, begin, end, x, columns, out);
+    case ValueType::kFloat16:
+      return ExpandTyped<Half>(weight, begin, end, x, columns, out);
+    case ValueType::kBFloat16:
+      return ExpandTyped<BFloat16>(weight, begin, end, x, columns, out);
+    case ValueType::kFloat32:
+      return ExpandTyped<Float>(weight, begin, end, x, columns, out);
   }
 }
 
@@ -166,9 +178,10 @@ void WidenValues(const WeightView& weight, int64_t first, int64_t count, float* 
 // Dense: words often have more than 32 bits, so that testing for it would be mispredicted.
 template <bool Dense>
 inline int64_t ListPositions(const uint8_t* bits, int64_t words, uint16_t* index) {
-  alignas(64) static const uint8_t kIota[64] = {
-      0,  1,  2,  3,  4,  5,  6,  7,  8,  9,  10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 29, 30, 31,
-      32, 33, 34, 35, 36, 37, 38, 39, 40, 41, 42, 43, 44, 45, 46, 47, 48, 49, 50, 51, 52, 53, 54, 55, 56, 57, 58, 59, 60, 61, 62, 63};
+  alignas(64) static const uint8_t kIota[64] = {0,  1,  2,  3,  4,  5,  6,  7,  8,  9,  10, 11, 12, 13, 14, 15,
+                                                16, 17, 18, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 29, 30, 31,
+                                                32, 33, 34, 35, 36, 37, 38, 39, 40, 41, 42, 43, 44, 45, 46, 47,
+                                                48, 49, 50, 51, 52, 53, 54, 55, 56, 57, 58, 59, 60, 61, 62, 63};
   const __m512i iota = _mm512_load_si512(kIota);
   const __m512i step = _mm512_set1_epi16(64);
   __m512i base = _mm512_setzero_si512();
@@ -225,8 +238,8 @@ void AccumulateRows(const RowList* lists, int64_t rows, const float* panel, floa
       __m512 total = sum[0][v];
       if (Sets == 2) total = _mm512_add_ps(total, sum[Sets - 1][v]);
       if (Sets == 4) {
-        total = _mm512_add_ps(_mm512_add_ps(total, sum[1 % Sets][v]),
-                              _mm512_add_ps(sum[2 % Sets][v], sum[3 % Sets][v]));
+        total =
+            _mm512_add_ps(_mm512_add_ps(total, sum[1 % Sets][v]), _mm512_add_ps(sum[2 % Sets][v], sum[3 % Sets][v]));
       }
       _mm512_storeu_ps(acc + 16 * v, total);
     }
@@ -250,11 +263,16 @@ void AccumulateEight(const RowList* lists, int64_t rows, const float* panel, flo
 
 void Accumulate(const RowList* lists, int64_t rows, const float* panel, int64_t width, float* acc, int64_t stride) {
   switch (width) {
-    case 8: return AccumulateEight(lists, rows, panel, acc, stride);
-    case 16: return AccumulateRows<1, 4>(lists, rows, panel, acc, stride);
-    case 32: return AccumulateRows<2, 4>(lists, rows, panel, acc, stride);
-    case 48: return AccumulateRows<3, 4>(lists, rows, panel, acc, stride);
-    default: return AccumulateRows<4, 2>(lists, rows, panel, acc, stride);
+    case 8:
+      return AccumulateEight(lists, rows, panel, acc, stride);
+    case 16:
+      return AccumulateRows<1, 4>(lists, rows, panel, acc, stride);
+    case 32:
+      return AccumulateRows<2, 4>(lists, rows, panel, acc, stride);
+    case 48:
+      return AccumulateRows<3, 4>(lists, rows, panel, acc, stride);
+    default:
+      return AccumulateRows<4, 2>(lists, rows, panel, acc, stride);
   }
 }
 

@@ -1,8 +1,8 @@
 // SparseMatMul over vector kernels: cuts the work into tasks, keeps what a task needs in caches, and finishes the sums.
 //
-// Two ways. `expand` puts the weights of a row back between their zeros, in registers, and multiplies all of them: few columns.
-// `list` + `accumulate` multiply nonzeros only, each with a vector of columns of a transposed X: many columns, or few nonzeros.
-// Which one runs, and every order of summation, depends on shapes and density only, never on threads.
+// Two ways. `expand` puts the weights of a row back between their zeros, in registers, and multiplies all of them: few
+// columns. `list` + `accumulate` multiply nonzeros only, each with a vector of columns of a transposed X: many columns,
+// or few nonzeros. Which one runs, and every order of summation, depends on shapes and density only, never on threads.
 #include <algorithm>
 #include <cstdlib>
 #include <cstring>
@@ -21,11 +21,11 @@ constexpr int64_t kMaxColumns = 4 * kMaxTile;
 constexpr int64_t kTaskRows = 64;
 // Rows that are listed before they are multiplied where there is one tile; with several, all rows of the task are.
 constexpr int64_t kGroupRows = 16;
-// A tile of a block of k takes this many bytes: most of a first-level cache. Where nonzeros are few, longer lists pay more than
-// a second-level cache costs.
+// A tile of a block of k takes this many bytes: most of a first-level cache. Where nonzeros are few, longer lists pay
+// more than a second-level cache costs.
 constexpr int64_t kPanelBytes = 32 << 10;
 constexpr int64_t kSparsePanelBytes = 64 << 10;
-constexpr double kSparsePanelFrom = 0.8;
+constexpr double kSparsePanelFrom = 0.87;
 // No task reads less of the weight than this, about what a core streams in the time it takes to hand a task over.
 constexpr int64_t kMinTaskBytes = 48 << 10;
 constexpr int64_t kTasksPerThread = 8;
@@ -139,7 +139,8 @@ class BlockedSparseMatMul final : public SparseMatMul {
     std::vector<int64_t> cuts(static_cast<size_t>(tasks + 1));
     const int64_t total = BytesBefore(weight_.out_features);
     for (int64_t i = 1; i < tasks; ++i) {
-      const int64_t target = static_cast<int64_t>(static_cast<double>(total) * static_cast<double>(i) / static_cast<double>(tasks));
+      const int64_t target =
+          static_cast<int64_t>(static_cast<double>(total) * static_cast<double>(i) / static_cast<double>(tasks));
       int64_t low = cuts[static_cast<size_t>(i - 1)], high = weight_.out_features;
       while (low < high) {
         const int64_t middle = (low + high) / 2;
@@ -267,8 +268,8 @@ class BlockedSparseMatMul final : public SparseMatMul {
     }
   }
 
-  // A block takes a short piece of each row, which no hardware prefetcher foresees. The next piece is needed when all rows of the
-  // task have had this one.
+  // A block takes a short piece of each row, which no hardware prefetcher foresees. The next piece is needed when all
+  // rows of the task have had this one.
   void PrefetchNextBlock(const uint8_t* bits, int64_t first, int64_t count) const {
     constexpr int kKeepInL2 = 2;
     const int64_t size = SizeOf(weight_.value_type);

@@ -1,7 +1,8 @@
 // Between the blocked driver (blocked.cc, compiled for every machine) and the vector kernels (avx2.cc, avx512.cc).
 //
-// Plain structs and function pointers only: an inline function or template that both sides instantiate could reach the linker
-// in its AVX-512 form and then run on a machine without it. Kernel files keep everything else in anonymous namespaces.
+// Plain structs and function pointers only: an inline function or template that both sides instantiate could reach the
+// linker in its AVX-512 form and then run on a machine without it. Kernel files keep everything else in anonymous
+// namespaces.
 #pragma once
 
 #include <cstdint>
@@ -14,7 +15,7 @@ namespace flashllm::cpu {
 struct WeightView {
   const uint8_t* bitmap;
   int64_t row_bytes;
-  int64_t words;  // 64-bit words in a row of the bitmap
+  int64_t words;               // 64-bit words in a row of the bitmap
   const uint8_t* row_offsets;  // int32, at any address
   const uint8_t* values;       // at any address
   ValueType type;
@@ -49,13 +50,14 @@ struct Kernels {
   /// out [end - begin, columns].
   void (*expand)(const WeightView& weight, int64_t begin, int64_t end, const float* x, int64_t columns, float* out);
 
-  /// Lists the nonzeros under `words` words of the bitmap at `bits`; their values begin at number `first` of the weight.
-  /// Writes padded lists of (count + kListSlack) elements at most and returns the number of nonzeros without padding.
+  /// Lists the nonzeros under `words` words of the bitmap at `bits`; their values begin at number `first` of the
+  /// weight. Writes padded lists of (count + kListSlack) elements at most and returns the number of nonzeros without
+  /// padding.
   int64_t (*list)(const WeightView& weight, const uint8_t* bits, int64_t words, int64_t first, uint16_t zero_row,
                   uint16_t* index, float* value);
 
-  /// Many columns. acc[r, 0 … width) += Σ value · panel[index, 0 … width) for each of `rows` lists; acc has `stride` floats a row.
-  /// Row order and the order within a row are fixed, so that results are reproducible.
+  /// Many columns. acc[r, 0 … width) += Σ value · panel[index, 0 … width) for each of `rows` lists; acc has `stride`
+  /// floats a row. Row order and the order within a row are fixed, so that results are reproducible.
   void (*accumulate)(const RowList* lists, int64_t rows, const float* panel, int64_t width, float* acc, int64_t stride);
 
   /// out[c, r] = in[r, c] for a block of rows × columns.

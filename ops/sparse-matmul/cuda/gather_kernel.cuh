@@ -237,7 +237,7 @@ __global__ void __launch_bounds__((kWarps + kProducerWarps) * 32, 1) GatherMatMu
     if (cut.cluster > 1) ptx::ClusterWait();
     return;
   }
-  if constexpr (kWarps == 16) ptx::TakeRegisters<120>();
+  if constexpr (kWarps == 16) ptx::TakeRegisters<112>();  // 4 x 24 + 16 x 112 <= 20 x 96, what the launch allots
   const WarpRuns runs(panels, panel_start, cut.units, k_lane + warp, k_lanes);
   Stream<kWarps, kHalves> stream(ring_of(warp));
   ptx::WaitForPrevious();  // X is the previous kernel's; the weights are not
