@@ -20,7 +20,10 @@ export async function readExactly(file: FileHandle, path: string, offset: number
 /** Bytes read at once. */
 const blockBytes = 4 * 2 ** 20;
 
-/** Yields a range of a file in blocks of 4 MB (whole elements of any type); the next one is read while the last is used. */
+/**
+ * Yields a range of a file in blocks of 4 MB (whole elements of any type); the next one is read while the last is
+ * used.
+ */
 export async function* readBlocks(
   file: FileHandle,
   path: string,

@@ -14,7 +14,10 @@ import { ModelFolderError } from '../errors.js';
 import type { OptTensor, OptWeights } from './graph.js';
 import type { OptDtype } from './graph-context.js';
 
-/** The weights of an OPT checkpoint, under the names that transformers, older transformers and metaseq conversions gave them. */
+/**
+ * The weights of an OPT checkpoint, under the names that transformers, older transformers and metaseq conversions
+ * gave them.
+ */
 export class CheckpointWeights implements OptWeights {
   private readonly byName = new Map<string, CheckpointTensor>();
   private readonly used = new Set<string>();

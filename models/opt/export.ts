@@ -18,7 +18,10 @@ export interface ExportOptions {
   readonly output: string;
   /** Type of activations, cache and logits; default float32. */
   readonly dtype?: OptDtype | undefined;
-  /** Op that computes attention; default ONNX Attention for float32, GroupQueryAttention for float16 (docs/opt-graph.md). */
+  /**
+   * Op that computes attention; default ONNX Attention for float32, GroupQueryAttention for float16 (docs/opt-
+   * graph.md).
+   */
   readonly attention?: OptAttention | undefined;
   /** Called with the bytes of weights written and those to write. */
   readonly onProgress?: ((bytesDone: number, bytesTotal: number) => void) | undefined;
@@ -52,10 +55,11 @@ const companionFiles = [
 ];
 
 /**
- * Exports a Hugging Face OPT checkpoint (safetensors or pytorch_model.bin, sharded or not) to an ONNX decoder with past.
- * Weights stream from file to file: memory does not grow with the model. No output appears before it is whole.
+ * Exports a Hugging Face OPT checkpoint (safetensors or pytorch_model.bin, sharded or not) to an ONNX decoder with
+ * past. Weights stream from file to file: memory does not grow with the model. No output appears before it is whole.
  *
- * @throws ModelFolderError where the folder's content is not a usable OPT model; OutputError where the output cannot be written.
+ * @throws ModelFolderError where the folder's content is not a usable OPT model; OutputError where the output cannot
+ * be written.
  */
 export async function exportOpt(folder: string, options: ExportOptions): Promise<ExportResult> {
   const config = await readOptConfig(folder);
@@ -116,7 +120,8 @@ async function save(
 }
 
 /**
- * Copies configuration and tokenizer of a model folder; a tokenizer.json is made where there are only vocab.json and merges.txt.
+ * Copies configuration and tokenizer of a model folder; a tokenizer.json is made where there are only vocab.json and
+ * merges.txt.
  *
  * @returns the names written.
  */

@@ -64,8 +64,8 @@ function sizeOf(graph: GraphBuilder, name: string, input: string, axis: number):
 }
 
 /**
- * 0 where attention_mask is 1, else a number that no score outweighs and that, added to a score, stays finite: a row of padding must
- * not become NaN, since NaN · 0 would reach real tokens through its value.
+ * 0 where attention_mask is 1, else a number that no score outweighs and that, added to a score, stays finite: a row
+ * of padding must not become NaN, since NaN · 0 would reach real tokens through its value.
  */
 function paddingBias(graph: GraphBuilder, type: OptDtype, shape: string): string {
   const node = (op: string, name: string, inputs: string[], dims: (number | string)[]) =>

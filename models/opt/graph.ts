@@ -18,19 +18,28 @@ export interface OptTensor {
   readonly source: TensorSource;
 }
 
-/** Where the graph gets its weights. Names are those of a Hugging Face checkpoint without the `model.decoder.` before them. */
+/**
+ * Where the graph gets its weights. Names are those of a Hugging Face checkpoint without the `model.decoder.` before
+ * them.
+ */
 export interface OptWeights {
-  /** A [rows, columns] matrix made of the named ones, each of equal share, one above the other; kept in the type that it comes in where the graph can take it. */
+  /**
+   * A [rows, columns] matrix made of the named ones, each of equal share, one above the other; kept in the type that
+   * it comes in where the graph can take it.
+   */
   matrix(names: readonly string[], rows: number, columns: number): OptTensor;
-  /** A vector made of the named ones, each of equal share, one after the other; always in the type the graph computes in. */
+  /**
+   * A vector made of the named ones, each of equal share, one after the other; always in the type the graph computes
+   * in.
+   */
   vector(names: readonly string[], length: number): OptTensor;
 }
 
 const { batch, sequence, past, total, tokens } = dimNames;
 
 /**
- * float16 graphs, made for GPUs, take the op whose cache can grow in place; float32 graphs the one that ONNX Runtime's CPU provider
- * runs for every batch and past. GroupQueryAttention wants heads of a multiple of 8 elements.
+ * float16 graphs, made for GPUs, take the op whose cache can grow in place; float32 graphs the one that ONNX
+ * Runtime's CPU provider runs for every batch and past. GroupQueryAttention wants heads of a multiple of 8 elements.
  */
 export function defaultAttention(config: OptConfig, dtype: OptDtype): OptAttention {
   return dtype === 'float16' && headDim(config) % 8 === 0 ? 'group-query' : 'onnx';
@@ -212,7 +221,10 @@ class OptGraph {
     return graph.node('LayerNormalization', [hidden, scale, ...shift], options);
   }
 
-  /** hidden · Wᵀ + b, W [out, in] as in the checkpoint; `parts` are the linears of the checkpoint that make this one, one above the other. */
+  /**
+   * hidden · Wᵀ + b, W [out, in] as in the checkpoint; `parts` are the linears of the checkpoint that make this one,
+   * one above the other.
+   */
   private linear(
     at: string,
     hidden: string,
@@ -248,7 +260,10 @@ class OptGraph {
     return this.graph.node('Gemm', [hidden, weight, ...biases], options);
   }
 
-  /** [tokens, width] rows of a table, in the type computed in. The table itself is not cast: that would keep a second copy of it in memory. */
+  /**
+   * [tokens, width] rows of a table, in the type computed in. The table itself is not cast: that would keep a second
+   * copy of it in memory.
+   */
   private lookUp(at: string, table: Stored, ids: string, width: number): string {
     const { graph } = this;
     const name = `/model/decoder/${at}`;

@@ -1,4 +1,5 @@
-// Decoder takes any model with Optimum's names: here those of other exporters, with and without position_ids, float32 and float16.
+// Decoder takes any model with Optimum's names: here those of other exporters, with and without position_ids, float32
+// and float16.
 import { readdir } from 'node:fs/promises';
 import { fileURLToPath } from 'node:url';
 import test from 'ava';

@@ -86,8 +86,8 @@ function put(index: number): Buffer {
 }
 
 /**
- * A ZIP of stored members, each aligned to 64 bytes by an extra field as torch does it. With `zip64` every size and offset stands in
- * the 64-bit fields, as in files beyond 4 GB.
+ * A ZIP of stored members, each aligned to 64 bytes by an extra field as torch does it. With `zip64` every size and
+ * offset stands in the 64-bit fields, as in files beyond 4 GB.
  */
 export function zip(members: readonly (readonly [string, Buffer])[], zip64 = false): Buffer {
   const parts: Buffer[] = [];
