@@ -2,9 +2,9 @@
 import { rm, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import test from 'ava';
-import { InferenceSession } from 'onnxruntime-node';
+import { InferenceSession, Tensor } from 'onnxruntime-node';
 import type { FloatType } from '../../models/checkpoint/types.js';
-import { Decoder } from '../../models/decoder.js';
+import { type Cache, Decoder } from '../../models/decoder.js';
 import { parseOptConfig } from '../../models/opt/config.js';
 import { exportOpt } from '../../models/opt/export.js';
 import type { OptAttention, OptDtype } from '../../models/opt/graph-context.js';
@@ -150,6 +150,27 @@ test('several tokens on top of a padded batch’s cache equal the whole sequence
     for (let i = 0; i < 3; i++)
       t.true(difference(logits.at(row, i), expected[row]?.[ids.length - 3 + i] as Float64Array) < 3e-6);
   });
+});
+
+test('GroupQueryAttention takes a cache of full length, whose unused end is not read', async (t) => {
+  const { config, decoder, sequences, expected } = await exported({ fields: {}, attention: 'group-query' });
+  const ids = sequences[0] as number[];
+  const first = await decoder.step({ ids: [ids.slice(0, 4)], mask: [[1, 1, 1, 1]] });
+  const width = config.hiddenSize / config.heads;
+  const full = Object.entries(first.cache).map(([name, tensor]): [string, Tensor] => {
+    const data = new Float32Array(config.heads * 20 * width).fill(Number.NaN);
+    for (let head = 0; head < config.heads; head++) {
+      data.set((tensor.data as Float32Array).subarray(head * 4 * width, (head + 1) * 4 * width), head * 20 * width);
+    }
+    return [name, new Tensor('float32', data, [1, config.heads, 20, width])];
+  });
+  let cache: Cache = Object.fromEntries(full);
+  for (let i = 4; i < ids.length; i++) {
+    const step = await decoder.step({ ids: [[ids[i] as number]], mask: [new Array(i + 1).fill(1)], cache });
+    t.true(difference(step.logits.at(0, 0), expected[0]?.[i] as Float64Array) < 3e-6);
+    t.is(step.cache['past_key_values.0.key']?.dims[2], 20);
+    cache = step.cache;
+  }
 });
 
 test('a value beyond float16 is an error that names it, not an infinity', async (t) => {
