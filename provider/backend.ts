@@ -1,6 +1,6 @@
 import { createRequire } from 'node:module';
 import type { Backend, InferenceSession, InferenceSessionHandler, OnnxValue, Tensor } from 'onnxruntime-node';
-import { fromNative, InvalidOptionError } from './errors.js';
+import { fromNative, InvalidOptionError, NativeLoadError } from './errors.js';
 import { getLibraryPath, ortLibraryPath } from './library.js';
 import { loadNative, type NativeData, type NativeTensor, type NativeValueInfo, type SessionHandle } from './native.js';
 import { type FlashLLMRunOptions, flattenRunOptions, flattenSessionOptions } from './session-options.js';
@@ -169,13 +169,33 @@ function asUint16(view: ArrayBufferView): Uint16Array {
   return new Uint16Array(view.buffer, view.byteOffset, view.byteLength / 2);
 }
 
+/** Whether onnxruntime-node, the peer of this package, can be found from here. */
+export function hasPeer(): boolean {
+  try {
+    createRequire(import.meta.url).resolve('onnxruntime-node');
+    return true;
+  } catch {
+    return false;
+  }
+}
+
+function requirePeer(): OnnxRuntime {
+  if (!hasPeer()) {
+    throw new NativeLoadError(
+      'onnxruntime-node was not found. Install it beside onnxruntime-ep-flashllm: npm install onnxruntime-node',
+    );
+  }
+  return createRequire(import.meta.url)('onnxruntime-node') as OnnxRuntime;
+}
+
 /**
  * Registers backend `flashllm` with an onnxruntime-node module: the peer of this package, which importing the package does, or another
  * copy (a dependency's own). Idempotent; two copies of this package share what the first registered.
+ * @throws NativeLoadError where no module is given and the peer is not installed.
  * @param ort the module, as `require` gives it; `modulePath` where its main file lies, for a copy that is not our peer.
  */
 export function register(ort?: OnnxRuntime, modulePath?: string): void {
-  const module = ort ?? (createRequire(import.meta.url)('onnxruntime-node') as OnnxRuntime);
+  const module = ort ?? requirePeer();
   const known = globalThis as { [backendKey]?: WeakMap<object, Backend> };
   known[backendKey] ??= new WeakMap();
   const registered = known[backendKey];
