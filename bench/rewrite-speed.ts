@@ -19,6 +19,8 @@ import { environment } from './environment.js';
 
 interface Measured {
   seconds: number;
+  /** Of all threads: what it would take on a machine without other work is about this, divided by the cores. */
+  cpuSeconds: number;
   denseBytes: number;
   packedBytes: number;
   /** Whole process, Node included. */
@@ -40,8 +42,10 @@ const { values } = parseArgs({
 async function rewriteAndMeasure(input: string, output: string): Promise<Measured> {
   const started = performance.now();
   const report = await rewriteModel({ input, output });
+  const cpu = process.cpuUsage();
   return {
     seconds: (performance.now() - started) / 1000,
+    cpuSeconds: (cpu.user + cpu.system) / 1e6,
     denseBytes: report.bytesBefore,
     packedBytes: report.bytesAfter,
     peakRssBytes: process.resourceUsage().maxRSS * 1024,
@@ -61,7 +65,7 @@ async function main(): Promise<void> {
     const rate = best.denseBytes / 1e9 / best.seconds;
     process.stdout.write(
       `OPT-${size}: ${(best.denseBytes / 1e9).toFixed(2)} GB dense -> ${(best.packedBytes / 1e9).toFixed(2)} GB in ` +
-        `${best.seconds.toFixed(1)} s, ${rate.toFixed(2)} GB/s, peak memory ${(best.peakRssBytes / 1e6).toFixed(0)} MB\n`,
+        `${best.seconds.toFixed(1)} s (${best.cpuSeconds.toFixed(1)} s of CPU), ${rate.toFixed(2)} GB/s, peak memory ${(best.peakRssBytes / 1e6).toFixed(0)} MB\n`,
     );
     const results = fileURLToPath(new URL(`../${inDist() ? '../' : ''}bench/results/`, import.meta.url));
     mkdirSync(results, { recursive: true });
