@@ -11,6 +11,8 @@ export interface GeneratorConfig {
   readonly eosTokenId: number;
   /** Longest sequence of prompt and generated tokens. */
   readonly maxPositions: number;
+  /** Tokens are below it; left out: the model finds out. */
+  readonly vocabSize?: number;
 }
 
 /** A text, or its tokens with those that begin every text of the model. */
@@ -87,13 +89,19 @@ export class TextGenerator {
   }
 
   private checked(ids: readonly number[]): readonly number[] {
-    const { maxPositions } = this.config;
+    const { maxPositions, vocabSize = 2 ** 31 } = this.config;
     if (ids.length === 0)
       throw new ModelFolderError('USAGE', 'a prompt has no tokens; begin it with the model’s first token');
     if (ids.length > maxPositions)
       throw new ModelFolderError(
         'USAGE',
         `a prompt has ${ids.length} tokens, the model takes at most ${maxPositions}; shorten it`,
+      );
+    const wrong = ids.find((id) => !(Number.isInteger(id) && id >= 0 && id < vocabSize));
+    if (wrong !== undefined)
+      throw new ModelFolderError(
+        'USAGE',
+        `a prompt has token ${wrong}, expected whole numbers from 0 to ${vocabSize - 1}`,
       );
     return ids;
   }

@@ -9,6 +9,7 @@ export class Generation implements AsyncIterable<GeneratedPiece> {
   private state: 'running' | 'done' | 'failed' = 'running';
   private settle!: { resolve: (text: GeneratedText) => void; reject: (error: unknown) => void };
   private release: () => void = () => {};
+  private watcher: (piece: GeneratedPiece) => void = () => {};
 
   constructor() {
     this.result = new Promise((resolve, reject) => {
@@ -22,11 +23,17 @@ export class Generation implements AsyncIterable<GeneratedPiece> {
   readonly sink: SequenceSink = {
     piece: (piece) => {
       this.pieces.push(piece);
+      this.watcher(piece);
       this.wake?.();
     },
     end: (text) => this.close('done', () => this.settle.resolve(text)),
     fail: (error) => this.close('failed', () => this.settle.reject(error)),
   };
+
+  /** Calls `watcher` as each piece is made, before the iterator gives it out; it must not throw. */
+  onPiece(watcher: (piece: GeneratedPiece) => void): void {
+    this.watcher = watcher;
+  }
 
   /** Calls `release` once when the text has ended, however. */
   onClose(release: () => void): void {
