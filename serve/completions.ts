@@ -1,5 +1,4 @@
 import { randomUUID } from 'node:crypto';
-import { once } from 'node:events';
 import type { ServerResponse } from 'node:http';
 import type { GeneratedPiece, GeneratedText, Generation, Tokenizer } from '../models/index.js';
 
@@ -46,7 +45,7 @@ export class Completion {
   async stream(response: ServerResponse, includeUsage: boolean): Promise<void> {
     const send = async (data: object) => {
       if (!response.write(`data: ${JSON.stringify({ ...this.head, ...data })}\n\n`) && !response.destroyed)
-        await Promise.race([once(response, 'drain'), once(response, 'close')]);
+        await drained(response);
     };
     const texts = await Promise.all(
       this.generations.map(async (generation, index) => {
@@ -87,4 +86,15 @@ export class Completion {
     const made = texts.reduce((sum, text) => sum + text.tokenIds.length - text.promptTokens, 0);
     return { prompt_tokens: prompt, completion_tokens: made, total_tokens: prompt + made };
   }
+}
+
+/** Resolves when the response takes more, or never will. */
+function drained(response: ServerResponse): Promise<void> {
+  return new Promise((resolve) => {
+    const done = () => {
+      response.off('drain', done).off('close', done);
+      resolve();
+    };
+    response.on('drain', done).on('close', done);
+  });
 }

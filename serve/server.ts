@@ -12,7 +12,7 @@ export interface ServerOptions {
   readonly name: string;
   /** Longest sequence of the model. */
   readonly maxPositions: number;
-  /** Required as `Authorization: Bearer …` for /v1 and /metrics; left out: nothing is. */
+  /** Required as `Authorization: Bearer …` for all but / and /health; left out: nothing is. */
   readonly apiKey?: string | undefined;
   /** Most tokens of a prompt; default the model's longest sequence. */
   readonly maxPromptTokens?: number | undefined;
@@ -33,6 +33,9 @@ export interface CompletionServer {
 /** The client has gone: nobody reads the answer. The number is nginx's. */
 const CLIENT_LEFT = 499;
 
+/** What needs no API key: everything else does. */
+const OPEN_ROUTES = ['/', '/health'];
+
 /** OpenAI's completions over a model: /v1/completions, /v1/models, /health, /metrics. */
 export function createServer(model: TextModel, options: ServerOptions): CompletionServer {
   const metrics = new Metrics(model.generator.scheduler);
@@ -42,7 +45,7 @@ export function createServer(model: TextModel, options: ServerOptions): Completi
     ajv: { customOptions: { coerceTypes: false, allowUnionTypes: true } },
     forceCloseConnections: 'idle',
   });
-  const stop = new AbortController();
+  const inFlight = new Set<AbortController>();
   let closing = false;
   app.setErrorHandler((error: FastifyError, request, reply) => {
     const api = toApiError(error);
@@ -69,16 +72,21 @@ export function createServer(model: TextModel, options: ServerOptions): Completi
     return card;
   });
   app.post<{ Body: CompletionRequest }>('/v1/completions', { schema: { body: completionSchema } }, (request, reply) =>
-    complete({ model, options, metrics, stop: stop.signal }, request, reply),
+    complete({ model, options, metrics, inFlight }, request, reply),
   );
 
   return {
     app,
     close: async (grace) => {
       closing = true;
-      const timer = setTimeout(() => stop.abort(new ApiError(503, 'the server is shutting down')), grace);
-      // A connection that has had its last answer would stay open until it times out.
-      const sweeper = setInterval(() => app.server.closeIdleConnections(), 50);
+      const timer = setTimeout(() => {
+        for (const request of inFlight) request.abort(new ApiError(503, 'the server is shutting down'));
+      }, grace);
+      // Connections without a request to answer would stay open until they time out.
+      const sweeper = setInterval(() => {
+        if (inFlight.size === 0) app.server.closeAllConnections();
+        else app.server.closeIdleConnections();
+      }, 50);
       try {
         await app.close();
         await model.generator.scheduler.idle();
@@ -94,11 +102,12 @@ interface Context {
   readonly model: TextModel;
   readonly options: ServerOptions;
   readonly metrics: Metrics;
-  readonly stop: AbortSignal;
+  /** One for each request that is being answered. */
+  readonly inFlight: Set<AbortController>;
 }
 
 async function complete(
-  { model, options, metrics, stop }: Context,
+  { model, options, metrics, inFlight }: Context,
   { body }: FastifyRequest<{ Body: CompletionRequest }>,
   reply: FastifyReply,
 ): Promise<unknown> {
@@ -107,9 +116,13 @@ async function complete(
   const { prompts, options: settings } = readRequest(body);
   const ids = prompts.map((prompt) => (typeof prompt === 'string' ? model.tokenizer.encode(prompt) : prompt));
   checkLengths(ids, options);
-  const left = new AbortController();
-  reply.raw.once('close', () => left.abort(new ApiError(CLIENT_LEFT, 'the client has left')));
-  const generations = model.generator.start(ids, { ...settings, signal: AbortSignal.any([stop, left.signal]) });
+  const abort = new AbortController();
+  inFlight.add(abort);
+  reply.raw.once('close', () => {
+    inFlight.delete(abort);
+    abort.abort(new ApiError(CLIENT_LEFT, 'the client has left'));
+  });
+  const generations = model.generator.start(ids, { ...settings, signal: abort.signal });
   for (const prompt of ids) metrics.promptTokens.inc(prompt.length);
   for (const generation of generations) measure(generation, metrics, started);
   const completion = new Completion(generations, model.tokenizer, options.name, body.n ?? 1);
@@ -166,8 +179,9 @@ function checkLengths(prompts: readonly (readonly number[])[], { maxPositions, m
 function keyCheck(apiKey: string) {
   const digest = (text: string) => createHash('sha256').update(text).digest();
   const expected = digest(`Bearer ${apiKey}`);
-  return async ({ url, headers }: FastifyRequest): Promise<void> => {
-    const open = !/^\/(v1|metrics)(\/|\?|$)/.test(url);
+  return async ({ routeOptions, headers }: FastifyRequest): Promise<void> => {
+    // The route, not the URL, which has many spellings.
+    const open = OPEN_ROUTES.includes(routeOptions.url ?? '');
     if (!open && !timingSafeEqual(digest(headers.authorization ?? ''), expected))
       throw new ApiError(
         401,
