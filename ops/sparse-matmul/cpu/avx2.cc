@@ -163,22 +163,26 @@ void ExpandAny(const WeightView& weight, int64_t begin, int64_t end, const float
   }
 }
 
-void WidenValues(const WeightView& weight, int64_t first, int64_t count, float* out) {
+int64_t WidenValues(const WeightView& weight, const uint8_t* bits, int64_t words, int64_t first, float* value) {
+  int64_t count = 0;
+  for (int64_t w = 0; w < words; ++w) count += _mm_popcnt_u64(LoadWord(bits + 8 * w));
   if (weight.type == ValueType::kFloat32) {
-    __builtin_memcpy(out, weight.values + 4 * first, static_cast<size_t>(count) * 4);
-    return;
+    __builtin_memcpy(value, weight.values + 4 * first, static_cast<size_t>(count) * 4);
+  } else {
+    // Whole vectors: `values` and the list both have room past the end.
+    const uint8_t* values = weight.values + 2 * first;
+    for (int64_t i = 0; i < count; i += 8) {
+      const __m128i packed = _mm_loadu_si128(reinterpret_cast<const __m128i*>(values + 2 * i));
+      const __m256 wide = weight.type == ValueType::kFloat16 ? Half::Widen(packed) : BFloat16::Widen(packed);
+      _mm256_storeu_ps(value + i, wide);
+    }
   }
-  // Whole vectors: `values` and the list both have room past the end.
-  const uint8_t* values = weight.values + 2 * first;
-  for (int64_t i = 0; i < count; i += 8) {
-    const __m128i packed = _mm_loadu_si128(reinterpret_cast<const __m128i*>(values + 2 * i));
-    const __m256 wide = weight.type == ValueType::kFloat16 ? Half::Widen(packed) : BFloat16::Widen(packed);
-    _mm256_storeu_ps(out + i, wide);
-  }
+  // Written whether it is needed or not: a loop of unknown length would cost a misprediction a row. So do lists.
+  _mm_storeu_ps(value + count, _mm_setzero_ps());
+  return count;
 }
 
-int64_t ListBits(const WeightView& weight, const uint8_t* bits, int64_t words, int64_t first, uint16_t zero_row,
-                 uint16_t* index, float* value) {
+int64_t ListBits(const WeightView&, const uint8_t* bits, int64_t words, uint16_t* index) {
   uint16_t* next = index;
   const __m128i step = _mm_set1_epi16(8);
   __m128i base = _mm_setzero_si128();
@@ -194,10 +198,7 @@ int64_t ListBits(const WeightView& weight, const uint8_t* bits, int64_t words, i
     }
   }
   const int64_t count = next - index;
-  WidenValues(weight, first, count, value);
-  // Padding is written whether it is needed or not: a loop of unknown length would cost a misprediction a row.
-  _mm_storeu_si64(index + count, _mm_set1_epi16(static_cast<int16_t>(zero_row)));
-  _mm_storeu_ps(value + count, _mm_setzero_ps());
+  _mm_storeu_si64(index + count, _mm_setzero_si128());
   return count;
 }
 
@@ -279,14 +280,9 @@ void FloatToHalfAll(const float* in, int64_t count, uint8_t* out) {
   }
 }
 
-constexpr Kernels kKernels = {"avx2",
-                              8,
-                              {2, 2, 0.95, 0.88, 0.82, 0.75, 0.65, 0.55},
-                              ExpandAny,
-                              ListBits,
-                              Accumulate,
-                              Transpose,
-                              HalfToFloatAll,
+constexpr Kernels kKernels = {"avx2",        8,         {0.91, 0.86, 0.82, 0.78, 0.75, 0.75, 0.65, 0.55},
+                              ExpandAny,     ListBits,  WidenValues,
+                              Accumulate,    Transpose, HalfToFloatAll,
                               FloatToHalfAll};
 
 }  // namespace
