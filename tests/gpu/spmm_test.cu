@@ -1,5 +1,6 @@
 // The CUDA SparseMatMul on a real GPU, element by element against float64. Exit code 0: all passed; 1: a failure; 77: no GPU.
-//   spmm_test [--quick]     --quick: few small shapes, for compute-sanitizer
+//   spmm_test [--quick] [--sm80]     --quick: few small shapes, for compute-sanitizer
+//   --sm80: plans and launches as on compute capability 8.0. Built from PTX of compute_80 alone, it tests that path on a newer GPU.
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
@@ -283,7 +284,12 @@ int main(int argc, char** argv) {
   test::Check(cuda::GetDeviceInfo(0, &device), "GetDeviceInfo");
   std::printf("compute capability %d, %d multiprocessors, clusters %d %d %d\n", device.compute_capability, device.sm_count, device.clusters[0],
               device.clusters[1], device.clusters[2]);
-  test::RunAll(device, argc > 1 && std::strcmp(argv[1], "--quick") == 0);
+  bool quick = false;
+  for (int i = 1; i < argc; ++i) {
+    if (std::strcmp(argv[i], "--quick") == 0) quick = true;
+    if (std::strcmp(argv[i], "--sm80") == 0) device.compute_capability = 80;
+  }
+  test::RunAll(device, quick);
   std::printf("%lld elements checked, %d cases failed\n", static_cast<long long>(test::checked), test::failures);
   return test::failures == 0 ? 0 : 1;
 }

@@ -80,21 +80,23 @@ __global__ void MeasureChunks(const __grid_constant__ Partition p, Source s, uin
   if (lane == 0) table[chunk.entry + 1] = (bytes + 15) / 16;
 }
 
-/// Sizes to offsets, in place, by one thread block. results[0] = largest chunk, results[1] = total.
+/// Sizes to offsets, in place, by one thread block. results[0] = largest chunk, results[1] = largest pair, results[2] = total.
 __global__ void __launch_bounds__(1024) ScanTable(uint32_t* table, int64_t chunks, uint32_t* results) {
-  __shared__ uint32_t sums[1024], largest_chunk;
+  __shared__ uint32_t sums[1024], largest_chunk, largest_pair;
   const int64_t each = (chunks / 2 + 1023) / 1024 * 2;
   const int64_t begin = min(chunks, threadIdx.x * each), end = min(chunks, begin + each);
-  if (threadIdx.x == 0) largest_chunk = 0;
-  uint32_t sum = 0, chunk_max = 0;
+  if (threadIdx.x == 0) largest_chunk = largest_pair = 0;
+  uint32_t sum = 0, chunk_max = 0, pair_max = 0;
   for (int64_t i = begin; i < end; i += 2) {
     const uint32_t first = table[i + 1], second = table[i + 2];
     sum += first + second;
     chunk_max = max(chunk_max, max(first, second));
+    pair_max = max(pair_max, first + second);
   }
   sums[threadIdx.x] = sum;
   __syncthreads();
   atomicMax(&largest_chunk, chunk_max);
+  atomicMax(&largest_pair, pair_max);
   for (int step = 1; step < 1024; step *= 2) {
     const uint32_t other = threadIdx.x >= step ? sums[threadIdx.x - step] : 0;
     __syncthreads();
@@ -106,7 +108,8 @@ __global__ void __launch_bounds__(1024) ScanTable(uint32_t* table, int64_t chunk
   if (threadIdx.x == 0) {
     table[0] = 0;
     results[0] = largest_chunk;
-    results[1] = sums[1023];
+    results[1] = largest_pair;
+    results[2] = sums[1023];
   }
 }
 
@@ -210,12 +213,13 @@ cudaError_t Convert(const DeviceParts& parts, void* staging, void* layout, cudaS
     FillChunks<uint16_t><<<grid, 64, 0, stream>>>(partition, source, table, chunks);
   }
   cudaError_t error = cudaGetLastError();
-  uint32_t measured[2] = {};
+  uint32_t measured[3] = {};
   if (error == cudaSuccess) error = cudaMemcpyAsync(measured, results, sizeof(measured), cudaMemcpyDeviceToHost, stream);
   if (error == cudaSuccess) error = cudaStreamSynchronize(stream);
   if (error != cudaSuccess) return error;
   plan->max_chunk_bytes = measured[0] * 16;
-  plan->stream_bytes = static_cast<int64_t>(measured[1]) * 16;
+  plan->max_unit_bytes = measured[1] * 16;
+  plan->stream_bytes = static_cast<int64_t>(measured[2]) * 16;
   plan->layout_bytes = plan->table_bytes + plan->stream_bytes;
   return cudaSuccess;
 }

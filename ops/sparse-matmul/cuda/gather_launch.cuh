@@ -14,10 +14,9 @@ struct GatherInstance {
 
   static int FixedBytes(int cluster) { return BarrierBytes(kWarps) + PartialBytes(kWarps) + ReceiveBytes(cluster, kHalves, kNTiles); }
 
-  static int SlotBytes(const WeightPlan& plan) { return std::max<int>(16, plan.max_chunk_bytes); }
-
-  /// sm_90 has a warpgroup for the producer.
-  static int Threads(const DeviceInfo& info) { return (kWarps + (info.compute_capability >= 90 ? 4 : 0)) * 32; }
+  static int SlotBytes(const WeightPlan& plan) {
+    return std::max<int>(16, kHalves == 2 ? plan.max_unit_bytes : plan.max_chunk_bytes);
+  }
 
   /// Stages of the ring that fit, 0 where not one does.
   static int Stages(const WeightPlan& plan) {
@@ -30,7 +29,7 @@ struct GatherInstance {
     params.stages = Stages(plan);
     cudaLaunchConfig_t config = {};
     config.gridDim = dim3(plan.blocks * plan.cluster, (params.n + kColumns - 1) / kColumns);
-    config.blockDim = dim3(Threads(plan.device));
+    config.blockDim = dim3(kWarps * 32);
     config.dynamicSmemBytes = FixedBytes(plan.cluster) + kWarps * params.stages * params.slot_bytes;
     config.stream = stream;
     cudaLaunchAttribute attributes[2];
@@ -63,7 +62,7 @@ struct GatherInstance {
       attribute.val.clusterDim.y = attribute.val.clusterDim.z = 1;
       cudaLaunchConfig_t config = {};
       config.gridDim = dim3(2 * i * info->sm_count);
-      config.blockDim = dim3(Threads(*info));
+      config.blockDim = dim3(kWarps * 32);
       config.dynamicSmemBytes = info->shared_bytes;
       config.attrs = &attribute;
       config.numAttrs = 1;

@@ -43,12 +43,6 @@ __device__ __forceinline__ uint4 LoadShared128(uint32_t address) {
   return v;
 }
 
-/// Waits for `threads` threads of the block, a multiple of 32 (9.7.13.1); 0 is __syncthreads' own.
-template <int kId, int kThreads>
-__device__ __forceinline__ void BlockBarrier() {
-  asm volatile("bar.sync %0,%1;" ::"n"(kId), "n"(kThreads) : "memory");
-}
-
 #if __CUDA_ARCH__ >= 900
 /// mbarrier (9.7.13.15) and bulk copies (9.7.9.25) of sm_90.
 __device__ __forceinline__ void BarrierInit(uint32_t barrier, int arrivals) {
@@ -69,13 +63,7 @@ __device__ __forceinline__ void BulkCopy(uint32_t destination, const void* sourc
                "r"(bytes), "r"(barrier)
                : "memory");
 }
-__device__ __forceinline__ bool BarrierTest(uint32_t barrier, uint32_t parity) {
-  uint32_t done;
-  asm volatile("{\n.reg .pred done;\nmbarrier.test_wait.parity.shared.b64 done,[%1],%2;\nselp.u32 %0,1,0,done;\n}" : "=r"(done) : "r"(barrier), "r"(parity) : "memory");
-  return done != 0;
-}
-__device__ __forceinline__ void BarrierArrive(uint32_t barrier) { asm volatile("mbarrier.arrive.shared.b64 _,[%0];" ::"r"(barrier) : "memory"); }
-/// Thread-block clusters: barrier (9.7.13.4), and stores and arrivals in another block's shared memory.
+/// Thread-block clusters: barrier (9.7.13.4) and stores to another block's shared memory.
 __device__ __forceinline__ uint32_t ClusterRank() {
   uint32_t rank;
   asm("mov.u32 %0,%%cluster_ctarank;" : "=r"(rank));
@@ -83,31 +71,10 @@ __device__ __forceinline__ uint32_t ClusterRank() {
 }
 __device__ __forceinline__ void ClusterArrive() { asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory"); }
 __device__ __forceinline__ void ClusterWait() { asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory"); }
-__device__ __forceinline__ uint32_t RemoteAddress(uint32_t local_address, uint32_t rank) {
+__device__ __forceinline__ void StoreCluster(uint32_t local_address, uint32_t rank, float value) {
   uint32_t remote;
   asm("mapa.shared::cluster.u32 %0,%1,%2;" : "=r"(remote) : "r"(local_address), "r"(rank));
-  return remote;
-}
-__device__ __forceinline__ void StoreRemote(uint32_t remote, float value) {
   asm volatile("st.shared::cluster.f32 [%0],%1;" ::"r"(remote), "f"(value) : "memory");
-}
-__device__ __forceinline__ void ArriveRemote(uint32_t remote) {
-  asm volatile("mbarrier.arrive.release.cluster.shared::cluster.b64 _,[%0];" ::"r"(remote) : "memory");
-}
-__device__ __forceinline__ void BarrierWaitCluster(uint32_t barrier, uint32_t parity) {
-  asm volatile(
-      "{\n.reg .pred done;\nWAIT: mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 done,[%0],%1;\n@done bra DONE;\nbra WAIT;\nDONE:\n}" ::"r"(barrier),
-      "r"(parity)
-      : "memory");
-}
-/// Moves registers between warpgroups (9.7.18.5): sm_90a alone, by every warp of a warpgroup.
-template <int kRegisters>
-__device__ __forceinline__ void TakeRegisters() {
-  asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(kRegisters));
-}
-template <int kRegisters>
-__device__ __forceinline__ void GiveRegisters() {
-  asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(kRegisters));
 }
 /// Programmatic dependent launch (9.7.13.13): no effect under an ordinary launch.
 __device__ __forceinline__ void LaunchDependents() { asm volatile("griddepcontrol.launch_dependents;" ::: "memory"); }

@@ -52,7 +52,7 @@ struct WeightPlan {
   int64_t staging_bytes = 0;          // device memory that Convert needs while it runs
   int64_t table_bytes = 0;            // of layout_bytes: the table of chunk offsets, which lies first
   int64_t stream_bytes = 0;           // bytes that one multiplication streams; set by Convert
-  uint32_t max_chunk_bytes = 0;       // set by Convert; sizes the rings in shared memory
+  uint32_t max_chunk_bytes = 0, max_unit_bytes = 0;  // set by Convert; they size the ring in shared memory
 };
 
 struct PlanOptions {
