@@ -14,12 +14,6 @@ inline uint64_t LoadWord(const uint8_t* bits) {
   return word;
 }
 
-inline int32_t LoadInt32(const uint8_t* bytes) {
-  int32_t value;
-  __builtin_memcpy(&value, bytes, 4);
-  return value;
-}
-
 // By the mask of eight weights: where each finds its value among the packed ones.
 struct Tables {
   alignas(16) uint8_t shuffle16[256][16];  // pshufb of 16-bit elements; 0x80 gives 0
@@ -89,16 +83,16 @@ constexpr int64_t kPrefetchBytes = 8192;
 
 // Columns sums of one row; each has kParts accumulators, so that enough multiplications are in flight.
 template <typename Type, int Columns>
-inline void ExpandRow(const WeightView& weight, int64_t row, const float* x, float* out) {
+inline void ExpandRow(const WeightView& weight, const ExpandRange& range, int64_t row, const float* x, float* out) {
   constexpr int kParts = Columns == 1 ? 4 : Columns <= 4 ? 2 : 1;
   const int64_t x_stride = 64 * weight.words;
   const uint8_t* bits = weight.bitmap + row * weight.row_bytes;
-  const uint8_t* values = weight.values + Type::kSize * LoadInt32(weight.row_offsets + 4 * row);
+  const uint8_t* values = weight.values + Type::kSize * range.next[row - range.row_begin];
   __m256 acc[Columns][kParts];
   for (int c = 0; c < Columns; ++c) {
     for (int p = 0; p < kParts; ++p) acc[c][p] = _mm256_setzero_ps();
   }
-  for (int64_t w = 0; w < weight.words; ++w) {
+  for (int64_t w = range.word_begin; w < range.word_end; ++w) {
     uint64_t word = LoadWord(bits + 8 * w);
     const float* x_word = x + 64 * w;
     _mm_prefetch(reinterpret_cast<const char*>(values + kPrefetchBytes), _MM_HINT_T0);
@@ -121,45 +115,48 @@ inline void ExpandRow(const WeightView& weight, int64_t row, const float* x, flo
       sum =
           _mm256_add_ps(_mm256_add_ps(sum, acc[c][1 % kParts]), _mm256_add_ps(acc[c][2 % kParts], acc[c][3 % kParts]));
     }
-    out[c] = Sum(sum);
+    out[c] += Sum(sum);
   }
+  range.next[row - range.row_begin] = (values - weight.values) / Type::kSize;
 }
 
 template <typename Type, int Columns>
-void ExpandColumns(const WeightView& weight, int64_t begin, int64_t end, const float* x, float* out) {
-  for (int64_t row = begin; row < end; ++row) ExpandRow<Type, Columns>(weight, row, x, out + (row - begin) * Columns);
-}
-
-template <typename Type>
-void ExpandTyped(const WeightView& weight, int64_t begin, int64_t end, const float* x, int64_t columns, float* out) {
-  switch (columns) {
-    case 1:
-      return ExpandColumns<Type, 1>(weight, begin, end, x, out);
-    case 2:
-      return ExpandColumns<Type, 2>(weight, begin, end, x, out);
-    case 3:
-      return ExpandColumns<Type, 3>(weight, begin, end, x, out);
-    case 4:
-      return ExpandColumns<Type, 4>(weight, begin, end, x, out);
-    case 5:
-      return ExpandColumns<Type, 5>(weight, begin, end, x, out);
-    case 6:
-      return ExpandColumns<Type, 6>(weight, begin, end, x, out);
-    case 7:
-      return ExpandColumns<Type, 7>(weight, begin, end, x, out);
-    default:
-      return ExpandColumns<Type, 8>(weight, begin, end, x, out);
+void ExpandColumns(const WeightView& weight, const ExpandRange& range, const float* x, float* out) {
+  for (int64_t row = range.row_begin; row < range.row_end; ++row, out += Columns) {
+    ExpandRow<Type, Columns>(weight, range, row, x, out);
   }
 }
 
-void ExpandAny(const WeightView& weight, int64_t begin, int64_t end, const float* x, int64_t columns, float* out) {
+template <typename Type>
+void ExpandTyped(const WeightView& weight, const ExpandRange& range, const float* x, int64_t columns, float* out) {
+  switch (columns) {
+    case 1:
+      return ExpandColumns<Type, 1>(weight, range, x, out);
+    case 2:
+      return ExpandColumns<Type, 2>(weight, range, x, out);
+    case 3:
+      return ExpandColumns<Type, 3>(weight, range, x, out);
+    case 4:
+      return ExpandColumns<Type, 4>(weight, range, x, out);
+    case 5:
+      return ExpandColumns<Type, 5>(weight, range, x, out);
+    case 6:
+      return ExpandColumns<Type, 6>(weight, range, x, out);
+    case 7:
+      return ExpandColumns<Type, 7>(weight, range, x, out);
+    default:
+      return ExpandColumns<Type, 8>(weight, range, x, out);
+  }
+}
+
+void ExpandAny(const WeightView& weight, const ExpandRange& range, const float* x, int64_t columns, float* out) {
   switch (weight.type) {
     case ValueType::kFloat16:
-      return ExpandTyped<Half>(weight, begin, end, x, columns, out);
+      return ExpandTyped<Half>(weight, range, x, columns, out);
     case ValueType::kBFloat16:
-      return ExpandTyped<BFloat16>(weight, begin, end, x, columns, out);
+      return ExpandTyped<BFloat16>(weight, range, x, columns, out);
     case ValueType::kFloat32:
-      return ExpandTyped<Float>(weight, begin, end, x, columns, out);
+      return ExpandTyped<Float>(weight, range, x, columns, out);
   }
 }
 

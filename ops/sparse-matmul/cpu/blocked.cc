@@ -102,7 +102,6 @@ class BlockedSparseMatMul final : public SparseMatMul {
     view_.bitmap = weight.bitmap;
     view_.row_bytes = BitmapRowBytes(weight.in_features);
     view_.words = view_.row_bytes / 8;
-    view_.row_offsets = reinterpret_cast<const uint8_t*>(weight.row_offsets);
     view_.values = static_cast<const uint8_t*>(weight.values);
     view_.type = weight.value_type;
     view_.dense = weight.nnz > elements_ / 5 * 2;
@@ -175,13 +174,23 @@ class BlockedSparseMatMul final : public SparseMatMul {
     const std::vector<int64_t> cuts = CutRows(threads > 1 ? TaskCount(threads) : 1);
     Parallel(static_cast<int64_t>(cuts.size()) - 1, parallel_for, [&](int64_t task) {
       const int64_t end = cuts[static_cast<size_t>(task + 1)];
-      const Buffer<float> sums(kTaskRows * kMaxExpandColumns);
       for (int64_t m = cuts[static_cast<size_t>(task)]; m < end; m += kTaskRows) {
-        const int64_t rows = std::min(kTaskRows, end - m);
-        kernels_.expand(view_, m, m + rows, x.get(), args.n, sums.get());
-        Finish(args, bias, tiling.tiles[0], sums.get(), args.n, m, rows);
+        ExpandRows(args, bias, tiling.tiles[0], x.get(), m, std::min(kTaskRows, end - m));
       }
     });
+  }
+
+  void ExpandRows(const MatMulArgs& args, const float* bias, const Tile& tile, const float* x, int64_t m,
+                  int64_t rows) const {
+    float sums[kTaskRows * kMaxExpandColumns] = {};
+    int64_t next[kTaskRows];
+    for (int64_t r = 0; r < rows; ++r) next[r] = LoadOffset(weight_.row_offsets, m + r);
+    // As much of X at once as stays in a first-level cache while the rows go by.
+    const int64_t block = std::max<int64_t>(1, kPanelBytes / (64 * 4 * args.n));
+    for (int64_t word = 0; word < view_.words; word += block) {
+      kernels_.expand(view_, {m, m + rows, word, std::min(view_.words, word + block), next}, x, args.n, sums);
+    }
+    Finish(args, bias, tile, sums, args.n, m, rows);
   }
 
   void RunSkip(const MatMulArgs& args, const float* bias, int64_t column, int64_t columns, int threads,

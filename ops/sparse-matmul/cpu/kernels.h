@@ -15,11 +15,17 @@ namespace flashllm::cpu {
 struct WeightView {
   const uint8_t* bitmap;
   int64_t row_bytes;
-  int64_t words;               // 64-bit words in a row of the bitmap
-  const uint8_t* row_offsets;  // int32, at any address
-  const uint8_t* values;       // at any address
+  int64_t words;          // 64-bit words in a row of the bitmap
+  const uint8_t* values;  // at any address
   ValueType type;
   bool dense;  // more than 2 of 5 weights are stored
+};
+
+/// Rows, and words of their bitmaps, that are multiplied at once.
+struct ExpandRange {
+  int64_t row_begin, row_end;
+  int64_t word_begin, word_end;
+  int64_t* next;  // of each row: number of its first value within the range; the kernel leaves that of the one after
 };
 
 /// The nonzeros of one row within one block of k.
@@ -47,9 +53,9 @@ struct Kernels {
   /// From which sparsity on `list` and `accumulate` beat `expand`, for 1 to kMaxExpandColumns columns; measured.
   double skip_from[kMaxExpandColumns];
 
-  /// Few columns. Expands rows [begin, end) in registers and multiplies them with x [columns, 64·words], zero past K.
-  /// out [end - begin, columns].
-  void (*expand)(const WeightView& weight, int64_t begin, int64_t end, const float* x, int64_t columns, float* out);
+  /// Few columns. Expands the range in registers and multiplies it with x [columns, 64·words], zero past K.
+  /// out [row_end - row_begin, columns] is added to.
+  void (*expand)(const WeightView& weight, const ExpandRange& range, const float* x, int64_t columns, float* out);
 
   /// Positions of the bits set in `words` words of the bitmap at `bits`, then zeros. Returns how many bits are set;
   /// writes up to kListSlack elements more.
