@@ -10,20 +10,20 @@ namespace {
 
 int BlocksOf(const DeviceInfo& device, int cluster) { return std::max(1, device.clusters[cluster / 2]); }
 
-/// What the busiest thread block does with this cluster size, in 16-row tiles decoded along all of K.
-double CostOfCluster(int64_t tiles, const DeviceInfo& device, int cluster) {
+/// Time of the busiest thread block with this cluster size, in units of one 16-row tile of one K unit. Fitted to an H100's timings.
+double CostOfCluster(int64_t tiles, int64_t units, const DeviceInfo& device, int cluster) {
   const int64_t blocks = std::min<int64_t>(tiles, BlocksOf(device, cluster));
   const int64_t busiest = (tiles + blocks - 1) / blocks, panels = (busiest + kPanelTiles - 1) / kPanelTiles;
-  // A unit's copies and reads of X take as many instructions as 1.5 tiles, whatever the panel holds. Exchanging partial sums costs too.
-  constexpr double kPanelCost = 1.5, kExchangeCost = 0.05;
-  return (busiest + kPanelCost * panels) / cluster * (1.0 + kExchangeCost * (cluster - 1));
+  // A unit's copies and reads of X take as many instructions as 1.5 tiles, whatever the panel holds; exchanging sums takes some 3 us.
+  constexpr double kPanelCost = 1.5, kExchangeCost = 160;
+  return (busiest + kPanelCost * panels) / cluster * units + (cluster > 1 ? kExchangeCost : 0);
 }
 
-int ChooseCluster(int64_t tiles, const DeviceInfo& device) {
+int ChooseCluster(int64_t tiles, int64_t units, const DeviceInfo& device) {
   if (device.compute_capability < 90) return 1;
   int best = 1;
   for (int cluster : {2, 4}) {
-    if (CostOfCluster(tiles, device, cluster) < CostOfCluster(tiles, device, best)) best = cluster;
+    if (CostOfCluster(tiles, units, device, cluster) < CostOfCluster(tiles, units, device, best)) best = cluster;
   }
   return best;
 }
@@ -68,7 +68,7 @@ cudaError_t MakePlan(const PackedWeight& weight, const DeviceInfo& device, const
 
   plan->layout = Layout::kGather;
   if (weight.value_type == ValueType::kFloat32) plan->value_type = ValueType::kFloat16;
-  plan->cluster = options.cluster != 0 ? options.cluster : ChooseCluster(tiles, device);
+  plan->cluster = options.cluster != 0 ? options.cluster : ChooseCluster(tiles, units, device);
   if (device.compute_capability < 90) plan->cluster = 1;
   plan->blocks = static_cast<int>(std::min<int64_t>({tiles, BlocksOf(device, plan->cluster), kMaxBlocks}));
   plan->tile_start = CutByBytes(weight, tiles, plan->blocks);
