@@ -21,9 +21,7 @@ constexpr int64_t kMaxColumns = 4 * kMaxTile;
 constexpr int64_t kTaskRows = 64;
 // Rows that are listed before they are multiplied where there is one tile; with several, all rows of the task are.
 constexpr int64_t kGroupRows = 16;
-// From this sparsity on the positions of all nonzeros are listed once, at load, in two bytes each: the fewer there are,
-// the more of the time goes into listing them.
-constexpr double kIndexFrom = 0.75;
+// Positions of nonzeros are kept in two bytes.
 constexpr int64_t kMaxIndexed = 1 << 16;
 // A tile of a block of k takes this many bytes: most of a first-level cache. Where nonzeros are few, longer lists pay
 // more than a second-level cache costs.
@@ -105,7 +103,7 @@ class BlockedSparseMatMul final : public SparseMatMul {
     view_.values = static_cast<const uint8_t*>(weight.values);
     view_.type = weight.value_type;
     view_.dense = weight.nnz > elements_ / 5 * 2;
-    if (Sparsity() >= kIndexFrom && 64 * view_.words <= kMaxIndexed) MakeIndex();
+    if (Sparsity() >= kernels_.index_from && 64 * view_.words <= kMaxIndexed) MakeIndex();
   }
 
   void Run(const MatMulArgs& args, int threads, const ParallelFor& parallel_for) const override {
