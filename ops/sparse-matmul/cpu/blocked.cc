@@ -17,8 +17,9 @@ namespace {
 
 // Columns of X that are transposed and multiplied at once: 4 tiles share each list.
 constexpr int64_t kMaxColumns = 4 * kMaxTile;
-// Rows of a task at most: their sums for kMaxColumns columns take 64 KB.
-constexpr int64_t kTaskRows = 64;
+// Rows of a task at most. More share what is read of X, which is larger than a second-level cache where K is; fewer keep their
+// sums in it: 128 KB for kMaxColumns columns.
+constexpr int64_t kTaskRows = 128;
 // Rows that are listed before they are multiplied where there is one tile; with several, all rows of the task are.
 constexpr int64_t kGroupRows = 16;
 // Positions of nonzeros are kept in two bytes.
