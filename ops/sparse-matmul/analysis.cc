@@ -8,9 +8,9 @@
 namespace flashllm {
 namespace {
 
-// Whether HalfToFloat(FloatToHalf(value)) gives the same bits: a NaN fits if it stays the same NaN, and so does -0.
+// All ones if HalfToFloat(FloatToHalf(value)) gives the same bits, else 0: a NaN fits if it stays the same NaN, and so does -0.
 // Without a branch: among random zeros a branch that tells small values apart would be mispredicted every few elements.
-bool FitsFloat16(float value) {
+uint32_t FitsFloat16(float value) {
   // Masks of 32 bits, like the elements: loops over them are vectorised, over mixed widths they are not.
   const uint32_t magnitude = BitsOfFloat(value) & 0x7FFFFFFF;
   const uint32_t small = magnitude < 0x38800000 ? ~0u : 0u;   // below 2^-14
@@ -18,9 +18,10 @@ bool FitsFloat16(float value) {
   const uint32_t infinite = magnitude == 0x7F800000 ? ~0u : 0u;
   const uint32_t quiet = (magnitude & 0x7FC00000) == 0x7FC00000 ? ~0u : 0u;
   const uint32_t ten_bits = (magnitude & 0x1FFF) == 0 ? ~0u : 0u;
-  const float steps = FloatFromBits(magnitude & small) * 16777216.0f;  // of 2^-24, a subnormal half's last bit
-  const uint32_t whole = static_cast<float>(static_cast<int32_t>(steps)) == steps ? ~0u : 0u;
-  return ((small & whole) | (~small & ten_bits & (finite | infinite | quiet))) != 0;
+  // From 0.5 to 1 floats lie 2^-24 apart, as subnormal halves do: what such a sum rounds away, a half cannot hold.
+  const uint32_t tiny = magnitude & small;
+  const uint32_t whole = BitsOfFloat((FloatFromBits(tiny) + 0.5f) - 0.5f) == tiny ? ~0u : 0u;
+  return (small & whole) | (~small & ten_bits & (finite | infinite | quiet));
 }
 
 // Elements looked at in one loop. Its counters have 32 bits, like the elements, so that compilers vectorise it.
@@ -54,9 +55,9 @@ void CountStored(const std::vector<float>& dense, WeightAnalysis* part) {
     part->nnz += stored;
     part->fits_bfloat16 &= low_bits == 0;
     if (!part->fits_float16) continue;
-    uint32_t misfits = 0;
-    for (size_t i = begin; i < end; ++i) misfits += !FitsFloat16(dense[i]);
-    part->fits_float16 = misfits == 0;
+    uint32_t fits = ~0u;
+    for (size_t i = begin; i < end; ++i) fits &= FitsFloat16(dense[i]);
+    part->fits_float16 = fits != 0;
   }
 }
 

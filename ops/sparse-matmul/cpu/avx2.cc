@@ -14,12 +14,6 @@ inline uint64_t LoadWord(const uint8_t* bits) {
   return word;
 }
 
-inline int32_t LoadInt32(const uint8_t* bytes) {
-  int32_t value;
-  __builtin_memcpy(&value, bytes, 4);
-  return value;
-}
-
 // By the mask of eight weights: where each finds its value among the packed ones.
 struct Tables {
   alignas(16) uint8_t shuffle16[256][16];  // pshufb of 16-bit elements; 0x80 gives 0
@@ -89,16 +83,16 @@ constexpr int64_t kPrefetchBytes = 8192;
 
 // Columns sums of one row; each has kParts accumulators, so that enough multiplications are in flight.
 template <typename Type, int Columns>
-inline void ExpandRow(const WeightView& weight, int64_t row, const float* x, float* out) {
+inline void ExpandRow(const WeightView& weight, const ExpandRange& range, int64_t row, const float* x, float* out) {
   constexpr int kParts = Columns == 1 ? 4 : Columns <= 4 ? 2 : 1;
   const int64_t x_stride = 64 * weight.words;
   const uint8_t* bits = weight.bitmap + row * weight.row_bytes;
-  const uint8_t* values = weight.values + Type::kSize * LoadInt32(weight.row_offsets + 4 * row);
+  const uint8_t* values = weight.values + Type::kSize * range.next[row - range.row_begin];
   __m256 acc[Columns][kParts];
   for (int c = 0; c < Columns; ++c) {
     for (int p = 0; p < kParts; ++p) acc[c][p] = _mm256_setzero_ps();
   }
-  for (int64_t w = 0; w < weight.words; ++w) {
+  for (int64_t w = range.word_begin; w < range.word_end; ++w) {
     uint64_t word = LoadWord(bits + 8 * w);
     const float* x_word = x + 64 * w;
     _mm_prefetch(reinterpret_cast<const char*>(values + kPrefetchBytes), _MM_HINT_T0);
@@ -121,64 +115,71 @@ inline void ExpandRow(const WeightView& weight, int64_t row, const float* x, flo
       sum =
           _mm256_add_ps(_mm256_add_ps(sum, acc[c][1 % kParts]), _mm256_add_ps(acc[c][2 % kParts], acc[c][3 % kParts]));
     }
-    out[c] = Sum(sum);
+    out[c] += Sum(sum);
   }
+  range.next[row - range.row_begin] = (values - weight.values) / Type::kSize;
 }
 
 template <typename Type, int Columns>
-void ExpandColumns(const WeightView& weight, int64_t begin, int64_t end, const float* x, float* out) {
-  for (int64_t row = begin; row < end; ++row) ExpandRow<Type, Columns>(weight, row, x, out + (row - begin) * Columns);
+void ExpandColumns(const WeightView& weight, const ExpandRange& range, const float* x, float* out) {
+  for (int64_t row = range.row_begin; row < range.row_end; ++row, out += Columns) {
+    ExpandRow<Type, Columns>(weight, range, row, x, out);
+  }
 }
 
 template <typename Type>
-void ExpandTyped(const WeightView& weight, int64_t begin, int64_t end, const float* x, int64_t columns, float* out) {
+void ExpandTyped(const WeightView& weight, const ExpandRange& range, const float* x, int64_t columns, float* out) {
   switch (columns) {
     case 1:
-      return ExpandColumns<Type, 1>(weight, begin, end, x, out);
+      return ExpandColumns<Type, 1>(weight, range, x, out);
     case 2:
-      return ExpandColumns<Type, 2>(weight, begin, end, x, out);
+      return ExpandColumns<Type, 2>(weight, range, x, out);
     case 3:
-      return ExpandColumns<Type, 3>(weight, begin, end, x, out);
+      return ExpandColumns<Type, 3>(weight, range, x, out);
     case 4:
-      return ExpandColumns<Type, 4>(weight, begin, end, x, out);
+      return ExpandColumns<Type, 4>(weight, range, x, out);
     case 5:
-      return ExpandColumns<Type, 5>(weight, begin, end, x, out);
+      return ExpandColumns<Type, 5>(weight, range, x, out);
     case 6:
-      return ExpandColumns<Type, 6>(weight, begin, end, x, out);
+      return ExpandColumns<Type, 6>(weight, range, x, out);
     case 7:
-      return ExpandColumns<Type, 7>(weight, begin, end, x, out);
+      return ExpandColumns<Type, 7>(weight, range, x, out);
     default:
-      return ExpandColumns<Type, 8>(weight, begin, end, x, out);
+      return ExpandColumns<Type, 8>(weight, range, x, out);
   }
 }
 
-void ExpandAny(const WeightView& weight, int64_t begin, int64_t end, const float* x, int64_t columns, float* out) {
+void ExpandAny(const WeightView& weight, const ExpandRange& range, const float* x, int64_t columns, float* out) {
   switch (weight.type) {
     case ValueType::kFloat16:
-      return ExpandTyped<Half>(weight, begin, end, x, columns, out);
+      return ExpandTyped<Half>(weight, range, x, columns, out);
     case ValueType::kBFloat16:
-      return ExpandTyped<BFloat16>(weight, begin, end, x, columns, out);
+      return ExpandTyped<BFloat16>(weight, range, x, columns, out);
     case ValueType::kFloat32:
-      return ExpandTyped<Float>(weight, begin, end, x, columns, out);
+      return ExpandTyped<Float>(weight, range, x, columns, out);
   }
 }
 
-void WidenValues(const WeightView& weight, int64_t first, int64_t count, float* out) {
+int64_t WidenValues(const WeightView& weight, const uint8_t* bits, int64_t words, int64_t first, float* value) {
+  int64_t count = 0;
+  for (int64_t w = 0; w < words; ++w) count += _mm_popcnt_u64(LoadWord(bits + 8 * w));
   if (weight.type == ValueType::kFloat32) {
-    __builtin_memcpy(out, weight.values + 4 * first, static_cast<size_t>(count) * 4);
-    return;
+    __builtin_memcpy(value, weight.values + 4 * first, static_cast<size_t>(count) * 4);
+  } else {
+    // Whole vectors: `values` and the list both have room past the end.
+    const uint8_t* values = weight.values + 2 * first;
+    for (int64_t i = 0; i < count; i += 8) {
+      const __m128i packed = _mm_loadu_si128(reinterpret_cast<const __m128i*>(values + 2 * i));
+      const __m256 wide = weight.type == ValueType::kFloat16 ? Half::Widen(packed) : BFloat16::Widen(packed);
+      _mm256_storeu_ps(value + i, wide);
+    }
   }
-  // Whole vectors: `values` and the list both have room past the end.
-  const uint8_t* values = weight.values + 2 * first;
-  for (int64_t i = 0; i < count; i += 8) {
-    const __m128i packed = _mm_loadu_si128(reinterpret_cast<const __m128i*>(values + 2 * i));
-    const __m256 wide = weight.type == ValueType::kFloat16 ? Half::Widen(packed) : BFloat16::Widen(packed);
-    _mm256_storeu_ps(out + i, wide);
-  }
+  // Written whether it is needed or not: a loop of unknown length would cost a misprediction a row. So do lists.
+  _mm_storeu_ps(value + count, _mm_setzero_ps());
+  return count;
 }
 
-int64_t ListBits(const WeightView& weight, const uint8_t* bits, int64_t words, int64_t first, uint16_t zero_row,
-                 uint16_t* index, float* value) {
+int64_t ListBits(const WeightView&, const uint8_t* bits, int64_t words, uint16_t* index) {
   uint16_t* next = index;
   const __m128i step = _mm_set1_epi16(8);
   __m128i base = _mm_setzero_si128();
@@ -194,10 +195,7 @@ int64_t ListBits(const WeightView& weight, const uint8_t* bits, int64_t words, i
     }
   }
   const int64_t count = next - index;
-  WidenValues(weight, first, count, value);
-  // Padding is written whether it is needed or not: a loop of unknown length would cost a misprediction a row.
-  _mm_storeu_si64(index + count, _mm_set1_epi16(static_cast<int16_t>(zero_row)));
-  _mm_storeu_ps(value + count, _mm_setzero_ps());
+  _mm_storeu_si64(index + count, _mm_setzero_si128());
   return count;
 }
 
@@ -281,9 +279,11 @@ void FloatToHalfAll(const float* in, int64_t count, uint8_t* out) {
 
 constexpr Kernels kKernels = {"avx2",
                               8,
-                              {2, 2, 0.95, 0.88, 0.82, 0.75, 0.65, 0.55},
+                              {0.91, 0.86, 0.82, 0.78, 0.75, 0.75, 0.65, 0.55},
+                              0.75,
                               ExpandAny,
                               ListBits,
+                              WidenValues,
                               Accumulate,
                               Transpose,
                               HalfToFloatAll,

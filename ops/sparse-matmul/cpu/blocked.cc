@@ -17,15 +17,20 @@ namespace {
 
 // Columns of X that are transposed and multiplied at once: 4 tiles share each list.
 constexpr int64_t kMaxColumns = 4 * kMaxTile;
-// Rows of a task at most: their sums for kMaxColumns columns take 64 KB.
-constexpr int64_t kTaskRows = 64;
+// Rows of a task at most. More share what is read of X, which is larger than a second-level cache where K is; fewer keep their
+// sums in it: 128 KB for kMaxColumns columns.
+constexpr int64_t kTaskRows = 128;
 // Rows that are listed before they are multiplied where there is one tile; with several, all rows of the task are.
 constexpr int64_t kGroupRows = 16;
+// Positions of nonzeros are kept in two bytes.
+constexpr int64_t kMaxIndexed = 1 << 16;
 // A tile of a block of k takes this many bytes: most of a first-level cache. Where nonzeros are few, longer lists pay
 // more than a second-level cache costs.
 constexpr int64_t kPanelBytes = 32 << 10;
 constexpr int64_t kSparsePanelBytes = 64 << 10;
 constexpr double kSparsePanelFrom = 0.87;
+// What is read of the weight before it is used block by block: half of a second-level cache.
+constexpr int64_t kReadAheadBytes = 512 << 10;
 // No task reads less of the weight than this, about what a core streams in the time it takes to hand a task over.
 constexpr int64_t kMinTaskBytes = 48 << 10;
 constexpr int64_t kTasksPerThread = 8;
@@ -70,23 +75,21 @@ struct Tiling {
   }
 };
 
-// A transposed copy of columns of X: for each block of k and each tile, [k in block, then one row of zeros][width].
+// A transposed copy of columns of X, zero past K: for each tile [64 · words][width].
 struct Panels {
+  int64_t rows;  // 64 · words
   int64_t block_words;
   int64_t blocks;
-  int64_t block_rows;  // 64 · block_words + 1
-  int64_t width;
   Buffer<float> data;
 
-  Panels(int64_t words, int64_t words_per_block, int64_t total_width)
-      : block_words(std::min(words, words_per_block)),
+  Panels(int64_t words, int64_t words_per_block, int64_t width)
+      : rows(64 * words),
+        block_words(std::min(words, words_per_block)),
         blocks((words + block_words - 1) / block_words),
-        block_rows(64 * block_words + 1),
-        width(total_width),
-        data(blocks * block_rows * width) {}
+        data(rows * width) {}
 
-  float* At(int64_t block, const Tile& tile) const { return data.get() + block_rows * (block * width + tile.start); }
-  uint16_t zero_row() const { return static_cast<uint16_t>(block_rows - 1); }
+  // Row k of a tile.
+  float* At(const Tile& tile, int64_t k) const { return data.get() + rows * tile.start + k * tile.width; }
 };
 
 const uint8_t* At(const void* data, int64_t element, ElementType type) {
@@ -100,10 +103,10 @@ class BlockedSparseMatMul final : public SparseMatMul {
     view_.bitmap = weight.bitmap;
     view_.row_bytes = BitmapRowBytes(weight.in_features);
     view_.words = view_.row_bytes / 8;
-    view_.row_offsets = reinterpret_cast<const uint8_t*>(weight.row_offsets);
     view_.values = static_cast<const uint8_t*>(weight.values);
     view_.type = weight.value_type;
     view_.dense = weight.nnz > elements_ / 5 * 2;
+    if (Sparsity() >= kernels_.index_from && 64 * view_.words <= kMaxIndexed) MakeIndex();
   }
 
   void Run(const MatMulArgs& args, int threads, const ParallelFor& parallel_for) const override {
@@ -123,7 +126,7 @@ class BlockedSparseMatMul final : public SparseMatMul {
     }
   }
 
-  int64_t owned_bytes() const override { return 0; }
+  int64_t owned_bytes() const override { return static_cast<int64_t>(index_.size() * sizeof(uint16_t)); }
   bool borrows_weight() const override { return true; }
 
  private:
@@ -172,13 +175,23 @@ class BlockedSparseMatMul final : public SparseMatMul {
     const std::vector<int64_t> cuts = CutRows(threads > 1 ? TaskCount(threads) : 1);
     Parallel(static_cast<int64_t>(cuts.size()) - 1, parallel_for, [&](int64_t task) {
       const int64_t end = cuts[static_cast<size_t>(task + 1)];
-      const Buffer<float> sums(kTaskRows * kMaxExpandColumns);
       for (int64_t m = cuts[static_cast<size_t>(task)]; m < end; m += kTaskRows) {
-        const int64_t rows = std::min(kTaskRows, end - m);
-        kernels_.expand(view_, m, m + rows, x.get(), args.n, sums.get());
-        Finish(args, bias, tiling.tiles[0], sums.get(), args.n, m, rows);
+        ExpandRows(args, bias, tiling.tiles[0], x.get(), m, std::min(kTaskRows, end - m));
       }
     });
+  }
+
+  void ExpandRows(const MatMulArgs& args, const float* bias, const Tile& tile, const float* x, int64_t m,
+                  int64_t rows) const {
+    float sums[kTaskRows * kMaxExpandColumns] = {};
+    int64_t next[kTaskRows];
+    for (int64_t r = 0; r < rows; ++r) next[r] = LoadOffset(weight_.row_offsets, m + r);
+    // As much of X at once as stays in a first-level cache while the rows go by.
+    const int64_t block = std::max<int64_t>(1, kPanelBytes / (64 * 4 * args.n));
+    for (int64_t word = 0; word < view_.words; word += block) {
+      kernels_.expand(view_, {m, m + rows, word, std::min(view_.words, word + block), next}, x, args.n, sums);
+    }
+    Finish(args, bias, tile, sums, args.n, m, rows);
   }
 
   void RunSkip(const MatMulArgs& args, const float* bias, int64_t column, int64_t columns, int threads,
@@ -198,10 +211,17 @@ class BlockedSparseMatMul final : public SparseMatMul {
     const std::vector<int64_t> cuts = CutRows(std::min(weight_.out_features, std::max(least, TaskCount(threads))));
     Parallel(static_cast<int64_t>(cuts.size()) - 1, parallel_for, [&](int64_t task) {
       const int64_t end = cuts[static_cast<size_t>(task + 1)];
-      for (int64_t m = cuts[static_cast<size_t>(task)]; m < end; m += kTaskRows) {
-        SkipRows(args, bias, tiling, panels, m, std::min(kTaskRows, end - m));
+      for (int64_t m = cuts[static_cast<size_t>(task)], rows; m < end; m += rows) {
+        rows = std::min(RowsReadAhead(), end - m);
+        SkipRows(args, bias, tiling, panels, m, rows);
       }
     });
+  }
+
+  // Rows of which the weight stays in a second-level cache while their blocks go by.
+  int64_t RowsReadAhead() const {
+    const int64_t row_bytes = BytesBefore(weight_.out_features) / weight_.out_features + 1;
+    return std::clamp<int64_t>(kReadAheadBytes / row_bytes, kGroupRows, kTaskRows);
   }
 
   // 64-bit words of the bitmap in a block of k.
@@ -210,12 +230,21 @@ class BlockedSparseMatMul final : public SparseMatMul {
     return std::max<int64_t>(1, bytes / (64 * 4 * width));
   }
 
+  void MakeIndex() {
+    index_.resize(static_cast<size_t>(weight_.nnz + kListSlack));
+    uint16_t* next = index_.data();
+    for (int64_t m = 0; m < weight_.out_features; ++m) {
+      next += kernels_.list(view_, view_.bitmap + m * view_.row_bytes, view_.words, next);
+    }
+  }
+
   void FillPanel(const MatMulArgs& args, const Tile& tile, const Panels& panels, int64_t block) const {
     const int64_t k = block * 64 * panels.block_words;
     const int64_t count = std::min(64 * panels.block_words, weight_.in_features - k);
-    float* panel = panels.At(block, tile);
-    if (tile.columns < tile.width) std::memset(panel, 0, static_cast<size_t>(count * tile.width) * sizeof(float));
-    std::memset(panel + panels.zero_row() * tile.width, 0, static_cast<size_t>(tile.width) * sizeof(float));
+    const int64_t padded = std::min(64 * panels.block_words, panels.rows - k);
+    float* panel = panels.At(tile, k);
+    const int64_t written = tile.columns < tile.width ? 0 : count;
+    std::memset(panel + written * tile.width, 0, static_cast<size_t>((padded - written) * tile.width) * sizeof(float));
     const int64_t first = tile.column * weight_.in_features + k;
     if (args.type == ElementType::kFloat32) {
       kernels_.transpose(static_cast<const float*>(args.x) + first, weight_.in_features, tile.columns, count, panel,
@@ -236,10 +265,12 @@ class BlockedSparseMatMul final : public SparseMatMul {
     const Buffer<float> sums(rows * tiling.width);
     const Buffer<uint16_t> index(group_rows * list_room);
     const Buffer<float> value(group_rows * list_room);
+    const bool indexed = !index_.empty();
     RowList lists[kTaskRows];
     int64_t next[kTaskRows];  // number of each row's next value
     std::memset(sums.get(), 0, static_cast<size_t>(rows * tiling.width) * sizeof(float));
     for (int64_t r = 0; r < rows; ++r) next[r] = LoadOffset(weight_.row_offsets, m + r);
+    ReadAhead(m, rows);
     for (int64_t block = 0; block < panels.blocks; ++block) {
       const int64_t word = block * panels.block_words;
       const int64_t words = std::min(panels.block_words, view_.words - word);
@@ -249,16 +280,18 @@ class BlockedSparseMatMul final : public SparseMatMul {
         float* value_at = value.get();
         for (int64_t r = group; r < group_end; ++r) {
           const uint8_t* bits = view_.bitmap + (m + r) * view_.row_bytes + 8 * word;
-          const int64_t count = kernels_.list(view_, bits, words, next[r], panels.zero_row(), index_at, value_at);
+          const int64_t count = kernels_.widen(view_, bits, words, next[r], value_at);
           const int64_t padded = (count + kListMultiple - 1) / kListMultiple * kListMultiple;
-          lists[r - group] = {index_at, value_at, padded};
+          if (!indexed) kernels_.list(view_, bits, words, index_at);
+          lists[r - group] = {indexed ? index_.data() + next[r] : index_at, value_at, padded};
           next[r] += count;
-          PrefetchNextBlock(bits + 8 * words, next[r], count);
           index_at += padded;
           value_at += padded;
         }
         for (const Tile& tile : tiling.tiles) {
-          kernels_.accumulate(lists, group_end - group, panels.At(block, tile), tile.width,
+          // The index counts from the first k, lists made here from the block's.
+          const float* panel = panels.At(tile, indexed ? 0 : 64 * word);
+          kernels_.accumulate(lists, group_end - group, panel, tile.width,
                               sums.get() + rows * tile.start + group * tile.width, tile.width);
         }
       }
@@ -268,14 +301,19 @@ class BlockedSparseMatMul final : public SparseMatMul {
     }
   }
 
-  // A block takes a short piece of each row, which no hardware prefetcher foresees. The next piece is needed when all
-  // rows of the task have had this one.
-  void PrefetchNextBlock(const uint8_t* bits, int64_t first, int64_t count) const {
-    constexpr int kKeepInL2 = 2;
+  // Brings what rows have of the weight into a second-level cache, in the order of memory. A block of k then takes a
+  // short piece of each row, which no hardware prefetcher would foresee: without this, N = 64 is a third slower.
+  void ReadAhead(int64_t m, int64_t rows) const {
+    const auto touch = [](const uint8_t* bytes, int64_t count) {
+      uint8_t sum = 0;
+      for (int64_t i = 0; i < count; i += 64) sum = static_cast<uint8_t>(sum ^ bytes[i]);
+      __asm__ volatile("" : : "r"(sum));
+    };
+    const int64_t first = LoadOffset(weight_.row_offsets, m), last = LoadOffset(weight_.row_offsets, m + rows);
+    touch(view_.bitmap + m * view_.row_bytes, rows * view_.row_bytes);
     const int64_t size = SizeOf(weight_.value_type);
-    const uint8_t* values = view_.values + first * size;
-    __builtin_prefetch(bits, 0, kKeepInL2);
-    for (int64_t byte = 0; byte <= count * size; byte += 64) __builtin_prefetch(values + byte, 0, kKeepInL2);
+    touch(view_.values + first * size, (last - first) * size);
+    if (!index_.empty()) touch(reinterpret_cast<const uint8_t*>(index_.data() + first), (last - first) * 2);
   }
 
   // Bias, activation, residual and the type of Y, for sums [rows, stride] of which a tile's columns count.
@@ -327,6 +365,7 @@ class BlockedSparseMatMul final : public SparseMatMul {
   const Kernels& kernels_;
   const int64_t elements_;
   WeightView view_;
+  std::vector<uint16_t> index_;  // k of each stored value; empty where lists are made from the bitmap
 };
 
 }  // namespace

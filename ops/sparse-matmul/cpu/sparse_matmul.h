@@ -10,7 +10,7 @@
 
 namespace flashllm::cpu {
 
-enum class Isa { kReference, kAvx2, kAvx512 };  // kAvx512: F, BW, VL, VBMI2
+enum class Isa { kReference, kAvx2, kAvx512 };  // kAvx512: F, BW, VL, DQ, VBMI2
 
 /// The best instruction set that this machine runs, by CPUID (and XGETBV).
 Isa DetectIsa();

@@ -1,4 +1,5 @@
-// The tensor-core kernel: one thread block a multiprocessor, its warps cut K and a producer warp feeds them, a cluster of thread blocks cuts K further.
+// The tensor-core kernel: one thread block a multiprocessor, its warps cut K, a cluster of thread blocks cuts K
+// further.
 #pragma once
 
 #include "ops/sparse-matmul/cuda/gather_decode.cuh"
@@ -21,19 +22,22 @@ struct GatherParams {
   Partition partition;
 };
 
-/// Shared memory: barriers of the rings and of the cluster, partial sums of 4 accumulator tiles a warp, sums from the cluster's other blocks, rings.
+/// Shared memory: barriers, partial sums of 4 accumulator tiles a warp, sums from the cluster's other blocks, rings.
 constexpr int kRoundTiles = 4;
-FLASHLLM_HD constexpr int BarrierBytes(int warps) { return warps * kRingBarrierBytes + 128; }
+FLASHLLM_HD constexpr int BarrierBytes(int warps) { return warps * kMaxStages * 8; }
 FLASHLLM_HD constexpr int PartialBytes(int warps) { return warps * kRoundTiles * 128 * 4; }
 /// Accumulator tiles of a warp in one pass, and the rounds in which they are summed.
 FLASHLLM_HD constexpr int PassTiles(int halves, int n_tiles) { return halves * kHalfTiles * n_tiles; }
-FLASHLLM_HD constexpr int PassRounds(int halves, int n_tiles) { return (PassTiles(halves, n_tiles) + kRoundTiles - 1) / kRoundTiles; }
+FLASHLLM_HD constexpr int PassRounds(int halves, int n_tiles) {
+  return (PassTiles(halves, n_tiles) + kRoundTiles - 1) / kRoundTiles;
+}
 FLASHLLM_HD constexpr int ReceiveBytes(int cluster, int halves, int n_tiles) {
   return cluster == 1 ? 0 : cluster * PassRounds(halves, n_tiles) * kRoundTiles * 128 * 4;
 }
 
 template <int kNTiles>
-__device__ __forceinline__ void LoadX(const GatherParams& p, int first_column, int unit, int lane, uint32_t (&raw)[kNTiles][4]) {
+__device__ __forceinline__ void LoadX(const GatherParams& p, int first_column, int unit, int lane,
+                                      uint32_t (&raw)[kNTiles][4]) {
   const int k = unit * kUnitK + 8 * (lane & 3);
 #pragma unroll
   for (int j = 0; j < kNTiles; ++j) {
@@ -70,8 +74,8 @@ template <int kNTiles, int kWarps, int kHalves, bool kBf16>
 class GatherBlock {
  public:
   static constexpr int kRounds = PassRounds(kHalves, kNTiles);
-  static constexpr int kTasks = kRoundTiles * 4;             // a round's: (tile, fragment register)
-  static constexpr int kTasksPerWarp = kTasks / kWarps;      // 1 or 2
+  static constexpr int kTasks = kRoundTiles * 4;         // a round's: (tile, fragment register)
+  static constexpr int kTasksPerWarp = kTasks / kWarps;  // 1 or 2
   using Accumulators = float[kHalves][kHalfTiles][kNTiles][4];
 
   __device__ __forceinline__ GatherBlock(const GatherParams& p, uint8_t* shared) : p_(p) {
@@ -79,39 +83,29 @@ class GatherBlock {
     receive_ = partial_ + PartialBytes(kWarps) / 4;
 #if __CUDA_ARCH__ >= 900
     rank_ = p.partition.cluster == 1 ? 0 : static_cast<int>(ptx::ClusterRank());
-    received_ = ptx::SharedAddress(shared) + kWarps * kRingBarrierBytes;
-    consumed_ = received_ + 8;
 #endif
   }
 
   __device__ __forceinline__ int rank() const { return rank_; }
 
-#if __CUDA_ARCH__ >= 900
-  /// By one thread, before the cluster's first barrier.
-  __device__ __forceinline__ void InitBarriers() const {
-    const int arrivals = (p_.partition.cluster - 1) * kWarps;
-    if (arrivals == 0) return;
-    ptx::BarrierInit(received_, arrivals);
-    ptx::BarrierInit(consumed_, arrivals);
-  }
-#endif
-
-  /// Sums a pass over warps and cluster in a fixed order and stores it. `row0[h]`: first row of half h, `tiles[h]`: its tiles.
-  __device__ __forceinline__ void Finish(Accumulators& acc, const int (&row0)[kHalves], const int (&tiles)[kHalves], int column0, bool last) {
+  /// Sums a pass over warps and cluster in a fixed order and stores it. `row0[h]`: first row of half h, `tiles[h]`: its
+  /// tiles.
+  __device__ __forceinline__ void Finish(Accumulators& acc, const int (&row0)[kHalves], const int (&tiles)[kHalves],
+                                         int column0, bool last) {
     const int warp = threadIdx.x / 32, lane = threadIdx.x & 31;
     float sums[kRounds][kTasksPerWarp];
 #pragma unroll
     for (int round = 0; round < kRounds; ++round) {
-      ptx::BlockBarrier<1, kWarps * 32>();
+      __syncthreads();
 #pragma unroll
       for (int i = 0; i < kRoundTiles; ++i) {
         const int q = round * kRoundTiles + i;
         if (q >= PassTiles(kHalves, kNTiles)) break;
-        float(&c)[4] = acc[q / (kHalfTiles * kNTiles)][q / kNTiles % kHalfTiles][q % kNTiles];
+        float (&c)[4] = acc[q / (kHalfTiles * kNTiles)][q / kNTiles % kHalfTiles][q % kNTiles];
 #pragma unroll
         for (int r = 0; r < 4; ++r) partial_[((warp * kRoundTiles + i) * 4 + r) * 32 + lane] = c[r];
       }
-      ptx::BlockBarrier<1, kWarps * 32>();
+      __syncthreads();
 #pragma unroll
       for (int task = 0; task < kTasksPerWarp; ++task) {
         float sum = 0.0f;
@@ -131,14 +125,13 @@ class GatherBlock {
         if (q >= PassTiles(kHalves, kNTiles) || Owner(round, id) != rank_) continue;
         const int half = q / (kHalfTiles * kNTiles), tile = q / kNTiles % kHalfTiles, j = q % kNTiles;
         if (tile >= tiles[kHalves == 1 ? 0 : half]) continue;
-        Store(p_, row0[kHalves == 1 ? 0 : half] + tile * kTileRows + (lane >> 2) + 8 * (r >> 1), column0 + 8 * j + 2 * (lane & 3) + (r & 1),
-              sums[round][task]);
+        Store(p_, row0[kHalves == 1 ? 0 : half] + tile * kTileRows + (lane >> 2) + 8 * (r >> 1),
+              column0 + 8 * j + 2 * (lane & 3) + (r & 1), sums[round][task]);
       }
     }
 #if __CUDA_ARCH__ >= 900
     // The next pass may overwrite what was received only when every block has read it.
-    if (p_.partition.cluster > 1 && !last) ArriveAtPeers(consumed_, lane);
-    ++passes_;
+    if (p_.partition.cluster > 1 && !last) ptx::ClusterArrive();
 #endif
   }
 
@@ -147,28 +140,24 @@ class GatherBlock {
   __device__ __forceinline__ int Owner(int round, int id) const { return (round + id) & (p_.partition.cluster - 1); }
 
 #if __CUDA_ARCH__ >= 900
-  __device__ __forceinline__ void ArriveAtPeers(uint32_t barrier, int lane) const {
-    __syncwarp();
-    if (lane < p_.partition.cluster && lane != rank_) ptx::ArriveRemote(ptx::RemoteAddress(barrier, lane));
-  }
-
-  /// Sends the sums of tasks that other blocks own, and adds what they sent for this block's.
   __device__ __forceinline__ void Exchange(float (&sums)[kRounds][kTasksPerWarp], int warp, int lane) {
     const int cluster = p_.partition.cluster;
-    if (passes_ == 0) ptx::ClusterWait();  // every block has started
-    else ptx::BarrierWaitCluster(consumed_, (passes_ - 1) & 1);
+    ptx::ClusterWait();  // of the arrival at the start, or at the end of the last pass
 #pragma unroll
     for (int round = 0; round < kRounds; ++round) {
 #pragma unroll
       for (int task = 0; task < kTasksPerWarp; ++task) {
         const int id = warp + task * kWarps, owner = Owner(round, id);
         float* const slot = receive_ + ((rank_ * kRounds + round) * kTasks + id) * 32 + lane;
-        if (owner == rank_) *slot = sums[round][task];
-        else ptx::StoreRemote(ptx::RemoteAddress(ptx::SharedAddress(slot), owner), sums[round][task]);
+        if (owner == rank_) {
+          *slot = sums[round][task];
+        } else {
+          ptx::StoreCluster(ptx::SharedAddress(slot), owner, sums[round][task]);
+        }
       }
     }
-    ArriveAtPeers(received_, lane);
-    ptx::BarrierWaitCluster(received_, passes_ & 1);
+    ptx::ClusterArrive();
+    ptx::ClusterWait();
 #pragma unroll
     for (int round = 0; round < kRounds; ++round) {
 #pragma unroll
@@ -176,7 +165,8 @@ class GatherBlock {
         const int id = warp + task * kWarps;
         if (Owner(round, id) != rank_) continue;
         float sum = 0.0f;
-        for (int from = 0; from < cluster; ++from) sum += receive_[((from * kRounds + round) * kTasks + id) * 32 + lane];
+        for (int from = 0; from < cluster; ++from)
+          sum += receive_[((from * kRounds + round) * kTasks + id) * 32 + lane];
         sums[round][task] = sum;
       }
     }
@@ -187,20 +177,10 @@ class GatherBlock {
   float* partial_;
   float* receive_;
   int rank_ = 0;
-#if __CUDA_ARCH__ >= 900
-  uint32_t received_, consumed_;  // mbarriers: peers' sums are here; peers have read this block's
-  int passes_ = 0;
-#endif
 };
 
-#if __CUDA_ARCH__ >= 900
-constexpr int kProducerWarps = 4;  // one works; registers move by warpgroups of four
-#else
-constexpr int kProducerWarps = 0;
-#endif
-
 template <int kNTiles, int kWarps, int kHalves, bool kBf16>
-__global__ void __launch_bounds__((kWarps + kProducerWarps) * 32, 1) GatherMatMul(const __grid_constant__ GatherParams p) {
+__global__ void __launch_bounds__(kWarps * 32, 1) GatherMatMul(const __grid_constant__ GatherParams p) {
   extern __shared__ __align__(128) uint8_t shared[];
   using WarpRuns = Runs<kWarps, kHalves>;
   GatherBlock<kNTiles, kWarps, kHalves, kBf16> block(p, shared);
@@ -210,40 +190,20 @@ __global__ void __launch_bounds__((kWarps + kProducerWarps) * 32, 1) GatherMatMu
   const int row_block = blockIdx.x / cut.cluster, column0 = blockIdx.y * kNTiles * 8;
   const int panel_start = cut.panel_start[row_block], panels = cut.panel_start[row_block + 1] - panel_start;
   const int tile_start = cut.tile_start[row_block], tiles = cut.tile_start[row_block + 1] - tile_start;
-  const int k_lane = block.rank() * kKLanes, k_lanes = kKLanes * cut.cluster;
 
   const uint32_t shared_at = ptx::SharedAddress(shared);
-  const uint32_t rings = shared_at + BarrierBytes(kWarps) + PartialBytes(kWarps) + ReceiveBytes(cut.cluster, kHalves, kNTiles);
-  const auto ring_of = [&](int w) { return Ring{rings + w * p.stages * p.slot_bytes, shared_at + w * kRingBarrierBytes, p.slot_bytes, p.stages}; };
+  const uint32_t ring =
+      shared_at + BarrierBytes(kWarps) + PartialBytes(kWarps) + ReceiveBytes(cut.cluster, kHalves, kNTiles);
+  const WarpRuns runs(panels, panel_start, cut.units, block.rank() * kKLanes + warp, kKLanes * cut.cluster);
+  Stream<kWarps, kHalves> stream(p.table, p.chunks, ring + warp * p.stages * p.slot_bytes,
+                                 shared_at + warp * kMaxStages * 8, p.slot_bytes, p.stages, runs);
+  // A full ring at once would queue behind every other warp's copies: start with two stages, then run ahead.
+  int ahead = 0;
+  for (; ahead < 2 && ahead < p.stages; ++ahead) stream.Issue();
 #if __CUDA_ARCH__ >= 900
-  if (warp == kWarps) {
-    if (lane < kWarps) {
-      const Ring ring = ring_of(lane);
-      for (int i = 0; i < 2 * kMaxStages; ++i) ptx::BarrierInit(ring.barriers + 8 * i, 1);
-    }
-    if (lane == 0) block.InitBarriers();
-    ptx::BarrierInitFence();
-  }
-  __syncthreads();
   if (cut.cluster > 1) ptx::ClusterArrive();
   ptx::LaunchDependents();
-  if (warp >= kWarps) {
-    if constexpr (kWarps == 16) ptx::GiveRegisters<24>();
-    if (warp == kWarps && lane < kWarps) {
-      const WarpRuns runs(panels, panel_start, cut.units, k_lane + lane, k_lanes);
-      Produce<kWarps, kHalves>(p.chunks, ring_of(lane), Entries<kWarps, kHalves>(p.table, runs));
-    }
-    __syncwarp();
-    if (cut.cluster > 1) ptx::ClusterWait();
-    return;
-  }
-  if constexpr (kWarps == 16) ptx::TakeRegisters<112>();  // 4 x 24 + 16 x 112 <= 20 x 96, what the launch allots
-  const WarpRuns runs(panels, panel_start, cut.units, k_lane + warp, k_lanes);
-  Stream<kWarps, kHalves> stream(ring_of(warp));
-  ptx::WaitForPrevious();  // X is the previous kernel's; the weights are not
-#else
-  const WarpRuns runs(panels, panel_start, cut.units, k_lane + warp, k_lanes);
-  Stream<kWarps, kHalves> stream(ring_of(warp), p.chunks, Entries<kWarps, kHalves>(p.table, runs));
+  ptx::WaitForPrevious();  // X is the previous kernel's; the weights above are not
 #endif
 
   uint32_t raw[kNTiles][4];
@@ -267,13 +227,19 @@ __global__ void __launch_bounds__((kWarps + kProducerWarps) * 32, 1) GatherMatMu
         for (int unit = 0; unit < runs.length[run]; ++unit) {
           XFragments<kNTiles, kBf16> x;
           SetX<kNTiles, kBf16>(x, raw);
-          // The next unit's X, a unit ahead: of this run, or of the next run that is not empty.
+          // The next stage's X, a stage ahead: of this run, or of the next run that is not empty.
           LoadX<kNTiles>(p, column0, unit + 1 < runs.length[run] ? runs.begin[run] + unit + 1 : next_begin, lane, raw);
-#pragma unroll
-          for (int h = 0; h < kHalves; ++h) {
-            DecodeChunk<kNTiles, kBf16>(stream.Wait(), half_tiles[h], lane, x, acc[h]);
-            stream.Release();
+          if (ahead < p.stages) {
+            stream.Issue();
+            ++ahead;
           }
+          uint32_t chunk = stream.Wait(ahead - 1);
+#pragma unroll
+          for (int h = 0; h < kHalves; ++h) {  // half 1 follows half 0
+            if (half_tiles[h] > 0) chunk += DecodeChunk<kNTiles, kBf16>(chunk, half_tiles[h], lane, x, acc[h]);
+          }
+          stream.Release();
+          stream.Issue();
         }
       }
       block.Finish(acc, row0, half_tiles, column0, panel + 1 == panels && pass + 1 == WarpRuns::kPasses);

@@ -12,17 +12,21 @@ template <int kNTiles, int kWarps, int kHalves, bool kBf16>
 struct GatherInstance {
   static constexpr int kColumns = 8 * kNTiles;
 
-  static int FixedBytes(int cluster) { return BarrierBytes(kWarps) + PartialBytes(kWarps) + ReceiveBytes(cluster, kHalves, kNTiles); }
+  static int FixedBytes(int cluster) {
+    return BarrierBytes(kWarps) + PartialBytes(kWarps) + ReceiveBytes(cluster, kHalves, kNTiles);
+  }
 
-  static int SlotBytes(const WeightPlan& plan) { return std::max<int>(16, plan.max_chunk_bytes); }
+  static int SlotBytes(const WeightPlan& plan) {
+    return std::max<int>(16, kHalves == 2 ? plan.max_unit_bytes : plan.max_chunk_bytes);
+  }
 
-  /// sm_90 has a warpgroup for the producer.
-  static int Threads(const DeviceInfo& info) { return (kWarps + (info.compute_capability >= 90 ? 4 : 0)) * 32; }
-
-  /// Stages of the ring that fit, 0 where not one does.
+  /// Stages of the ring, 0 where not one fits. Deeper rings are slower: reads of X queue behind every weight byte in
+  /// flight, so there should be no more of those than keep the memory busy.
   static int Stages(const WeightPlan& plan) {
-    const int left = plan.device.shared_bytes - FixedBytes(plan.cluster);
-    return left < 0 ? 0 : std::min(kMaxStages, left / (kWarps * SlotBytes(plan)));
+    constexpr int kEnoughBytes = 48 << 10;
+    const int left = plan.device.shared_bytes - FixedBytes(plan.cluster), stage_bytes = kWarps * SlotBytes(plan);
+    const int enough = std::max(2, (kEnoughBytes + stage_bytes - 1) / stage_bytes);
+    return left < 0 ? 0 : std::min({kMaxStages, enough, left / stage_bytes});
   }
 
   static cudaError_t Launch(const WeightPlan& plan, GatherParams params, bool programmatic, cudaStream_t stream) {
@@ -30,7 +34,7 @@ struct GatherInstance {
     params.stages = Stages(plan);
     cudaLaunchConfig_t config = {};
     config.gridDim = dim3(plan.blocks * plan.cluster, (params.n + kColumns - 1) / kColumns);
-    config.blockDim = dim3(Threads(plan.device));
+    config.blockDim = dim3(kWarps * 32);
     config.dynamicSmemBytes = FixedBytes(plan.cluster) + kWarps * params.stages * params.slot_bytes;
     config.stream = stream;
     cudaLaunchAttribute attributes[2];
@@ -49,7 +53,8 @@ struct GatherInstance {
   }
 
   static cudaError_t Prepare(const DeviceInfo& info) {
-    return cudaFuncSetAttribute(GatherMatMul<kNTiles, kWarps, kHalves, kBf16>, cudaFuncAttributeMaxDynamicSharedMemorySize, info.shared_bytes);
+    return cudaFuncSetAttribute(GatherMatMul<kNTiles, kWarps, kHalves, kBf16>,
+                                cudaFuncAttributeMaxDynamicSharedMemorySize, info.shared_bytes);
   }
 
   /// How many clusters of 2 and 4 blocks run at once.
@@ -63,11 +68,12 @@ struct GatherInstance {
       attribute.val.clusterDim.y = attribute.val.clusterDim.z = 1;
       cudaLaunchConfig_t config = {};
       config.gridDim = dim3(2 * i * info->sm_count);
-      config.blockDim = dim3(Threads(*info));
+      config.blockDim = dim3(kWarps * 32);
       config.dynamicSmemBytes = info->shared_bytes;
       config.attrs = &attribute;
       config.numAttrs = 1;
-      const cudaError_t error = cudaOccupancyMaxActiveClusters(&info->clusters[i], GatherMatMul<kNTiles, kWarps, kHalves, kBf16>, &config);
+      const cudaError_t error =
+          cudaOccupancyMaxActiveClusters(&info->clusters[i], GatherMatMul<kNTiles, kWarps, kHalves, kBf16>, &config);
       if (error != cudaSuccess) return error;
     }
     return cudaSuccess;

@@ -181,6 +181,18 @@ TEST_CASE("analysis says which types hold every value exactly") {
   CHECK(zeros.nnz == 1);
 }
 
+TEST_CASE("analysis agrees with the conversions on every float16 and its neighbours") {
+  for (uint32_t bits = 0; bits < 0x7C00; ++bits) {
+    const float half = HalfToFloat(static_cast<uint16_t>(bits));
+    for (float value : {half, -half, std::nextafterf(half, 0.0f), std::nextafterf(half, 1e9f)}) {
+      const bool fits = HalfToFloat(FloatToHalf(value)) == value;
+      const WeightAnalysis analysis = AnalyzeWeight({InMemory(&value, ValueType::kFloat32, 1, 1)}, {});
+      REQUIRE(analysis.fits_float16 == fits);
+      REQUIRE(analysis.fits_bfloat16 == (BFloat16ToFloat(FloatToBFloat16(value)) == value));
+    }
+  }
+}
+
 TEST_CASE("values are scaled, then tested for zero") {
   const std::vector<float> dense = {1, -2, 0, 1e-30f};
   WeightOptions options;

@@ -230,6 +230,12 @@ TEST_CASE("several blocks of k, tasks and groups of columns") {
   }
 }
 
+TEST_CASE("rows too long for two-byte positions") {
+  for (double sparsity : {0.5, 0.97}) {
+    for (int64_t n : {1, 9}) CheckEverywhere({3, 66001, n, sparsity});
+  }
+}
+
 TEST_CASE("results are the same bits for any number of threads, and from run to run") {
   for (int64_t n : {1, 8, 64, 130}) {
     const Problem problem({517, 1030, n, 0.8});
