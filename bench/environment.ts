@@ -32,7 +32,9 @@ export function environment(): Environment {
 
 function commit(): string {
   try {
-    return execFileSync('git', ['describe', '--always', '--dirty', '--abbrev=12', '--match', ''], { encoding: 'utf8' }).trim();
+    return execFileSync('git', ['describe', '--always', '--dirty', '--abbrev=12', '--match', ''], {
+      encoding: 'utf8',
+    }).trim();
   } catch {
     return 'unknown';
   }

@@ -1,4 +1,5 @@
 /** Rewriting of ONNX models: pruned linear layers become `ai.flashllm::SparseMatMul`. */
+export { copyCompanions, findModels, type ModelFile, type RewriteFolderOptions, rewriteFolder } from './folder.js';
 export { ModelError, OutputError } from './onnx/errors.js';
 export type { SavedModel } from './onnx/save.js';
 export { BREAK_EVEN_SPARSITY } from './policy.js';
@@ -12,3 +13,4 @@ export {
   type RewriteReport,
   rewriteModel,
 } from './rewrite.js';
+export { type OutputDifference, type VerifyOptions, type VerifyReport, verifyModels } from './verify.js';

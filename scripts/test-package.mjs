@@ -1,6 +1,7 @@
 // Packs the package, installs the tarball in an empty project beside onnxruntime-node, and runs a session there: what a user gets.
 // The session's model is written by hand, so that the test needs nothing but the package.
-//   --keep  leaves the project in place and prints its folder
+//   --from-source  then removes the prebuilt binaries and has the install script build them (for the CPU) from the tarball's sources
+//   --keep         leaves the project in place and prints its folder
 import { spawnSync } from 'node:child_process';
 import { cpSync, existsSync, mkdirSync, mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { createRequire } from 'node:module';
@@ -30,8 +31,9 @@ function check(holds, what) {
 
 /** The peer and what it depends on, copied from this checkout: what is tested is our tarball, not the registry. */
 function installPeer() {
+  const modules = dirname(dirname(createRequire(import.meta.url).resolve('onnxruntime-node/package.json')));
   for (const name of ['onnxruntime-node', 'onnxruntime-common']) {
-    const folder = dirname(createRequire(import.meta.url).resolve(`${name}/package.json`));
+    const folder = join(modules, name);
     const target = join(project, 'node_modules', name);
     cpSync(folder, target, { recursive: true, filter: (path) => !/\/bin\/napi-v\d+\/(darwin|win32)/.test(path) });
   }
@@ -94,7 +96,8 @@ const installed = join(project, 'node_modules', 'onnxruntime-ep-flashllm');
 check(!existsSync(join(installed, 'build')), 'installing took the prebuilt binaries');
 
 writeFileSync(join(project, 'session.mjs'), session);
-const result = JSON.parse(run(process.execPath, ['session.mjs']).trim().split('\n').at(-1));
+const runSession = () => JSON.parse(run(process.execPath, ['session.mjs']).trim().split('\n').at(-1));
+const result = runSession();
 check(result.y.join() === '201,30', `a session runs there and gives 201,30 (${result.y})`);
 check(
   result.library.startsWith(project) && result.ep === 'FlashLLMExecutionProvider',
@@ -114,5 +117,12 @@ if (Number(process.versions.node.split('.')[0]) >= 22 || process.features.requir
 }
 const version = JSON.parse(readFileSync(join(root, 'package.json'), 'utf8')).version;
 check(doctor.package.version === version, `the installed version is ${version}`);
+if (process.argv.includes('--from-source')) {
+  rmSync(join(installed, 'native'), { recursive: true });
+  process.env.FLASHLLM_CUDA = 'OFF';
+  process.env.ORT_INCLUDE_DIR ??= join(root, 'build', 'onnxruntime-headers');
+  run(process.execPath, ['scripts/build-native.mjs'], installed);
+  check(runSession().y.join() === '201,30', 'a session runs with binaries built from the tarball');
+}
 if (process.argv.includes('--keep')) console.log(project);
 else rmSync(project, { recursive: true, force: true });

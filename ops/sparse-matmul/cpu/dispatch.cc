@@ -1,5 +1,6 @@
 // Which kernels this machine runs.
 #include "ops/sparse-matmul/cpu/implementations.h"
+#include "ops/sparse-matmul/cpu/kernels.h"
 
 namespace flashllm::cpu {
 
@@ -31,6 +32,10 @@ const char* IsaName(Isa isa) {
 }
 
 std::unique_ptr<SparseMatMul> MakeSparseMatMul(const PackedWeight& weight, Isa isa) {
+#ifdef FLASHLLM_X86
+  if (isa == Isa::kAvx512) return MakeBlocked(weight, Avx512Kernels());
+  if (isa == Isa::kAvx2) return MakeBlocked(weight, Avx2Kernels());
+#endif
   static_cast<void>(isa);
   return MakeReference(weight);
 }

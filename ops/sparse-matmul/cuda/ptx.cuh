@@ -55,8 +55,10 @@ __device__ __forceinline__ void BarrierWait(uint32_t barrier, uint32_t parity) {
       "r"(parity)
       : "memory");
 }
+/// Copies `bytes` (a multiple of 16, maybe 0) and completes one phase of the barrier.
 __device__ __forceinline__ void BulkCopy(uint32_t destination, const void* source, uint32_t bytes, uint32_t barrier) {
   asm volatile("mbarrier.arrive.expect_tx.shared.b64 _,[%0],%1;" ::"r"(barrier), "r"(bytes) : "memory");
+  if (bytes == 0) return;
   asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0],[%1],%2,[%3];" ::"r"(destination), "l"(source),
                "r"(bytes), "r"(barrier)
                : "memory");

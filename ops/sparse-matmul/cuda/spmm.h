@@ -23,10 +23,12 @@ struct DeviceInfo {
   int device = 0;
   int compute_capability = 0;  // 90 = 9.0
   int sm_count = 0;
-  int shared_bytes = 0;  // a block's limit, opted in
+  int shared_bytes = 0;      // a block's limit, opted in
+  int clusters[3] = {};      // thread-block clusters of 1, 2 and 4 blocks that run at once, one block a multiprocessor
 };
 
-/// Reads the properties of one GPU. cudaErrorNoKernelImageForDevice where this library has no code for it (before 8.0).
+/// Reads the properties of one GPU, the current device, and readies the kernels on it: call it before the first Launch.
+/// cudaErrorNoKernelImageForDevice where this library has no code for it (before 8.0).
 cudaError_t GetDeviceInfo(int device, DeviceInfo* info);
 
 enum class Layout : uint8_t {

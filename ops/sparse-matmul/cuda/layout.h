@@ -4,7 +4,8 @@
 // K is cut into units of 32. Panel x unit is two *chunks*: half 0 holds the first ceil(n/2) of the panel's n tiles, half 1 the rest.
 //
 // A chunk, 16-byte aligned and padded, of n tiles (0 to 4):
-//   u16 base[4][2]      byte offset, from the chunk's start, of the values of tile i, k16-step s
+//   u16 base[4][2]      byte offset, from the chunk's start, of the values of tile i, k16-step s; base[0][0], which is known
+//                       (16 + 64 n), holds the chunk's bytes instead
 //   mask words          tiles 0 and 1: u32[32 lanes], one byte for each of (tile 0, s 0), (0, 1), (1, 0), (1, 1); then tiles 2 and 3;
 //                       an odd last tile: u16[32 lanes]
 //   values              16 bits each, in the order tile, s, lane, bit
@@ -27,7 +28,11 @@ constexpr int kKLanes = 16;  // a thread block's; a cluster of c has 16 c
 constexpr int kChunkHeader = 16;
 constexpr int kTileMaskBytes = 64;
 
+#ifdef __CUDACC__
 #define FLASHLLM_HD __host__ __device__ __forceinline__
+#else
+#define FLASHLLM_HD inline
+#endif
 
 FLASHLLM_HD int KLaneStart(int lane, int lanes, int units) {
   return static_cast<int>(static_cast<int64_t>(lane) * units / lanes);

@@ -1,0 +1,30 @@
+import { Command } from 'commander';
+import { findModels, type InspectReport, inspectModel } from '../../graph-passes/index.js';
+import { addLayerOptions, formatLayers, type LayerOptions, layerSettings, progressBars } from '../layer-options.js';
+import { abortOnInterrupt } from '../terminal.js';
+
+/** `flashllm inspect`: the linear layers of any ONNX model, their zeros, and what a rewrite would do. */
+export function inspectCommand(): Command {
+  const command = new Command('inspect')
+    .description('Show the linear layers of an ONNX model, how sparse they are, and what a rewrite would do.')
+    .argument('<model>', 'an .onnx file, or a folder with .onnx files');
+  return addLayerOptions(command).option('--json', 'print the report as JSON').action(run);
+}
+
+async function run(model: string, options: LayerOptions & { json?: boolean }): Promise<void> {
+  const interrupt = abortOnInterrupt();
+  const bars = progressBars();
+  try {
+    const reports: InspectReport[] = [];
+    for (const { path } of findModels(model).models) {
+      const { signal } = interrupt;
+      reports.push(await inspectModel({ ...layerSettings(options), input: path, signal, onProgress: bars.onProgress }));
+    }
+    bars.stop();
+    if (options.json) process.stdout.write(`${JSON.stringify({ models: reports }, null, 2)}\n`);
+    else for (const report of reports) process.stdout.write(`${report.input}\n\n${formatLayers(report)}\n\n`);
+  } finally {
+    bars.stop();
+    interrupt.release();
+  }
+}

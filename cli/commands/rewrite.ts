@@ -1,0 +1,80 @@
+import { Command } from 'commander';
+import {
+  findModels,
+  type InspectReport,
+  inspectModel,
+  type RewriteReport,
+  rewriteFolder,
+} from '../../graph-passes/index.js';
+import { addLayerOptions, formatLayers, type LayerOptions, layerSettings, progressBars } from '../layer-options.js';
+import { abortOnInterrupt, formatBytes } from '../terminal.js';
+
+interface Options extends LayerOptions {
+  output?: string;
+  dryRun?: boolean;
+  portable: boolean;
+  json?: boolean;
+  trace?: boolean;
+}
+
+/** `flashllm rewrite`: pruned linear layers of an ONNX model become SparseMatMul. */
+export function rewriteCommand(): Command {
+  const command = new Command('rewrite')
+    .description('Rewrite an ONNX model: linear layers with enough zeros become sparse, everything else stays.')
+    .argument('<model>', 'an .onnx file, or a folder with .onnx files')
+    .option('-o, --output <folder>', 'folder for the rewritten model; configuration and tokenizer are copied along');
+  return addLayerOptions(command)
+    .option('--dry-run', 'print what would be done; write nothing')
+    .option('--no-portable', 'leave out the function of standard ops that lets the model run without this package')
+    .option('--json', 'print the report as JSON')
+    .option('--trace', 'print which rule was tried on which node, and why it did not apply, to standard error')
+    .action(run);
+}
+
+async function run(model: string, options: Options, command: Command): Promise<void> {
+  if (!options.output && !options.dryRun) command.error('give -o <folder>, or --dry-run', { exitCode: 2 });
+  const interrupt = abortOnInterrupt();
+  const bars = progressBars();
+  const settings = {
+    ...layerSettings(options),
+    signal: interrupt.signal,
+    onProgress: bars.onProgress,
+    ...(options.trace ? { trace: printTrace } : {}),
+  };
+  try {
+    const reports: (InspectReport | RewriteReport)[] = [];
+    if (options.dryRun) {
+      for (const { path } of findModels(model).models) reports.push(await inspectModel({ ...settings, input: path }));
+    } else {
+      const output = options.output ?? '';
+      reports.push(...(await rewriteFolder({ ...settings, input: model, output, portable: options.portable })));
+    }
+    bars.stop();
+    print(reports, options.json ?? false);
+  } finally {
+    bars.stop();
+    interrupt.release();
+  }
+}
+
+function print(reports: readonly (InspectReport | RewriteReport)[], json: boolean): void {
+  if (json) {
+    process.stdout.write(`${JSON.stringify({ models: reports }, null, 2)}\n`);
+    return;
+  }
+  for (const report of reports) {
+    process.stdout.write(`${report.input}\n\n${formatLayers(report)}\n`);
+    if ('output' in report) {
+      const { path, modelBytes, dataBytes } = report.output;
+      const fused = Object.entries(report.fused).map(([rule, count]) => `${rule} ${count}`);
+      process.stdout.write(`wrote ${path}: ${formatBytes(modelBytes + dataBytes)} (${fused.join(', ')})\n`);
+    }
+    process.stdout.write('\n');
+  }
+}
+
+function printTrace(event: { rule: string; node: string; applied: boolean; reason: string }): void {
+  process.stderr.write(
+    `${event.applied ? 'applied' : 'refused'} ${event.rule} ${event.node}${event.reason && `: ${event.reason}`}\n`,
+  );
+}

@@ -1,0 +1,97 @@
+import { Command, InvalidArgumentError } from 'commander';
+import { findModels } from '../../graph-passes/index.js';
+import { type VerifyReport, verifyModels } from '../../graph-passes/verify.js';
+import { type Column, formatTable } from '../terminal.js';
+
+interface Options {
+  inputs?: string;
+  stock?: boolean;
+  tolerance?: number;
+  batch: number;
+  sequence: number;
+  past: number;
+  seed: number;
+  json?: boolean;
+}
+
+/** `flashllm verify`: two models on the same inputs, compared element by element. Exit code 1 where they differ. */
+export function verifyCommand(): Command {
+  return new Command('verify')
+    .description('Run a model and its rewritten form on the same inputs and compare every output element by element.')
+    .argument('<original>', 'an .onnx file or a folder with one; runs in an ordinary CPU session')
+    .argument('<rewritten>', 'an .onnx file or a folder with one; runs with flashllm')
+    .option('--inputs <file>', 'JSON: { "inputs": { "<name>": { "dtype", "shape", "data" } } } (default: random)')
+    .option('--stock', 'also run the rewritten model without flashllm')
+    .option('--tolerance <share>', "largest difference, as a share of an output's largest magnitude", parsePositive)
+    .option('--batch <n>', 'random inputs: batch', parseCount, 2)
+    .option('--sequence <n>', 'random inputs: tokens', parseCount, 5)
+    .option('--past <n>', 'random inputs: tokens in the past', parseCount, 3)
+    .option('--seed <n>', 'random inputs: seed', parseCount, 1)
+    .option('--json', 'print the report as JSON')
+    .action(run);
+}
+
+async function run(original: string, rewritten: string, options: Options): Promise<void> {
+  const { batch, sequence, past, seed, inputs, tolerance } = options;
+  const report = await verifyModels({
+    original: singleModel(original),
+    rewritten: singleModel(rewritten),
+    stock: options.stock ?? false,
+    sizes: { batch, sequence, past, seed },
+    ...(inputs === undefined ? {} : { inputs }),
+    ...(tolerance === undefined ? {} : { tolerance }),
+  });
+  if (options.json) process.stdout.write(`${JSON.stringify(report, null, 2)}\n`);
+  else process.stdout.write(`${format(report)}\n`);
+  process.exitCode = report.ok ? 0 : 1;
+}
+
+function singleModel(path: string): string {
+  const { models } = findModels(path);
+  const [model] = models;
+  if (!model || models.length > 1) {
+    throw new Error(
+      `${path} holds ${models.length} models; name one: ${models.map(({ relative }) => relative).join(', ')}`,
+    );
+  }
+  return model.path;
+}
+
+const COLUMNS: readonly Column[] = [
+  { header: 'output' },
+  { header: 'type' },
+  { header: 'shape' },
+  { header: 'largest', align: 'right' },
+  { header: 'difference', align: 'right' },
+  { header: 'relative', align: 'right' },
+  { header: 'allowed', align: 'right' },
+  { header: '' },
+];
+
+function format(report: VerifyReport): string {
+  const tables = report.runs.map(({ providers, outputs }) => {
+    const rows = outputs.map((output) => [
+      output.name,
+      output.type,
+      output.shape.join(' × '),
+      output.magnitude.toPrecision(4),
+      output.maxAbsolute.toExponential(2),
+      output.maxRelative.toExponential(2),
+      output.tolerance.toExponential(0),
+      output.ok ? 'ok' : 'DIFFERS',
+    ]);
+    return `${providers.join(' + ')} against the original\n\n${formatTable(COLUMNS, rows)}`;
+  });
+  return [...tables, report.ok ? 'the models agree' : 'the models differ'].join('\n\n');
+}
+
+function parsePositive(text: string): number {
+  const value = Number(text);
+  if (text.trim() === '' || !(value >= 0)) throw new InvalidArgumentError('Expected a number that is not negative.');
+  return value;
+}
+
+function parseCount(text: string): number {
+  if (!/^\d{1,9}$/.test(text)) throw new InvalidArgumentError('Expected a whole number that is not negative.');
+  return Number(text);
+}

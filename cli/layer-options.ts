@@ -1,0 +1,120 @@
+/** What `rewrite` and `inspect` share: the options that choose layers, and the table that says what became of them. */
+import { type Command, InvalidArgumentError, Option } from 'commander';
+import {
+  BREAK_EVEN_SPARSITY,
+  type InspectOptions,
+  type InspectReport,
+  type LayerReport,
+} from '../graph-passes/index.js';
+import type { PruneSpec } from '../provider/native.js';
+import { type Column, formatBytes, formatTable, Progress } from './terminal.js';
+
+export interface LayerOptions {
+  minSparsity?: number;
+  include: string[];
+  exclude: string[];
+  weights: 'auto' | 'fp16' | 'bf16' | 'fp32';
+  sparsity?: number;
+  method: PruneSpec['method'];
+  scope: PruneSpec['scope'];
+}
+
+/** Methods of `--method`; the first is the default. */
+const PRUNING_METHODS: readonly PruneSpec['method'][] = ['magnitude'];
+
+const VALUE_TYPES = { auto: 'auto', fp16: 'float16', bf16: 'bfloat16', fp32: 'float32' } as const;
+
+/** Adds the options to a command. */
+export function addLayerOptions(command: Command): Command {
+  const collect = (value: string, list: string[]) => [...list, value];
+  return command
+    .option(
+      '--min-sparsity <fraction>',
+      `least share of zeros of a layer that becomes sparse (default: ${BREAK_EVEN_SPARSITY}, where sparse stops being slower)`,
+      parseFraction,
+    )
+    .option('--include <glob>', 'only layers whose node or weight name matches; may be repeated', collect, [])
+    .option('--exclude <glob>', 'not layers whose node or weight name matches; may be repeated', collect, [])
+    .addOption(
+      new Option('--weights <type>', 'type of stored values; auto: the smallest that holds every value exactly')
+        .choices(Object.keys(VALUE_TYPES))
+        .default('auto'),
+    )
+    .option('--sparsity <fraction>', 'prune to this share of zeros first', parseFraction)
+    .addOption(new Option('--method <name>', 'how to prune').choices(PRUNING_METHODS).default(PRUNING_METHODS[0]))
+    .addOption(
+      new Option('--scope <name>', 'what the share of zeros is kept in').choices(['layer', 'row']).default('layer'),
+    );
+}
+
+/** The options as the library takes them. */
+export function layerSettings(options: LayerOptions): Omit<InspectOptions, 'input'> {
+  const { minSparsity, include, exclude, weights, sparsity, method, scope } = options;
+  return {
+    include,
+    exclude,
+    weights: VALUE_TYPES[weights],
+    ...(minSparsity === undefined ? {} : { minSparsity }),
+    ...(sparsity === undefined ? {} : { prune: { method, sparsity, scope } }),
+  };
+}
+
+/** A share: `0.5` or `50%`. */
+function parseFraction(text: string): number {
+  const value = text.endsWith('%') ? Number(text.slice(0, -1)) / 100 : Number(text);
+  if (text.trim() === '' || !(value >= 0 && value <= 1)) {
+    throw new InvalidArgumentError('Expected a share from 0 to 1, such as 0.5 or 50%.');
+  }
+  return value;
+}
+
+/** Shows the progress of reading and writing, one bar after the other. */
+export function progressBars(): { onProgress: NonNullable<InspectOptions['onProgress']>; stop: () => void } {
+  let bar: Progress | undefined;
+  let phase = '';
+  return {
+    onProgress(progress) {
+      if (phase !== progress.phase) {
+        bar?.stop();
+        phase = progress.phase;
+        bar = new Progress(phase === 'read' ? 'reading' : 'writing', progress.bytesTotal);
+      }
+      bar?.update(progress.bytesDone);
+    },
+    stop: () => bar?.stop(),
+  };
+}
+
+const COLUMNS: readonly Column[] = [
+  { header: 'layer' },
+  { header: 'out × in', align: 'right' },
+  { header: 'zeros', align: 'right' },
+  { header: 'before', align: 'right' },
+  { header: 'after', align: 'right' },
+  { header: 'decision' },
+  { header: 'why' },
+];
+
+/** The table of a model's layers, with a line of totals below. */
+export function formatLayers({ layers, bytesBefore, bytesAfter }: InspectReport): string {
+  if (layers.length === 0) return 'no linear layer with a constant weight';
+  const sparse = layers.filter(({ decision }) => decision === 'sparse').length;
+  const share = bytesBefore > 0 ? ` (${((bytesAfter / bytesBefore) * 100).toFixed(1)} %)` : '';
+  const summary =
+    `${sparse} of ${layers.length} layers sparse; their weights and the others: ` +
+    `${formatBytes(bytesBefore)} → ${formatBytes(bytesAfter)}${share}`;
+  return `${formatTable(COLUMNS, layers.map(layerRow))}\n\n${summary}`;
+}
+
+function layerRow(layer: LayerReport): string[] {
+  const bytes = (count: number | undefined) => (count === undefined ? '–' : formatBytes(count));
+  return [
+    layer.name,
+    layer.outFeatures === undefined ? '–' : `${layer.outFeatures} × ${layer.inFeatures}`,
+    layer.sparsity === undefined ? '–' : `${(layer.sparsity * 100).toFixed(1)} %`,
+    bytes(layer.bytesBefore),
+    bytes(layer.bytesAfter),
+    layer.decision === 'sparse' ? `sparse ${layer.valueType}` : 'dense',
+    layer.reason,
+  ];
+}

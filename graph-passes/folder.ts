@@ -1,0 +1,80 @@
+/** Models as people keep them: a folder with one or more .onnx files, their data, a tokenizer and configuration beside. */
+import { existsSync, readdirSync, statSync } from 'node:fs';
+import { copyFile, mkdir } from 'node:fs/promises';
+import path from 'node:path';
+import { ModelError, OutputError } from './onnx/errors.js';
+import { type RewriteOptions, type RewriteReport, rewriteModel } from './rewrite.js';
+
+/** Files that belong to a model and go along with it; anything else in the folder is none of our business. */
+const COMPANION =
+  /^((.*_)?config\.json|tokenizer.*|vocab\..+|merges\.txt|special_tokens_map\.json|added_tokens\.json|chat_template.*|.+\.spm|licen[sc]e.*)$/i;
+
+/** Folders of a model folder in which .onnx files are looked for: itself, and where transformers.js has them. */
+const MODEL_FOLDERS = ['', 'onnx'];
+
+export interface ModelFile {
+  /** Path of the .onnx file. */
+  path: string;
+  /** Its path relative to the model's folder. */
+  relative: string;
+}
+
+/**
+ * The .onnx files that a path means: the file itself, or all of a folder (and of its subfolder `onnx`).
+ * @throws ModelError where there is none.
+ */
+export function findModels(input: string): { root: string; models: ModelFile[] } {
+  const stats = statSync(input, { throwIfNoEntry: false });
+  if (!stats) throw new ModelError(`${input} does not exist; expected an .onnx file or a folder with one`);
+  if (stats.isFile()) {
+    return { root: path.dirname(input), models: [{ path: input, relative: path.basename(input) }] };
+  }
+  const models = MODEL_FOLDERS.flatMap((folder) => {
+    const full = path.join(input, folder);
+    if (!existsSync(full)) return [];
+    const names = readdirSync(full).filter((name) => name.endsWith('.onnx') && !name.startsWith('.'));
+    return names.sort().map((name) => ({ path: path.join(full, name), relative: path.join(folder, name) }));
+  });
+  if (models.length === 0) {
+    throw new ModelError(`${input} holds no .onnx file. For a Hugging Face checkpoint, run flashllm export first`);
+  }
+  return { root: input, models };
+}
+
+export interface RewriteFolderOptions extends Omit<RewriteOptions, 'input' | 'output'> {
+  /** An .onnx file, or a folder. */
+  input: string;
+  /** The folder to write into. */
+  output: string;
+  /** Told of each model before it is rewritten. */
+  onModel?: (model: ModelFile) => void;
+}
+
+/**
+ * Rewrites a model, or every model of a folder, into another folder, and copies configuration and tokenizer along.
+ * @throws OutputError where the output folder is the input's; otherwise as {@link rewriteModel}.
+ */
+export async function rewriteFolder(options: RewriteFolderOptions): Promise<RewriteReport[]> {
+  const { root, models } = findModels(options.input);
+  if (path.resolve(root) === path.resolve(options.output)) {
+    throw new OutputError(`the output folder ${options.output} is the one that the model is in. Name another`);
+  }
+  const reports: RewriteReport[] = [];
+  for (const model of models) {
+    options.onModel?.(model);
+    const output = path.join(options.output, model.relative);
+    reports.push(await rewriteModel({ ...options, input: model.path, output }));
+  }
+  await copyCompanions(root, options.output);
+  return reports;
+}
+
+/** Copies configuration and tokenizer files from one model folder to another; returns their names. */
+export async function copyCompanions(from: string, to: string): Promise<string[]> {
+  const names = readdirSync(from, { withFileTypes: true })
+    .filter((entry) => COMPANION.test(entry.name) && statSync(path.join(from, entry.name)).isFile())
+    .map((entry) => entry.name);
+  await mkdir(to, { recursive: true });
+  for (const name of names) await copyFile(path.join(from, name), path.join(to, name));
+  return names;
+}

@@ -1,0 +1,124 @@
+/** Inputs to try a model with, made from what it says of them. */
+import type { InferenceSession, Tensor, TensorConstructor } from 'onnxruntime-node';
+import { GraphView } from './graph/graph-view.js';
+import { loadModel } from './onnx/load.js';
+import { dimsOf, numberToFloat16 } from './onnx/tensor.js';
+
+export interface InputSizes {
+  batch: number;
+  /** Tokens of this call, and tokens before it. */
+  sequence: number;
+  past: number;
+  seed: number;
+}
+
+type ValueMetadata = InferenceSession.ValueMetadata;
+
+/** Numbers in [0, 1) from a seed (mulberry32), so that a failure can be repeated. */
+function random(seed: number): () => number {
+  let state = seed >>> 0;
+  return () => {
+    state = (state + 0x6d2b79f5) >>> 0;
+    let t = Math.imul(state ^ (state >>> 15), state | 1);
+    t ^= t + Math.imul(t ^ (t >>> 7), t | 61);
+    return ((t ^ (t >>> 14)) >>> 0) / 2 ** 32;
+  };
+}
+
+/**
+ * One tensor for each input. Decoder inputs by their names: ids within the embedding table, a mask of ones, positions that follow
+ * the past; others: floats around zero, integers 0 or 1.
+ * @throws TypeError for an input that is no tensor of a type known here.
+ */
+export function randomInputs(
+  TensorClass: TensorConstructor,
+  metadata: readonly ValueMetadata[],
+  modelPath: string,
+  sizes: InputSizes,
+): Record<string, Tensor> {
+  const next = random(sizes.seed);
+  const hasPast = metadata.some(({ name }) => /past/.test(name));
+  const past = hasPast ? sizes.past : 0;
+  const vocabulary = tableRows(modelPath);
+  const symbols = new Map<string, number>();
+  const feeds: Record<string, Tensor> = {};
+  for (const input of metadata) {
+    if (!input.isTensor) throw new TypeError(`input '${input.name}' is no tensor; give the inputs in a file`);
+    const dims = input.shape.map((dim, axis) => sizeOf(dim, axis, input.name, { ...sizes, past }, symbols));
+    const count = dims.reduce((a, b) => a * b, 1);
+    const value = (i: number): number => {
+      if (/attention_mask/.test(input.name)) return 1;
+      if (/position_ids/.test(input.name)) return past + (i % (dims.at(-1) ?? 1));
+      if (/use_cache/.test(input.name)) return 1;
+      const rows = vocabulary.get(input.name);
+      if (rows !== undefined) return Math.floor(next() * rows);
+      return /float/.test(input.type) ? (next() + next() + next() - 1.5) * 1.5 : Math.floor(next() * 2);
+    };
+    feeds[input.name] = makeTensor(
+      TensorClass,
+      input,
+      dims,
+      Array.from({ length: count }, (_, i) => value(i)),
+    );
+  }
+  return feeds;
+}
+
+/** Rows of the tables that graph inputs index by Gather: an id must be below. */
+function tableRows(modelPath: string): Map<string, number> {
+  const rows = new Map<string, number>();
+  const { scopes } = new GraphView(loadModel(modelPath).proto);
+  for (const scope of scopes) {
+    for (const node of scope.graph.node ?? []) {
+      const [table = '', ids = ''] = node.input ?? [];
+      const tensor = node.opType === 'Gather' ? scope.owner(table)?.initializers.get(table) : undefined;
+      if (tensor) rows.set(ids, Math.min(rows.get(ids) ?? Number.POSITIVE_INFINITY, dimsOf(tensor)[0] ?? 1));
+    }
+  }
+  return rows;
+}
+
+function sizeOf(
+  dim: number | string,
+  axis: number,
+  input: string,
+  sizes: InputSizes,
+  symbols: Map<string, number>,
+): number {
+  if (typeof dim === 'number' && dim >= 0) return dim;
+  const total = sizes.past + sizes.sequence;
+  if (axis === 0) return sizes.batch;
+  if (/past_key_values|past_keys|past_values|^past/.test(input)) return sizes.past;
+  if (/attention_mask/.test(input)) return total;
+  if (/input_ids|position_ids|inputs_embeds/.test(input)) return sizes.sequence;
+  const name = String(dim);
+  if (/total|past.*\+/.test(name)) return total;
+  if (/past/.test(name)) return sizes.past;
+  if (!symbols.has(name)) symbols.set(name, /seq|length/.test(name) ? sizes.sequence : sizes.batch + symbols.size + 1);
+  return symbols.get(name) ?? 1;
+}
+
+/** A tensor of the input's type from numbers. */
+export function makeTensor(
+  TensorClass: TensorConstructor,
+  { name, type }: { name: string; type: string },
+  dims: readonly number[],
+  values: readonly number[],
+): Tensor {
+  const make = {
+    float32: () => Float32Array.from(values),
+    float64: () => Float64Array.from(values),
+    float16: () => Uint16Array.from(values, numberToFloat16),
+    int64: () => BigInt64Array.from(values, (value) => BigInt(value)),
+    uint64: () => BigUint64Array.from(values, (value) => BigInt(value)),
+    int32: () => Int32Array.from(values),
+    uint32: () => Uint32Array.from(values),
+    int16: () => Int16Array.from(values),
+    uint16: () => Uint16Array.from(values),
+    int8: () => Int8Array.from(values),
+    uint8: () => Uint8Array.from(values),
+    bool: () => Uint8Array.from(values),
+  }[type];
+  if (!make) throw new TypeError(`input '${name}' is ${type}; expected a tensor of numbers or booleans`);
+  return new TensorClass(type as 'float32', make() as Float32Array, dims);
+}

@@ -1,0 +1,155 @@
+/** Runs two models on the same inputs and compares what they give, element by element. */
+import { readFileSync } from 'node:fs';
+import type { InferenceSession, Tensor, TensorConstructor } from 'onnxruntime-node';
+import { float16ToNumber } from './onnx/tensor.js';
+import { type InputSizes, makeTensor, randomInputs } from './random-inputs.js';
+
+/**
+ * Largest difference allowed, as a share of the output's largest magnitude. Both sides sum in other orders, so that float32
+ * differs by some hundred roundings of 2^-24 after many layers, float16 by some ten of 2^-11.
+ */
+const TOLERANCE: Readonly<Record<string, number>> = { float32: 1e-4, float64: 1e-4, float16: 2e-2, bfloat16: 1e-1 };
+
+export interface VerifyOptions {
+  /** The .onnx files. The original runs in an ordinary CPU session. */
+  original: string;
+  rewritten: string;
+  /** A JSON file `{ inputs: { name: { dtype, shape, data } } }`; without it inputs are random. */
+  inputs?: string;
+  /** Whether to run the rewritten model in an ordinary CPU session too, through its function of standard ops. */
+  stock?: boolean;
+  /** Overrides the tolerances of all types: share of an output's largest magnitude. */
+  tolerance?: number;
+  sizes?: Partial<InputSizes>;
+}
+
+/** How one output of one run compares with the original's. */
+export interface OutputDifference {
+  name: string;
+  type: string;
+  shape: number[];
+  /** Largest magnitude in the original's output. */
+  magnitude: number;
+  maxAbsolute: number;
+  /** `maxAbsolute / magnitude`. */
+  maxRelative: number;
+  tolerance: number;
+  ok: boolean;
+}
+
+export interface VerifyReport {
+  runs: { providers: string[]; outputs: OutputDifference[] }[];
+  ok: boolean;
+}
+
+/**
+ * Compares a model with its rewritten form. One session is open at a time.
+ * @throws Error where a model does not load or run, or the inputs do not fit.
+ */
+export async function verifyModels(options: VerifyOptions): Promise<VerifyReport> {
+  const sizes = { batch: 2, sequence: 5, past: 3, seed: 1, ...options.sizes };
+  // Loaded here, so that a program that only rewrites models loads no runtime.
+  const ort = await import('onnxruntime-node');
+  await import('../provider/index.js');
+  let feeds: Record<string, Tensor> = {};
+  const expected = await runModel(ort, options.original, ['cpu'], (session) => {
+    feeds = options.inputs
+      ? readInputs(ort.Tensor, options.inputs, session.inputMetadata)
+      : randomInputs(ort.Tensor, session.inputMetadata, options.original, sizes);
+    return feeds;
+  });
+  const report: VerifyReport = { runs: [], ok: true };
+  for (const providers of [['flashllm', 'cpu'], ...(options.stock ? [['cpu']] : [])]) {
+    const found = await runModel(ort, options.rewritten, providers, () => feeds);
+    const outputs = Object.entries(expected).map(([name, tensor]) =>
+      compare(name, tensor, found[name], options.tolerance),
+    );
+    report.runs.push({ providers, outputs });
+    report.ok &&= outputs.every(({ ok }) => ok);
+  }
+  return report;
+}
+
+async function runModel(
+  ort: typeof import('onnxruntime-node'),
+  path: string,
+  executionProviders: string[],
+  feedsOf: (session: InferenceSession) => Record<string, Tensor>,
+): Promise<Record<string, Tensor>> {
+  const session = await ort.InferenceSession.create(path, { executionProviders });
+  try {
+    return (await session.run(feedsOf(session))) as Record<string, Tensor>;
+  } finally {
+    await session.release();
+  }
+}
+
+interface JsonTensor {
+  dtype: string;
+  shape: number[];
+  data: number[];
+}
+
+function readInputs(
+  TensorClass: TensorConstructor,
+  file: string,
+  metadata: readonly InferenceSession.ValueMetadata[],
+): Record<string, Tensor> {
+  const { inputs } = JSON.parse(readFileSync(file, 'utf8')) as { inputs?: Record<string, JsonTensor> };
+  const feeds: Record<string, Tensor> = {};
+  for (const { name } of metadata) {
+    const given = inputs?.[name];
+    const count = given?.shape?.reduce((a, b) => a * b, 1);
+    if (!given || given.data?.length !== count) {
+      throw new Error(
+        `${file}: input '${name}' is missing or its data does not fill its shape; expected { dtype, shape, data }`,
+      );
+    }
+    feeds[name] = makeTensor(TensorClass, { name, type: given.dtype }, given.shape, given.data);
+  }
+  return feeds;
+}
+
+function compare(
+  name: string,
+  expected: Tensor,
+  found: Tensor | undefined,
+  tolerance: number | undefined,
+): OutputDifference {
+  const left = numbers(expected);
+  const right = found ? numbers(found) : [];
+  const sameShape = found?.type === expected.type && String(found.dims) === String(expected.dims);
+  let magnitude = 0;
+  let maxAbsolute = sameShape ? 0 : Number.POSITIVE_INFINITY;
+  for (let i = 0; sameShape && i < left.length; i++) {
+    const [a, b] = [left[i] as number, right[i] as number];
+    if (Number.isFinite(a)) magnitude = Math.max(magnitude, Math.abs(a));
+    if (Object.is(a, b) || a === b) continue;
+    const difference = Math.abs(a - b);
+    maxAbsolute = Math.max(maxAbsolute, Number.isNaN(difference) ? Number.POSITIVE_INFINITY : difference);
+  }
+  const allowed = tolerance ?? TOLERANCE[expected.type] ?? 0;
+  const maxRelative = maxAbsolute === 0 ? 0 : maxAbsolute / (magnitude || Number.MIN_VALUE);
+  const ok = maxRelative <= allowed;
+  return {
+    name,
+    type: expected.type,
+    shape: [...expected.dims],
+    magnitude,
+    maxAbsolute,
+    maxRelative,
+    tolerance: allowed,
+    ok,
+  };
+}
+
+function numbers(tensor: Tensor): ArrayLike<number> {
+  if (tensor.type === 'float16') {
+    const bits = tensor.data as unknown as Uint16Array | ArrayLike<number>;
+    return bits instanceof Uint16Array ? Float64Array.from(bits, float16ToNumber) : bits;
+  }
+  if (tensor.type === 'int64' || tensor.type === 'uint64') {
+    return Float64Array.from(tensor.data as unknown as ArrayLike<bigint>, Number);
+  }
+  return tensor.data as unknown as ArrayLike<number>;
+}

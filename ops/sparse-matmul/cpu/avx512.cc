@@ -1,0 +1,287 @@
+// AVX-512 with VBMI2: vpexpandw puts packed 16-bit values under the bits of a mask, vpcompressw lists the bits.
+#include <immintrin.h>
+
+#include "ops/sparse-matmul/cpu/kernels.h"
+#include "ops/sparse-matmul/cpu/transpose_8x8.h"
+
+namespace flashllm::cpu {
+namespace {
+
+inline uint64_t LoadWord(const uint8_t* bits) {
+  uint64_t word;
+  __builtin_memcpy(&word, bits, 8);
+  return word;
+}
+
+inline int32_t LoadInt32(const uint8_t* bytes) {
+  int32_t value;
+  __builtin_memcpy(&value, bytes, 4);
+  return value;
+}
+
+// Keeps the load apart from what follows. GCC would fold it into a vpexpandw from memory, which takes twice as long on Zen 5.
+inline __m512i LoadApart(const uint8_t* bytes) {
+  __m512i vector = _mm512_loadu_si512(bytes);
+  __asm__("" : "+v"(vector));
+  return vector;
+}
+
+// Sixteen weights of each of the four quarters of a word, as floats.
+struct Quarters {
+  __m512 q[4];
+};
+
+struct Half {
+  static constexpr int64_t kSize = 2;
+  static inline __m512 Widen(__m256i packed) { return _mm512_cvtph_ps(packed); }
+};
+
+struct BFloat16 {
+  static constexpr int64_t kSize = 2;
+  static inline __m512 Widen(__m256i packed) {
+    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(packed), 16));
+  }
+};
+
+struct Float {
+  static constexpr int64_t kSize = 4;
+};
+
+// Expands 64 weights. Reads up to 32 elements past the last of them, which the padding of `values` covers.
+template <typename Type>
+inline Quarters Expand(uint64_t word, const uint8_t* values) {
+  const uint32_t low = static_cast<uint32_t>(word);
+  uint32_t high = static_cast<uint32_t>(word >> 32);
+  __asm__("" : "+r"(high));  // shifted here, not in a mask register, where it takes longer
+  const __m512i a = _mm512_maskz_expand_epi16(low, LoadApart(values));
+  const __m512i b = _mm512_maskz_expand_epi16(high, LoadApart(values + 2 * _mm_popcnt_u32(low)));
+  return {{Type::Widen(_mm512_castsi512_si256(a)), Type::Widen(_mm512_extracti64x4_epi64(a, 1)),
+           Type::Widen(_mm512_castsi512_si256(b)), Type::Widen(_mm512_extracti64x4_epi64(b, 1))}};
+}
+
+template <>
+inline Quarters Expand<Float>(uint64_t word, const uint8_t* values) {
+  Quarters quarters;
+  for (int i = 0; i < 4; ++i) {
+    const __mmask16 mask = static_cast<__mmask16>(word >> (16 * i));
+    quarters.q[i] = _mm512_maskz_expand_ps(mask, _mm512_castsi512_ps(LoadApart(values)));
+    values += 4 * _mm_popcnt_u32(mask);
+  }
+  return quarters;
+}
+
+// Rows × Columns sums at once. Each has kParts accumulators, so that enough multiplications are in flight.
+template <typename Type, int Rows, int Columns>
+inline void ExpandRows(const WeightView& weight, int64_t row, const float* x, float* out) {
+  constexpr int kParts = Columns == 1 ? 4 : Columns <= 3 ? 2 : 1;
+  const int64_t x_stride = 64 * weight.words;
+  const uint8_t* bits[Rows];
+  const uint8_t* values[Rows];
+  __m512 acc[Rows][Columns][kParts];
+  for (int r = 0; r < Rows; ++r) {
+    bits[r] = weight.bitmap + (row + r) * weight.row_bytes;
+    values[r] = weight.values + Type::kSize * LoadInt32(weight.row_offsets + 4 * (row + r));
+    for (int c = 0; c < Columns; ++c) {
+      for (int p = 0; p < kParts; ++p) acc[r][c][p] = _mm512_setzero_ps();
+    }
+  }
+  for (int64_t w = 0; w < weight.words; ++w) {
+    Quarters quarters[Rows];
+    for (int r = 0; r < Rows; ++r) {
+      const uint64_t word = LoadWord(bits[r] + 8 * w);
+      quarters[r] = Expand<Type>(word, values[r]);
+      values[r] += Type::kSize * _mm_popcnt_u64(word);
+    }
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; ++i) {
+#pragma GCC unroll 8
+      for (int c = 0; c < Columns; ++c) {
+        const __m512 x_vector = _mm512_loadu_ps(x + c * x_stride + 64 * w + 16 * i);
+        for (int r = 0; r < Rows; ++r) {
+          acc[r][c][i % kParts] = _mm512_fmadd_ps(quarters[r].q[i], x_vector, acc[r][c][i % kParts]);
+        }
+      }
+    }
+  }
+  for (int r = 0; r < Rows; ++r) {
+    for (int c = 0; c < Columns; ++c) {
+      __m512 sum = acc[r][c][0];
+      if (kParts == 2) sum = _mm512_add_ps(sum, acc[r][c][kParts - 1]);
+      if (kParts == 4) {
+        sum = _mm512_add_ps(_mm512_add_ps(sum, acc[r][c][1 % kParts]),
+                            _mm512_add_ps(acc[r][c][2 % kParts], acc[r][c][3 % kParts]));
+      }
+      out[r * Columns + c] = _mm512_reduce_add_ps(sum);
+    }
+  }
+}
+
+template <typename Type, int Columns>
+void ExpandColumns(const WeightView& weight, int64_t begin, int64_t end, const float* x, float* out) {
+  int64_t row = begin;
+  for (; row + 2 <= end; row += 2) ExpandRows<Type, 2, Columns>(weight, row, x, out + (row - begin) * Columns);
+  if (row < end) ExpandRows<Type, 1, Columns>(weight, row, x, out + (row - begin) * Columns);
+}
+
+template <typename Type>
+void ExpandTyped(const WeightView& weight, int64_t begin, int64_t end, const float* x, int64_t columns, float* out) {
+  switch (columns) {
+    case 1: return ExpandColumns<Type, 1>(weight, begin, end, x, out);
+    case 2: return ExpandColumns<Type, 2>(weight, begin, end, x, out);
+    case 3: return ExpandColumns<Type, 3>(weight, begin, end, x, out);
+    case 4: return ExpandColumns<Type, 4>(weight, begin, end, x, out);
+    case 5: return ExpandColumns<Type, 5>(weight, begin, end, x, out);
+    case 6: return ExpandColumns<Type, 6>(weight, begin, end, x, out);
+    case 7: return ExpandColumns<Type, 7>(weight, begin, end, x, out);
+    default: return ExpandColumns<Type, 8>(weight, begin, end, x, out);
+  }
+}
+
+void ExpandAny(const WeightView& weight, int64_t begin, int64_t end, const float* x, int64_t columns, float* out) {
+  switch (weight.type) {
+    case ValueType::kFloat16: return ExpandTyped<Half>(weight, begin, end, x, columns, out);
+    case ValueType::kBFloat16: return ExpandTyped<BFloat16>(weight, begin, end, x, columns, out);
+    case ValueType::kFloat32: return ExpandTyped<Float>(weight, begin, end, x, columns, out);
+  }
+}
+
+void WidenValues(const WeightView& weight, int64_t first, int64_t count, float* out) {
+  if (weight.type == ValueType::kFloat32) {
+    __builtin_memcpy(out, weight.values + 4 * first, static_cast<size_t>(count) * 4);
+    return;
+  }
+  // Whole vectors: `values` and the list both have room past the end.
+  const uint8_t* values = weight.values + 2 * first;
+  for (int64_t i = 0; i < count; i += 16) {
+    const __m256i packed = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(values + 2 * i));
+    const __m512 wide = weight.type == ValueType::kFloat16 ? Half::Widen(packed) : BFloat16::Widen(packed);
+    _mm512_storeu_ps(out + i, wide);
+  }
+}
+
+// Dense: words often have more than 32 bits, so that testing for it would be mispredicted.
+template <bool Dense>
+inline int64_t ListPositions(const uint8_t* bits, int64_t words, uint16_t* index) {
+  alignas(64) static const uint8_t kIota[64] = {
+      0,  1,  2,  3,  4,  5,  6,  7,  8,  9,  10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 29, 30, 31,
+      32, 33, 34, 35, 36, 37, 38, 39, 40, 41, 42, 43, 44, 45, 46, 47, 48, 49, 50, 51, 52, 53, 54, 55, 56, 57, 58, 59, 60, 61, 62, 63};
+  const __m512i iota = _mm512_load_si512(kIota);
+  const __m512i step = _mm512_set1_epi16(64);
+  __m512i base = _mm512_setzero_si512();
+  int64_t count = 0;
+  for (int64_t w = 0; w < words; ++w) {
+    const uint64_t word = LoadWord(bits + 8 * w);
+    const __m512i positions = _mm512_maskz_compress_epi8(word, iota);
+    const __m512i low = _mm512_cvtepu8_epi16(_mm512_castsi512_si256(positions));
+    const int64_t word_count = static_cast<int64_t>(_mm_popcnt_u64(word));
+    _mm512_storeu_si512(index + count, _mm512_add_epi16(low, base));
+    if (Dense || word_count > 32) {
+      const __m512i high = _mm512_cvtepu8_epi16(_mm512_extracti64x4_epi64(positions, 1));
+      _mm512_storeu_si512(index + count + 32, _mm512_add_epi16(high, base));
+    }
+    count += word_count;
+    base = _mm512_add_epi16(base, step);
+  }
+  return count;
+}
+
+int64_t ListBits(const WeightView& weight, const uint8_t* bits, int64_t words, int64_t first, uint16_t zero_row,
+                 uint16_t* index, float* value) {
+  const int64_t count =
+      weight.dense ? ListPositions<true>(bits, words, index) : ListPositions<false>(bits, words, index);
+  WidenValues(weight, first, count, value);
+  // Padding is written whether it is needed or not: a loop of unknown length would cost a misprediction a row.
+  _mm_storeu_si64(index + count, _mm_set1_epi16(static_cast<int16_t>(zero_row)));
+  _mm_storeu_ps(value + count, _mm_setzero_ps());
+  return count;
+}
+
+// `Sets` independent sums of `Vectors` vectors, taken in turn.
+template <int Vectors, int Sets>
+void AccumulateRows(const RowList* lists, int64_t rows, const float* panel, float* acc, int64_t stride) {
+  constexpr int64_t kWidth = 16 * Vectors;
+  for (int64_t r = 0; r < rows; ++r, acc += stride) {
+    const RowList list = lists[r];
+    if (list.count == 0) continue;
+    __m512 sum[Sets][Vectors];
+    for (int v = 0; v < Vectors; ++v) sum[0][v] = _mm512_loadu_ps(acc + 16 * v);
+    for (int s = 1; s < Sets; ++s) {
+      for (int v = 0; v < Vectors; ++v) sum[s][v] = _mm512_setzero_ps();
+    }
+    for (int64_t i = 0; i < list.count; i += kListMultiple) {
+      for (int u = 0; u < kListMultiple; ++u) {
+        const __m512 value = _mm512_set1_ps(list.value[i + u]);
+        const float* x = panel + kWidth * list.index[i + u];
+        for (int v = 0; v < Vectors; ++v) {
+          sum[u % Sets][v] = _mm512_fmadd_ps(value, _mm512_loadu_ps(x + 16 * v), sum[u % Sets][v]);
+        }
+      }
+    }
+    for (int v = 0; v < Vectors; ++v) {
+      __m512 total = sum[0][v];
+      if (Sets == 2) total = _mm512_add_ps(total, sum[Sets - 1][v]);
+      if (Sets == 4) {
+        total = _mm512_add_ps(_mm512_add_ps(total, sum[1 % Sets][v]),
+                              _mm512_add_ps(sum[2 % Sets][v], sum[3 % Sets][v]));
+      }
+      _mm512_storeu_ps(acc + 16 * v, total);
+    }
+  }
+}
+
+// Eight columns: half a vector.
+void AccumulateEight(const RowList* lists, int64_t rows, const float* panel, float* acc, int64_t stride) {
+  for (int64_t r = 0; r < rows; ++r, acc += stride) {
+    const RowList list = lists[r];
+    __m256 sum[4] = {_mm256_loadu_ps(acc), _mm256_setzero_ps(), _mm256_setzero_ps(), _mm256_setzero_ps()};
+    for (int64_t i = 0; i < list.count; i += kListMultiple) {
+      for (int u = 0; u < kListMultiple; ++u) {
+        const __m256 x = _mm256_loadu_ps(panel + 8 * list.index[i + u]);
+        sum[u] = _mm256_fmadd_ps(_mm256_set1_ps(list.value[i + u]), x, sum[u]);
+      }
+    }
+    _mm256_storeu_ps(acc, _mm256_add_ps(_mm256_add_ps(sum[0], sum[1]), _mm256_add_ps(sum[2], sum[3])));
+  }
+}
+
+void Accumulate(const RowList* lists, int64_t rows, const float* panel, int64_t width, float* acc, int64_t stride) {
+  switch (width) {
+    case 8: return AccumulateEight(lists, rows, panel, acc, stride);
+    case 16: return AccumulateRows<1, 4>(lists, rows, panel, acc, stride);
+    case 32: return AccumulateRows<2, 4>(lists, rows, panel, acc, stride);
+    case 48: return AccumulateRows<3, 4>(lists, rows, panel, acc, stride);
+    default: return AccumulateRows<4, 2>(lists, rows, panel, acc, stride);
+  }
+}
+
+void HalfToFloatAll(const uint8_t* in, int64_t count, float* out) {
+  for (int64_t i = 0; i < count; i += 16) {
+    const __mmask16 mask = count - i >= 16 ? 0xFFFF : static_cast<__mmask16>((1u << (count - i)) - 1);
+    const __m256i packed = _mm256_maskz_loadu_epi16(mask, in + 2 * i);
+    _mm512_mask_storeu_ps(out + i, mask, _mm512_cvtph_ps(packed));
+  }
+}
+
+void FloatToHalfAll(const float* in, int64_t count, uint8_t* out) {
+  for (int64_t i = 0; i < count; i += 16) {
+    const __mmask16 mask = count - i >= 16 ? 0xFFFF : static_cast<__mmask16>((1u << (count - i)) - 1);
+    const __m512 wide = _mm512_maskz_loadu_ps(mask, in + i);
+    _mm256_mask_storeu_epi16(out + 2 * i, mask, _mm512_cvtps_ph(wide, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+  }
+}
+
+constexpr Kernels kKernels = {"avx512",
+                              16,
+                              {2, 2, 2, 0.88, 0.85, 0.80, 0.76, 0.72},
+                              ExpandAny,
+                              ListBits,
+                              Accumulate,
+                              Transpose,
+                              HalfToFloatAll,
+                              FloatToHalfAll};
+
+}  // namespace
+
+const Kernels& Avx512Kernels() { return kKernels; }
+
+}  // namespace flashllm::cpu

@@ -1,0 +1,71 @@
+// Between the blocked driver (blocked.cc, compiled for every machine) and the vector kernels (avx2.cc, avx512.cc).
+//
+// Plain structs and function pointers only: an inline function or template that both sides instantiate could reach the linker
+// in its AVX-512 form and then run on a machine without it. Kernel files keep everything else in anonymous namespaces.
+#pragma once
+
+#include <cstdint>
+
+#include "ops/sparse-matmul/format.h"
+
+namespace flashllm::cpu {
+
+/// A packed weight, with what kernels would otherwise compute from it.
+struct WeightView {
+  const uint8_t* bitmap;
+  int64_t row_bytes;
+  int64_t words;  // 64-bit words in a row of the bitmap
+  const uint8_t* row_offsets;  // int32, at any address
+  const uint8_t* values;       // at any address
+  ValueType type;
+  bool dense;  // more than 2 of 5 weights are stored
+};
+
+/// The nonzeros of one row within one block of k, as Kernels::list writes them.
+struct RowList {
+  const uint16_t* index;  // k within the block; padded with the block's zero row
+  const float* value;     // padded with zeros
+  int64_t count;          // a multiple of kListMultiple
+};
+
+/// Lists are padded to a multiple of this, so that loops over them have no remainder.
+constexpr int64_t kListMultiple = 4;
+/// What a list may take beside its nonzeros: padding, and whole vectors that are written past the end.
+constexpr int64_t kListSlack = 64;
+/// Columns of a tile of X at most.
+constexpr int64_t kMaxTile = 64;
+/// Largest `columns` of Kernels::expand.
+constexpr int64_t kMaxExpandColumns = 8;
+
+struct Kernels {
+  const char* name;
+  /// Floats in a vector. Tiles are a multiple of it, or kNarrowTile.
+  int64_t vector;
+
+  /// From which sparsity on `list` and `accumulate` beat `expand`, for 1 to kMaxExpandColumns columns; measured.
+  double skip_from[kMaxExpandColumns];
+
+  /// Few columns. Expands rows [begin, end) in registers and multiplies them with x [columns, 64·words], zero past K.
+  /// out [end - begin, columns].
+  void (*expand)(const WeightView& weight, int64_t begin, int64_t end, const float* x, int64_t columns, float* out);
+
+  /// Lists the nonzeros under `words` words of the bitmap at `bits`; their values begin at number `first` of the weight.
+  /// Writes padded lists of (count + kListSlack) elements at most and returns the number of nonzeros without padding.
+  int64_t (*list)(const WeightView& weight, const uint8_t* bits, int64_t words, int64_t first, uint16_t zero_row,
+                  uint16_t* index, float* value);
+
+  /// Many columns. acc[r, 0 … width) += Σ value · panel[index, 0 … width) for each of `rows` lists; acc has `stride` floats a row.
+  /// Row order and the order within a row are fixed, so that results are reproducible.
+  void (*accumulate)(const RowList* lists, int64_t rows, const float* panel, int64_t width, float* acc, int64_t stride);
+
+  /// out[c, r] = in[r, c] for a block of rows × columns.
+  void (*transpose)(const float* in, int64_t in_stride, int64_t rows, int64_t columns, float* out, int64_t out_stride);
+
+  void (*half_to_float)(const uint8_t* in, int64_t count, float* out);
+  void (*float_to_half)(const float* in, int64_t count, uint8_t* out);
+};
+
+const Kernels& Avx2Kernels();
+const Kernels& Avx512Kernels();
+
+}  // namespace flashllm::cpu

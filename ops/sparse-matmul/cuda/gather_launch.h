@@ -1,0 +1,15 @@
+// The gather kernel's instances: one translation unit a value type, so that they compile side by side.
+#pragma once
+
+#include "ops/sparse-matmul/cuda/spmm.h"
+
+namespace flashllm::cuda {
+
+cudaError_t LaunchGatherHalf(const WeightPlan& plan, const void* layout, const MatMulArgs& args, cudaStream_t stream);
+cudaError_t LaunchGatherBf16(const WeightPlan& plan, const void* layout, const MatMulArgs& args, cudaStream_t stream);
+
+/// Raises the kernels' limits of shared memory on the current device; fills info->clusters.
+cudaError_t PrepareGatherHalf(DeviceInfo* info);
+cudaError_t PrepareGatherBf16(DeviceInfo* info);
+
+}  // namespace flashllm::cuda

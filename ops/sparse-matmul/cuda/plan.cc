@@ -1,0 +1,93 @@
+// How a weight is cut over the thread blocks of one GPU, and the memory that its layout takes. Host arithmetic only.
+#include <algorithm>
+#include <cmath>
+
+#include "ops/sparse-matmul/cuda/layout.h"
+#include "ops/sparse-matmul/cuda/spmm.h"
+
+namespace flashllm::cuda {
+namespace {
+
+int BlocksOf(const DeviceInfo& device, int cluster) { return std::max(1, device.clusters[cluster / 2]); }
+
+/// Tiles that the busiest row block gets, in thread blocks' worth of work: what a partition with this cluster size costs.
+double CostOfCluster(int64_t tiles, const DeviceInfo& device, int cluster) {
+  const int64_t blocks = std::min<int64_t>(tiles, BlocksOf(device, cluster));
+  const double busiest = static_cast<double>((tiles + blocks - 1) / blocks) / cluster;
+  // Each extra block of a cluster saves reads of X and adds an exchange of partial sums; measured, a block is worth about 1 %.
+  return busiest * (1.0 + 0.01 * (cluster - 1));
+}
+
+int ChooseCluster(int64_t tiles, const DeviceInfo& device) {
+  if (device.compute_capability < 90) return 1;
+  int best = 1;
+  for (int cluster : {2, 4}) {
+    if (CostOfCluster(tiles, device, cluster) < CostOfCluster(tiles, device, best)) best = cluster;
+  }
+  return best;
+}
+
+/// Cuts the tiles into `blocks` runs of about equal bytes; every block gets at least one tile (there are at least as many tiles).
+std::vector<uint16_t> CutByBytes(const PackedWeight& weight, int64_t tiles, int blocks) {
+  const int64_t mask_bytes = kTileRows * static_cast<int64_t>(BitmapRowBytes(weight.in_features));
+  const auto bytes_before = [&](int64_t tile) {
+    const int64_t row = std::min<int64_t>(tile * kTileRows, weight.out_features);
+    return static_cast<double>(tile * mask_bytes) + 2.0 * weight.row_offsets[row];
+  };
+  const double total = bytes_before(tiles);
+  std::vector<uint16_t> start(blocks + 1, 0);
+  int64_t tile = 0;
+  for (int block = 1; block < blocks; ++block) {
+    const double target = total * block / blocks;
+    const int64_t last = tiles - (blocks - block);  // leaves a tile for every block that follows
+    ++tile;
+    while (tile < last && std::abs(bytes_before(tile + 1) - target) <= std::abs(bytes_before(tile) - target)) ++tile;
+    start[block] = static_cast<uint16_t>(tile);
+  }
+  start[blocks] = static_cast<uint16_t>(tiles);
+  return start;
+}
+
+}  // namespace
+
+cudaError_t MakePlan(const PackedWeight& weight, const DeviceInfo& device, const PlanOptions& options, WeightPlan* plan) {
+  *plan = WeightPlan{};
+  plan->value_type = weight.value_type;
+  plan->out_features = weight.out_features;
+  plan->in_features = weight.in_features;
+  plan->nnz = weight.nnz;
+  plan->device = device;
+  plan->stream_bytes = weight.out_features * BitmapRowBytes(weight.in_features) + weight.nnz * SizeOf(weight.value_type);
+
+  const int64_t tiles = (weight.out_features + kTileRows - 1) / kTileRows;
+  const int64_t units = (weight.in_features + kUnitK - 1) / kUnitK;
+  const bool inexact = weight.value_type == ValueType::kFloat32 && !options.float32_is_half;
+  // Tile indices are 16 bits wide; chunk offsets are 32 bits of 16-byte units, so the stream has at most 64 GiB.
+  if (inexact || tiles == 0 || units == 0 || tiles > UINT16_MAX || units > (int64_t{1} << 20)) return cudaSuccess;
+
+  plan->layout = Layout::kGather;
+  if (weight.value_type == ValueType::kFloat32) plan->value_type = ValueType::kFloat16;
+  plan->cluster = options.cluster != 0 ? options.cluster : ChooseCluster(tiles, device);
+  if (device.compute_capability < 90) plan->cluster = 1;
+  plan->blocks = static_cast<int>(std::min<int64_t>({tiles, BlocksOf(device, plan->cluster), kMaxBlocks}));
+  plan->tile_start = CutByBytes(weight, tiles, plan->blocks);
+  plan->panel_start.assign(plan->blocks + 1, 0);
+  for (int block = 0; block < plan->blocks; ++block) {
+    const int block_tiles = plan->tile_start[block + 1] - plan->tile_start[block];
+    plan->panel_start[block + 1] =
+        static_cast<uint16_t>(plan->panel_start[block] + (block_tiles + kPanelTiles - 1) / kPanelTiles);
+  }
+  const int64_t chunks = 2 * units * plan->panel_start[plan->blocks];
+  plan->table_bytes = ((chunks + 1) * 4 + 127) / 128 * 128;
+  // Each chunk has a header and is padded by at most 15 bytes.
+  plan->layout_bytes = plan->table_bytes + chunks * (kChunkHeader + 15) + tiles * units * kTileMaskBytes + weight.nnz * 2;
+  // Converting: a prefix count for every (row, unit), then two results.
+  plan->staging_bytes = weight.out_features * units * 4 + 256;
+  return cudaSuccess;
+}
+
+bool Supports(const WeightPlan& plan, ElementType type) {
+  return plan.layout == Layout::kCanonical || type == ElementType::kFloat16;
+}
+
+}  // namespace flashllm::cuda

@@ -1,0 +1,121 @@
+/** What may and what may not be taken into a SparseMatMul. */
+import test from 'ava';
+import { makeNode } from '../../../graph-passes/graph/node.js';
+import type { NodeProto, TensorProto } from '../../../graph-passes/onnx/proto.js';
+import {
+  compareAll,
+  floats,
+  floatTensorOf,
+  makeModel,
+  noise,
+  opTypes,
+  rewrite,
+  type Shape,
+  sparseValues,
+  value,
+  writeModel,
+} from '../test-model.js';
+
+const TOLERANCE = 150 * 2 ** -22;
+const K = 16;
+
+const weight = (name: string) => floats(name, [K, K], sparseValues(K * K, 0.7, name.length + 3));
+
+interface Case {
+  nodes: NodeProto[];
+  initializers?: TensorProto[];
+  x?: Shape;
+  outputs?: string[];
+}
+
+/** Rewrites, compares with the original in both kinds of session, and returns the op types of the result. */
+async function opsOf(
+  t: { true(value: boolean): void },
+  { nodes, initializers = [], x = ['b', 's', K], outputs = ['y'] }: Case,
+) {
+  const model = makeModel({
+    nodes,
+    initializers: [weight('w'), ...initializers],
+    inputs: [value('x', 1, x)],
+    outputs: outputs.map((name) => value(name, 1, x)),
+  });
+  const file = writeModel(model);
+  const report = await rewrite(file);
+  const dims = x.map((dim) => (typeof dim === 'number' ? dim : 2));
+  const feeds = {
+    x: floatTensorOf(
+      dims,
+      noise(
+        dims.reduce((a, b) => a * b, 1),
+        3,
+      ),
+    ),
+  };
+  t.true((await compareAll(file, report.output.path, feeds)) <= TOLERANCE);
+  return opTypes(report.output.path)
+    .filter((op) => op !== 'Constant')
+    .join(' ');
+}
+
+const matmul = makeNode('MatMul', ['x', 'w'], ['p']);
+const bias = floats('b', [K], noise(K, 9));
+
+test('bias, Relu and residual of the same shape go in', async (t) => {
+  const nodes = [
+    matmul,
+    makeNode('Add', ['b', 'p'], ['q']),
+    makeNode('Relu', ['q'], ['r']),
+    makeNode('Add', ['x', 'r'], ['y']),
+  ];
+  t.is(await opsOf(t, { nodes, initializers: [bias] }), 'SparseMatMul');
+});
+
+test('a residual before Relu stays out of it, the Relu too', async (t) => {
+  const nodes = [matmul, makeNode('Add', ['p', 'x'], ['q']), makeNode('Relu', ['q'], ['y'])];
+  t.is(await opsOf(t, { nodes }), 'SparseMatMul Relu');
+});
+
+test('a second bias stays an Add', async (t) => {
+  const nodes = [matmul, makeNode('Add', ['b', 'p'], ['q']), makeNode('Add', ['q', 'b'], ['y'])];
+  t.is(await opsOf(t, { nodes, initializers: [bias] }), 'SparseMatMul Add');
+});
+
+test('a product that is a graph output, or used twice, is not taken in', async (t) => {
+  t.is(await opsOf(t, { nodes: [matmul, makeNode('Relu', ['p'], ['y'])], outputs: ['p', 'y'] }), 'SparseMatMul Relu');
+  const twice = [matmul, makeNode('Relu', ['p'], ['q']), makeNode('Add', ['p', 'q'], ['y'])];
+  t.is(await opsOf(t, { nodes: twice }), 'SparseMatMul Relu Add');
+});
+
+test('addends that broadcast are no residual', async (t) => {
+  const row = floats('b', [2, K], noise(2 * K, 9));
+  const nodes = [matmul, makeNode('Add', ['p', 'b'], ['y'])];
+  t.is(await opsOf(t, { nodes, initializers: [row], x: [1, 2, K] }), 'SparseMatMul Add');
+  const scalar = floats('b', [1], [0.5]);
+  t.is(await opsOf(t, { nodes, initializers: [scalar] }), 'SparseMatMul Add');
+});
+
+test('a product added to itself keeps its Add', async (t) => {
+  t.is(await opsOf(t, { nodes: [matmul, makeNode('Add', ['p', 'p'], ['y'])] }), 'SparseMatMul Add');
+});
+
+test('shapes are followed through the two-dimensional form of a feed-forward block', async (t) => {
+  const int64 = (name: string, values: number[]) => ({
+    name,
+    dataType: 7,
+    dims: [values.length],
+    rawData: new Uint8Array(BigInt64Array.from(values.map(BigInt)).buffer),
+  });
+  const nodes = [
+    makeNode('Shape', ['x'], ['shape']),
+    makeNode('Reshape', ['x', 'flat'], ['rows']),
+    makeNode('MatMul', ['rows', 'w'], ['p']),
+    makeNode('Add', ['rows', 'p'], ['sum']),
+    makeNode('Reshape', ['sum', 'shape'], ['z']),
+    makeNode('MatMul', ['z', 'w'], ['q']),
+    makeNode('Add', ['q', 'x'], ['y']),
+  ];
+  t.is(
+    await opsOf(t, { nodes, initializers: [int64('flat', [-1, K])] }),
+    'Shape Reshape SparseMatMul Reshape SparseMatMul',
+  );
+});
