@@ -16,3 +16,13 @@ export function shippedModel(): string {
 export function shippedHeldOutText(): string {
   return packageFile('models/data/held-out.txt');
 }
+
+/** About 550 kB of public-domain text close to what the shipped model was trained on: what pruning calibrates on where no text is given. */
+export function shippedCalibrationText(): string {
+  return packageFile('models/data/calibration.txt');
+}
+
+/** About 170 kB of the same kind of text that the calibration text does not share. */
+export function shippedInDomainText(): string {
+  return packageFile('models/data/held-out-in-domain.txt');
+}
