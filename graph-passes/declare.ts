@@ -6,6 +6,7 @@ import {
   FUNCTION_OVERLOAD,
   type ModelProto,
   NODE_OVERLOAD,
+  type NodeProto,
   setUnknownString,
   toNumber,
   unknownString,
@@ -18,16 +19,24 @@ import { SPARSE_DOMAIN, SPARSE_OP, SPARSE_OP_VERSION, sparseNodes } from './spar
 const IR_INITIALIZERS = 4;
 const IR_OVERLOADS = 10;
 
-/** Imports the op's domain and, if asked for, adds the functions that its nodes call for. */
-export function declareSparseOp(view: GraphView, packed: PackedWeights, portable: boolean): void {
+/**
+ * Imports the op's domain and, if asked for, adds the functions that its nodes call for. Returns whether the model can run without
+ * this package: not where its opset is older than the function's operators, since ORT inlines a function into the model's opset.
+ */
+export function declareSparseOp(view: GraphView, packed: PackedWeights, wantPortable: boolean): boolean {
   const { model } = view;
   const nodes = view.scopes.flatMap(({ graph }) => sparseNodes(graph)).filter((node) => packed.entryOf(node));
-  if (nodes.length === 0) return;
+  if (nodes.length === 0) return true;
+  const opset = toNumber(model.opsetImport?.find(({ domain }) => isOnnxDomain(domain))?.version);
+  const portable = wantPortable && opset >= LEAST_OPSET;
   importDomain(model);
   if (irVersionOf(model) < IR_INITIALIZERS) separateInputs(view);
   raiseIrVersion(model, portable ? IR_OVERLOADS : IR_INITIALIZERS);
-  if (!portable) return;
-  const opset = model.opsetImport?.find(({ domain }) => isOnnxDomain(domain))?.version;
+  if (portable) addFunctions(model, nodes, packed, opset);
+  return portable;
+}
+
+function addFunctions(model: ModelProto, nodes: readonly NodeProto[], packed: PackedWeights, opset: number): void {
   const present = new Set(
     (model.functions ?? []).map((fn) => `${fn.domain} ${fn.name} ${unknownString(fn, FUNCTION_OVERLOAD)}`),
   );
@@ -38,7 +47,7 @@ export function declareSparseOp(view: GraphView, packed: PackedWeights, portable
     const key = `${SPARSE_DOMAIN} ${SPARSE_OP} ${overload}`;
     if (present.has(key)) continue;
     present.add(key);
-    const fn = portableFunction(variant, Math.max(toNumber(opset), LEAST_OPSET));
+    const fn = portableFunction(variant, opset);
     model.functions = [...(model.functions ?? []), fn];
   }
 }

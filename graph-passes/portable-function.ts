@@ -18,7 +18,7 @@ import {
 import { BOOL, FLOAT16, FLOAT32, INT32, INT64, UINT8 } from './onnx/tensor.js';
 import { INPUT, SPARSE_DOMAIN, SPARSE_OP } from './sparse-op.js';
 
-/** The opset of the function in models of older ones: the first in which all its operators have their present form. */
+/** The first opset in which all operators of the function have their present form. */
 export const LEAST_OPSET = 13;
 
 export interface FunctionVariant {
@@ -58,7 +58,7 @@ export function portableFunction(variant: FunctionVariant, opset: number): Funct
     output: ['Y'],
     attribute: ['in_features', 'out_features', 'nnz', 'format_version', 'checksum', 'activation'],
     node: nodes,
-    opsetImport: [{ domain: '', version: Math.max(opset, LEAST_OPSET) }],
+    opsetImport: [{ domain: '', version: opset }],
     docString: 'Y = act(X * W^T + bias) + residual. W is stored as a bitmap of its nonzeros, row offsets, and values.',
   });
   setUnknownString(fn, FUNCTION_OVERLOAD, overloadName(variant));

@@ -79,6 +79,8 @@ export interface RewriteReport extends InspectReport {
   output: SavedModel;
   /** How often each fusing rule applied. */
   fused: Record<string, number>;
+  /** Whether the model also runs without this package. */
+  portable: boolean;
 }
 
 interface Plan {
@@ -113,7 +115,7 @@ export async function rewriteModel(options: RewriteOptions): Promise<RewriteRepo
     const packed = convert(planned);
     const fused = fuse(planned.context, options.trace ?? (() => {}));
     removeUnusedInitializers(planned.context.view, planned.context.irVersion);
-    declareSparseOp(planned.context.view, packed, options.portable ?? true);
+    const portable = declareSparseOp(planned.context.view, packed, options.portable ?? true);
     const output = await saveModel(planned.model.proto, {
       path: options.output,
       inputs: planned.model.files,
@@ -121,7 +123,7 @@ export async function rewriteModel(options: RewriteOptions): Promise<RewriteRepo
       onProgress: (bytesDone, bytesTotal) => options.onProgress?.({ phase: 'write', bytesDone, bytesTotal }),
       beforeEncode: () => setChecksums(planned.context.view, packed),
     });
-    return { ...planned.report, output, fused };
+    return { ...planned.report, output, fused, portable };
   } finally {
     await files.dispose();
   }

@@ -1,6 +1,6 @@
 import { type InferenceSession, Tensor } from 'onnxruntime-node';
 import { halfToNumber } from './checkpoint/convert.js';
-import { ModelError } from './errors.js';
+import { ModelFolderError } from './errors.js';
 
 /** Shape of a decoder's cache, read off the session. */
 export interface DecoderShape {
@@ -31,7 +31,7 @@ export class Decoder {
   readonly shape: DecoderShape;
   private readonly outputs: readonly string[];
 
-  /** @throws ModelError `USAGE` if the session's inputs and outputs are not those. */
+  /** @throws ModelFolderError `USAGE` if the session's inputs and outputs are not those. */
   constructor(readonly session: InferenceSession) {
     this.shape = readShape(session);
     this.outputs = ['logits', ...cacheNames(this.shape).map(([, present]) => present)];
@@ -40,7 +40,7 @@ export class Decoder {
       ...this.outputs.filter((name) => !session.outputNames.includes(name)),
     ];
     if (missing.length > 0)
-      throw new ModelError(
+      throw new ModelFolderError(
         'USAGE',
         `the model has no ${missing.join(', ')}; expected a decoder with past and Optimum's names, as 'flashllm export' writes`,
       );
@@ -112,19 +112,19 @@ function readShape(session: InferenceSession): DecoderShape {
   const layers = session.inputNames.filter((name) => /^past_key_values\.\d+\.key$/.test(name)).length;
   const info = session.inputMetadata.find((input) => input.name === 'past_key_values.0.key');
   if (layers === 0 || !info?.isTensor)
-    throw new ModelError(
+    throw new ModelFolderError(
       'USAGE',
       "the model has no past_key_values.0.key; expected a decoder with past and Optimum's names, as 'flashllm export' writes",
     );
   const [, heads, , headDim] = info.shape;
   if (typeof heads !== 'number' || typeof headDim !== 'number' || heads < 1 || headDim < 1) {
-    throw new ModelError(
+    throw new ModelFolderError(
       'USAGE',
       `past_key_values.0.key has shape [${info.shape.join(', ')}], expected fixed numbers of heads and of elements a head`,
     );
   }
   if (info.type !== 'float32' && info.type !== 'float16')
-    throw new ModelError('USAGE', `past_key_values.0.key is ${info.type}, expected float32 or float16`);
+    throw new ModelFolderError('USAGE', `past_key_values.0.key is ${info.type}, expected float32 or float16`);
   return { layers, heads, headDim, type: info.type };
 }
 

@@ -1,18 +1,20 @@
+import { FlashLLMError } from '../provider/errors.js';
+
+/** What was refused: configuration, weights' files, a tensor in them, tokenizer, or how a function was called. */
+export type ModelFolderErrorKind = 'CONFIG' | 'CHECKPOINT' | 'TENSOR' | 'TOKENIZER' | 'USAGE';
+
 /**
- * A model folder, checkpoint or configuration that cannot be used. The message says what failed, what was found, what was
- * expected and what to do next; `code` is stable and meant for programs.
+ * A model folder that cannot be used, or not in the way asked. The message says what failed, what was found, what was expected and
+ * what to do next; `code` (`ERR_FLASHLLM_CONFIG` …) is stable.
  */
-export class ModelError extends Error {
-  override readonly name = 'ModelError';
+export class ModelFolderError extends FlashLLMError {
+  override readonly name = 'ModelFolderError';
 
   constructor(
-    readonly code: ModelErrorCode,
+    readonly kind: ModelFolderErrorKind,
     message: string,
     options?: ErrorOptions,
   ) {
-    super(message, options);
+    super(`ERR_FLASHLLM_${kind}`, message, options);
   }
 }
-
-/** Why a model was refused: its configuration, its weights' files, a tensor in them, its tokenizer, or how it was called. */
-export type ModelErrorCode = 'CONFIG' | 'CHECKPOINT' | 'TENSOR' | 'TOKENIZER' | 'USAGE';

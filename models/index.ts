@@ -1,5 +1,5 @@
 export { type Cache, Decoder, type DecoderShape, Logits, type StepInput } from './decoder.js';
-export { ModelError, type ModelErrorCode } from './errors.js';
+export { ModelFolderError, type ModelFolderErrorKind } from './errors.js';
 export { headDim, type OptConfig, parseOptConfig, readOptConfig } from './opt/config.js';
 export { type ExportOptions, type ExportResult, exportOpt, exportRandomOpt } from './opt/export.js';
 export type { OptAttention, OptDtype } from './opt/graph.js';

@@ -1,5 +1,5 @@
 import type { Decoder } from './decoder.js';
-import { ModelError } from './errors.js';
+import { ModelFolderError } from './errors.js';
 
 /** How to measure. */
 export interface PerplexityOptions {
@@ -23,7 +23,7 @@ export interface Perplexity {
  * Perplexity of a model on a text, in windows that do not overlap: the last one may be shorter.
  *
  * @param ids tokens of the whole text.
- * @throws ModelError `USAGE` for fewer than two tokens or a window that is too small.
+ * @throws ModelFolderError `USAGE` for fewer than two tokens or a window that is too small.
  */
 export async function measurePerplexity(
   decoder: Decoder,
@@ -32,8 +32,9 @@ export async function measurePerplexity(
 ): Promise<Perplexity> {
   const { window = 512, onProgress, signal } = options;
   if (!Number.isInteger(window) || window < 2)
-    throw new ModelError('USAGE', `window is ${window}, expected a whole number ≥ 2`);
-  if (ids.length < 2) throw new ModelError('USAGE', `the text has ${ids.length} tokens, perplexity needs at least 2`);
+    throw new ModelFolderError('USAGE', `window is ${window}, expected a whole number ≥ 2`);
+  if (ids.length < 2)
+    throw new ModelFolderError('USAGE', `the text has ${ids.length} tokens, perplexity needs at least 2`);
   const started = performance.now();
   let loss = 0;
   let tokens = 0;

@@ -1,5 +1,5 @@
 import type { Decoder } from './decoder.js';
-import { ModelError } from './errors.js';
+import { ModelFolderError } from './errors.js';
 import type { Tokenizer } from './tokenizer.js';
 
 /** How to generate. */
@@ -114,14 +114,15 @@ export class TextGenerator {
   }
 
   private check(longest: number, shortest: number, maxNewTokens: number): void {
-    if (shortest === 0) throw new ModelError('USAGE', 'a prompt has no tokens; begin it with the model’s first token');
+    if (shortest === 0)
+      throw new ModelFolderError('USAGE', 'a prompt has no tokens; begin it with the model’s first token');
     if (longest > this.config.maxPositions)
-      throw new ModelError(
+      throw new ModelFolderError(
         'USAGE',
         `a prompt has ${longest} tokens, the model takes at most ${this.config.maxPositions}`,
       );
     if (!Number.isInteger(maxNewTokens) || maxNewTokens < 0)
-      throw new ModelError('USAGE', `maxNewTokens is ${maxNewTokens}, expected a whole number ≥ 0`);
+      throw new ModelFolderError('USAGE', `maxNewTokens is ${maxNewTokens}, expected a whole number ≥ 0`);
   }
 }
 

@@ -1,6 +1,6 @@
 import { readFile } from 'node:fs/promises';
 import { join } from 'node:path';
-import { ModelError } from './errors.js';
+import { ModelFolderError } from './errors.js';
 
 /** OPT's special tokens, as its slow tokenizer names them; a vocabulary may lack some. */
 const specialTokens = ['<s>', '<pad>', '</s>', '<unk>'];
@@ -9,14 +9,14 @@ const specialTokens = ['<s>', '<pad>', '</s>', '<unk>'];
  * Makes the tokenizer.json that released OPT folders lack out of their vocab.json and merges.txt: GPT-2's byte-level BPE, with OPT's
  * `</s>` before every text.
  *
- * @throws ModelError `TOKENIZER` if a file is missing or malformed.
+ * @throws ModelFolderError `TOKENIZER` if a file is missing or malformed.
  */
 export async function buildTokenizerJson(folder: string): Promise<Record<string, unknown>> {
   const vocab = await readVocab(join(folder, 'vocab.json'));
   const merges = parseMerges(await readText(join(folder, 'merges.txt')));
   const leading = vocab['</s>'];
   if (leading === undefined)
-    throw new ModelError(
+    throw new ModelFolderError(
       'TOKENIZER',
       `${join(folder, 'vocab.json')} lacks </s>, which begins every text of an OPT model`,
     );
@@ -66,15 +66,15 @@ async function readVocab(path: string): Promise<Record<string, number>> {
   try {
     json = JSON.parse(await readText(path));
   } catch (cause) {
-    if (cause instanceof ModelError) throw cause;
-    throw new ModelError('TOKENIZER', `${path} is not JSON: ${(cause as Error).message}`, { cause });
+    if (cause instanceof ModelFolderError) throw cause;
+    throw new ModelFolderError('TOKENIZER', `${path} is not JSON: ${(cause as Error).message}`, { cause });
   }
   const valid =
     typeof json === 'object' &&
     json !== null &&
     !Array.isArray(json) &&
     Object.values(json).every((id) => Number.isInteger(id) && id >= 0);
-  if (!valid) throw new ModelError('TOKENIZER', `${path} is not a map from tokens to ids`);
+  if (!valid) throw new ModelFolderError('TOKENIZER', `${path} is not a map from tokens to ids`);
   return json as Record<string, number>;
 }
 
@@ -85,7 +85,7 @@ function parseMerges(text: string): string[] {
   const merges = lines.filter((line) => line !== '');
   const bad = merges.find((line) => line.split(' ').length !== 2);
   if (bad !== undefined)
-    throw new ModelError(
+    throw new ModelFolderError(
       'TOKENIZER',
       `merges.txt holds the line ${JSON.stringify(bad)}, expected two symbols and a space between`,
     );
@@ -96,6 +96,6 @@ async function readText(path: string): Promise<string> {
   try {
     return await readFile(path, 'utf8');
   } catch (cause) {
-    throw new ModelError('TOKENIZER', `cannot read ${path}: ${(cause as Error).message}`, { cause });
+    throw new ModelFolderError('TOKENIZER', `cannot read ${path}: ${(cause as Error).message}`, { cause });
   }
 }

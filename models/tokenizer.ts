@@ -1,7 +1,7 @@
 import { readFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { Tokenizer as HfTokenizer } from '@huggingface/tokenizers';
-import { ModelError } from './errors.js';
+import { ModelFolderError } from './errors.js';
 import { buildTokenizerJson } from './tokenizer-json.js';
 
 /** Text to token ids and back. */
@@ -15,7 +15,7 @@ export interface Tokenizer {
 /**
  * Loads the tokenizer of a model folder: tokenizer.json, or vocab.json and merges.txt where there is none.
  *
- * @throws ModelError `TOKENIZER` if neither is there or one cannot be used.
+ * @throws ModelFolderError `TOKENIZER` if neither is there or one cannot be used.
  */
 export async function loadTokenizer(folder: string): Promise<Tokenizer> {
   const definition = (await readJson(join(folder, 'tokenizer.json'))) ?? (await buildTokenizerJson(folder));
@@ -24,7 +24,7 @@ export async function loadTokenizer(folder: string): Promise<Tokenizer> {
   try {
     tokenizer = new HfTokenizer(definition, settings);
   } catch (cause) {
-    throw new ModelError('TOKENIZER', `the tokenizer in ${folder} cannot be used: ${(cause as Error).message}`, {
+    throw new ModelFolderError('TOKENIZER', `the tokenizer in ${folder} cannot be used: ${(cause as Error).message}`, {
       cause,
     });
   }
@@ -44,13 +44,13 @@ async function readJson(path: string): Promise<Record<string, unknown> | undefin
     text = await readFile(path, 'utf8');
   } catch (cause) {
     if ((cause as NodeJS.ErrnoException).code === 'ENOENT') return undefined;
-    throw new ModelError('TOKENIZER', `cannot read ${path}: ${(cause as Error).message}`, { cause });
+    throw new ModelFolderError('TOKENIZER', `cannot read ${path}: ${(cause as Error).message}`, { cause });
   }
   try {
     const json: unknown = JSON.parse(text);
     if (typeof json === 'object' && json !== null) return json as Record<string, unknown>;
   } catch (cause) {
-    throw new ModelError('TOKENIZER', `${path} is not JSON: ${(cause as Error).message}`, { cause });
+    throw new ModelFolderError('TOKENIZER', `${path} is not JSON: ${(cause as Error).message}`, { cause });
   }
-  throw new ModelError('TOKENIZER', `${path} is not a JSON object`);
+  throw new ModelFolderError('TOKENIZER', `${path} is not a JSON object`);
 }

@@ -26,8 +26,9 @@ OrtStatus* InitOrt(const OrtApiBase* base) {
   const OrtApi* api = version == 0 ? nullptr : base->GetApi(version);
   if (version < kOldestApi) {
     if (api == nullptr) return nullptr;
-    const std::string message = "flashllm needs ONNX Runtime 1." + std::to_string(kOldestApi) + " or later, but this process runs " +
-                                base->GetVersionString() + ". Install a newer onnxruntime.";
+    const std::string message = "flashllm needs ONNX Runtime 1." + std::to_string(kOldestApi) +
+                                " or later, but this process runs " + base->GetVersionString() +
+                                ". Install a newer onnxruntime.";
     return api->CreateStatus(ORT_FAIL, message.c_str());
   }
   if (api == nullptr) return nullptr;

@@ -1,5 +1,5 @@
-// ONNX Runtime's C API as the provider library and the addon use it: version negotiation, owners of its objects, errors as exceptions inside and
-// OrtStatus at the boundary.
+// ONNX Runtime's C API as the provider library and the addon use it: version negotiation, owners of its objects, errors
+// as exceptions inside and OrtStatus at the boundary.
 #pragma once
 
 #include <onnxruntime_c_api.h>
@@ -11,7 +11,8 @@
 
 namespace flashllm {
 
-/// The oldest ONNX Runtime that can host this library: kernel registries and custom-op domains of a factory came with 1.24.
+/// The oldest ONNX Runtime that can host this library: kernel registries and custom-op domains of a factory came
+/// with 1.24.
 constexpr uint32_t kOldestApi = 24;
 
 /// The API tables of the process's ONNX Runtime. Set once by InitOrt(), before anything else is called.
@@ -22,8 +23,9 @@ struct Ort {
 };
 extern Ort g_ort;  // each binary has its own
 
-/// Fills g_ort with the newest API that host and library share. Returns null, or a status where the host is older than kOldestApi.
-/// (A host so old that it has no API at all cannot carry a status: then null is returned and g_ort.api stays null.)
+/// Fills g_ort with the newest API that host and library share. Returns null, or a status where the host is older than
+/// kOldestApi. (A host so old that it has no API at all cannot carry a status: then null is returned and g_ort.api
+/// stays null.)
 OrtStatus* InitOrt(const OrtApiBase* base);
 
 /// An error that becomes an OrtStatus at the boundary.

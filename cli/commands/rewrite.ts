@@ -17,6 +17,9 @@ interface Options extends LayerOptions {
   trace?: boolean;
 }
 
+const NOT_PORTABLE =
+  'The model runs with flashllm only: --no-portable was given, or its opset is older than the 13 that the function needs.';
+
 /** `flashllm rewrite`: pruned linear layers of an ONNX model become SparseMatMul. */
 export function rewriteCommand(): Command {
   const command = new Command('rewrite')
@@ -69,6 +72,7 @@ function print(reports: readonly (InspectReport | RewriteReport)[], json: boolea
       const fused = Object.entries(report.fused).map(([rule, count]) => `${rule} ${count}`);
       process.stdout.write(`wrote ${path}: ${formatBytes(modelBytes + dataBytes)} (${fused.join(', ')})\n`);
     }
+    if ('portable' in report && !report.portable) process.stdout.write(`${NOT_PORTABLE}\n`);
     process.stdout.write('\n');
   }
 }

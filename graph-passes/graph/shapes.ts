@@ -154,7 +154,7 @@ class NodeInference {
         return tensor ? dimsOf(tensor) : undefined;
       }
       case 'Shape':
-        return x ? [x.length] : [this.fresh(0)];
+        return [this.shapeSlice()?.length ?? this.fresh(0)];
       case 'Gemm':
         return this.gemm();
       case 'MatMul':
@@ -202,6 +202,12 @@ class NodeInference {
     }
   }
 
+  /** What the op Shape gives: the dims of its input from `start` to `end`. */
+  private shapeSlice(): readonly Dim[] | undefined {
+    const x = this.shape(0);
+    return x?.slice(intAttribute(this.node, 'start', 0), intAttribute(this.node, 'end', x.length));
+  }
+
   private broadcastInputs(): readonly Dim[] | undefined {
     let result: readonly Dim[] = [];
     for (let i = 0; i < (this.node.input?.length ?? 0); i++) {
@@ -235,8 +241,8 @@ class NodeInference {
       const length = this.shape(1)?.[0];
       return typeof length === 'number' ? this.unknown(length) : undefined;
     }
-    if (intAttribute(this.node, 'allowzero', 0)) return this.unknown(to.length);
-    const dims = to.map((dim, i) => (dim === 0 ? (x?.[i] ?? this.fresh(i)) : dim));
+    const copiesZeros = intAttribute(this.node, 'allowzero', 0) === 0;
+    const dims = to.map((dim, i) => (dim === 0 && copiesZeros ? (x?.[i] ?? this.fresh(i)) : dim));
     const free = dims.indexOf(-1);
     if (free < 0) return dims;
     const others = dims.filter((_, i) => i !== free);
@@ -273,10 +279,8 @@ class NodeInference {
   outputValues(): readonly Dim[] | undefined {
     const a = this.value(0);
     switch (this.op) {
-      case 'Shape': {
-        const shape = this.shape(0);
-        return shape?.slice(intAttribute(this.node, 'start', 0), intAttribute(this.node, 'end', shape.length));
-      }
+      case 'Shape':
+        return this.shapeSlice();
       case 'Identity':
       case 'Cast':
       case 'Unsqueeze':

@@ -1,4 +1,4 @@
-import { ModelError } from '../errors.js';
+import { ModelFolderError } from '../errors.js';
 import type { FloatType } from './types.js';
 
 /**
@@ -6,7 +6,7 @@ import type { FloatType } from './types.js';
  *
  * @param bytes whole elements.
  * @returns a new buffer, or `bytes` itself where the types are the same.
- * @throws ModelError `TENSOR` for a finite value beyond the range of float16.
+ * @throws ModelFolderError `TENSOR` for a finite value beyond the range of float16.
  */
 export function convertFloats(bytes: Buffer, from: FloatType, to: FloatType): Buffer {
   if (from === to) return bytes;
@@ -43,7 +43,7 @@ function narrow(source: Uint16Array | Uint32Array, from: FloatType): Buffer {
     const bits = (source[i] as number) << shift;
     const half = floatBitsToHalf(bits);
     if ((half & 0x7fff) === 0x7c00 && (bits & 0x7fffffff) < 0x7f800000) {
-      throw new ModelError(
+      throw new ModelFolderError(
         'TENSOR',
         `holds ${floatOf(bits)}, beyond float16's largest number 65504; export with --dtype float32`,
       );

@@ -1,6 +1,6 @@
 import { access, readFile, realpath } from 'node:fs/promises';
 import { isAbsolute, join, relative, sep } from 'node:path';
-import { ModelError } from '../errors.js';
+import { ModelFolderError } from '../errors.js';
 import { readSafetensors } from './safetensors.js';
 import { readTorchFile } from './torch.js';
 import type { Checkpoint, CheckpointTensor } from './types.js';
@@ -18,7 +18,7 @@ const layouts = [
 /**
  * Finds and indexes the weights of a Hugging Face folder; reads headers only.
  *
- * @throws ModelError `CHECKPOINT` if there are none, or a file is not what it claims to be.
+ * @throws ModelFolderError `CHECKPOINT` if there are none, or a file is not what it claims to be.
  */
 export async function openCheckpoint(folder: string): Promise<Checkpoint> {
   for (const layout of layouts) {
@@ -26,7 +26,7 @@ export async function openCheckpoint(folder: string): Promise<Checkpoint> {
     if (!(await exists(path))) continue;
     return layout.sharded ? openShards(folder, path, layout.read) : merge([[path, await layout.read(path)]]);
   }
-  throw new ModelError(
+  throw new ModelFolderError(
     'CHECKPOINT',
     `${folder} holds no weights; expected one of ${layouts.map((layout) => layout.file).join(', ')}`,
   );
@@ -44,7 +44,7 @@ async function openShards(
   const checkpoint = merge(shards);
   for (const [name, file] of map) {
     if (!shards.find(([shard]) => shard === file)?.[1].some((tensor) => tensor.name === name)) {
-      throw new ModelError(
+      throw new ModelFolderError(
         'CHECKPOINT',
         `${indexPath} places tensor ${name} in ${file}, which does not hold it: download the folder again`,
       );
@@ -58,12 +58,12 @@ async function readWeightMap(path: string): Promise<Map<string, string>> {
   try {
     json = JSON.parse(await readFile(path, 'utf8')) ?? {};
   } catch (cause) {
-    throw new ModelError('CHECKPOINT', `${path} is not JSON: ${(cause as Error).message}`, { cause });
+    throw new ModelFolderError('CHECKPOINT', `${path} is not JSON: ${(cause as Error).message}`, { cause });
   }
   const entries =
     typeof json.weight_map === 'object' && json.weight_map !== null ? Object.entries(json.weight_map) : [];
   if (entries.length === 0 || entries.some(([, file]) => typeof file !== 'string')) {
-    throw new ModelError('CHECKPOINT', `${path} has no weight_map from tensor names to file names`);
+    throw new ModelFolderError('CHECKPOINT', `${path} has no weight_map from tensor names to file names`);
   }
   return new Map(entries as [string, string][]);
 }
@@ -73,7 +73,7 @@ async function insideFolder(folder: string, file: string, indexPath: string): Pr
   const path = join(folder, file);
   const way = relative(folder, path);
   if (isAbsolute(file) || way === '' || way === '..' || way.startsWith(`..${sep}`)) {
-    throw new ModelError(
+    throw new ModelFolderError(
       'CHECKPOINT',
       `${indexPath} names the file ${JSON.stringify(file)}, which lies outside the model's folder`,
     );
@@ -81,9 +81,13 @@ async function insideFolder(folder: string, file: string, indexPath: string): Pr
   try {
     return await realpath(path);
   } catch (cause) {
-    throw new ModelError('CHECKPOINT', `${indexPath} names ${file}, which is missing: download the whole folder`, {
-      cause,
-    });
+    throw new ModelFolderError(
+      'CHECKPOINT',
+      `${indexPath} names ${file}, which is missing: download the whole folder`,
+      {
+        cause,
+      },
+    );
   }
 }
 
@@ -91,7 +95,8 @@ function merge(files: readonly (readonly [string, readonly CheckpointTensor[]])[
   const tensors = new Map<string, CheckpointTensor>();
   for (const tensor of files.flatMap(([, list]) => list)) {
     const other = tensors.get(tensor.name);
-    if (other) throw new ModelError('CHECKPOINT', `tensor ${tensor.name} is in both ${other.path} and ${tensor.path}`);
+    if (other)
+      throw new ModelFolderError('CHECKPOINT', `tensor ${tensor.name} is in both ${other.path} and ${tensor.path}`);
     tensors.set(tensor.name, tensor);
   }
   return { tensors, files: files.map(([path]) => path) };

@@ -1,4 +1,4 @@
-import { ModelError } from '../errors.js';
+import { ModelFolderError } from '../errors.js';
 
 /** A name that a pickle refers to (`module name`), never resolved to code. */
 export class PickleGlobal {
@@ -26,7 +26,7 @@ const mark = Symbol('mark');
  * Reads a Python pickle (protocols 0 to 5, the opcodes that torch.save emits) as data. Nothing in it is executed: a global is a
  * name, a call is answered by the host or recorded. Dictionaries become Maps, tuples and lists arrays, long integers bigints.
  *
- * @throws ModelError `CHECKPOINT` for an opcode or structure outside that subset.
+ * @throws ModelFolderError `CHECKPOINT` for an opcode or structure outside that subset.
  */
 export function readPickle(bytes: Buffer, source: string, host: PickleHost): unknown {
   return new Unpickler(bytes, source, host).run();
@@ -259,7 +259,7 @@ class Unpickler {
   }
 
   private fail(what: string): never {
-    throw new ModelError(
+    throw new ModelFolderError(
       'CHECKPOINT',
       `${this.source} ${what}; it may be damaged or not be a plain state_dict: load it in Python and save it as safetensors`,
     );

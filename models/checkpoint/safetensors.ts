@@ -1,5 +1,5 @@
 import { type FileHandle, open } from 'node:fs/promises';
-import { ModelError } from '../errors.js';
+import { ModelFolderError } from '../errors.js';
 import { readExactly } from './read.js';
 import { type CheckpointTensor, elementCount, type FloatType } from './types.js';
 
@@ -26,7 +26,7 @@ const types: Readonly<Record<string, { type: FloatType | string; bytes: number }
  * Reads the header of a safetensors file: 8 bytes of little-endian length, JSON, data.
  *
  * @returns its tensors, each checked: known type, byte range of exactly shape × type, the ranges covering the data without gap or overlap.
- * @throws ModelError `CHECKPOINT` for a file that breaks the format.
+ * @throws ModelFolderError `CHECKPOINT` for a file that breaks the format.
  */
 export async function readSafetensors(path: string): Promise<CheckpointTensor[]> {
   const file = await open(path, 'r');
@@ -117,6 +117,10 @@ function checkCoverage(path: string, tensors: readonly CheckpointTensor[], dataS
     throw broken(path, `is ${size} bytes long, but its tensors end at ${at}; it may be cut off: download it again`);
 }
 
-function broken(path: string, what: string, cause?: unknown): ModelError {
-  return new ModelError('CHECKPOINT', `safetensors file ${path} ${what}`, cause === undefined ? undefined : { cause });
+function broken(path: string, what: string, cause?: unknown): ModelFolderError {
+  return new ModelFolderError(
+    'CHECKPOINT',
+    `safetensors file ${path} ${what}`,
+    cause === undefined ? undefined : { cause },
+  );
 }

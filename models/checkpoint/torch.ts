@@ -1,5 +1,5 @@
 import { open } from 'node:fs/promises';
-import { ModelError } from '../errors.js';
+import { ModelFolderError } from '../errors.js';
 import { PickleGlobal, readPickle } from './pickle.js';
 import { readExactly } from './read.js';
 import { type CheckpointTensor, elementCount, type FloatType } from './types.js';
@@ -43,7 +43,7 @@ class TensorView {
  * Reads the tensors of a `pytorch_model.bin` (a ZIP of a pickled state_dict and raw storages, torch ≥ 1.6) without running any of
  * the pickle: only tensor rebuilding and ordered dictionaries are understood, everything else is data or an error.
  *
- * @throws ModelError `CHECKPOINT` if the archive does not hold together, `TENSOR` for a tensor that is not contiguous.
+ * @throws ModelFolderError `CHECKPOINT` if the archive does not hold together, `TENSOR` for a tensor that is not contiguous.
  */
 export async function readTorchFile(path: string): Promise<CheckpointTensor[]> {
   const file = await open(path, 'r');
@@ -133,7 +133,7 @@ class TorchHost {
       throw broken(this.path, `has a tensor of ${count} elements at ${offset} of a storage of ${storage.elements}`);
     }
     if (count > 1 && !isContiguous(shape as number[], strides)) {
-      throw new ModelError(
+      throw new ModelFolderError(
         'TENSOR',
         `${this.path} has a tensor [${(shape as number[]).join(', ')}] with strides ${strides.join(', ')}, expected contiguous ones: save the model as safetensors`,
       );
@@ -194,6 +194,6 @@ async function checkByteOrder(
   if (order !== 'little') throw broken(path, `was written with byte order "${order}", expected "little"`);
 }
 
-function broken(path: string, what: string): ModelError {
-  return new ModelError('CHECKPOINT', `torch checkpoint ${path} ${what}`);
+function broken(path: string, what: string): ModelFolderError {
+  return new ModelFolderError('CHECKPOINT', `torch checkpoint ${path} ${what}`);
 }

@@ -1,5 +1,5 @@
 import type { FileHandle } from 'node:fs/promises';
-import { ModelError } from '../errors.js';
+import { ModelFolderError } from '../errors.js';
 import { readExactly } from './read.js';
 
 /** A member of a ZIP archive that is stored, not compressed: its bytes lie in the archive as they are. */
@@ -20,7 +20,7 @@ const maxDirectoryBytes = 512 * 1024 * 1024;
  * Lists the members of a ZIP or ZIP64 archive as `torch.save` writes it (APPNOTE.TXT 4.3): from the central directory, each
  * checked against its local header. Compressed or encrypted members are refused: torch never writes them.
  *
- * @throws ModelError `CHECKPOINT` for anything that does not hold together.
+ * @throws ModelFolderError `CHECKPOINT` for anything that does not hold together.
  */
 export async function readZip(file: FileHandle, path: string): Promise<Map<string, ZipMember>> {
   const { size } = await file.stat();
@@ -146,6 +146,6 @@ function exact(value: bigint, path: string): number {
   return Number(value);
 }
 
-function broken(path: string, what: string): ModelError {
-  return new ModelError('CHECKPOINT', `ZIP archive ${path} ${what}`);
+function broken(path: string, what: string): ModelFolderError {
+  return new ModelFolderError('CHECKPOINT', `ZIP archive ${path} ${what}`);
 }

@@ -10,7 +10,7 @@ import {
   floatBytes,
   isFloatType,
 } from '../checkpoint/types.js';
-import { ModelError } from '../errors.js';
+import { ModelFolderError } from '../errors.js';
 import type { OptDtype, OptTensor, OptWeights } from './graph.js';
 
 /** Bytes read at once. */
@@ -21,7 +21,7 @@ export class CheckpointWeights implements OptWeights {
   private readonly byName = new Map<string, CheckpointTensor>();
   private readonly used = new Set<string>();
 
-  /** @throws ModelError `CHECKPOINT` if one parameter is there under two names. */
+  /** @throws ModelFolderError `CHECKPOINT` if one parameter is there under two names. */
   constructor(
     checkpoint: Checkpoint,
     private readonly dtype: OptDtype,
@@ -30,7 +30,7 @@ export class CheckpointWeights implements OptWeights {
       const name = canonicalName(tensor.name);
       const other = this.byName.get(name);
       if (other)
-        throw new ModelError(
+        throw new ModelFolderError(
           'CHECKPOINT',
           `tensors ${other.name} and ${tensor.name} are the same parameter of OPT; one of them must go`,
         );
@@ -59,19 +59,19 @@ export class CheckpointWeights implements OptWeights {
   private take(name: string, shape: readonly number[]): CheckpointTensor & { readonly type: FloatType } {
     const tensor = this.byName.get(name);
     if (!tensor) {
-      throw new ModelError(
+      throw new ModelFolderError(
         'TENSOR',
         `the checkpoint lacks ${name} (looked for with and without "model." and "decoder." before it); config.json and weights may be of different models`,
       );
     }
     if (tensor.shape.length !== shape.length || tensor.shape.some((dim, axis) => dim !== shape[axis])) {
-      throw new ModelError(
+      throw new ModelFolderError(
         'TENSOR',
         `tensor ${tensor.name} has shape [${tensor.shape.join(', ')}], expected [${shape.join(', ')}] from config.json`,
       );
     }
     if (!isFloatType(tensor.type)) {
-      throw new ModelError(
+      throw new ModelFolderError(
         'TENSOR',
         `tensor ${tensor.name} is stored as ${tensor.type}, expected ${Object.keys(floatBytes).join(', ')}; quantised or double checkpoints must be converted first`,
       );
@@ -137,7 +137,9 @@ class ConcatSource implements TensorSource {
     try {
       return convertFloats(block, part.type, this.type);
     } catch (error) {
-      throw error instanceof ModelError ? new ModelError(error.code, `tensor ${part.name} ${error.message}`) : error;
+      throw error instanceof ModelFolderError
+        ? new ModelFolderError(error.kind, `tensor ${part.name} ${error.message}`)
+        : error;
     }
   }
 }

@@ -1,6 +1,6 @@
 import { readFile } from 'node:fs/promises';
 import { join } from 'node:path';
-import { ModelError } from '../errors.js';
+import { ModelFolderError } from '../errors.js';
 
 /** The part of an OPT model's config.json that decides its graph. */
 export interface OptConfig {
@@ -39,16 +39,16 @@ export function headDim(config: OptConfig): number {
  *
  * @param json what JSON.parse returned for the file.
  * @param source names the file in errors.
- * @throws ModelError `CONFIG` if a field has the wrong type or range, or asks for something this exporter does not build.
+ * @throws ModelFolderError `CONFIG` if a field has the wrong type or range, or asks for something this exporter does not build.
  */
 export function parseOptConfig(json: unknown, source = 'config.json'): OptConfig {
   if (typeof json !== 'object' || json === null || Array.isArray(json)) {
-    throw new ModelError('CONFIG', `${source}: expected a JSON object, found ${describe(json)}`);
+    throw new ModelFolderError('CONFIG', `${source}: expected a JSON object, found ${describe(json)}`);
   }
   const field = new Fields(json as Record<string, unknown>, source);
   const type = field.text('model_type', 'opt');
   if (type !== 'opt') {
-    throw new ModelError(
+    throw new ModelFolderError(
       'CONFIG',
       `${source}: model_type is "${type}", but only "opt" can be exported; export other models with Optimum and run 'flashllm rewrite' on the result`,
     );
@@ -74,7 +74,7 @@ export function parseOptConfig(json: unknown, source = 'config.json'): OptConfig
     padTokenId: field.token('pad_token_id', 1),
   };
   if (config.hiddenSize % config.heads !== 0) {
-    throw new ModelError(
+    throw new ModelFolderError(
       'CONFIG',
       `${source}: hidden_size ${config.hiddenSize} is not a multiple of num_attention_heads ${config.heads}`,
     );
@@ -82,14 +82,14 @@ export function parseOptConfig(json: unknown, source = 'config.json'): OptConfig
   return config;
 }
 
-/** Reads and checks `config.json` of a Hugging Face folder. @throws ModelError `CONFIG`. */
+/** Reads and checks `config.json` of a Hugging Face folder. @throws ModelFolderError `CONFIG`. */
 export async function readOptConfig(folder: string): Promise<OptConfig> {
   const path = join(folder, 'config.json');
   let text: string;
   try {
     text = await readFile(path, 'utf8');
   } catch (cause) {
-    throw new ModelError(
+    throw new ModelFolderError(
       'CONFIG',
       `cannot read ${path}: ${(cause as Error).message}; expected a Hugging Face model folder with config.json and weights`,
       { cause },
@@ -99,7 +99,7 @@ export async function readOptConfig(folder: string): Promise<OptConfig> {
   try {
     json = JSON.parse(text);
   } catch (cause) {
-    throw new ModelError('CONFIG', `${path} is not JSON: ${(cause as Error).message}`, { cause });
+    throw new ModelFolderError('CONFIG', `${path} is not JSON: ${(cause as Error).message}`, { cause });
   }
   return parseOptConfig(json, path);
 }
@@ -116,7 +116,10 @@ class Fields {
   }
 
   private fail(name: string, expected: string): never {
-    throw new ModelError('CONFIG', `${this.source}: ${name} is ${describe(this.get(name))}, expected ${expected}`);
+    throw new ModelFolderError(
+      'CONFIG',
+      `${this.source}: ${name} is ${describe(this.get(name))}, expected ${expected}`,
+    );
   }
 
   size(name: string, fallback: number, limit = 2 ** 24): number {

@@ -4,7 +4,7 @@ import { join, resolve } from 'node:path';
 import type { ModelProto } from '../../graph-passes/onnx/proto.js';
 import { saveModel } from '../../graph-passes/onnx/save.js';
 import { openCheckpoint } from '../checkpoint/index.js';
-import { ModelError } from '../errors.js';
+import { ModelFolderError } from '../errors.js';
 import { buildTokenizerJson } from '../tokenizer-json.js';
 import { CheckpointWeights } from './checkpoint-weights.js';
 import { headDim, type OptConfig, parseOptConfig, readOptConfig } from './config.js';
@@ -54,7 +54,7 @@ export const companionFiles: readonly string[] = [
  * Exports a Hugging Face OPT checkpoint (safetensors or pytorch_model.bin, sharded or not) to an ONNX decoder with past.
  * Weights stream from file to file: memory does not grow with the model. No output appears before it is whole.
  *
- * @throws ModelError where the folder's content is not a usable OPT model; OutputError where the output cannot be written.
+ * @throws ModelFolderError where the folder's content is not a usable OPT model; OutputError where the output cannot be written.
  */
 export async function exportOpt(folder: string, options: ExportOptions): Promise<ExportResult> {
   const config = await readOptConfig(folder);
@@ -80,7 +80,7 @@ export async function exportRandomOpt(
   options: ExportOptions,
 ): Promise<ExportResult> {
   if (!(random.sparsity >= 0 && random.sparsity < 1))
-    throw new ModelError('USAGE', `sparsity is ${random.sparsity}, expected a number from 0 to below 1`);
+    throw new ModelFolderError('USAGE', `sparsity is ${random.sparsity}, expected a number from 0 to below 1`);
   const config = parseOptConfig(configJson);
   const attention = chooseAttention(config, options.attention);
   const weights = new RandomWeights(random, options.dtype ?? 'float32');
@@ -92,7 +92,7 @@ export async function exportRandomOpt(
 
 function chooseAttention(config: OptConfig, asked: OptAttention | undefined): OptAttention {
   if (asked === 'group-query' && defaultAttention(config) !== 'group-query') {
-    throw new ModelError(
+    throw new ModelFolderError(
       'USAGE',
       `GroupQueryAttention needs heads of a multiple of 8 elements, this model's have ${headDim(config)}; export with --attention onnx`,
     );

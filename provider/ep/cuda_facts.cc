@@ -38,13 +38,15 @@ std::string CudaFacts() {
   std::string devices;
   for (int i = 0; failed == cudaSuccess && i < count; ++i) devices += (i ? ", " : "") + Device(i);
   return "{\"compiled\": true, \"driver\": " + Version(driver) + ", \"runtime\": " + Version(runtime) +
-         ", \"error\": " + (failed == cudaSuccess ? "null" : JsonString(cudaGetErrorString(failed))) + ", \"devices\": [" + devices +
-         "]}";
+         ", \"error\": " + (failed == cudaSuccess ? "null" : JsonString(cudaGetErrorString(failed))) +
+         ", \"devices\": [" + devices + "]}";
 }
 
 #else
 
-std::string CudaFacts() { return "{\"compiled\": false, \"driver\": null, \"runtime\": null, \"error\": null, \"devices\": []}"; }
+std::string CudaFacts() {
+  return "{\"compiled\": false, \"driver\": null, \"runtime\": null, \"error\": null, \"devices\": []}";
+}
 
 #endif
 

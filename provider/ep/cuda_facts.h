@@ -5,8 +5,8 @@
 
 namespace flashllm::ep {
 
-/// A JSON object: {"compiled": bool, "driver": "12.8" | null, "runtime": …, "error": … | null, "devices": [{name, computeCapability,
-/// memoryBytes, multiprocessors}]}. A build without CUDA says {"compiled": false}.
+/// A JSON object: {"compiled": bool, "driver": "12.8" | null, "runtime": …, "error": … | null, "devices": [{name,
+/// computeCapability, memoryBytes, multiprocessors}]}. A build without CUDA says {"compiled": false}.
 std::string CudaFacts();
 
 }  // namespace flashllm::ep

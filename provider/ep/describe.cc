@@ -32,7 +32,8 @@ std::string CpuFeatures() {
 }
 
 std::string Describe() {
-  return std::string("{\"version\": ") + JsonString(FLASHLLM_VERSION) + ", \"formatVersion\": " + std::to_string(kFormatVersion) +
+  return std::string("{\"version\": ") + JsonString(FLASHLLM_VERSION) +
+         ", \"formatVersion\": " + std::to_string(kFormatVersion) +
          ", \"cpu\": {\"isa\": " + JsonString(cpu::IsaName(cpu::DetectIsa())) + ", \"features\": " + CpuFeatures() +
          "}, \"cuda\": " + CudaFacts() + "}";
 }
@@ -40,8 +41,9 @@ std::string Describe() {
 }  // namespace
 }  // namespace flashllm::ep
 
-/// Writes a JSON object about this library, the processor and the GPUs to `out` (at most `capacity` bytes with the terminating zero)
-/// and returns the bytes that the whole text takes with its zero; 0 if it failed. Call with capacity 0 to learn the size.
+/// Writes a JSON object about this library, the processor and the GPUs to `out` (at most `capacity` bytes with the
+/// terminating zero) and returns the bytes that the whole text takes with its zero; 0 if it failed. Call with capacity
+/// 0 to learn the size.
 extern "C" __attribute__((visibility("default"))) size_t FlashLLMDescribe(char* out, size_t capacity) {
   try {
     const std::string text = flashllm::ep::Describe();

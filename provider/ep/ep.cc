@@ -35,11 +35,13 @@ int64_t IntAttribute(const OrtNode* node, const char* name, int64_t otherwise) {
 std::string ReasonAgainst(const OrtNode* node) {
   const int64_t format = IntAttribute(node, "format_version", kFormatVersion);
   if (format > kFormatVersion) {
-    return "its packed format has version " + std::to_string(format) + ", newer than this library's " + std::to_string(kFormatVersion);
+    return "its packed format has version " + std::to_string(format) + ", newer than this library's " +
+           std::to_string(kFormatVersion);
   }
   size_t count = 0;
   Check(g_ort.api->Node_GetNumInputs(node, &count));
-  if (count <= kValues) return "it has " + std::to_string(count) + " inputs, expected at least " + std::to_string(kValues + 1);
+  if (count <= kValues)
+    return "it has " + std::to_string(count) + " inputs, expected at least " + std::to_string(kValues + 1);
   std::vector<const OrtValueInfo*> inputs(count);
   Check(g_ort.api->Node_GetInputs(node, inputs.data(), count));
   constexpr const char* kNames[] = {"X", "bitmap", "row_offsets", "values"};

@@ -6,8 +6,8 @@
 #include <string>
 
 #include "provider/ep/options.h"
-#include "provider/ort_api.h"
 #include "provider/ep/weight_cache.h"
+#include "provider/ort_api.h"
 
 namespace flashllm::ep {
 

@@ -43,13 +43,14 @@ void Factory::SetIdentity() {
 }
 
 void Factory::SetInstances() {
-  GetSupportedDevices = [](OrtEpFactory* self, const OrtHardwareDevice* const* devices, size_t count, OrtEpDevice** out, size_t max,
-                           size_t* made) noexcept -> OrtStatus* {
+  GetSupportedDevices = [](OrtEpFactory* self, const OrtHardwareDevice* const* devices, size_t count, OrtEpDevice** out,
+                           size_t max, size_t* made) noexcept -> OrtStatus* {
     return Guard([&] { static_cast<Factory*>(self)->ClaimDevices(devices, count, out, max, made); });
   };
   CreateEp = [](OrtEpFactory* self, const OrtHardwareDevice* const*, const OrtKeyValuePairs* const*, size_t,
                 const OrtSessionOptions* session_options, const OrtLogger* logger, OrtEp** ep) noexcept -> OrtStatus* {
-    return Guard([&] { *ep = new Ep(ReadOptions(session_options), static_cast<Factory*>(self)->registry_.get(), logger); });
+    return Guard(
+        [&] { *ep = new Ep(ReadOptions(session_options), static_cast<Factory*>(self)->registry_.get(), logger); });
   };
   ReleaseEp = [](OrtEpFactory*, OrtEp* ep) noexcept { delete static_cast<Ep*>(ep); };
   GetNumCustomOpDomains = [](OrtEpFactory*, size_t* count) noexcept -> OrtStatus* {
@@ -62,10 +63,11 @@ void Factory::SetInstances() {
   };
 }
 
-// The CPU's memory is ONNX Runtime's own: there is nothing to allocate, copy or order. Registration crashes on a host that finds
-// these callbacks null, so each is there.
+// The CPU's memory is ONNX Runtime's own: there is nothing to allocate, copy or order. Registration crashes on a host
+// that finds these callbacks null, so each is there.
 void Factory::SetMemory() {
-  CreateAllocator = [](OrtEpFactory*, const OrtMemoryInfo*, const OrtKeyValuePairs*, OrtAllocator** allocator) noexcept -> OrtStatus* {
+  CreateAllocator = [](OrtEpFactory*, const OrtMemoryInfo*, const OrtKeyValuePairs*,
+                       OrtAllocator** allocator) noexcept -> OrtStatus* {
     *allocator = nullptr;
     return nullptr;
   };
@@ -96,8 +98,8 @@ void Factory::SetOptional() {
   GetHardwareDeviceIncompatibilityDetails = [](OrtEpFactory*, const OrtHardwareDevice* device,
                                                OrtDeviceEpIncompatibilityDetails* details) noexcept -> OrtStatus* {
     if (g_ort.api->HardwareDevice_Type(device) == OrtHardwareDeviceType_CPU) return nullptr;
-    return g_ort.ep->DeviceEpIncompatibilityDetails_SetDetails(details, OrtDeviceEpIncompatibility_DEVICE_INCOMPATIBLE, 0,
-                                                               "flashllm runs on the CPU in this version");
+    return g_ort.ep->DeviceEpIncompatibilityDetails_SetDetails(details, OrtDeviceEpIncompatibility_DEVICE_INCOMPATIBLE,
+                                                               0, "flashllm runs on the CPU in this version");
   };
   InitGraphicsInterop = [](OrtEpFactory*, const OrtEpDevice*, const OrtGraphicsInteropConfig*) noexcept -> OrtStatus* {
     return g_ort.api->CreateStatus(ORT_NOT_IMPLEMENTED, "flashllm has no graphics interoperation");
@@ -110,7 +112,8 @@ void Factory::SetOptional() {
   };
 }
 
-void Factory::ClaimDevices(const OrtHardwareDevice* const* devices, size_t count, OrtEpDevice** out, size_t max, size_t* made) {
+void Factory::ClaimDevices(const OrtHardwareDevice* const* devices, size_t count, OrtEpDevice** out, size_t max,
+                           size_t* made) {
   *made = 0;
   for (size_t i = 0; i < count && *made < max; ++i) {
     if (g_ort.api->HardwareDevice_Type(devices[i]) != OrtHardwareDeviceType_CPU) continue;
@@ -123,8 +126,8 @@ void Factory::ClaimDevices(const OrtHardwareDevice* const* devices, size_t count
 }  // namespace flashllm::ep
 
 /// Entry point of a plugin execution provider: makes the one factory of this library.
-FLASHLLM_EXPORT OrtStatus* CreateEpFactories(const char*, const OrtApiBase* base, const OrtLogger*, OrtEpFactory** factories,
-                                             size_t max_factories, size_t* num_factories) {
+FLASHLLM_EXPORT OrtStatus* CreateEpFactories(const char*, const OrtApiBase* base, const OrtLogger*,
+                                             OrtEpFactory** factories, size_t max_factories, size_t* num_factories) {
   using namespace flashllm;
   *num_factories = 0;
   if (OrtStatus* status = InitOrt(base)) return status;

@@ -8,7 +8,8 @@ namespace flashllm::ep {
 namespace {
 
 // Types are the schema's matter: a kernel's constraints would only repeat it.
-void AddKernel(OrtKernelRegistry* registry, const char* domain, const char* name, int since_version, OrtKernelCreateFunc create) {
+void AddKernel(OrtKernelRegistry* registry, const char* domain, const char* name, int since_version,
+               OrtKernelCreateFunc create) {
   OrtKernelDefBuilder* builder = nullptr;
   Check(g_ort.ep->CreateKernelDefBuilder(&builder));
   Owned<OrtKernelDefBuilder> owned_builder(builder);

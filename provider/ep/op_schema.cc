@@ -8,8 +8,8 @@
 
 namespace flashllm::ep {
 
-// ONNX Runtime can infer the type of an output from a dynamic input only where there is one such input. X and `values` vary
-// independently, so that the op is offered once for each pair of types; ONNX Runtime merges schemas of one name.
+// ONNX Runtime can infer the type of an output from a dynamic input only where there is one such input. X and `values`
+// vary independently, so that the op is offered once for each pair of types; ONNX Runtime merges schemas of one name.
 struct SchemaOp : OrtCustomOp {
   ONNXTensorElementDataType x_type = ONNX_TENSOR_ELEMENT_DATA_TYPE_UNDEFINED;
   ONNXTensorElementDataType values_type = ONNX_TENSOR_ELEMENT_DATA_TYPE_UNDEFINED;
@@ -45,8 +45,9 @@ int64_t IntAttribute(const OrtShapeInferContext* context, const char* name, int6
   return otherwise;
 }
 
-/// Y has the type of X, and its shape with out_features in place of the last dimension. Known and symbolic dimensions are kept.
-/// ONNX Runtime calls the function of the first of the merged ops, whatever the node's types: they must be read from the context.
+/// Y has the type of X, and its shape with out_features in place of the last dimension. Known and symbolic dimensions
+/// are kept. ONNX Runtime calls the function of the first of the merged ops, whatever the node's types: they must be
+/// read from the context.
 void InferShape(OrtShapeInferContext* context) {
   OrtTensorTypeAndShapeInfo* raw = nullptr;
   Check(g_ort.api->ShapeInferContext_GetInputTypeShape(context, kX, &raw));  // owned by the context
@@ -63,8 +64,8 @@ void InferShape(OrtShapeInferContext* context) {
   Check(g_ort.api->GetSymbolicDimensions(x, symbols.data(), rank));
   dims[rank - 1] = IntAttribute(context, "out_features", -1);
   symbols[rank - 1] = "";
-  // ONNX Runtime would store an unknown dimension without a name as the value -1, which then spreads through Shape to Reshape.
-  // Each gets a name of its own: a name in common would claim that two sizes are equal.
+  // ONNX Runtime would store an unknown dimension without a name as the value -1, which then spreads through Shape to
+  // Reshape. Each gets a name of its own: a name in common would claim that two sizes are equal.
   static std::atomic<uint64_t> unnamed{0};
   std::vector<std::string> names(rank);
   for (size_t i = 0; i < rank; ++i) {
@@ -89,7 +90,8 @@ void RefuseKernel(const OrtKernelInfo* info) {
   Check(g_ort.api->KernelInfo_GetNodeName(info, node.data(), &size));
   node.resize(size > 0 ? size - 1 : 0);
   int64_t format = kFormatVersion;
-  if (OrtStatus* status = g_ort.api->KernelInfoGetAttribute_int64(info, "format_version", &format)) g_ort.api->ReleaseStatus(status);
+  if (OrtStatus* status = g_ort.api->KernelInfoGetAttribute_int64(info, "format_version", &format))
+    g_ort.api->ReleaseStatus(status);
   bool constant = true;
   for (size_t i = kBitmap; i <= kValues; ++i) {
     int is_constant = 0;
@@ -102,9 +104,12 @@ void RefuseKernel(const OrtKernelInfo* info) {
     reason = "its packed format has version " + std::to_string(format) + ", newer than this library's " +
              std::to_string(kFormatVersion) + ". Update onnxruntime-ep-flashllm";
   } else if (!constant) {
-    reason = "its weight (inputs bitmap, row_offsets, values) is not made of constant initializers. Rewrite the model from its source";
+    reason =
+        "its weight (inputs bitmap, row_offsets, values) is not made of constant initializers. Rewrite the model from "
+        "its source";
   } else {
-    reason = std::string("the session does not use ") + kEpName + ", or that failed to start. Append it to the session's providers";
+    reason = std::string("the session does not use ") + kEpName +
+             ", or that failed to start. Append it to the session's providers";
   }
   throw Error(ORT_NOT_IMPLEMENTED, "flashllm cannot run SparseMatMul node '" + node + "': " + reason);
 }

@@ -93,7 +93,9 @@ std::map<std::string, std::string> GivenOptions(const OrtSessionOptions* session
 cpu::Isa ReadIsa(const std::string& value) {
   const cpu::Isa best = cpu::DetectIsa();
   if (value == "auto") return best;
-  const cpu::Isa asked = value == "avx512" ? cpu::Isa::kAvx512 : value == "avx2" ? cpu::Isa::kAvx2 : cpu::Isa::kReference;
+  const cpu::Isa asked = value == "avx512" ? cpu::Isa::kAvx512
+                         : value == "avx2" ? cpu::Isa::kAvx2
+                                           : cpu::Isa::kReference;
   if (asked > best) {
     Reject("option isa is '" + value + "', but this processor's best is '" + cpu::IsaName(best) + "'. Use auto");
   }

@@ -19,8 +19,8 @@ struct Options {
   bool log_unclaimed = false;
 };
 
-/// Reads the provider's entries of a session's configuration. Throws Error (ORT_INVALID_ARGUMENT) for an unknown name, a bad
-/// value, or something that this machine or build lacks.
+/// Reads the provider's entries of a session's configuration. Throws Error (ORT_INVALID_ARGUMENT) for an unknown name,
+/// a bad value, or something that this machine or build lacks.
 Options ReadOptions(const OrtSessionOptions* session_options);
 
 }  // namespace flashllm::ep

@@ -2,7 +2,6 @@
 
 #include <atomic>
 #include <exception>
-#include <mutex>
 #include <vector>
 
 #include "provider/ep/ep.h"
@@ -39,7 +38,8 @@ int64_t IntAttribute(const OrtKernelInfo* info, const std::string& where, const 
   OrtStatus* status = g_ort.api->KernelInfoGetAttribute_int64(info, name, &value);
   if (status == nullptr) return value;
   g_ort.api->ReleaseStatus(status);
-  throw Error(ORT_INVALID_GRAPH, "flashllm: " + where + " has no int attribute '" + name + "'. The model was made by a faulty tool");
+  throw Error(ORT_INVALID_GRAPH,
+              "flashllm: " + where + " has no int attribute '" + name + "'. The model was made by a faulty tool");
 }
 
 cpu::Activation ReadActivation(const OrtKernelInfo* info, const std::string& where) {
@@ -92,7 +92,6 @@ class Kernel : public OrtKernelImpl {
   const std::string where_;
   PackedWeightClaim claim_;
   cpu::Activation activation_ = cpu::Activation::kNone;
-  std::once_flag late_;  // for weights that ONNX Runtime does not hand over at creation: those of an outer scope
   std::shared_ptr<const cpu::SparseMatMul> weight_;
 };
 
@@ -108,7 +107,8 @@ Kernel::Kernel(const OrtKernelInfo* info, Ep* ep) : OrtKernelImpl{}, ep_(ep), wh
   claim_.nnz = IntAttribute(info, where_, "nnz");
   const int64_t checksum = IntAttribute(info, where_, "checksum");
   if (checksum < 0 || checksum > 0xFFFFFFFF) {
-    throw Error(ORT_INVALID_GRAPH, "flashllm: " + where_ + " has checksum " + std::to_string(checksum) + ", expected 0 to 4294967295");
+    throw Error(ORT_INVALID_GRAPH,
+                "flashllm: " + where_ + " has checksum " + std::to_string(checksum) + ", expected 0 to 4294967295");
   }
   claim_.checksum = static_cast<uint32_t>(checksum);
   activation_ = ReadActivation(info, where_);
@@ -118,7 +118,10 @@ Kernel::Kernel(const OrtKernelInfo* info, Ep* ep) : OrtKernelImpl{}, ep_(ep), wh
     int is_constant = 0;
     const OrtValue* value = nullptr;
     Check(g_ort.api->KernelInfoGetConstantInput_tensor(info, kBitmap + i, &is_constant, &value));
-    if (!is_constant || value == nullptr) return;
+    if (!is_constant || value == nullptr) {
+      throw Error(ORT_FAIL, "flashllm: ONNX Runtime did not hand over the constant weight of " + where_ +
+                                ". Please report this with the model's structure");
+    }
     parts[i] = ViewOf(value);
   }
   Prepare(parts[0], parts[1], parts[2]);
@@ -161,7 +164,8 @@ void RunParallel(OrtKernelContext* context, int64_t count, const std::function<v
       if (!shared->failed.exchange(true)) shared->error = std::current_exception();
     }
   };
-  Check(g_ort.api->KernelContext_ParallelFor(context, part, static_cast<size_t>(count), static_cast<size_t>(count), &shared));
+  Check(g_ort.api->KernelContext_ParallelFor(context, part, static_cast<size_t>(count), static_cast<size_t>(count),
+                                             &shared));
   if (shared.error) std::rethrow_exception(shared.error);
 }
 
@@ -176,15 +180,11 @@ const OrtValue* InputOf(const OrtKernelContext* context, size_t index) {
 }
 
 void Kernel::Run(OrtKernelContext* context) {
-  if (weight_ == nullptr) {
-    std::call_once(late_, [&] {
-      Prepare(ViewOf(InputOf(context, kBitmap)), ViewOf(InputOf(context, kRowOffsets)), ViewOf(InputOf(context, kValues)));
-    });
-  }
   const TensorView x = ViewOf(InputOf(context, kX));
   if (x.shape.size() < 2 || x.shape.back() != claim_.in_features) {
     throw Error(ORT_INVALID_ARGUMENT, "flashllm: X of " + where_ + " has shape " + ShapeText(x.shape) +
-                                          ", expected rank 2 or more and a last dimension of " + std::to_string(claim_.in_features));
+                                          ", expected rank 2 or more and a last dimension of " +
+                                          std::to_string(claim_.in_features));
   }
   std::vector<int64_t> y_shape = x.shape;
   y_shape.back() = claim_.out_features;
@@ -200,9 +200,9 @@ void Kernel::Run(OrtKernelContext* context) {
     if (value == nullptr) return nullptr;
     const TensorView view = ViewOf(value);
     if (view.shape != shape || view.type != x.type) {
-      throw Error(ORT_INVALID_ARGUMENT, std::string("flashllm: ") + name + " of " + where_ + " has shape " + ShapeText(view.shape) +
-                                            " and element type " + std::to_string(view.type) + ", expected " + ShapeText(shape) +
-                                            " and " + std::to_string(x.type));
+      throw Error(ORT_INVALID_ARGUMENT, std::string("flashllm: ") + name + " of " + where_ + " has shape " +
+                                            ShapeText(view.shape) + " and element type " + std::to_string(view.type) +
+                                            ", expected " + ShapeText(shape) + " and " + std::to_string(x.type));
     }
     return view.data;
   };
@@ -213,8 +213,9 @@ void Kernel::Run(OrtKernelContext* context) {
   Check(g_ort.api->KernelContext_GetOutput(context, 0, y_shape.data(), y_shape.size(), &y));
   if (args.n == 0) return;
   Check(g_ort.api->GetTensorMutableData(y, &args.y));
-  weight_->Run(args, ep_->options().threads,
-               [context](int64_t count, const std::function<void(int64_t)>& body) { RunParallel(context, count, body); });
+  weight_->Run(args, ep_->options().threads, [context](int64_t count, const std::function<void(int64_t)>& body) {
+    RunParallel(context, count, body);
+  });
 }
 
 }  // namespace

@@ -6,8 +6,8 @@ namespace flashllm::ep {
 
 std::shared_ptr<const cpu::SparseMatMul> WeightCache::Prepare(const PackedWeightClaim& claim, const Options& options,
                                                               const std::string& where) {
-  const Key key{claim.bitmap, claim.row_offsets, claim.values, claim.out_features, claim.in_features, claim.nnz, claim.checksum,
-                claim.value_type};
+  const Key key{claim.bitmap,      claim.row_offsets, claim.values,   claim.out_features,
+                claim.in_features, claim.nnz,         claim.checksum, claim.value_type};
   std::lock_guard<std::mutex> lock(mutex_);
   std::weak_ptr<const cpu::SparseMatMul>& entry = prepared_[key];
   std::shared_ptr<const cpu::SparseMatMul> ready = entry.lock();

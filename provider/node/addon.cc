@@ -22,8 +22,9 @@ Napi::Value LoadRuntimeFromJs(const Napi::CallbackInfo& info) {
 
 /// describeLibrary(providerLibrary): JSON text
 Napi::Value DescribeLibraryFromJs(const Napi::CallbackInfo& info) {
-  return Boundary(info.Env(),
-                  [&] { return Napi::String::New(info.Env(), DescribeLibrary(info[0].As<Napi::String>().Utf8Value())); });
+  return Boundary(info.Env(), [&] {
+    return Napi::String::New(info.Env(), DescribeLibrary(info[0].As<Napi::String>().Utf8Value()));
+  });
 }
 
 Napi::Object Init(Napi::Env env, Napi::Object exports) {

@@ -53,7 +53,8 @@ std::vector<const OrtEpDevice*> FindDevices(const OrtEnv* env) {
 
 }  // namespace
 
-const Runtime& LoadRuntime(const std::string& ort_library, const std::string& ep_library, OrtLoggingLevel log_severity) {
+const Runtime& LoadRuntime(const std::string& ort_library, const std::string& ep_library,
+                           OrtLoggingLevel log_severity) {
   std::lock_guard<std::mutex> lock(g_mutex);
   if (g_runtime != nullptr) return *g_runtime;
   void* handle = OpenOrt(ort_library);
@@ -66,7 +67,8 @@ const Runtime& LoadRuntime(const std::string& ort_library, const std::string& ep
     base->GetApi(1)->ReleaseStatus(status);
   }
   if (g_ort.api == nullptr) {
-    Fail("ONNX Runtime " + version + " is too old: flashllm needs 1." + std::to_string(kOldestApi) + " or later. Update onnxruntime-node");
+    Fail("ONNX Runtime " + version + " is too old: flashllm needs 1." + std::to_string(kOldestApi) +
+         " or later. Update onnxruntime-node");
   }
   auto runtime = std::make_unique<Runtime>();
   runtime->version = version;

@@ -1,4 +1,5 @@
-// The process's ONNX Runtime, found in the library that onnxruntime-node loads, with the flashllm provider registered in it.
+// The process's ONNX Runtime, found in the library that onnxruntime-node loads, with the flashllm provider registered
+// in it.
 #pragma once
 
 #include <string>
@@ -15,9 +16,9 @@ struct Runtime {
   std::string version;  // of ONNX Runtime
 };
 
-/// Opens ONNX Runtime (the copy already in the process, if there is one) and registers the provider library, once for the process
-/// however many threads ask. `log_severity` counts only if no other part of the process made the environment before.
-/// Throws Error with what failed.
+/// Opens ONNX Runtime (the copy already in the process, if there is one) and registers the provider library, once for
+/// the process however many threads ask. `log_severity` counts only if no other part of the process made the
+/// environment before. Throws Error with what failed.
 const Runtime& LoadRuntime(const std::string& ort_library, const std::string& ep_library, OrtLoggingLevel log_severity);
 
 /// What LoadRuntime() made. Throws Error where it has not been called.

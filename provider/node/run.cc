@@ -2,7 +2,8 @@
 //   inputs:  {name, type, dims, data}[]
 //   outputs: {name} or, preallocated, {name, type, dims, data}
 //   options: {logSeverityLevel?, logVerbosityLevel?, tag?, terminate?, config: [key, value][]}
-// The promise gives one element for each output: {type, dims, data}, or null where it was written to the preallocated tensor.
+// The promise gives one element for each output: {type, dims, data}, or null where it was written to the preallocated
+// tensor.
 #include <optional>
 #include <utility>
 
@@ -20,8 +21,10 @@ Owned<OrtRunOptions> ReadRunOptions(const Napi::Object& from) {
   const Napi::Value severity = from.Get("logSeverityLevel");
   const Napi::Value verbosity = from.Get("logVerbosityLevel");
   const Napi::Value tag = from.Get("tag");
-  if (severity.IsNumber()) Check(g_ort.api->RunOptionsSetRunLogSeverityLevel(options, severity.As<Napi::Number>().Int32Value()));
-  if (verbosity.IsNumber()) Check(g_ort.api->RunOptionsSetRunLogVerbosityLevel(options, verbosity.As<Napi::Number>().Int32Value()));
+  if (severity.IsNumber())
+    Check(g_ort.api->RunOptionsSetRunLogSeverityLevel(options, severity.As<Napi::Number>().Int32Value()));
+  if (verbosity.IsNumber())
+    Check(g_ort.api->RunOptionsSetRunLogVerbosityLevel(options, verbosity.As<Napi::Number>().Int32Value()));
   if (tag.IsString()) Check(g_ort.api->RunOptionsSetRunTag(options, tag.As<Napi::String>().Utf8Value().c_str()));
   if (from.Get("terminate").ToBoolean()) Check(g_ort.api->RunOptionsSetTerminate(options));
   const Napi::Array config = from.Get("config").As<Napi::Array>();
@@ -64,8 +67,8 @@ class RunTask : public Task {
       outputs.push_back(outputs_[i].value.get());
     }
     const std::vector<OrtValue*> given = outputs;
-    OrtStatus* status = g_ort.api->Run(use_->session(), options_.get(), input_names.data(), inputs.data(), inputs.size(),
-                                       output_names.data(), output_names.size(), outputs.data());
+    OrtStatus* status = g_ort.api->Run(use_->session(), options_.get(), input_names.data(), inputs.data(),
+                                       inputs.size(), output_names.data(), output_names.size(), outputs.data());
     for (size_t i = 0; i < outputs.size(); ++i) {
       if (outputs[i] != given[i]) results_[i].reset(outputs[i]);
     }
@@ -105,8 +108,8 @@ class RunTask : public Task {
 Napi::Value RunSession(const Napi::CallbackInfo& info) {
   const Napi::Env env = info.Env();
   return Boundary(env, [&] {
-    auto task =
-        std::make_shared<RunTask>(info[0], info[1].As<Napi::Array>(), info[2].As<Napi::Array>(), info[3].As<Napi::Object>());
+    auto task = std::make_shared<RunTask>(info[0], info[1].As<Napi::Array>(), info[2].As<Napi::Array>(),
+                                          info[3].As<Napi::Object>());
     Napi::Object result = Napi::Object::New(env);
     // Weak: a signal that outlives the run must not keep its tensors.
     std::weak_ptr<Task> weak = task;

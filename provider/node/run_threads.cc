@@ -7,6 +7,7 @@
 #include <functional>
 #include <mutex>
 #include <set>
+#include <system_error>
 #include <thread>
 
 #include "provider/ort_api.h"
@@ -14,22 +15,35 @@
 namespace flashllm::node {
 namespace {
 
-/// Threads of the process, started when there is work and ended after some idle time. More than a few runs at once gain nothing,
-/// since each spreads over ONNX Runtime's own pool.
+/// Threads of the process, started when there is work and ended after some idle time. More than a few runs at once gain
+/// nothing, since each spreads over ONNX Runtime's own pool.
 class Pool {
  public:
   void Start(std::function<void()> job) {
-    std::lock_guard<std::mutex> lock(mutex_);
-    jobs_.push_back(std::move(job));
-    if (idle_ >= jobs_.size() || threads_ >= limit_) {
-      wake_.notify_one();
-      return;
+    {
+      std::lock_guard<std::mutex> lock(mutex_);
+      jobs_.push_back(std::move(job));
+      if (idle_ >= jobs_.size() || threads_ >= limit_ || AddThread()) {
+        wake_.notify_one();
+        return;
+      }
+      job = std::move(jobs_.back());
+      jobs_.pop_back();
     }
-    ++threads_;
-    std::thread([this] { Work(); }).detach();
+    job();  // the system has no thread left: late is better than never
   }
 
  private:
+  /// Returns whether there is a thread now that will take the job.
+  bool AddThread() {
+    try {
+      std::thread([this] { Work(); }).detach();
+      ++threads_;
+    } catch (const std::system_error&) {
+    }
+    return threads_ > 0;
+  }
+
   void Work() {
     std::unique_lock<std::mutex> lock(mutex_);
     for (;;) {
@@ -143,7 +157,8 @@ void InitRunThreads(Napi::Env env) {
   env.SetInstanceData<EnvironmentData>(environment);
   const Napi::String name = Napi::String::New(env, "flashllm");
   napi_threadsafe_function land = nullptr;
-  if (napi_create_threadsafe_function(env, nullptr, nullptr, name, 0, 1, nullptr, nullptr, nullptr, Land, &land) != napi_ok) {
+  if (napi_create_threadsafe_function(env, nullptr, nullptr, name, 0, 1, nullptr, nullptr, nullptr, Land, &land) !=
+      napi_ok) {
     throw Napi::Error::New(env, "flashllm: a thread-safe function could not be made");
   }
   napi_unref_threadsafe_function(env, land);

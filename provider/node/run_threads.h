@@ -1,5 +1,5 @@
-// Work off the main thread that ends in a promise. Not libuv's pool: its four threads serve files and DNS, and a few long runs
-// would hold those up.
+// Work off the main thread that ends in a promise. Not libuv's pool: its four threads serve files and DNS, and a few
+// long runs would hold those up.
 #pragma once
 
 #include <napi.h>
@@ -22,8 +22,8 @@ class Task {
   virtual void Cancel() {}
 };
 
-/// Must be called once for each environment (main thread or worker) before Submit(). When the environment ends, its work in flight
-/// is cancelled and waited for, since that work reads memory of JavaScript objects.
+/// Must be called once for each environment (main thread or worker) before Submit(). When the environment ends, its
+/// work in flight is cancelled and waited for, since that work reads memory of JavaScript objects.
 void InitRunThreads(Napi::Env env);
 
 /// Executes `task` on another thread. Rejects with an Error whose `ortCode` is ONNX Runtime's code.

@@ -75,7 +75,8 @@ Napi::Array ValuesToJs(Napi::Env env, const std::vector<ValueInfo>& values) {
     Napi::Array shape = Napi::Array::New(env, values[i].dims.size());
     for (uint32_t d = 0; d < values[i].dims.size(); ++d) {
       const int64_t dim = values[i].dims[d];
-      shape.Set(d, dim < 0 ? Napi::Value(Napi::String::New(env, values[i].symbols[d])) : Napi::Number::New(env, static_cast<double>(dim)));
+      shape.Set(d, dim < 0 ? Napi::Value(Napi::String::New(env, values[i].symbols[d]))
+                           : Napi::Number::New(env, static_cast<double>(dim)));
     }
     object.Set("shape", shape);
     array.Set(i, object);
@@ -105,6 +106,12 @@ class CreateTask : public Task {
       Check(g_ort.api->CreateSessionFromArray(env, bytes_, length_, options_.options.get(), &session));
     }
     state_ = std::make_shared<SessionState>(Owned<OrtSession>(session));
+  }
+
+  void Cancel() override {
+    if (OrtStatus* status = g_ort.api->SessionOptionsSetLoadCancellationFlag(options_.options.get(), true)) {
+      g_ort.api->ReleaseStatus(status);
+    }
   }
 
   Napi::Value Result(Napi::Env env) override {
@@ -138,7 +145,9 @@ class DisposeTask : public Task {
 }  // namespace
 
 SessionState::SessionState(Owned<OrtSession> session)
-    : session_(std::move(session)), inputs_(DescribeInputs(session_.get())), outputs_(DescribeOutputs(session_.get())) {}
+    : session_(std::move(session)),
+      inputs_(DescribeInputs(session_.get())),
+      outputs_(DescribeOutputs(session_.get())) {}
 
 SessionState::Use::Use(std::shared_ptr<SessionState> state) : state_(std::move(state)) {
   std::lock_guard<std::mutex> lock(state_->mutex_);
@@ -169,7 +178,9 @@ void SessionState::Release() {
 std::shared_ptr<SessionState> StateOf(const Napi::Value& handle) { return *handle.As<Handle>().Data(); }
 
 Napi::Value CreateSession(const Napi::CallbackInfo& info) {
-  return Boundary(info.Env(), [&] { return Submit(info.Env(), std::make_shared<CreateTask>(info[0], info[1].As<Napi::Object>())); });
+  return Boundary(info.Env(), [&] {
+    return Submit(info.Env(), std::make_shared<CreateTask>(info[0], info[1].As<Napi::Object>()));
+  });
 }
 
 Napi::Value DisposeSession(const Napi::CallbackInfo& info) {

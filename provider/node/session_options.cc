@@ -45,10 +45,12 @@ void SetPlainOptions(const Napi::Object& from, OrtSessionOptions* to) {
   IfNumber(from, "interOpNumThreads", [&](int n) { return api->SetInterOpNumThreads(to, n); });
   IfNumber(from, "graphOptimizationLevel",
            [&](int n) { return api->SetSessionGraphOptimizationLevel(to, static_cast<GraphOptimizationLevel>(n)); });
-  IfNumber(from, "executionMode", [&](int n) { return api->SetSessionExecutionMode(to, static_cast<ExecutionMode>(n)); });
+  IfNumber(from, "executionMode",
+           [&](int n) { return api->SetSessionExecutionMode(to, static_cast<ExecutionMode>(n)); });
   IfNumber(from, "logSeverityLevel", [&](int n) { return api->SetSessionLogSeverityLevel(to, n); });
   IfNumber(from, "logVerbosityLevel", [&](int n) { return api->SetSessionLogVerbosityLevel(to, n); });
-  IfNumber(from, "enableCpuMemArena", [&](int n) { return n ? api->EnableCpuMemArena(to) : api->DisableCpuMemArena(to); });
+  IfNumber(from, "enableCpuMemArena",
+           [&](int n) { return n ? api->EnableCpuMemArena(to) : api->DisableCpuMemArena(to); });
   IfNumber(from, "enableMemPattern", [&](int n) { return n ? api->EnableMemPattern(to) : api->DisableMemPattern(to); });
   IfString(from, "logId", [&](const char* text) { return api->SetSessionLogId(to, text); });
   IfString(from, "optimizedModelFilePath", [&](const char* text) { return api->SetOptimizedModelFilePath(to, text); });
@@ -56,7 +58,8 @@ void SetPlainOptions(const Napi::Object& from, OrtSessionOptions* to) {
   for (const auto& [name, value] : ReadPairs(from, "freeDimensionOverrides")) {
     Check(api->AddFreeDimensionOverrideByName(to, name.c_str(), std::stoll(value)));
   }
-  for (const auto& [name, value] : ReadPairs(from, "config")) Check(api->AddSessionConfigEntry(to, name.c_str(), value.c_str()));
+  for (const auto& [name, value] : ReadPairs(from, "config"))
+    Check(api->AddSessionConfigEntry(to, name.c_str(), value.c_str()));
 }
 
 void AppendProvider(const Napi::Object& from, OrtSessionOptions* to) {
@@ -67,8 +70,8 @@ void AppendProvider(const Napi::Object& from, OrtSessionOptions* to) {
     values.push_back(value.c_str());
   }
   const Runtime& runtime = GetRuntime();
-  Check(g_ort.api->SessionOptionsAppendExecutionProvider_V2(to, runtime.env, runtime.devices.data(), runtime.devices.size(), keys.data(),
-                                                            values.data(), keys.size()));
+  Check(g_ort.api->SessionOptionsAppendExecutionProvider_V2(
+      to, runtime.env, runtime.devices.data(), runtime.devices.size(), keys.data(), values.data(), keys.size()));
 }
 
 void AddExternalData(const Napi::Object& from, SessionOptions* to) {
@@ -94,15 +97,16 @@ void AddExternalData(const Napi::Object& from, SessionOptions* to) {
   if (names.empty()) return;
   std::vector<const char*> name_pointers;
   for (const std::string& name : names) name_pointers.push_back(name.c_str());
-  Check(g_ort.api->AddExternalInitializersFromFilesInMemory(to->options.get(), name_pointers.data(), data.data(), sizes.data(),
-                                                            names.size()));
+  Check(g_ort.api->AddExternalInitializersFromFilesInMemory(to->options.get(), name_pointers.data(), data.data(),
+                                                            sizes.data(), names.size()));
 }
 
 }  // namespace
 
 MappedFile::MappedFile(const std::string& path) {
   const auto fail = [&](const char* action) {
-    throw Error(ORT_NO_SUCHFILE, std::string("external data file ") + path + " could not be " + action + ": " + std::strerror(errno));
+    throw Error(ORT_NO_SUCHFILE,
+                std::string("external data file ") + path + " could not be " + action + ": " + std::strerror(errno));
   };
   const int file = open(path.c_str(), O_RDONLY | O_CLOEXEC);
   if (file < 0) fail("opened");

@@ -1,4 +1,5 @@
-// Session options as TypeScript checked and flattened them (NativeSessionOptions of provider/native.ts), given to ONNX Runtime.
+// Session options as TypeScript checked and flattened them (NativeSessionOptions of provider/native.ts), given to ONNX
+// Runtime.
 #pragma once
 
 #include <napi.h>

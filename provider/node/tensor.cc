@@ -75,15 +75,17 @@ const OrtMemoryInfo* CpuMemory() {
   return info;
 }
 
-Owned<OrtValue> MakeStringTensor(const Napi::Value& data, const std::vector<int64_t>& dims, size_t count, const std::string& name,
-                                 bool with_strings) {
+Owned<OrtValue> MakeStringTensor(const Napi::Value& data, const std::vector<int64_t>& dims, size_t count,
+                                 const std::string& name, bool with_strings) {
   if (!data.IsArray()) Reject(name, "is of type string, but its data is not an array of strings");
   const Napi::Array array = data.As<Napi::Array>();
   if (array.Length() != count) {
-    Reject(name, "has " + std::to_string(array.Length()) + " strings, but its dimensions need " + std::to_string(count));
+    Reject(name,
+           "has " + std::to_string(array.Length()) + " strings, but its dimensions need " + std::to_string(count));
   }
   OrtValue* value = nullptr;
-  Check(g_ort.api->CreateTensorAsOrtValue(DefaultAllocator(), dims.data(), dims.size(), ONNX_TENSOR_ELEMENT_DATA_TYPE_STRING, &value));
+  Check(g_ort.api->CreateTensorAsOrtValue(DefaultAllocator(), dims.data(), dims.size(),
+                                          ONNX_TENSOR_ELEMENT_DATA_TYPE_STRING, &value));
   Owned<OrtValue> owned(value);
   if (!with_strings) return owned;
   std::vector<std::string> texts(count);
@@ -137,7 +139,7 @@ OrtAllocator* DefaultAllocator() {
   return allocator;
 }
 
-void* BytesOf(const Napi::Value& typed_array, size_t* length) {
+void* BytesOf(const Napi::Value& typed_array, size_t* length, napi_typedarray_type* kind) {
   bool is_typed_array = false;
   void* bytes = nullptr;
   size_t elements = 0;
@@ -151,6 +153,7 @@ void* BytesOf(const Napi::Value& typed_array, size_t* length) {
     throw Error(ORT_INVALID_ARGUMENT, "the kind of typed array (" + std::to_string(type) + ") is not supported");
   }
   *length = elements * kWidths[type];
+  if (kind != nullptr) *kind = type;
   return bytes;
 }
 
@@ -169,15 +172,22 @@ JsTensor FromJs(const Napi::Object& tensor, const std::string& name, bool with_s
   if (!layout) Reject(name, "has element type " + std::to_string(out.type) + ", which JavaScript tensors cannot hold");
   if (!data.IsTypedArray()) Reject(name, "has data that is no typed array");
   size_t found = 0;
-  void* bytes = BytesOf(data, &found);
+  napi_typedarray_type kind;
+  void* bytes = BytesOf(data, &found, &kind);
+  if (kind != layout->array) {
+    Reject(name, "has element type " + std::to_string(out.type) + ", but its typed array is of another kind (" +
+                     std::to_string(kind) + ", expected " + std::to_string(layout->array) +
+                     " of napi_typedarray_type)");
+  }
   const size_t needed = (count * layout->bits + 7) / 8;
   if (found < needed) {
-    Reject(name, "has " + std::to_string(found) + " bytes of data, but its type and dimensions need " + std::to_string(needed));
+    Reject(name, "has " + std::to_string(found) + " bytes of data, but its type and dimensions need " +
+                     std::to_string(needed));
   }
   static char nothing[8];
   OrtValue* value = nullptr;
-  Check(g_ort.api->CreateTensorWithDataAsOrtValue(CpuMemory(), needed > 0 ? bytes : nothing, needed, dims.data(), dims.size(), out.type,
-                                                  &value));
+  Check(g_ort.api->CreateTensorWithDataAsOrtValue(CpuMemory(), needed > 0 ? bytes : nothing, needed, dims.data(),
+                                                  dims.size(), out.type, &value));
   out.value.reset(value);
   out.begin = bytes;
   out.bytes = needed;
@@ -188,7 +198,8 @@ Napi::Object ToJs(Napi::Env env, const std::string& name, Owned<OrtValue> value,
   ONNXType kind = ONNX_TYPE_UNKNOWN;
   Check(g_ort.api->GetValueType(value.get(), &kind));
   if (kind != ONNX_TYPE_TENSOR) {
-    throw Error(ORT_NOT_IMPLEMENTED, "output '" + name + "' is a sequence, map or optional; only tensors can be returned");
+    throw Error(ORT_NOT_IMPLEMENTED,
+                "output '" + name + "' is a sequence, map or optional; only tensors can be returned");
   }
   OrtTensorTypeAndShapeInfo* raw = nullptr;
   Check(g_ort.api->GetTensorTypeAndShape(value.get(), &raw));

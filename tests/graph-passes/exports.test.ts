@@ -40,6 +40,7 @@ for (const name of names) {
     t.is(report.layers.filter(({ decision }) => decision === 'sparse').length, 12);
     t.is(report.fused['fuse-relu'], 2);
     t.is(report.fused['fuse-bias'], 8);
+    t.is(report.fused['fuse-residual'], 4);
     const ours = await run(report.output.path, OURS, feeds);
     const stock = await run(report.output.path, STOCK, feeds);
     for (const [output, { data }] of Object.entries(outputs)) {

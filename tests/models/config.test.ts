@@ -1,7 +1,7 @@
 import { writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import test from 'ava';
-import { ModelError } from '../../models/errors.js';
+import { ModelFolderError } from '../../models/errors.js';
 import { headDim, parseOptConfig, readOptConfig } from '../../models/opt/config.js';
 import { temporaryFolder, tinyConfig } from './support/checkpoints.js';
 
@@ -48,8 +48,8 @@ const refused: [unknown, RegExp][] = [
 
 for (const [json, message] of refused) {
   test(`refused: ${JSON.stringify(json)}`, (t) => {
-    const error = t.throws(() => parseOptConfig(json), { instanceOf: ModelError, message });
-    t.is(error?.code, 'CONFIG');
+    const error = t.throws(() => parseOptConfig(json), { instanceOf: ModelFolderError, message });
+    t.is(error?.code, 'ERR_FLASHLLM_CONFIG');
   });
 }
 

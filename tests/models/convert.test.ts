@@ -1,7 +1,7 @@
 import test from 'ava';
 import fc from 'fast-check';
 import { convertFloats, floatBitsToHalf, halfToNumber } from '../../models/checkpoint/convert.js';
-import { ModelError } from '../../models/errors.js';
+import { ModelFolderError } from '../../models/errors.js';
 
 const bits = (value: number) => new Uint32Array(Float32Array.of(value).buffer)[0] as number;
 
@@ -47,7 +47,7 @@ test('whole buffers convert, aligned or not; infinities pass, numbers out of ran
   t.deepEqual([...new Float32Array(convertFloats(brain, 'bfloat16', 'float32').buffer)], [1, -1.5]);
   t.deepEqual([...new Uint16Array(convertFloats(brain, 'bfloat16', 'float16').buffer)], [0x3c00, 0xbe00]);
   t.throws(() => convertFloats(Buffer.from(Float32Array.of(65520).buffer), 'float32', 'float16'), {
-    instanceOf: ModelError,
+    instanceOf: ModelFolderError,
     message: /65520/,
   });
 });

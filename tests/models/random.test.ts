@@ -6,7 +6,7 @@ import { loadModel } from '../../graph-passes/onnx/load.js';
 import type { TensorProto } from '../../graph-passes/onnx/proto.js';
 import { dimsOf, tensorBytes } from '../../graph-passes/onnx/tensor.js';
 import { Decoder } from '../../models/decoder.js';
-import { ModelError } from '../../models/errors.js';
+import { ModelFolderError } from '../../models/errors.js';
 import { exportRandomOpt } from '../../models/opt/export.js';
 import { optConfig, optConfigJson, optSizes } from '../../models/opt/sizes.js';
 import { temporaryFolder, tinyConfig } from './support/checkpoints.js';
@@ -100,6 +100,6 @@ test('every released size has the parameters its name says', (t) => {
 test('a sparsity of 1 is refused', async (t) => {
   await t.throwsAsync(
     exportRandomOpt(small, { sparsity: 1, seed: 0, shareLayers: false }, { output: await temporaryFolder() }),
-    { instanceOf: ModelError, message: /sparsity is 1/ },
+    { instanceOf: ModelFolderError, message: /sparsity is 1/ },
   );
 });

@@ -4,7 +4,7 @@ import test from 'ava';
 import fc from 'fast-check';
 import { openCheckpoint } from '../../models/checkpoint/index.js';
 import { readSafetensors } from '../../models/checkpoint/safetensors.js';
-import { ModelError } from '../../models/errors.js';
+import { ModelFolderError } from '../../models/errors.js';
 import { parseOptConfig } from '../../models/opt/config.js';
 import {
   huggingFaceName,
@@ -102,8 +102,8 @@ const hostile: Record<string, [Buffer, RegExp]> = {
 
 for (const [name, [content, message]] of Object.entries(hostile)) {
   test(`refused: ${name}`, async (t) => {
-    const error = await t.throwsAsync(file(content).then(readSafetensors), { instanceOf: ModelError, message });
-    t.is(error?.code, 'CHECKPOINT');
+    const error = await t.throwsAsync(file(content).then(readSafetensors), { instanceOf: ModelFolderError, message });
+    t.is(error?.code, 'ERR_FLASHLLM_CHECKPOINT');
   });
 }
 
@@ -127,7 +127,7 @@ test('a damaged file is an error of its own or a file that holds together, never
             if (tensor.offset + tensor.byteLength > damaged.length) return false;
           return true;
         } catch (error) {
-          return error instanceof ModelError;
+          return error instanceof ModelFolderError;
         }
       },
     ),
@@ -158,10 +158,10 @@ test('shards are found by the index; one in a linked place is followed, one outs
   ];
   for (const [map, message] of refused) {
     await writeFile(index, weightMap(map));
-    await t.throwsAsync(openCheckpoint(folder), { instanceOf: ModelError, message });
+    await t.throwsAsync(openCheckpoint(folder), { instanceOf: ModelFolderError, message });
   }
   await writeFile(index, 'null');
-  await t.throwsAsync(openCheckpoint(folder), { instanceOf: ModelError, message: /no weight_map/ });
+  await t.throwsAsync(openCheckpoint(folder), { instanceOf: ModelFolderError, message: /no weight_map/ });
   await writeFile(join(folder, 'copy.safetensors'), safetensorsFile({ a: entry() }, Buffer.alloc(8)));
   await writeFile(index, weightMap({ a: 'one.safetensors', other: 'copy.safetensors' }));
   await t.throwsAsync(openCheckpoint(folder), { message: /tensor a is in both/ });

@@ -5,7 +5,7 @@ import fc from 'fast-check';
 import { openCheckpoint } from '../../models/checkpoint/index.js';
 import { readPickle } from '../../models/checkpoint/pickle.js';
 import { readTorchFile } from '../../models/checkpoint/torch.js';
-import { ModelError } from '../../models/errors.js';
+import { ModelFolderError } from '../../models/errors.js';
 import { parseOptConfig } from '../../models/opt/config.js';
 import { exportOpt } from '../../models/opt/export.js';
 import {
@@ -191,7 +191,7 @@ const hostile: Record<string, [Buffer, RegExp]> = {
 
 for (const [name, [content, message]] of Object.entries(hostile)) {
   test(`refused: ${name}`, async (t) => {
-    await t.throwsAsync(file(content).then(readTorchFile), { instanceOf: ModelError, message });
+    await t.throwsAsync(file(content).then(readTorchFile), { instanceOf: ModelFolderError, message });
   });
 }
 
@@ -208,7 +208,7 @@ test('a damaged archive is an error of its own or a file that holds together, ne
           if (tensor.offset + tensor.byteLength > damaged.length) return false;
         return true;
       } catch (error) {
-        return error instanceof ModelError;
+        return error instanceof ModelFolderError;
       }
     }),
     { numRuns: 400 },

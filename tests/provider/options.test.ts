@@ -206,3 +206,23 @@ test('the stock provider still runs beside ours', async (t) => {
   t.is(await runs({ executionProviders: ['cpu'] }, plainModel(graph)), 80);
   t.is(await runs({ executionProviders: ['flashllm'] }, plainModel(graph)), 80);
 });
+
+test('with logUnclaimed, why a node is not claimed is logged as a warning', (t) => {
+  const model = join(folder, 'unclaimed.onnx');
+  writeFileSync(model, sparseModel({ ...sparse, weightAsInput: true }).bytes);
+  const script = `import ort from 'onnxruntime-node';
+    await import(${JSON.stringify(pathToFileURL(join(root, 'provider/index.ts')).href)});
+    const create = (logUnclaimed) =>
+      ort.InferenceSession.create(${JSON.stringify(model)}, { executionProviders: [{ name: 'flashllm', logUnclaimed }] });
+    for (const logged of [false, true]) {
+      console.error('logged', logged);
+      await create(logged).catch(() => {});
+    }`;
+  const args = ['--import', import.meta.resolve('tsx'), '--input-type=module', '-e', script];
+  const { status, stderr } = spawnSync(process.execPath, args, { cwd: root, encoding: 'utf8' });
+  t.is(status, 0, stderr);
+  const [quiet = '', loud = ''] = stderr.split('logged true');
+  const reason = "SparseMatMul node 'sparse' is not claimed: its input bitmap is not a constant initializer";
+  t.false(quiet.includes(reason));
+  t.true(loud.includes(reason), loud);
+});

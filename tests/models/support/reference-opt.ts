@@ -36,7 +36,7 @@ export function referenceLogits(config: OptConfig, parameters: Parameters, ids: 
     });
   const add = (a: Rows, b: Rows): Rows => a.map((v, t) => v.map((e, i) => e + (b[t]?.[i] as number)));
 
-  let x = ids.map((id) => row('embed_tokens.weight', id, config.embedDim));
+  let x: Rows = ids.map((id) => row('embed_tokens.weight', id, config.embedDim));
   if (config.embedDim !== config.hiddenSize) x = linear('project_in', x, config.hiddenSize, false);
   x = add(
     x,

@@ -1,0 +1,289 @@
+// The CUDA SparseMatMul on a real GPU, element by element against float64. Exit code 0: all passed; 1: a failure; 77: no GPU.
+//   spmm_test [--quick]     --quick: few small shapes, for compute-sanitizer
+#include <cmath>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+
+#include "ops/sparse-matmul/cuda/layout.h"
+#include "ops/sparse-matmul/cuda/spmm.h"
+#include "tests/gpu/packed_fixture.h"
+
+namespace flashllm::test {
+namespace {
+
+using cuda::Activation;
+using cuda::ElementType;
+using cuda::Layout;
+
+int failures = 0;
+int64_t checked = 0;
+
+void Check(cudaError_t error, const char* what) {
+  if (error == cudaSuccess) return;
+  std::fprintf(stderr, "%s: %s\n", what, cudaGetErrorString(error));
+  std::exit(1);
+}
+
+/// Device memory of exactly `bytes`, so that compute-sanitizer sees any access beyond.
+class Buffer {
+ public:
+  explicit Buffer(size_t bytes) : bytes_(bytes) { Check(cudaMalloc(&pointer_, bytes == 0 ? 1 : bytes), "cudaMalloc"); }
+  Buffer(const void* host, size_t bytes) : Buffer(bytes) { Check(cudaMemcpy(pointer_, host, bytes, cudaMemcpyHostToDevice), "upload"); }
+  ~Buffer() { cudaFree(pointer_); }
+  Buffer(const Buffer&) = delete;
+  Buffer& operator=(const Buffer&) = delete;
+  void* get() const { return pointer_; }
+  void Poison() { Check(cudaMemset(pointer_, 0xff, bytes_), "poison"); }
+  std::vector<uint8_t> Read() const {
+    std::vector<uint8_t> host(bytes_);
+    Check(cudaMemcpy(host.data(), pointer_, bytes_, cudaMemcpyDeviceToHost), "download");
+    return host;
+  }
+
+ private:
+  void* pointer_ = nullptr;
+  size_t bytes_;
+};
+
+/// A tensor of either element type, with the exact values it holds.
+struct Tensor {
+  std::vector<float> exact;
+  std::vector<uint8_t> bytes;
+  Tensor(size_t count, ElementType type, uint32_t seed) : exact(count) {
+    std::mt19937 random(seed);
+    std::uniform_real_distribution<float> unit(-1.0f, 1.0f);
+    const ValueType value_type = type == ElementType::kFloat32 ? ValueType::kFloat32 : ValueType::kFloat16;
+    bytes.resize(count * SizeOf(value_type));
+    for (size_t i = 0; i < count; ++i) {
+      exact[i] = Round(unit(random), value_type);
+      const uint16_t bits = Bits16(exact[i], ValueType::kFloat16);
+      if (type == ElementType::kFloat32) std::memcpy(&bytes[i * 4], &exact[i], 4);
+      else std::memcpy(&bytes[i * 2], &bits, 2);
+    }
+  }
+};
+
+struct Case {
+  int64_t m, k, n;
+  std::string pattern;
+  ValueType weights = ValueType::kFloat16;
+  ElementType type = ElementType::kFloat16;
+  int cluster = 0;
+  bool bias = false, relu = false, residual = false, programmatic = false, canonical = false;
+};
+
+std::string Describe(const Case& c) {
+  char text[200];
+  std::snprintf(text, sizeof(text), "M=%lld K=%lld N=%lld %s weights=%d x=%d cluster=%d bias=%d relu=%d residual=%d pdl=%d canonical=%d",
+                static_cast<long long>(c.m), static_cast<long long>(c.k), static_cast<long long>(c.n), c.pattern.c_str(),
+                static_cast<int>(c.weights), static_cast<int>(c.type), c.cluster, c.bias, c.relu, c.residual, c.programmatic, c.canonical);
+  return text;
+}
+
+void Fail(const Case& c, const std::string& why) {
+  if (++failures <= 20) std::fprintf(stderr, "FAILED %s: %s\n", Describe(c).c_str(), why.c_str());
+}
+
+/// Reads a gather layout back on the host, by layout.h's words alone.
+std::vector<float> DecodeLayout(const cuda::WeightPlan& plan, const std::vector<uint8_t>& layout) {
+  const int units = static_cast<int>((plan.in_features + 31) / 32), lanes = cuda::kKLanes * plan.cluster;
+  std::vector<float> dense(plan.out_features * plan.in_features, 0.0f);
+  const auto* table = reinterpret_cast<const uint32_t*>(layout.data());
+  int64_t entry = 0;
+  for (int block = 0; block < plan.blocks; ++block) {
+    const int tiles = plan.tile_start[block + 1] - plan.tile_start[block];
+    const int panels = plan.panel_start[block + 1] - plan.panel_start[block];
+    for (int lane = 0; lane < lanes; ++lane) {
+      for (int panel = 0; panel < panels; ++panel) {
+        for (int unit = lane * static_cast<int64_t>(units) / lanes; unit < (lane + 1) * static_cast<int64_t>(units) / lanes; ++unit) {
+          int tile = plan.tile_start[block] + panel * tiles / panels;
+          const int panel_tiles = (panel + 1) * tiles / panels - panel * tiles / panels;
+          for (int half = 0; half < 2; ++half, ++entry) {
+            const int count = half == 0 ? (panel_tiles + 1) / 2 : panel_tiles / 2;
+            const uint8_t* chunk = layout.data() + plan.table_bytes + static_cast<int64_t>(table[entry]) * 16;
+            const uint8_t* masks = chunk + 16;
+            const auto* value = reinterpret_cast<const uint16_t*>(chunk + 16 + 64 * count);
+            for (int i = 0; i < count; ++i, ++tile) {
+              const bool wide = (i | 1) < count;
+              for (int s = 0; s < 2; ++s) {
+                for (int l = 0; l < 32; ++l) {
+                  const uint8_t mask = masks[i / 2 * 128 + (wide ? l * 4 + i % 2 * 2 : l * 2) + s];
+                  for (int bit = 0; bit < 8; ++bit) {
+                    if (!(mask >> bit & 1)) continue;
+                    const int r = bit / 2;
+                    const int64_t row = tile * 16 + l / 4 + 8 * (r & 1), k = unit * 32 + 8 * (l % 4) + 4 * s + 2 * (r / 2) + bit % 2;
+                    if (row < plan.out_features && k < plan.in_features) dense[row * plan.in_features + k] = FromBits16(*value, plan.value_type);
+                    ++value;
+                  }
+                }
+              }
+            }
+          }
+        }
+      }
+    }
+  }
+  return dense;
+}
+
+void CompareElements(const Case& c, const Packed& w, const Tensor& x, const Tensor& bias, const Tensor& residual, const std::vector<uint8_t>& y) {
+  for (int64_t n = 0; n < c.n; ++n) {
+    for (int64_t m = 0; m < c.m; ++m) {
+      double sum = 0, size = 0;
+      for (int64_t k = 0; k < c.k; ++k) {
+        const double product = static_cast<double>(w.dense[m * c.k + k]) * x.exact[n * c.k + k];
+        sum += product;
+        size += std::abs(product);
+      }
+      if (c.bias) sum += bias.exact[m], size += std::abs(bias.exact[m]);
+      if (c.relu && sum < 0) sum = 0;
+      if (c.residual) sum += residual.exact[n * c.m + m], size += std::abs(residual.exact[n * c.m + m]);
+      float got;
+      uint16_t bits;
+      if (c.type == ElementType::kFloat32) std::memcpy(&got, &y[(n * c.m + m) * 4], 4);
+      else std::memcpy(&bits, &y[(n * c.m + m) * 2], 2), got = FromBits16(bits, ValueType::kFloat16);
+      // Half an ulp of the output's type, and float32 accumulation: a few ulps of the sum of magnitudes.
+      const double bound = (c.type == ElementType::kFloat32 ? 1.2e-7 : 4.9e-4) * std::abs(sum) + 4e-6 * size + 6e-8;
+      ++checked;
+      if (std::abs(got - sum) <= bound) continue;  // NaN fails
+      char why[160];
+      std::snprintf(why, sizeof(why), "Y[%lld, %lld] = %g, expected %g within %g", static_cast<long long>(n), static_cast<long long>(m), got, sum, bound);
+      return Fail(c, why);
+    }
+  }
+}
+
+void Run(const cuda::DeviceInfo& device, const Case& c) {
+  const Packed w = MakePacked(c.m, c.k, c.pattern, c.weights, 7);
+  const Tensor x(c.n * c.k, c.type, 11), bias(c.m, c.type, 13), residual(c.n * c.m, c.type, 17);
+  Buffer bitmap(w.bitmap.data(), w.bitmap.size()), offsets(w.row_offsets.data(), w.row_offsets.size() * 4), values(w.values.data(), w.values.size());
+  const cuda::DeviceParts parts{static_cast<const uint8_t*>(bitmap.get()), static_cast<const int32_t*>(offsets.get()), values.get(), c.weights};
+
+  cuda::PlanOptions options;
+  options.cluster = c.cluster;
+  if (c.weights == ValueType::kFloat32 && !c.canonical) {
+    Buffer scratch(4);
+    Check(cuda::CheckHalfExact(static_cast<const float*>(values.get()), w.nnz, scratch.get(), nullptr, &options.float32_is_half), "CheckHalfExact");
+  }
+  cuda::WeightPlan plan;
+  Check(cuda::MakePlan(w.view(), device, options, &plan), "MakePlan");
+  if (c.canonical || !cuda::Supports(plan, c.type)) plan.layout = Layout::kCanonical;
+  const bool expect_gather = !c.canonical && c.type == ElementType::kFloat16 && (c.weights != ValueType::kFloat32 || c.pattern == "halves");
+  if (expect_gather != (plan.layout == Layout::kGather) && w.nnz > 40) return Fail(c, "the plan chose the other layout");
+  Buffer layout(plan.layout == Layout::kGather ? plan.layout_bytes : 0);
+  if (plan.layout == Layout::kGather) {
+    const int64_t bound = plan.layout_bytes;
+    layout.Poison();
+    {
+      Buffer staging(plan.staging_bytes);
+      staging.Poison();
+      Check(cuda::Convert(parts, staging.get(), layout.get(), nullptr, &plan), "Convert");
+    }
+    if (plan.layout_bytes > bound) return Fail(c, "the layout is larger than planned");
+    if (DecodeLayout(plan, layout.Read()) != w.dense) return Fail(c, "the layout does not decode to the weight");
+  }
+
+  Buffer x_device(x.bytes.data(), x.bytes.size()), bias_device(bias.bytes.data(), bias.bytes.size());
+  Buffer residual_device(residual.bytes.data(), residual.bytes.size()), y(residual.bytes.size());
+  cuda::MatMulArgs args;
+  args.x = x_device.get(), args.y = y.get(), args.n = c.n, args.type = c.type;
+  args.bias = c.bias ? bias_device.get() : nullptr;
+  args.residual = c.residual ? residual_device.get() : nullptr;
+  args.activation = c.relu ? Activation::kRelu : Activation::kNone;
+  args.programmatic = c.programmatic;
+  std::vector<uint8_t> first;
+  for (int repeat = 0; repeat < 3; ++repeat) {
+    y.Poison();
+    Check(cuda::Launch(plan, layout.get(), parts, args, nullptr), "Launch");
+    Check(cudaDeviceSynchronize(), Describe(c).c_str());
+    const std::vector<uint8_t> bytes = y.Read();
+    if (repeat == 0) first = bytes;
+    else if (bytes != first) return Fail(c, "two runs differ");
+  }
+  CompareElements(c, w, x, bias, residual, first);
+}
+
+/// bfloat16 weights times an infinite X must be infinite, not NaN, and a NaN in X must come through ReLU.
+void RunNonFinite(const cuda::DeviceInfo& device, ValueType type) {
+  const Packed w = MakePacked(32, 64, "full", type, 3);
+  Buffer bitmap(w.bitmap.data(), w.bitmap.size()), offsets(w.row_offsets.data(), w.row_offsets.size() * 4), values(w.values.data(), w.values.size());
+  const cuda::DeviceParts parts{static_cast<const uint8_t*>(bitmap.get()), static_cast<const int32_t*>(offsets.get()), values.get(), type};
+  cuda::WeightPlan plan;
+  Check(cuda::MakePlan(w.view(), device, {}, &plan), "MakePlan");
+  Buffer layout(plan.layout_bytes), staging(plan.staging_bytes);
+  Check(cuda::Convert(parts, staging.get(), layout.get(), nullptr, &plan), "Convert");
+  std::vector<uint16_t> x(2 * 64, 0);
+  x[5] = 0x7c00;       // column 0: one infinity
+  x[64 + 9] = 0x7e00;  // column 1: one NaN
+  Buffer x_device(x.data(), x.size() * 2), y(2 * 32 * 2);
+  cuda::MatMulArgs args;
+  args.x = x_device.get(), args.y = y.get(), args.n = 2, args.activation = Activation::kRelu;
+  Check(cuda::Launch(plan, layout.get(), parts, args, nullptr), "Launch");
+  const std::vector<uint8_t> bytes = y.Read();
+  Case c{32, 64, 2, "full", type};
+  for (int m = 0; m < 32; ++m) {
+    uint16_t inf_bits, nan_bits;
+    std::memcpy(&inf_bits, &bytes[m * 2], 2), std::memcpy(&nan_bits, &bytes[(32 + m) * 2], 2);
+    checked += 2;
+    if (inf_bits != (w.dense[m * 64 + 5] > 0 ? 0x7c00 : 0)) return Fail(c, "an infinite X gave a finite or NaN output");
+    if ((nan_bits & 0x7fff) <= 0x7c00) return Fail(c, "a NaN in X was lost");
+  }
+}
+
+void RunAll(const cuda::DeviceInfo& device, bool quick) {
+  const ValueType half = ValueType::kFloat16, bf16 = ValueType::kBFloat16, fp32 = ValueType::kFloat32;
+  const std::vector<std::pair<int64_t, int64_t>> shapes =
+      quick ? std::vector<std::pair<int64_t, int64_t>>{{65, 130}}
+            : std::vector<std::pair<int64_t, int64_t>>{{1, 1}, {1, 7}, {7, 1}, {16, 32}, {17, 33}, {65, 130}, {128, 512}, {515, 264}, {2300, 72}, {40, 2049}};
+  const char* const patterns[] = {"uniform50", "uniform80", "uniform95", "full", "empty", "one-row", "tiles", "column", "corner", "halves"};
+  for (const auto& [m, k] : shapes) {
+    for (const char* pattern : patterns) {
+      for (int64_t n : {1, 8, 11, 27, 70}) {
+        for (int cluster : {1, 2, 4}) Run(device, {m, k, n, pattern, half, ElementType::kFloat16, cluster, n % 2 == 1, n == 11, n != 8});
+        if (n == 8 || n == 27) Run(device, {m, k, n, pattern, bf16, ElementType::kFloat16, 0, true, false, false});
+      }
+      Run(device, {m, k, 16, pattern, bf16, ElementType::kFloat16, 2, false, true, true});
+      for (ElementType x : {ElementType::kFloat16, ElementType::kFloat32}) Run(device, {m, k, 9, pattern, fp32, x, 0, true, true, true});
+      for (ValueType type : {half, bf16, fp32}) {
+        for (ElementType x : {ElementType::kFloat16, ElementType::kFloat32}) {
+          Case c{m, k, 9, pattern, type, x, 0, true, true, true};
+          c.canonical = true;
+          Run(device, c);
+        }
+      }
+    }
+  }
+  for (int64_t n : {2, 5, 7, 9, 16, 17, 32, 33, 63, 64, 65, 129, 300}) {
+    for (int cluster : {0, 1, 2, 4}) {
+      Case c{130, 160, n, "uniform50", half, ElementType::kFloat16, cluster, true, true, true};
+      c.programmatic = n % 2 == 1;
+      Run(device, c);
+    }
+    Run(device, {130, 160, n, "uniform80", bf16, ElementType::kFloat16, 0, false, false, true});
+  }
+  if (!quick) {
+    for (int cluster : {0, 1, 2, 4}) Run(device, {5000, 1280, 3, "uniform80", half, ElementType::kFloat16, cluster, true});
+    Run(device, {3000, 640, 40, "uniform50", half, ElementType::kFloat16, 0, true});
+  }
+  for (ValueType type : {half, bf16}) RunNonFinite(device, type);
+}
+
+}  // namespace
+}  // namespace flashllm::test
+
+int main(int argc, char** argv) {
+  using namespace flashllm;
+  int count = 0;
+  if (cudaGetDeviceCount(&count) != cudaSuccess || count == 0) {
+    std::printf("SKIPPED: no NVIDIA GPU\n");
+    return 77;
+  }
+  cuda::DeviceInfo device;
+  test::Check(cuda::GetDeviceInfo(0, &device), "GetDeviceInfo");
+  std::printf("compute capability %d, %d multiprocessors, clusters %d %d %d\n", device.compute_capability, device.sm_count, device.clusters[0],
+              device.clusters[1], device.clusters[2]);
+  test::RunAll(device, argc > 1 && std::strcmp(argv[1], "--quick") == 0);
+  std::printf("%lld elements checked, %d cases failed\n", static_cast<long long>(test::checked), test::failures);
+  return test::failures == 0 ? 0 : 1;
+}

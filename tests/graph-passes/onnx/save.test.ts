@@ -1,0 +1,116 @@
+/** Saving: nothing half-written, inputs untouched, memory bounded. */
+import { existsSync, readdirSync, readFileSync, statSync, writeFileSync } from 'node:fs';
+import path from 'node:path';
+import test from 'ava';
+import { makeNode } from '../../../graph-passes/graph/node.js';
+import { loadModel } from '../../../graph-passes/onnx/load.js';
+import { encodeModel, onnx, type TensorProto } from '../../../graph-passes/onnx/proto.js';
+import { saveModel } from '../../../graph-passes/onnx/save.js';
+import { StreamSource } from '../../../graph-passes/onnx/sources.js';
+import { setPayload, tensorBytes } from '../../../graph-passes/onnx/tensor.js';
+import { floats, makeModel, noise, tempFolder, value, writeModel } from '../test-model.js';
+
+const sizes = [1, 200, 255, 256, 257, 1024, 40_000];
+
+function modelOf(tensors: TensorProto[]) {
+  const nodes = tensors.map(({ name }, i) => makeNode('Identity', [name ?? ''], [`y${i}`]));
+  const outputs = tensors.map(({ dims }, i) => value(`y${i}`, 1, (dims ?? []) as number[]));
+  return makeModel({ nodes, initializers: tensors, inputs: [], outputs });
+}
+
+const tensors = sizes.map((size, i) => floats(`t${i}`, [size], noise(size, i)));
+
+test('every tensor comes back, inline or external, aligned', async (t) => {
+  const input = writeModel(modelOf(tensors));
+  const output = path.join(tempFolder(), 'sub', 'model.onnx');
+  const saved = await saveModel(loadModel(input).proto, { path: output });
+  const { proto } = loadModel(output);
+  for (const [i, tensor] of (proto.graph?.initializer ?? []).entries()) {
+    t.deepEqual(Buffer.from(tensorBytes(tensor)), Buffer.from(tensors[i]?.rawData ?? []), `tensor ${i}`);
+  }
+  const raw = onnx.ModelProto.decode(readFileSync(output));
+  const entries = raw.graph?.initializer?.map(
+    (tensor) => new Map(tensor.externalData?.map(({ key, value: text }) => [key, text])),
+  );
+  const offsets = entries?.filter((entry) => entry.size > 0).map((entry) => Number(entry.get('offset')));
+  t.is(offsets?.length, 4);
+  t.true(offsets?.every((offset) => offset % 64 === 0));
+  t.is((offsets?.at(-1) ?? 1) % 4096, 0);
+  t.is(statSync(`${output}_data`).size, saved.dataBytes);
+  t.deepEqual(readdirSync(path.dirname(output)).sort(), ['model.onnx', 'model.onnx_data']);
+});
+
+test('saving leaves the model in memory as it was', async (t) => {
+  const loaded = loadModel(writeModel(modelOf(tensors))).proto;
+  const before = structuredClone(loaded.graph?.initializer?.map((tensor) => Buffer.from(tensorBytes(tensor))));
+  await saveModel(loaded, { path: path.join(tempFolder(), 'a.onnx') });
+  await saveModel(loaded, { path: path.join(tempFolder(), 'b.onnx') });
+  t.deepEqual(structuredClone(loaded.graph?.initializer?.map((tensor) => Buffer.from(tensorBytes(tensor)))), before);
+});
+
+test('an input is never overwritten', async (t) => {
+  const input = writeModel(modelOf(tensors));
+  const before = readFileSync(input);
+  const { proto, files } = loadModel(input);
+  const error = await t.throwsAsync(saveModel(proto, { path: input, inputs: files }));
+  t.is(error?.name, 'OutputError');
+  t.deepEqual(readFileSync(input), before);
+});
+
+test('an abort or an error in the middle leaves nothing, and what was there before stays', async (t) => {
+  const folder = tempFolder();
+  const target = path.join(folder, 'model.onnx');
+  const { proto } = loadModel(writeModel(modelOf(tensors)));
+  const abort = new AbortController();
+  const aborted = saveModel(proto, {
+    path: target,
+    signal: abort.signal,
+    onProgress: () => abort.abort(new Error('enough')),
+  });
+  await t.throwsAsync(aborted, { message: 'enough' });
+  t.deepEqual(readdirSync(folder), []);
+
+  writeFileSync(target, 'earlier');
+  const failing = new StreamSource('failing', 4096, async function* () {
+    yield new Uint8Array(2048);
+    throw new Error('disk on fire');
+  });
+  const made = onnx.TensorProto.create({ name: 'made', dataType: 1, dims: [1024] });
+  setPayload(made, { kind: 'source', source: failing });
+  await t.throwsAsync(saveModel(modelOf([made]), { path: target }), { message: 'disk on fire' });
+  t.deepEqual(readdirSync(folder), ['model.onnx']);
+  t.is(readFileSync(target, 'utf8'), 'earlier');
+});
+
+test('sources of equal key are written once; one that yields too little is an error', async (t) => {
+  let calls = 0;
+  const source = (length: number) =>
+    new StreamSource('block', length, async function* () {
+      calls += 1;
+      yield new Uint8Array(4096).fill(3);
+    });
+  const tensor = (name: string, length = 4096) => {
+    const made = onnx.TensorProto.create({ name, dataType: 2, dims: [length] });
+    setPayload(made, { kind: 'source', source: source(length) });
+    return made;
+  };
+  const target = path.join(tempFolder(), 'model.onnx');
+  t.is((await saveModel(modelOf([tensor('a'), tensor('b')]), { path: target })).dataBytes, 4096);
+  t.is(calls, 1);
+  await t.throwsAsync(saveModel(modelOf([tensor('a', 8192)]), { path: `${target}2` }), {
+    message: /4096 bytes, expected 8192/,
+  });
+  t.false(existsSync(`${target}2`));
+});
+
+test('the payloads of a large file stay in it', (t) => {
+  const megabytes = 64;
+  const bytes = Buffer.alloc(megabytes * 2 ** 20, 1);
+  const file = writeModel(
+    modelOf([onnx.TensorProto.create({ name: 'big', dataType: 1, dims: [bytes.length / 4], rawData: bytes })]),
+  );
+  const before = process.memoryUsage().rss;
+  const { proto } = loadModel(file);
+  t.true(process.memoryUsage().rss - before < (megabytes / 4) * 2 ** 20);
+  t.true(encodeModel(proto).length < 1000);
+});
