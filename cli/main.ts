@@ -9,6 +9,7 @@ const commands: Record<string, () => Promise<Command>> = {
   prune: async () => (await import('./commands/prune.js')).pruneCommand(),
   export: async () => (await import('./commands/export.js')).exportCommand(),
   rewrite: async () => (await import('./commands/rewrite.js')).rewriteCommand(),
+  eval: async () => (await import('./commands/eval.js')).evalCommand(),
   inspect: async () => (await import('./commands/inspect.js')).inspectCommand(),
   verify: async () => (await import('./commands/verify.js')).verifyCommand(),
   demo: async () => (await import('./commands/demo.js')).demoCommand(),

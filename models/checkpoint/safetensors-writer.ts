@@ -1,5 +1,5 @@
 import { type FileHandle, open } from 'node:fs/promises';
-import { ModelError } from '../errors.js';
+import { ModelFolderError } from '../errors.js';
 import { readExactly } from './read.js';
 import { type CheckpointTensor, type FloatType, floatBytes, isFloatType } from './types.js';
 
@@ -14,7 +14,7 @@ const otherTypes = new Set(['F64', 'I64', 'U64', 'I32', 'U32', 'I16', 'U16', 'I8
  * place by others.
  *
  * @returns the tensors as they will be in the new file.
- * @throws ModelError `TENSOR` for an element type that the format does not know.
+ * @throws ModelFolderError `TENSOR` for an element type that the format does not know.
  */
 export async function createSafetensors(
   path: string,
@@ -78,7 +78,7 @@ export async function copyTensor(
 function typeName(tensor: CheckpointTensor): string {
   if (isFloatType(tensor.type)) return typeNames[tensor.type];
   if (otherTypes.has(tensor.type)) return tensor.type;
-  throw new ModelError(
+  throw new ModelFolderError(
     'TENSOR',
     `tensor ${tensor.name} is stored as ${tensor.type}, which safetensors has no name for`,
   );

@@ -1,5 +1,5 @@
 import { readFile } from 'node:fs/promises';
-import { ModelError } from '../errors.js';
+import { ModelFolderError } from '../errors.js';
 import { shippedCalibrationText } from '../shipped.js';
 import type { Tokenizer } from '../tokenizer.js';
 
@@ -23,7 +23,7 @@ export interface Calibration {
   readonly ids: Int32Array;
 }
 
-/** Reads, tokenizes and cuts. @throws ModelError `USAGE` for a text that is too short or settings out of range. */
+/** Reads, tokenizes and cuts. @throws ModelFolderError `USAGE` for a text that is too short or settings out of range. */
 export async function loadCalibration(
   tokenizer: Tokenizer,
   maxPositions: number,
@@ -32,18 +32,18 @@ export async function loadCalibration(
   const { sequences = 128, length = Math.min(maxPositions, 2048), seed = 0 } = settings;
   const path = settings.file ?? shippedCalibrationText();
   if (!Number.isSafeInteger(sequences) || sequences < 1)
-    throw new ModelError('USAGE', `sequences is ${sequences}, expected a whole number ≥ 1`);
+    throw new ModelFolderError('USAGE', `sequences is ${sequences}, expected a whole number ≥ 1`);
   if (!Number.isSafeInteger(length) || length < 1 || length > maxPositions)
-    throw new ModelError('USAGE', `length is ${length}, expected 1 to the model's ${maxPositions} positions`);
+    throw new ModelFolderError('USAGE', `length is ${length}, expected 1 to the model's ${maxPositions} positions`);
   let text: string;
   try {
     text = await readFile(path, 'utf8');
   } catch (cause) {
-    throw new ModelError('USAGE', `cannot read the calibration text: ${(cause as Error).message}`, { cause });
+    throw new ModelFolderError('USAGE', `cannot read the calibration text: ${(cause as Error).message}`, { cause });
   }
   const ids = tokenizer.encode(text, { special: false });
   if (ids.length < length)
-    throw new ModelError(
+    throw new ModelFolderError(
       'USAGE',
       `${path} has ${ids.length} tokens, one sequence takes ${length}: use a longer text or a smaller --length`,
     );

@@ -1,6 +1,6 @@
 import type { LinearName, LinearPlaces, NormName, TensorPlace } from '../../provider/native-pruning.js';
 import { type Checkpoint, type CheckpointTensor, isFloatType } from '../checkpoint/types.js';
-import { ModelError } from '../errors.js';
+import { ModelFolderError } from '../errors.js';
 import { canonicalName } from '../opt/checkpoint-weights.js';
 import type { OptConfig } from '../opt/config.js';
 import { layerLinears } from './options.js';
@@ -68,18 +68,18 @@ export class LayerFiles {
     };
   }
 
-  /** Where a tensor of the checkpoint is. @throws ModelError `TENSOR` if it is missing or has another shape or type. */
+  /** Where a tensor of the checkpoint is. @throws ModelFolderError `TENSOR` if it is missing or has another shape or type. */
   place(name: string, shape: readonly number[]): TensorPlace {
     const tensor = this.byName.get(name);
     const expected = `[${shape.join(', ')}] from config.json`;
-    if (!tensor) throw new ModelError('TENSOR', `the checkpoint lacks ${name}, expected ${expected}`);
+    if (!tensor) throw new ModelFolderError('TENSOR', `the checkpoint lacks ${name}, expected ${expected}`);
     if (tensor.shape.join() !== shape.join())
-      throw new ModelError(
+      throw new ModelFolderError(
         'TENSOR',
         `tensor ${tensor.name} has shape [${tensor.shape.join(', ')}], expected ${expected}`,
       );
     if (!isFloatType(tensor.type))
-      throw new ModelError(
+      throw new ModelFolderError(
         'TENSOR',
         `tensor ${tensor.name} is stored as ${tensor.type}, expected float32, float16 or bfloat16: convert the checkpoint first`,
       );

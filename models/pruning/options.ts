@@ -1,5 +1,5 @@
 import type { LinearName, NativePruneOptions } from '../../provider/native-pruning.js';
-import { ModelError } from '../errors.js';
+import { ModelFolderError } from '../errors.js';
 
 /** How weights are chosen, and what becomes of those that stay. docs/accuracy.md compares them. */
 export const pruneMethods = ['magnitude', 'wanda', 'sparsegpt', 'admm'] as const;
@@ -46,7 +46,7 @@ export interface PruneSettings {
 /** The settings with all defaults filled in. */
 export type ResolvedSettings = { readonly [K in keyof PruneSettings]-?: Exclude<PruneSettings[K], undefined> };
 
-/** Fills in defaults. @throws ModelError `USAGE` for a value out of range. */
+/** Fills in defaults. @throws ModelFolderError `USAGE` for a value out of range. */
 export function resolveSettings(settings: PruneSettings): ResolvedSettings {
   const resolved: ResolvedSettings = {
     sparsity: fraction('sparsity', settings.sparsity),
@@ -63,7 +63,7 @@ export function resolveSettings(settings: PruneSettings): ResolvedSettings {
     refinement: count('refinement', settings.refinement ?? 10, 0),
   };
   if (!pruneMethods.includes(resolved.method))
-    throw new ModelError('USAGE', `method is ${resolved.method}, expected one of ${pruneMethods.join(', ')}`);
+    throw new ModelFolderError('USAGE', `method is ${resolved.method}, expected one of ${pruneMethods.join(', ')}`);
   return resolved;
 }
 
@@ -72,12 +72,12 @@ export function sparsityOf(settings: ResolvedSettings, name: string): number {
   return settings.layerSparsity.findLast(({ pattern }) => matches(pattern, name))?.sparsity ?? settings.sparsity;
 }
 
-/** @throws ModelError `USAGE` for patterns that no linear of the model matches: most likely mistyped. */
+/** @throws ModelFolderError `USAGE` for patterns that no linear of the model matches: most likely mistyped. */
 export function checkPatterns(settings: ResolvedSettings, layers: number): void {
   const names = Array.from({ length: layers }, (_, i) => layerLinears.map((linear) => `layers.${i}.${linear}`)).flat();
   for (const { pattern } of settings.layerSparsity) {
     if (!names.some((name) => matches(pattern, name)))
-      throw new ModelError(
+      throw new ModelFolderError(
         'USAGE',
         `no linear matches the pattern ${JSON.stringify(pattern)}; they are named ${names[0]} to ${names.at(-1)}`,
       );
@@ -98,10 +98,10 @@ export function nativeOptions(settings: ResolvedSettings, sparsity: number): Nat
   };
 }
 
-/** Reads sparsities by pattern from the content of a JSON file: `{"layers.0.*": 0.5, "*.fc2": 0.7}`. @throws ModelError `USAGE`. */
+/** Reads sparsities by pattern from the content of a JSON file: `{"layers.0.*": 0.5, "*.fc2": 0.7}`. @throws ModelFolderError `USAGE`. */
 export function parseLayerSparsity(json: unknown, source: string): LayerSparsity[] {
   if (typeof json !== 'object' || json === null || Array.isArray(json))
-    throw new ModelError('USAGE', `${source} is not a JSON object from patterns to sparsities`);
+    throw new ModelFolderError('USAGE', `${source} is not a JSON object from patterns to sparsities`);
   return Object.entries(json).map(([pattern, sparsity]) => ({
     pattern,
     sparsity: fraction(`the sparsity of ${pattern} in ${source}`, sparsity),
@@ -115,12 +115,12 @@ function matches(pattern: string, name: string): boolean {
 
 function fraction(what: string, value: unknown): number {
   if (typeof value !== 'number' || !(value >= 0 && value < 1))
-    throw new ModelError('USAGE', `${what} is ${JSON.stringify(value)}, expected a number from 0 to below 1`);
+    throw new ModelFolderError('USAGE', `${what} is ${JSON.stringify(value)}, expected a number from 0 to below 1`);
   return value;
 }
 
 function count(what: string, value: number, least: number): number {
   if (!Number.isSafeInteger(value) || value < least)
-    throw new ModelError('USAGE', `${what} is ${value}, expected a whole number ≥ ${least}`);
+    throw new ModelFolderError('USAGE', `${what} is ${value}, expected a whole number ≥ ${least}`);
   return value;
 }

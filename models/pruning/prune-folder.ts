@@ -1,6 +1,6 @@
 import { cp, mkdir, open, readdir, readFile, rename, rm, writeFile } from 'node:fs/promises';
 import { join, resolve } from 'node:path';
-import { ModelError } from '../errors.js';
+import { ModelFolderError } from '../errors.js';
 import type { LayerReport } from './report.js';
 
 /** What `progress.json` of an unfinished pruning holds. */
@@ -32,13 +32,13 @@ export class PruneFolder {
    * Makes the folder, or takes up what an interrupted run left in it.
    *
    * @returns the layers that are done.
-   * @throws ModelError `USAGE` if the output exists, or what is there is of other settings and `restart` is not set.
+   * @throws ModelFolderError `USAGE` if the output exists, or what is there is of other settings and `restart` is not set.
    */
   async open(fingerprint: string, restart: boolean): Promise<readonly LayerReport[]> {
     await this.refuseExisting();
     const saved = await this.read();
     if (saved !== undefined && !restart && saved.fingerprint !== fingerprint)
-      throw new ModelError(
+      throw new ModelFolderError(
         'USAGE',
         `${this.partial} holds an unfinished pruning with other settings, text or weights: use --restart to throw it away, or repeat the settings to go on with it`,
       );
@@ -116,10 +116,10 @@ export class PruneFolder {
   private async refuseExisting(): Promise<void> {
     const entries = await readdir(this.output).catch((error: NodeJS.ErrnoException) => {
       if (error.code === 'ENOENT') return [];
-      throw new ModelError('USAGE', `cannot write to ${this.output}: ${error.message}`);
+      throw new ModelFolderError('USAGE', `cannot write to ${this.output}: ${error.message}`);
     });
     if (entries.length > 0)
-      throw new ModelError(
+      throw new ModelFolderError(
         'USAGE',
         `${this.output} exists and is not empty; choose another output folder, or remove that one`,
       );
@@ -135,7 +135,7 @@ export class PruneFolder {
     }
     const saved = JSON.parse(text) as Saved;
     if (typeof saved.fingerprint !== 'string' || !Array.isArray(saved.layers))
-      throw new ModelError('USAGE', `${this.file('progress.json')} is not what a pruning leaves: use --restart`);
+      throw new ModelFolderError('USAGE', `${this.file('progress.json')} is not what a pruning leaves: use --restart`);
     return saved;
   }
 }

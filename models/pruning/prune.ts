@@ -61,7 +61,7 @@ const stages: readonly { stage: PruneStage; first: number; end: number }[] = [
  * Prunes the decoder linears of a Hugging Face OPT folder, layer by layer, each on what the pruned layers before it give. Memory is bounded by
  * one layer and its statistics; activations lie in mapped files. A run that was interrupted goes on where it stopped.
  *
- * @throws ModelError for a model, text or settings that cannot be used.
+ * @throws ModelFolderError for a model, text or settings that cannot be used.
  */
 export async function pruneOpt(folder: string, options: PruneOptions): Promise<PruneResult> {
   const settings = resolveSettings(options);
