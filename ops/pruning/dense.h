@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <vector>
 
+#include "ops/pruning/aligned.h"
 #include "ops/pruning/dense_kernels.h"
 #include "ops/pruning/workers.h"
 
@@ -13,7 +14,7 @@ namespace flashllm::pruning {
 struct Matrix {
   int64_t rows = 0;
   int64_t columns = 0;
-  std::vector<double> data;
+  Doubles data;
 
   Matrix() = default;
   Matrix(int64_t row_count, int64_t column_count)

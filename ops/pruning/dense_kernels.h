@@ -1,5 +1,5 @@
 // Dense linear algebra on one thread, by Eigen, compiled once for each instruction set. Matrices are row-major; a stride is the
-// distance between rows in elements.
+// distance between rows in elements. Results repeat bit by bit where operands are as far from a multiple of kAlignment (aligned.h).
 #pragma once
 
 #include <cstdint>

@@ -51,7 +51,7 @@ void InputStatistics::Add(Workers& workers, float* x, int64_t count) {
     while (row * (row + 1) / 2 > index) --row;
     while ((row + 1) * (row + 2) / 2 <= index) ++row;
     const int64_t column = index - row * (row + 1) / 2;
-    float product[kTile * kTile];
+    alignas(kAlignment) float product[kTile * kTile];
     Product<float> p;
     p.a = x + row * kTile;
     p.a_transposed = true;

@@ -31,7 +31,7 @@ class InputStatistics {
  private:
   int64_t features_;
   int64_t tokens_ = 0;
-  std::vector<float> shift_;
+  Floats shift_;
   std::vector<double> sum_;  // of shifted inputs
   Matrix gram_;              // of shifted inputs; lower triangle, by blocks
 };

@@ -51,7 +51,7 @@ void OptLayer::Collect(Workers& workers, Stage stage, const Progress& progress) 
   const int64_t size = shape_.length * Width(stage);
   const int64_t fitting = std::max<int64_t>(1, kGroupBytes / (size * static_cast<int64_t>(sizeof(float))));
   const int64_t group = std::min<int64_t>({fitting, workers.threads(), shape_.sequences});
-  std::vector<float> x(static_cast<size_t>(group * size));
+  Floats x(static_cast<size_t>(group * size));
   for (int64_t first = 0; first < shape_.sequences; first += group) {
     const int64_t count = std::min(group, shape_.sequences - first);
     workers.For(count, [&](int64_t i, int) { ComputeInputs(stage, first + i, x.data() + i * size); });
@@ -83,7 +83,7 @@ void OptLayer::Finish(Workers& workers, const Progress& progress) {
   inputs_.reset();
   std::atomic<int64_t> done{0};
   workers.For(shape_.sequences, [&](int64_t sequence, int worker) {
-    std::vector<float> inner(static_cast<size_t>(shape_.length * shape_.ffn));
+    Floats inner(static_cast<size_t>(shape_.length * shape_.ffn));
     FeedForward(sequence, inner.data());
     float* residual = At(output_, sequence);
     Apply(kFc2, inner.data(), residual, 1);
@@ -100,12 +100,12 @@ void OptLayer::Attend(int64_t sequence, float* x) {
   const int64_t hidden = shape_.hidden;
   const int64_t width = hidden / shape_.heads;
   const size_t size = static_cast<size_t>(length * hidden);
-  std::vector<float> q(size), k(size), v(size);
+  Floats q(size), k(size), v(size);
   ComputeInputs(Stage::kAttentionIn, sequence, x);
   Apply(kQuery, x, q.data(), 0);
   Apply(kKey, x, k.data(), 0);
   Apply(kValue, x, v.data(), 0);
-  std::vector<float> scores(static_cast<size_t>(std::min(kQueryBlock, length) * length));
+  Floats scores(static_cast<size_t>(std::min(kQueryBlock, length) * length));
   for (int64_t head = 0; head < shape_.heads; ++head) {
     for (int64_t first = 0; first < length; first += kQueryBlock) {
       const int64_t rows = std::min(kQueryBlock, length - first);
@@ -152,7 +152,7 @@ void OptLayer::FeedForwardIn(int64_t sequence, float* x) {
 
 /// x = act(fc1(…)): [length, ffn].
 void OptLayer::FeedForward(int64_t sequence, float* x) {
-  std::vector<float> inputs(static_cast<size_t>(shape_.length * shape_.hidden));
+  Floats inputs(static_cast<size_t>(shape_.length * shape_.hidden));
   FeedForwardIn(sequence, inputs.data());
   Apply(kFc1, inputs.data(), x, 0);
   const int64_t size = shape_.length * shape_.ffn;
@@ -203,8 +203,8 @@ void OptLayer::Normalise(NormId id, const float* x, float* y) const {
   }
 }
 
-void EmbedSequences(Workers& workers, const OptShape& shape, const std::vector<int32_t>& ids, const std::vector<float>& token_table,
-                    int64_t embed, const std::vector<float>& position_table, const std::vector<float>& project_in,
+void EmbedSequences(Workers& workers, const OptShape& shape, const std::vector<int32_t>& ids, const Floats& token_table,
+                    int64_t embed, const Floats& position_table, const Floats& project_in,
                     const std::string& output) {
   const int64_t hidden = shape.hidden;
   const int64_t vocabulary = static_cast<int64_t>(token_table.size()) / embed;
@@ -217,7 +217,7 @@ void EmbedSequences(Workers& workers, const OptShape& shape, const std::vector<i
   }
   ActivationFile file(output, shape.sequences * shape.length * hidden, ActivationFile::Mode::kCreate);
   workers.For(shape.sequences, [&](int64_t sequence, int) {
-    std::vector<float> rows(static_cast<size_t>(shape.length * embed));
+    Floats rows(static_cast<size_t>(shape.length * embed));
     for (int64_t token = 0; token < shape.length; ++token) {
       const int64_t id = ids[static_cast<size_t>(sequence * shape.length + token)];
       if (id < 0 || id >= vocabulary) {

@@ -38,7 +38,7 @@ enum class Stage : uint8_t {
 };
 
 struct Norm {
-  std::vector<float> scale, shift;  // both empty where the norm has none
+  Floats scale, shift;  // both empty where the norm has none
 };
 
 struct LayerFiles {
@@ -88,8 +88,8 @@ class OptLayer {
 
 /// Embeddings of all sequences: token and position rows, the token's through `project_in` (no bias) where it is not empty.
 /// ids is [sequences, length]; token_table [vocabulary, embed], position_table [positions, hidden] with two unused rows first.
-void EmbedSequences(Workers& workers, const OptShape& shape, const std::vector<int32_t>& ids, const std::vector<float>& token_table,
-                    int64_t embed, const std::vector<float>& position_table, const std::vector<float>& project_in,
+void EmbedSequences(Workers& workers, const OptShape& shape, const std::vector<int32_t>& ids, const Floats& token_table,
+                    int64_t embed, const Floats& position_table, const Floats& project_in,
                     const std::string& output);
 
 }  // namespace flashllm::pruning

@@ -42,7 +42,7 @@ Matrix ToMatrix(const Linear& linear) {
   return matrix;
 }
 
-int64_t CountNonzero(const std::vector<float>& values) {
+int64_t CountNonzero(const Floats& values) {
   int64_t count = 0;
   for (const float value : values) count += value != 0;
   return count;
@@ -66,7 +66,7 @@ void RunMethod(Workers& workers, Matrix h, const PruneOptions& options, Matrix* 
 
 /// b̂ = b + (W − Ŵ)·mean, what is left of it after rounding in `shift`: (Ŵ − W)·mean + (b̂ − b).
 void CorrectBias(Workers& workers, const Matrix& before, const Matrix& after, const std::vector<double>& mean, ValueType stored,
-                 std::vector<float>* bias, std::vector<double>* shift) {
+                 Floats* bias, std::vector<double>* shift) {
   workers.For(before.rows, [&](int64_t row, int) {
     double moved = 0;
     for (int64_t k = 0; k < before.columns; ++k) moved += (after(row, k) - before(row, k)) * mean[static_cast<size_t>(k)];

@@ -35,8 +35,8 @@ struct PruneOptions {
 struct Linear {
   int64_t out_features = 0;
   int64_t in_features = 0;
-  std::vector<float> weight;
-  std::vector<float> bias;  // empty for none
+  Floats weight;
+  Floats bias;  // empty for none
   ValueType weight_type = ValueType::kFloat32;  // what both are stored in
   ValueType bias_type = ValueType::kFloat32;
 };

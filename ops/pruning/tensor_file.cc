@@ -47,9 +47,9 @@ void Whole(const std::string& path, Transfer transfer, int file, Byte* bytes, in
 
 }  // namespace
 
-std::vector<float> ReadTensor(const TensorPlace& place) {
+Floats ReadTensor(const TensorPlace& place) {
   const File file(place.path, O_RDONLY);
-  std::vector<float> values(static_cast<size_t>(place.elements));
+  Floats values(static_cast<size_t>(place.elements));
   if (place.type == ValueType::kFloat32) {
     Whole(place.path, pread, file.get(), reinterpret_cast<char*>(values.data()), 4 * place.elements, place.offset);
     return values;
@@ -65,7 +65,7 @@ std::vector<float> ReadTensor(const TensorPlace& place) {
   return values;
 }
 
-void WriteTensor(const TensorPlace& place, const std::vector<float>& values) {
+void WriteTensor(const TensorPlace& place, const Floats& values) {
   const File file(place.path, O_WRONLY);
   const int64_t elements = static_cast<int64_t>(values.size());
   if (place.type == ValueType::kFloat32) {

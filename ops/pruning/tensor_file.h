@@ -5,6 +5,7 @@
 #include <string>
 #include <vector>
 
+#include "ops/pruning/aligned.h"
 #include "ops/sparse-matmul/format.h"
 
 namespace flashllm::pruning {
@@ -18,9 +19,9 @@ struct TensorPlace {
 };
 
 /// Throws PruningError where the file ends early.
-std::vector<float> ReadTensor(const TensorPlace& place);
+Floats ReadTensor(const TensorPlace& place);
 
 /// Writes into an existing file. Throws PruningError.
-void WriteTensor(const TensorPlace& place, const std::vector<float>& values);
+void WriteTensor(const TensorPlace& place, const Floats& values);
 
 }  // namespace flashllm::pruning

@@ -79,8 +79,8 @@ std::optional<pruning::TensorPlace> ReadOptionalPlace(const Napi::Object& object
   return ReadTensorPlace(object.Get(name), name);
 }
 
-std::vector<float> ReadIfThere(const std::optional<pruning::TensorPlace>& place) {
-  return place ? pruning::ReadTensor(*place) : std::vector<float>();
+pruning::Floats ReadIfThere(const std::optional<pruning::TensorPlace>& place) {
+  return place ? pruning::ReadTensor(*place) : pruning::Floats();
 }
 
 /// embedSequences(pruner, {ids, tokenTable, embedSize, positionTable, projectIn?, output})
@@ -214,17 +214,17 @@ class FinishTask final : public PrunerTask {
   }
 };
 
-std::vector<float> ReadFloats(const Napi::Object& object, const char* name, int64_t count) {
+pruning::Floats ReadFloats(const Napi::Object& object, const char* name, int64_t count) {
   const Napi::Value value = object.Get(name);
   if (!value.IsTypedArray() || value.As<Napi::TypedArray>().TypedArrayType() != napi_float32_array ||
       static_cast<int64_t>(value.As<Napi::TypedArray>().ElementLength()) != count) {
     throw Napi::TypeError::New(object.Env(), "Expected a Float32Array of " + std::to_string(count) + " elements for " + name);
   }
   const Napi::Float32Array array = value.As<Napi::Float32Array>();
-  return std::vector<float>(array.Data(), array.Data() + array.ElementLength());
+  return pruning::Floats(array.Data(), array.Data() + array.ElementLength());
 }
 
-Napi::Float32Array ToArray(Napi::Env env, const std::vector<float>& values) {
+Napi::Float32Array ToArray(Napi::Env env, const pruning::Floats& values) {
   Napi::Float32Array array = Napi::Float32Array::New(env, values.size());
   std::copy(values.begin(), values.end(), array.Data());
   return array;
@@ -265,7 +265,7 @@ class MatrixTask final : public Task {
   const pruning::PruneOptions options_;
   pruning::Linear linear_;
   int64_t tokens_ = 0;
-  std::vector<float> inputs_;
+  pruning::Floats inputs_;
   std::atomic<bool> cancelled_{false};
   pruning::PruneReport report_;
 };
