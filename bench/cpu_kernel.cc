@@ -77,9 +77,7 @@ OwnedPackedWeight RandomWeight(int64_t rows, int64_t columns, double sparsity, V
   return flashllm::PackInMemory({segment}, {}, type);
 }
 
-double Seconds() {
-  return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
-}
+double Seconds() { return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count(); }
 
 }  // namespace
 
@@ -93,14 +91,17 @@ int main(int argc, char** argv) {
                          : type_name == "float16" ? ValueType::kFloat16
                                                   : ValueType::kBFloat16;
   SpinningPool pool(threads);
-  const ParallelFor parallel_for = [&](int64_t count, const std::function<void(int64_t)>& body) { pool.For(count, body); };
+  const ParallelFor parallel_for = [&](int64_t count, const std::function<void(int64_t)>& body) {
+    pool.For(count, body);
+  };
   std::vector<int64_t> columns = {1, 2, 4, 8, 16, 64, 512};
   if (argc > 4) {
     columns.clear();
     for (int i = 4; i < argc; ++i) columns.push_back(std::atoi(argv[i]));
   }
   const int64_t shapes[][2] = {{6144, 2048}, {2048, 2048}, {8192, 2048}, {2048, 8192}};
-  std::printf("%s, %d threads, %s: 10^9 weights a second\n%10s", flashllm::cpu::IsaName(isa), threads, type_name.c_str(), "N");
+  std::printf("%s, %d threads, %s: 10^9 weights a second\n%10s", flashllm::cpu::IsaName(isa), threads,
+              type_name.c_str(), "N");
   const double sparsities[] = {0.5, 0.7, 0.8, 0.9};
   for (double sparsity : sparsities) std::printf("%8.0f %%", 100 * sparsity);
   std::printf("   (geometric mean of the shapes)\n");

@@ -30,7 +30,7 @@ export function addLayerOptions(command: Command): Command {
   return command
     .option(
       '--min-sparsity <fraction>',
-      `least share of zeros of a layer that becomes sparse (default: ${BREAK_EVEN_SPARSITY}, where sparse stops being slower)`,
+      `least share of zeros of a layer that becomes sparse (default: ${BREAK_EVEN_SPARSITY})`,
       parseFraction,
     )
     .option('--include <glob>', 'only layers whose node or weight name matches; may be repeated', collect, [])

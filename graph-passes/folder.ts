@@ -1,8 +1,9 @@
 /** Models as people keep them: a folder with one or more .onnx files, their data, a tokenizer and configuration beside. */
 import { existsSync, readdirSync, statSync } from 'node:fs';
-import { copyFile, mkdir } from 'node:fs/promises';
+import { copyFile, mkdir, readFile } from 'node:fs/promises';
 import path from 'node:path';
 import { ModelError, OutputError } from './onnx/errors.js';
+import { TempFile } from './onnx/temp-file.js';
 import { type RewriteOptions, type RewriteReport, rewriteModel } from './rewrite.js';
 
 /** Files that belong to a model and go along with it; anything else in the folder is none of our business. */
@@ -66,7 +67,35 @@ export async function rewriteFolder(options: RewriteFolderOptions): Promise<Rewr
     reports.push(await rewriteModel({ ...options, input: model.path, output }));
   }
   await copyCompanions(root, options.output);
+  await declareDataFiles(options.output, reports);
   return reports;
+}
+
+/** transformers.js fetches the data file of a model only where config.json says that there is one. */
+async function declareDataFiles(folder: string, reports: readonly RewriteReport[]): Promise<void> {
+  const file = path.join(folder, 'config.json');
+  const names = reports.filter(({ output }) => output.dataPath).map(({ output }) => path.basename(output.path));
+  if (names.length === 0 || !existsSync(file)) return;
+  const config = JSON.parse(await readFile(file, 'utf8')) as Record<string, unknown>;
+  const settings = asObject(config['transformers.js_config']);
+  const known = asObject(settings.use_external_data_format);
+  // A value of true covers every model already.
+  if (settings.use_external_data_format === true || names.every((name) => known[name])) return;
+  settings.use_external_data_format = { ...known, ...Object.fromEntries(names.map((name) => [name, 1])) };
+  config['transformers.js_config'] = settings;
+  const temp = await TempFile.create(file);
+  try {
+    await temp.handle.writeFile(`${JSON.stringify(config, null, 2)}\n`);
+    await temp.seal();
+    await temp.commit();
+  } catch (error) {
+    await temp.discard();
+    throw error;
+  }
+}
+
+function asObject(value: unknown): Record<string, unknown> {
+  return typeof value === 'object' && value !== null && !Array.isArray(value) ? { ...value } : {};
 }
 
 /** Copies configuration and tokenizer files from one model folder to another; returns their names. */

@@ -4,8 +4,8 @@ import type { ValueType } from './sparse-op.js';
 import type { ValueTypeChoice, WeightJob } from './weight-job.js';
 
 /**
- * Below this share of zeros a layer stays dense unless asked otherwise. From here on SparseMatMul is no slower than ORT's dense
- * MatMul at any number of columns (measured: bench/results), and the packed weight is smaller than dense float16.
+ * Below this share of zeros a layer stays dense unless asked otherwise. Here a packed float16 weight takes two thirds of the bytes of
+ * the dense one (docs/format.md), which is what a decode step reads; how times compare is in bench/results.
  */
 export const BREAK_EVEN_SPARSITY = 0.4;
 

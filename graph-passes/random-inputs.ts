@@ -5,7 +5,8 @@ import { loadModel } from './onnx/load.js';
 import { dimsOf, numberToFloat16 } from './onnx/tensor.js';
 
 export interface InputSizes {
-  batch: number;
+  /** Left out: 2, or 1 where GroupQueryAttention, which takes several new tokens on a past for one sequence only, allows no more. */
+  batch?: number;
   /** Tokens of this call, and tokens before it. */
   sequence: number;
   past: number;
@@ -39,12 +40,14 @@ export function randomInputs(
   const next = random(sizes.seed);
   const hasPast = metadata.some(({ name }) => /past/.test(name));
   const past = hasPast ? sizes.past : 0;
-  const vocabulary = tableRows(modelPath);
+  const view = new GraphView(loadModel(modelPath).proto);
+  const vocabulary = tableRows(view);
+  const batch = sizes.batch ?? (past > 0 && sizes.sequence > 1 && hasNode(view, 'GroupQueryAttention') ? 1 : 2);
   const symbols = new Map<string, number>();
   const feeds: Record<string, Tensor> = {};
   for (const input of metadata) {
     if (!input.isTensor) throw new TypeError(`input '${input.name}' is no tensor; give the inputs in a file`);
-    const dims = input.shape.map((dim, axis) => sizeOf(dim, axis, input.name, { ...sizes, past }, symbols));
+    const dims = input.shape.map((dim, axis) => sizeOf(dim, axis, input.name, { ...sizes, past, batch }, symbols));
     const count = dims.reduce((a, b) => a * b, 1);
     const value = (i: number): number => {
       if (/attention_mask/.test(input.name)) return 1;
@@ -65,10 +68,9 @@ export function randomInputs(
 }
 
 /** Rows of the tables that graph inputs index by Gather: an id must be below. */
-function tableRows(modelPath: string): Map<string, number> {
+function tableRows(view: GraphView): Map<string, number> {
   const rows = new Map<string, number>();
-  const { scopes } = new GraphView(loadModel(modelPath).proto);
-  for (const scope of scopes) {
+  for (const scope of view.scopes) {
     for (const node of scope.graph.node ?? []) {
       const [table = '', ids = ''] = node.input ?? [];
       const tensor = node.opType === 'Gather' ? scope.owner(table)?.initializers.get(table) : undefined;
@@ -78,11 +80,15 @@ function tableRows(modelPath: string): Map<string, number> {
   return rows;
 }
 
+function hasNode(view: GraphView, opType: string): boolean {
+  return view.scopes.some(({ graph }) => graph.node?.some((node) => node.opType === opType));
+}
+
 function sizeOf(
   dim: number | string,
   axis: number,
   input: string,
-  sizes: InputSizes,
+  sizes: Required<InputSizes>,
   symbols: Map<string, number>,
 ): number {
   if (typeof dim === 'number' && dim >= 0) return dim;

@@ -95,12 +95,7 @@ interface Plan {
  * @throws ModelError where the model is malformed.
  */
 export async function inspectModel(options: InspectOptions): Promise<InspectReport> {
-  const files = new WeightFiles();
-  try {
-    return (await plan(options, files)).report;
-  } finally {
-    await files.dispose();
-  }
+  return withFiles(options.signal, async (files) => (await plan(options, files)).report);
 }
 
 /**
@@ -109,8 +104,7 @@ export async function inspectModel(options: InspectOptions): Promise<InspectRepo
  * @throws ModelError where the model is malformed, OutputError where the output cannot be written.
  */
 export async function rewriteModel(options: RewriteOptions): Promise<RewriteReport> {
-  const files = new WeightFiles();
-  try {
+  return withFiles(options.signal, async (files) => {
     const planned = await plan(options, files);
     const packed = convert(planned);
     const fused = fuse(planned.context, options.trace ?? (() => {}));
@@ -124,6 +118,17 @@ export async function rewriteModel(options: RewriteOptions): Promise<RewriteRepo
       beforeEncode: () => setChecksums(planned.context.view, packed),
     });
     return { ...planned.report, output, fused, portable };
+  });
+}
+
+/** Runs `work` with scratch files, which are gone afterwards. An abort shows as the signal's reason, whoever noticed it first. */
+async function withFiles<T>(signal: AbortSignal | undefined, work: (files: WeightFiles) => Promise<T>): Promise<T> {
+  const files = new WeightFiles();
+  try {
+    return await work(files);
+  } catch (error) {
+    signal?.throwIfAborted();
+    throw error;
   } finally {
     await files.dispose();
   }

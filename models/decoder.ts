@@ -24,8 +24,8 @@ export interface StepInput {
 }
 
 /**
- * A causal language model with past in any session that has Optimum's names: `input_ids`, `attention_mask`, maybe `position_ids`,
- * `past_key_values.{i}.key|value` in, `logits` and `present.{i}.key|value` out.
+ * A causal language model with past in any session that has Optimum's names: `input_ids`, `attention_mask`, maybe
+ * `position_ids`, `past_key_values.{i}.key|value` in, `logits` and `present.{i}.key|value` out.
  */
 export class Decoder {
   readonly shape: DecoderShape;

@@ -4,8 +4,8 @@ import { FlashLLMError } from '../provider/errors.js';
 export type ModelFolderErrorKind = 'CONFIG' | 'CHECKPOINT' | 'TENSOR' | 'TOKENIZER' | 'USAGE';
 
 /**
- * A model folder that cannot be used, or not in the way asked. The message says what failed, what was found, what was expected and
- * what to do next; `code` (`ERR_FLASHLLM_CONFIG` …) is stable.
+ * A model folder that cannot be used, or not in the way asked. The message says what failed, what was found, what was
+ * expected and what to do next; `code` (`ERR_FLASHLLM_CONFIG` …) is stable.
  */
 export class ModelFolderError extends FlashLLMError {
   override readonly name = 'ModelFolderError';

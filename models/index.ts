@@ -2,7 +2,7 @@ export { type Cache, Decoder, type DecoderShape, Logits, type StepInput } from '
 export { ModelFolderError, type ModelFolderErrorKind } from './errors.js';
 export { headDim, type OptConfig, parseOptConfig, readOptConfig } from './opt/config.js';
 export { type ExportOptions, type ExportResult, exportOpt, exportRandomOpt } from './opt/export.js';
-export type { OptAttention, OptDtype } from './opt/graph.js';
+export type { OptAttention, OptDtype } from './opt/graph-context.js';
 export type { RandomOptions } from './opt/random-weights.js';
 export { type OptSize, optConfig, optConfigJson, optSizes } from './opt/sizes.js';
 export { measurePerplexity, type Perplexity, type PerplexityOptions } from './perplexity.js';

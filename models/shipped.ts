@@ -7,7 +7,10 @@ function packageFile(path: string): string {
   return existsSync(inSources) ? inSources : fileURLToPath(new URL(`../../${path}`, import.meta.url));
 }
 
-/** The trained OPT of 14 million parameters that ships with the package: a Hugging Face folder, float16 safetensors in three shards. */
+/**
+ * The trained OPT of 14 million parameters that ships with the package: a Hugging Face folder, float16 safetensors in
+ * three shards.
+ */
 export function shippedModel(): string {
   return packageFile('models/opt-14m');
 }

@@ -139,8 +139,9 @@ export function argmax(values: Float32Array): number {
 }
 
 /**
- * Turns tokens into text piece by piece. A token may hold part of a character only, and a token's text may depend on the one
- * before it: so the tail since the last whole character is decoded with and without the new token, and the difference is new.
+ * Turns tokens into text piece by piece. A token may hold part of a character only, and a token's text may depend on
+ * the one before it: so the tail since the last whole character is decoded with and without the new token, and the
+ * difference is new.
  */
 export class TextAssembler {
   private readonly ids: number[] = [];

@@ -16,7 +16,8 @@ export interface TextModel {
 /**
  * Opens an exported or rewritten OPT folder (model.onnx, config.json, tokenizer) in an ordinary session.
  *
- * @param options of the session, such as `{ executionProviders: ['flashllm', 'cpu'] }`; that name needs this package imported.
+ * @param options of the session, such as `{ executionProviders: ['flashllm', 'cpu'] }`; that name needs this package
+ * imported.
  * @throws ModelFolderError for a folder that is incomplete; ONNX Runtime's error for a model that it refuses.
  */
 export async function openTextModel(folder: string, options: InferenceSession.SessionOptions = {}): Promise<TextModel> {

@@ -6,8 +6,8 @@ import { ModelFolderError } from './errors.js';
 const specialTokens = ['<s>', '<pad>', '</s>', '<unk>'];
 
 /**
- * Makes the tokenizer.json that released OPT folders lack out of their vocab.json and merges.txt: GPT-2's byte-level BPE, with OPT's
- * `</s>` before every text.
+ * Makes the tokenizer.json that released OPT folders lack out of their vocab.json and merges.txt: GPT-2's byte-level
+ * BPE, with OPT's `</s>` before every text.
  *
  * @throws ModelFolderError `TOKENIZER` if a file is missing or malformed.
  */

@@ -1,6 +1,6 @@
 import { createRequire } from 'node:module';
 import type { Backend, InferenceSession, InferenceSessionHandler, OnnxValue, Tensor } from 'onnxruntime-node';
-import { fromNative, InvalidOptionError } from './errors.js';
+import { fromNative, InvalidOptionError, NativeLoadError } from './errors.js';
 import { getLibraryPath, ortLibraryPath } from './library.js';
 import { loadNative, type NativeData, type NativeTensor, type NativeValueInfo, type SessionHandle } from './native.js';
 import { type FlashLLMRunOptions, flattenRunOptions, flattenSessionOptions } from './session-options.js';
@@ -96,8 +96,8 @@ class SessionHandler implements InferenceSessionHandler {
     const outputs = names.map((name) => (fetches[name] ? { name, ...toNative(name, fetches[name]) } : { name }));
     try {
       const { promise, cancel } = loadNative().runSession(this.handle, inputs, outputs, flattenRunOptions(options));
-      signal?.addEventListener('abort', cancel, { once: true });
-      const results = await promise.finally(() => signal?.removeEventListener('abort', cancel));
+      const forget = signal ? onAbort(signal, cancel) : undefined;
+      const results = await promise.finally(forget);
       return Object.fromEntries(names.map((name, i) => [name, fetches[name] ?? this.toTensor(name, results[i])]));
     } catch (error) {
       signal?.throwIfAborted();
@@ -112,6 +112,31 @@ class SessionHandler implements InferenceSessionHandler {
     // Tensor's overloads tell types apart that only the value knows.
     return new this.ort.Tensor(type as 'float32', result.data as Float32Array, result.dims);
   }
+}
+
+const aborters = new WeakMap<AbortSignal, { actions: Set<() => void>; listener: () => void }>();
+
+/**
+ * Calls `action` when the signal aborts, until the returned function is called. One listener serves all actions of a signal: many runs
+ * share one in a server, and Node warns of a leak from eleven listeners on.
+ */
+function onAbort(signal: AbortSignal, action: () => void): () => void {
+  let aborter = aborters.get(signal);
+  if (aborter === undefined) {
+    const actions = new Set<() => void>();
+    const listener = () => {
+      for (const one of actions) one();
+    };
+    aborter = { actions, listener };
+    aborters.set(signal, aborter);
+  }
+  const { actions, listener } = aborter;
+  if (actions.size === 0) signal.addEventListener('abort', listener);
+  actions.add(action);
+  return () => {
+    actions.delete(action);
+    if (actions.size === 0) signal.removeEventListener('abort', listener);
+  };
 }
 
 function toMetadata({ name, isTensor, type, shape }: NativeValueInfo): InferenceSession.ValueMetadata {
@@ -144,13 +169,33 @@ function asUint16(view: ArrayBufferView): Uint16Array {
   return new Uint16Array(view.buffer, view.byteOffset, view.byteLength / 2);
 }
 
+/** Whether onnxruntime-node, the peer of this package, can be found from here. */
+export function hasPeer(): boolean {
+  try {
+    createRequire(import.meta.url).resolve('onnxruntime-node');
+    return true;
+  } catch {
+    return false;
+  }
+}
+
+function requirePeer(): OnnxRuntime {
+  if (!hasPeer()) {
+    throw new NativeLoadError(
+      'onnxruntime-node was not found. Install it beside onnxruntime-ep-flashllm: npm install onnxruntime-node',
+    );
+  }
+  return createRequire(import.meta.url)('onnxruntime-node') as OnnxRuntime;
+}
+
 /**
  * Registers backend `flashllm` with an onnxruntime-node module: the peer of this package, which importing the package does, or another
  * copy (a dependency's own). Idempotent; two copies of this package share what the first registered.
+ * @throws NativeLoadError where no module is given and the peer is not installed.
  * @param ort the module, as `require` gives it; `modulePath` where its main file lies, for a copy that is not our peer.
  */
 export function register(ort?: OnnxRuntime, modulePath?: string): void {
-  const module = ort ?? (createRequire(import.meta.url)('onnxruntime-node') as OnnxRuntime);
+  const module = ort ?? requirePeer();
   const known = globalThis as { [backendKey]?: WeakMap<object, Backend> };
   known[backendKey] ??= new WeakMap();
   const registered = known[backendKey];

@@ -7,7 +7,7 @@
  * const session = await ort.InferenceSession.create('model.onnx', { executionProviders: ['flashllm', 'cpu'] });
  * ```
  */
-import { register } from './backend.js';
+import { hasPeer, register } from './backend.js';
 
 export { type OnnxRuntime, register } from './backend.js';
 export { type CudaDevice, type DoctorFacts, doctorFacts } from './doctor.js';
@@ -16,4 +16,5 @@ export { FlashLLMError, InvalidOptionError, NativeLoadError, OrtError } from './
 export { getEpName, getLibraryPath } from './library.js';
 export type { FlashLLMRunOptions } from './session-options.js';
 
-register();
+// Without the peer the package still serves other bindings, which need getLibraryPath() only.
+if (hasPeer()) register();

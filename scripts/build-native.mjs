@@ -1,6 +1,6 @@
 // The install script: makes sure that the two native binaries are there. Takes a prebuilt pair that loads (native/<platform>-<arch>/
 // in the package, or the optional package onnxruntime-ep-flashllm-<platform>-<arch>), else builds them with CMake.
-//   --force  builds (incrementally) whatever is there; so does a git checkout
+//   --force  builds (incrementally) whatever is there; so does a git checkout where CMake is at hand
 //   --tests  builds the native unit tests as well
 // Environment: ORT_INCLUDE_DIR (ONNX Runtime's headers), FLASHLLM_CUDA (AUTO, ON, OFF), FLASHLLM_BUILD_JOBS.
 import { spawnSync } from 'node:child_process';
@@ -13,7 +13,7 @@ import { fileURLToPath } from 'node:url';
 const root = fileURLToPath(new URL('..', import.meta.url));
 const platform = `${process.platform}-${process.arch}`;
 const packageName = 'onnxruntime-ep-flashllm';
-const force = process.argv.includes('--force') || existsSync(join(root, '.git'));
+const force = process.argv.includes('--force') || (existsSync(join(root, '.git')) && has('cmake'));
 
 /** Folders that may hold prebuilt binaries. */
 function candidates() {

@@ -91,6 +91,12 @@ check(
 writeFileSync(join(project, 'package.json'), JSON.stringify({ name: 'empty', private: true, type: 'module' }));
 mkdirSync(join(project, 'node_modules'));
 run('npm', ['install', '--no-audit', '--no-fund', '--legacy-peer-deps', `./${tarball}`]);
+const withoutPeer = run(process.execPath, [
+  '--input-type=module',
+  '-e',
+  "console.log((await import('onnxruntime-ep-flashllm')).getLibraryPath())",
+]);
+check(existsSync(withoutPeer.trim()), 'without onnxruntime-node, getLibraryPath() serves other bindings');
 installPeer();
 const installed = join(project, 'node_modules', 'onnxruntime-ep-flashllm');
 check(!existsSync(join(installed, 'build')), 'installing took the prebuilt binaries');

@@ -29,7 +29,7 @@ export function exportCommand(): Command {
     .addOption(
       new Option(
         '--attention <op>',
-        'GroupQueryAttention or ONNX Attention (default: the first where the head size allows)',
+        'GroupQueryAttention or ONNX Attention (default: onnx for float32, group-query for float16)',
       ).choices(['group-query', 'onnx']),
     )
     .addOption(

@@ -7,7 +7,7 @@ interface Options {
   inputs?: string;
   stock?: boolean;
   tolerance?: number;
-  batch: number;
+  batch?: number;
   sequence: number;
   past: number;
   seed: number;
@@ -23,7 +23,11 @@ export function verifyCommand(): Command {
     .option('--inputs <file>', 'JSON: { "inputs": { "<name>": { "dtype", "shape", "data" } } } (default: random)')
     .option('--stock', 'also run the rewritten model without flashllm')
     .option('--tolerance <share>', "largest difference, as a share of an output's largest magnitude", parsePositive)
-    .option('--batch <n>', 'random inputs: batch', parseCount, 2)
+    .option(
+      '--batch <n>',
+      'random inputs: batch (default: 2, or 1 where GroupQueryAttention allows no more)',
+      parseCount,
+    )
     .option('--sequence <n>', 'random inputs: tokens', parseCount, 5)
     .option('--past <n>', 'random inputs: tokens in the past', parseCount, 3)
     .option('--seed <n>', 'random inputs: seed', parseCount, 1)
@@ -37,7 +41,7 @@ async function run(original: string, rewritten: string, options: Options): Promi
     original: singleModel(original),
     rewritten: singleModel(rewritten),
     stock: options.stock ?? false,
-    sizes: { batch, sequence, past, seed },
+    sizes: { ...(batch === undefined ? {} : { batch }), sequence, past, seed },
     ...(inputs === undefined ? {} : { inputs }),
     ...(tolerance === undefined ? {} : { tolerance }),
   });

@@ -16,6 +16,10 @@ import { add, broadcast, type Dim, product, quotient, symbol } from './symbols.j
 /** Integer tensors of up to this many elements are followed by value: shapes that the graph computes. */
 const MAX_VALUES = 64;
 
+/** Beyond these a shape is of no use, and a hostile graph that doubles it with every node would take all memory. */
+const MAX_RANK = 64;
+const MAX_SYMBOL_LENGTH = 1000;
+
 /** Ops whose first output has the shape of their first input. */
 const LIKE_INPUT = new Set(
   `Identity Cast Relu Gelu Sigmoid Tanh Erf Sqrt Reciprocal Exp Log Neg Abs Not Clip LeakyRelu Elu HardSwish Softmax
@@ -73,9 +77,9 @@ export class Shapes {
       const output = node.output?.[0] ?? '';
       const inference = new NodeInference(this, scope, node);
       const values = inference.outputValues();
-      if (values) this.values.get(scope)?.set(output, values);
+      if (values && isBounded(values, MAX_VALUES)) this.values.get(scope)?.set(output, values);
       const shape = inference.outputShape();
-      if (shape) shapes.set(output, shape);
+      if (shape && isBounded(shape, MAX_RANK)) shapes.set(output, shape);
       for (const name of node.output ?? []) {
         const info = declared.get(name);
         if (info && !shapes.has(name)) shapes.set(name, info);
@@ -97,6 +101,10 @@ export class Shapes {
       wide ? Number(bytes.readBigInt64LE(i * 8)) : bytes.readInt32LE(i * 4),
     );
   }
+}
+
+function isBounded(dims: readonly Dim[], length: number): boolean {
+  return dims.length <= length && dims.every((dim) => typeof dim === 'number' || dim.length <= MAX_SYMBOL_LENGTH);
 }
 
 function declaredShape(info: ValueInfoProto): Dim[] | undefined {
@@ -239,7 +247,7 @@ class NodeInference {
     const x = this.shape(0);
     if (!to) {
       const length = this.shape(1)?.[0];
-      return typeof length === 'number' ? this.unknown(length) : undefined;
+      return typeof length === 'number' && length <= MAX_RANK ? this.unknown(length) : undefined;
     }
     const copiesZeros = intAttribute(this.node, 'allowzero', 0) === 0;
     const dims = to.map((dim, i) => (dim === 0 && copiesZeros ? (x?.[i] ?? this.fresh(i)) : dim));

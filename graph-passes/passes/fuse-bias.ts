@@ -1,9 +1,10 @@
 import { constantTensor } from '../graph/constant.js';
+import type { Scope } from '../graph/graph-view.js';
 import type { NodeProto } from '../onnx/proto.js';
 import { onnx, type TensorProto } from '../onnx/proto.js';
 import { dimsOf, tensorBytes } from '../onnx/tensor.js';
 import { fusedNode, INPUT, isSparseNode } from '../sparse-op.js';
-import { Refusal, type Rule } from './rule.js';
+import { Refusal, type Rule, type RuleContext } from './rule.js';
 import { sparseAttribute } from './sparse-attribute.js';
 
 interface Match {
@@ -14,37 +15,28 @@ interface Match {
 }
 
 /**
- * `Add(SparseMatMul(X), b) = Add(b, SparseMatMul(X)) = SparseMatMul(X, bias = b)`, where b is a constant `[M]` or `[1, M]`,
- * the product has no bias, activation or residual yet, and nothing else uses it.
+ * `Add(SparseMatMul(X), b) = Add(b, SparseMatMul(X)) = SparseMatMul(X, bias = b)`, where b is known to be `[M]`, or a constant
+ * `[1, M]`, the product has no bias, activation or residual yet, and nothing else uses it.
  */
 export const fuseBias: Rule<Match> = {
   name: 'fuse-bias',
   ops: ['Add'],
 
-  check({ view, irVersion }, scope, node) {
+  check(context, scope, node) {
     const [left = '', right = ''] = node.input ?? [];
+    let refusal = new Refusal('it adds nothing to a SparseMatMul', true);
     for (const [product, bias] of [
       [left, right],
       [right, left],
     ] as const) {
       const sparse = scope.producers.get(product);
       if (!isSparseNode(sparse)) continue;
-      const tensor = constantTensor(scope, bias, irVersion);
-      if (!tensor) continue;
-      if (view.soleConsumer(scope, product) !== node)
-        return new Refusal('the product without bias is used elsewhere too');
-      if ((sparse.input?.length ?? 0) > INPUT.bias || sparseAttribute(sparse, 'activation') !== 'none') {
-        return new Refusal('the product has a bias already');
-      }
-      const dims = dimsOf(tensor);
-      const outFeatures = sparseAttribute(sparse, 'out_features');
-      const vector = dims.length === 1 && dims[0] === outFeatures;
-      if (!vector && !(dims.length === 2 && dims[0] === 1 && dims[1] === outFeatures)) {
-        return new Refusal(`the addend of shape [${dims}] is no vector of ${outFeatures}`);
-      }
-      return { sparse, bias, reshaped: vector ? undefined : tensor };
+      const found = checkAddend(context, scope, sparse, bias);
+      if (found instanceof Refusal) refusal = found;
+      else if (context.view.soleConsumer(scope, product) === node) return found;
+      else refusal = new Refusal('the product without bias is used elsewhere too');
     }
-    return new Refusal('it adds no constant to a SparseMatMul', true);
+    return refusal;
   },
 
   rewrite({ view }, scope, node, { sparse, bias, reshaped }) {
@@ -60,3 +52,17 @@ export const fuseBias: Rule<Match> = {
     view.replace(scope, node, [sparse, node], [fused]);
   },
 };
+
+function checkAddend(context: RuleContext, scope: Scope, sparse: NodeProto, bias: string): Match | Refusal {
+  if ((sparse.input?.length ?? 0) > INPUT.bias || sparseAttribute(sparse, 'activation') !== 'none') {
+    return new Refusal('the product has a bias already');
+  }
+  const outFeatures = sparseAttribute(sparse, 'out_features');
+  const shape = context.shapes.shapeOf(scope, bias);
+  if (shape?.length === 1 && shape[0] === outFeatures) return { sparse, bias, reshaped: undefined };
+  const tensor = constantTensor(scope, bias, context.irVersion);
+  if (!tensor || shape?.length !== 2 || shape[0] !== 1 || shape[1] !== outFeatures) {
+    return new Refusal(`the addend${shape ? ` of shape [${shape}]` : ''} is no vector of ${outFeatures}`);
+  }
+  return { sparse, bias, reshaped: tensor };
+}

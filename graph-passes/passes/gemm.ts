@@ -9,7 +9,7 @@ import { linearOf, weightOperand } from './weight-operand.js';
 
 /**
  * `Gemm(A, B, C) = alpha·A'·B' + beta·C = SparseMatMul(A', pack(alpha·B'ᵀ), bias = beta·C)`, where B is constant and `A' = Aᵀ`
- * if transA, `B' = Bᵀ` if transB. A C that is no constant vector over the columns is added by nodes of its own.
+ * if transA, `B' = Bᵀ` if transB. A C that is no vector over the columns is added by nodes of its own.
  */
 export const gemm: LinearRule = {
   name: 'gemm',
@@ -76,18 +76,19 @@ function transposed({ view }: RuleContext, name: string, output: string, added: 
 }
 
 /**
- * The name of beta·C as a bias `[M]`: `''` where there is nothing to add, undefined where C is not a constant that is the same
- * for every row.
+ * The name of beta·C as a bias `[M]`: `''` where there is nothing to add, undefined where C is neither such a vector nor a constant
+ * that is the same for every row.
  */
 function columnBias(context: RuleContext, scope: Scope, node: NodeProto, linear: Linear): string | undefined {
   const c = node.input?.[2] ?? '';
   const beta = floatAttribute(node, 'beta', 1);
   if (!c || beta === 0) return '';
+  const { outFeatures } = linear;
+  const shape = context.shapes.shapeOf(scope, c);
+  if (beta === 1 && shape?.length === 1 && shape[0] === outFeatures) return c;
   const tensor = constantTensor(scope, c, context.irVersion);
   if (!tensor) return undefined;
   const dims = dimsOf(tensor);
-  const { outFeatures } = linear;
-  if (beta === 1 && dims.length === 1 && dims[0] === outFeatures) return c;
   const [columns = 1, rows = 1] = [...dims].reverse();
   if (dims.length > 2 || rows !== 1 || (columns !== 1 && columns !== outFeatures)) return undefined;
   const values = floatValues(tensor);

@@ -16,12 +16,12 @@ export function convertFloats(bytes: Buffer, from: FloatType, to: FloatType): Bu
 }
 
 /** A typed view of the elements; typed arrays want their own alignment, so an odd buffer is copied. */
-function aligned(bytes: Buffer, type: FloatType): Uint16Array | Uint32Array {
+function aligned(bytes: Buffer, type: FloatType): Uint16Array | Int32Array {
   const size = type === 'float32' ? 4 : 2;
   const whole = bytes.byteOffset % size === 0 ? bytes : Buffer.from(Uint8Array.from(bytes).buffer);
   const length = bytes.length / size;
   return size === 4
-    ? new Uint32Array(whole.buffer, whole.byteOffset, length)
+    ? new Int32Array(whole.buffer, whole.byteOffset, length)
     : new Uint16Array(whole.buffer, whole.byteOffset, length);
 }
 
@@ -36,7 +36,7 @@ function widen(source: Uint16Array, from: FloatType): Buffer {
   return Buffer.from(out.buffer);
 }
 
-function narrow(source: Uint16Array | Uint32Array, from: FloatType): Buffer {
+function narrow(source: Uint16Array | Int32Array, from: FloatType): Buffer {
   const out = new Uint16Array(source.length);
   const shift = from === 'bfloat16' ? 16 : 0;
   for (let i = 0; i < out.length; i++) {

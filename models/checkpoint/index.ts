@@ -7,7 +7,10 @@ import type { Checkpoint, CheckpointTensor } from './types.js';
 
 export type { Checkpoint, CheckpointTensor, FloatType } from './types.js';
 
-/** Where weights may lie, in the order they are looked for: an index of shards wins over a single file, safetensors over pickles. */
+/**
+ * Where weights may lie, in the order they are looked for: an index of shards wins over a single file, safetensors
+ * over pickles.
+ */
 const layouts = [
   { file: 'model.safetensors.index.json', sharded: true, read: readSafetensors },
   { file: 'model.safetensors', sharded: false, read: readSafetensors },
@@ -68,7 +71,10 @@ async function readWeightMap(path: string): Promise<Map<string, string>> {
   return new Map(entries as [string, string][]);
 }
 
-/** A shard's path, refused if it leads out of the folder. Symbolic links inside it are followed, as Hugging Face's own cache is made of them. */
+/**
+ * A shard's path, refused if it leads out of the folder. Symbolic links inside it are followed, as Hugging Face's own
+ * cache is made of them.
+ */
 async function insideFolder(folder: string, file: string, indexPath: string): Promise<string> {
   const path = join(folder, file);
   const way = relative(folder, path);

@@ -13,7 +13,9 @@ export class PickleCall {
   ) {}
 }
 
-/** What a host gives the reader: the few functions it knows, as data constructors, and the meaning of persistent ids. */
+/**
+ * What a host gives the reader: the few functions it knows, as data constructors, and the meaning of persistent ids.
+ */
 export interface PickleHost {
   /** Returns the value of `path(...args)`, or undefined if the function is not one it knows. */
   call(path: string, args: readonly unknown[]): unknown;
@@ -23,8 +25,9 @@ export interface PickleHost {
 const mark = Symbol('mark');
 
 /**
- * Reads a Python pickle (protocols 0 to 5, the opcodes that torch.save emits) as data. Nothing in it is executed: a global is a
- * name, a call is answered by the host or recorded. Dictionaries become Maps, tuples and lists arrays, long integers bigints.
+ * Reads a Python pickle (protocols 0 to 5, the opcodes that torch.save emits) as data. Nothing in it is executed: a
+ * global is a name, a call is answered by the host or recorded. Dictionaries become Maps, tuples and lists arrays,
+ * long integers bigints.
  *
  * @throws ModelFolderError `CHECKPOINT` for an opcode or structure outside that subset.
  */

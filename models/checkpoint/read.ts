@@ -16,3 +16,35 @@ export async function readExactly(file: FileHandle, path: string, offset: number
   }
   return buffer;
 }
+
+/** Bytes read at once. */
+const blockBytes = 4 * 2 ** 20;
+
+/**
+ * Yields a range of a file in blocks of 4 MB (whole elements of any type); the next one is read while the last is
+ * used.
+ */
+export async function* readBlocks(
+  file: FileHandle,
+  path: string,
+  offset: number,
+  length: number,
+): AsyncGenerator<Buffer> {
+  const read = (at: number): Promise<Buffer> | undefined => {
+    const block = at < length ? readExactly(file, path, offset + at, Math.min(blockBytes, length - at)) : undefined;
+    // Its error is thrown where it is awaited; until then it must not count as unhandled.
+    block?.catch(() => {});
+    return block;
+  };
+  let next = read(0);
+  try {
+    for (let at = blockBytes; next !== undefined; at += blockBytes) {
+      const block = await next;
+      next = read(at);
+      yield block;
+    }
+  } finally {
+    // The file is about to be closed: no read may be under way.
+    await next?.catch(() => {});
+  }
+}

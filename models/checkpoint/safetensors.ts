@@ -25,7 +25,8 @@ const types: Readonly<Record<string, { type: FloatType | string; bytes: number }
 /**
  * Reads the header of a safetensors file: 8 bytes of little-endian length, JSON, data.
  *
- * @returns its tensors, each checked: known type, byte range of exactly shape × type, the ranges covering the data without gap or overlap.
+ * @returns its tensors, each checked: known type, byte range of exactly shape × type, the ranges covering the data
+ * without gap or overlap.
  * @throws ModelFolderError `CHECKPOINT` for a file that breaks the format.
  */
 export async function readSafetensors(path: string): Promise<CheckpointTensor[]> {
@@ -100,7 +101,10 @@ function checkEntry(path: string, name: string, entry: unknown, dataStart: numbe
   return { name, type: known.type, shape: shape as number[], path, offset: dataStart + (begin as number), byteLength };
 }
 
-/** The format demands that the ranges cover the data exactly; anything else hides bytes or reads one tensor's as another's. */
+/**
+ * The format demands that the ranges cover the data exactly; anything else hides bytes or reads one tensor's as
+ * another's.
+ */
 function checkCoverage(path: string, tensors: readonly CheckpointTensor[], dataStart: number, size: number): void {
   const sorted = [...tensors].sort((a, b) => a.offset - b.offset || a.byteLength - b.byteLength);
   let at = dataStart;

@@ -40,10 +40,12 @@ class TensorView {
 }
 
 /**
- * Reads the tensors of a `pytorch_model.bin` (a ZIP of a pickled state_dict and raw storages, torch ≥ 1.6) without running any of
- * the pickle: only tensor rebuilding and ordered dictionaries are understood, everything else is data or an error.
+ * Reads the tensors of a `pytorch_model.bin` (a ZIP of a pickled state_dict and raw storages, torch ≥ 1.6) without
+ * running any of the pickle: only tensor rebuilding and ordered dictionaries are understood, everything else is data
+ * or an error.
  *
- * @throws ModelFolderError `CHECKPOINT` if the archive does not hold together, `TENSOR` for a tensor that is not contiguous.
+ * @throws ModelFolderError `CHECKPOINT` if the archive does not hold together, `TENSOR` for a tensor that is not
+ * contiguous.
  */
 export async function readTorchFile(path: string): Promise<CheckpointTensor[]> {
   const file = await open(path, 'r');

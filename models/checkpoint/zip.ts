@@ -17,8 +17,9 @@ const localEntry = 0x04034b50;
 const maxDirectoryBytes = 512 * 1024 * 1024;
 
 /**
- * Lists the members of a ZIP or ZIP64 archive as `torch.save` writes it (APPNOTE.TXT 4.3): from the central directory, each
- * checked against its local header. Compressed or encrypted members are refused: torch never writes them.
+ * Lists the members of a ZIP or ZIP64 archive as `torch.save` writes it (APPNOTE.TXT 4.3): from the central
+ * directory, each checked against its local header. Compressed or encrypted members are refused: torch never writes
+ * them.
  *
  * @throws ModelFolderError `CHECKPOINT` for anything that does not hold together.
  */

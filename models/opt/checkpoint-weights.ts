@@ -2,7 +2,7 @@ import { open } from 'node:fs/promises';
 import { writeAll } from '../../graph-passes/onnx/sources.js';
 import type { Placement, TensorSource } from '../../graph-passes/onnx/tensor.js';
 import { convertFloats } from '../checkpoint/convert.js';
-import { readExactly } from '../checkpoint/read.js';
+import { readBlocks } from '../checkpoint/read.js';
 import {
   type Checkpoint,
   type CheckpointTensor,
@@ -11,12 +11,13 @@ import {
   isFloatType,
 } from '../checkpoint/types.js';
 import { ModelFolderError } from '../errors.js';
-import type { OptDtype, OptTensor, OptWeights } from './graph.js';
+import type { OptTensor, OptWeights } from './graph.js';
+import type { OptDtype } from './graph-context.js';
 
-/** Bytes read at once. */
-const blockBytes = 4 * 2 ** 20;
-
-/** The weights of an OPT checkpoint, under the names that transformers, older transformers and metaseq conversions gave them. */
+/**
+ * The weights of an OPT checkpoint, under the names that transformers, older transformers and metaseq conversions
+ * gave them.
+ */
 export class CheckpointWeights implements OptWeights {
   private readonly byName = new Map<string, CheckpointTensor>();
   private readonly used = new Set<string>();
@@ -111,14 +112,8 @@ class ConcatSource implements TensorSource {
       for (const part of this.parts) {
         const file = await open(part.path, 'r');
         try {
-          for (let at = 0; at < part.byteLength; at += blockBytes) {
+          for await (const block of readBlocks(file, part.path, part.offset, part.byteLength)) {
             signal?.throwIfAborted();
-            const block = await readExactly(
-              file,
-              part.path,
-              part.offset + at,
-              Math.min(blockBytes, part.byteLength - at),
-            );
             const bytes = this.convert(block, part);
             await writeAll(target, bytes, to.offset + written);
             written += bytes.length;

@@ -11,7 +11,9 @@ export interface OptConfig {
   readonly ffnDim: number;
   /** Longest sequence; the position table has two rows more. */
   readonly maxPositions: number;
-  /** Width of the token embedding; project_in and project_out bridge it to hiddenSize where the two differ (OPT-350M). */
+  /**
+   * Width of the token embedding; project_in and project_out bridge it to hiddenSize where the two differ (OPT-350M).
+   */
   readonly embedDim: number;
   /** Layer norm before each block (true), or after it (OPT-350M). */
   readonly preNorm: boolean;
@@ -39,7 +41,8 @@ export function headDim(config: OptConfig): number {
  *
  * @param json what JSON.parse returned for the file.
  * @param source names the file in errors.
- * @throws ModelFolderError `CONFIG` if a field has the wrong type or range, or asks for something this exporter does not build.
+ * @throws ModelFolderError `CONFIG` if a field has the wrong type or range, or asks for something this exporter does
+ * not build.
  */
 export function parseOptConfig(json: unknown, source = 'config.json'): OptConfig {
   if (typeof json !== 'object' || json === null || Array.isArray(json)) {

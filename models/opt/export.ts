@@ -8,7 +8,8 @@ import { ModelFolderError } from '../errors.js';
 import { buildTokenizerJson } from '../tokenizer-json.js';
 import { CheckpointWeights } from './checkpoint-weights.js';
 import { headDim, type OptConfig, parseOptConfig, readOptConfig } from './config.js';
-import { buildOptModel, defaultAttention, type OptAttention, type OptDtype } from './graph.js';
+import { buildOptModel, defaultAttention } from './graph.js';
+import type { OptAttention, OptDtype } from './graph-context.js';
 import { type RandomOptions, RandomWeights } from './random-weights.js';
 
 /** What exports have in common. */
@@ -17,7 +18,10 @@ export interface ExportOptions {
   readonly output: string;
   /** Type of activations, cache and logits; default float32. */
   readonly dtype?: OptDtype | undefined;
-  /** Op that computes attention; default GroupQueryAttention where the head size allows (docs/opt-graph.md). */
+  /**
+   * Op that computes attention; default ONNX Attention for float32, GroupQueryAttention for float16 (docs/opt-
+   * graph.md).
+   */
   readonly attention?: OptAttention | undefined;
   /** Called with the bytes of weights written and those to write. */
   readonly onProgress?: ((bytesDone: number, bytesTotal: number) => void) | undefined;
@@ -51,16 +55,17 @@ export const companionFiles: readonly string[] = [
 ];
 
 /**
- * Exports a Hugging Face OPT checkpoint (safetensors or pytorch_model.bin, sharded or not) to an ONNX decoder with past.
- * Weights stream from file to file: memory does not grow with the model. No output appears before it is whole.
+ * Exports a Hugging Face OPT checkpoint (safetensors or pytorch_model.bin, sharded or not) to an ONNX decoder with
+ * past. Weights stream from file to file: memory does not grow with the model. No output appears before it is whole.
  *
- * @throws ModelFolderError where the folder's content is not a usable OPT model; OutputError where the output cannot be written.
+ * @throws ModelFolderError where the folder's content is not a usable OPT model; OutputError where the output cannot
+ * be written.
  */
 export async function exportOpt(folder: string, options: ExportOptions): Promise<ExportResult> {
   const config = await readOptConfig(folder);
   const checkpoint = await openCheckpoint(folder);
   const weights = new CheckpointWeights(checkpoint, options.dtype ?? 'float32');
-  const attention = chooseAttention(config, options.attention);
+  const attention = chooseAttention(config, options);
   const model = buildOptModel(config, weights, { dtype: options.dtype ?? 'float32', attention });
   const saved = await save(model, options, checkpoint.files);
   const companions = await copyCompanions(folder, options.output);
@@ -82,7 +87,7 @@ export async function exportRandomOpt(
   if (!(random.sparsity >= 0 && random.sparsity < 1))
     throw new ModelFolderError('USAGE', `sparsity is ${random.sparsity}, expected a number from 0 to below 1`);
   const config = parseOptConfig(configJson);
-  const attention = chooseAttention(config, options.attention);
+  const attention = chooseAttention(config, options);
   const weights = new RandomWeights(random, options.dtype ?? 'float32');
   const model = buildOptModel(config, weights, { dtype: options.dtype ?? 'float32', attention });
   const saved = await save(model, options, []);
@@ -90,14 +95,14 @@ export async function exportRandomOpt(
   return { ...saved, config, attention, companions: ['config.json'], unusedTensors: [] };
 }
 
-function chooseAttention(config: OptConfig, asked: OptAttention | undefined): OptAttention {
-  if (asked === 'group-query' && defaultAttention(config) !== 'group-query') {
+function chooseAttention(config: OptConfig, { attention, dtype = 'float32' }: ExportOptions): OptAttention {
+  if (attention === 'group-query' && headDim(config) % 8 !== 0) {
     throw new ModelFolderError(
       'USAGE',
       `GroupQueryAttention needs heads of a multiple of 8 elements, this model's have ${headDim(config)}; export with --attention onnx`,
     );
   }
-  return asked ?? defaultAttention(config);
+  return attention ?? defaultAttention(config, dtype);
 }
 
 async function save(
@@ -115,7 +120,8 @@ async function save(
 }
 
 /**
- * Copies configuration and tokenizer of a model folder; a tokenizer.json is made where there are only vocab.json and merges.txt.
+ * Copies configuration and tokenizer of a model folder; a tokenizer.json is made where there are only vocab.json and
+ * merges.txt.
  *
  * @returns the names written.
  */

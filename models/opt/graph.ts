@@ -3,6 +3,14 @@ import { setPayload, type TensorSource } from '../../graph-passes/onnx/tensor.js
 import type { FloatType } from '../checkpoint/types.js';
 import { headDim, type OptConfig } from './config.js';
 import { type Dim, GraphBuilder, onnxType } from './graph-builder.js';
+import {
+  buildContext,
+  type Context,
+  dimNames,
+  type OptAttention,
+  type OptDtype,
+  type OptGraphOptions,
+} from './graph-context.js';
 
 /** A tensor of the model being built: how it is stored, and what makes its bytes. */
 export interface OptTensor {
@@ -10,35 +18,31 @@ export interface OptTensor {
   readonly source: TensorSource;
 }
 
-/** Where the graph gets its weights. Names are those of a Hugging Face checkpoint without the `model.decoder.` before them. */
+/**
+ * Where the graph gets its weights. Names are those of a Hugging Face checkpoint without the `model.decoder.` before
+ * them.
+ */
 export interface OptWeights {
-  /** A [rows, columns] matrix made of the named ones, each of equal share, one above the other; kept in the type that it comes in where the graph can take it. */
+  /**
+   * A [rows, columns] matrix made of the named ones, each of equal share, one above the other; kept in the type that
+   * it comes in where the graph can take it.
+   */
   matrix(names: readonly string[], rows: number, columns: number): OptTensor;
-  /** A vector made of the named ones, each of equal share, one after the other; always in the type the graph computes in. */
+  /**
+   * A vector made of the named ones, each of equal share, one after the other; always in the type the graph computes
+   * in.
+   */
   vector(names: readonly string[], length: number): OptTensor;
 }
 
-/** Type that activations, the cache and logits have. */
-export type OptDtype = 'float32' | 'float16';
+const { batch, sequence, past, total, tokens } = dimNames;
 
-/** Which op computes attention; docs/opt-graph.md says what each can do. */
-export type OptAttention = 'group-query' | 'onnx';
-
-/** Settings of the graph. */
-export interface OptGraphOptions {
-  readonly dtype: OptDtype;
-  readonly attention: OptAttention;
-}
-
-const batch = 'batch_size';
-const sequence = 'sequence_length';
-const past = 'past_sequence_length';
-const total = 'past_sequence_length + sequence_length';
-const tokens = 'batch_size * sequence_length';
-
-/** GroupQueryAttention, on CPU and GPU, takes heads of a multiple of 8 elements. */
-export function defaultAttention(config: OptConfig): OptAttention {
-  return headDim(config) % 8 === 0 ? 'group-query' : 'onnx';
+/**
+ * float16 graphs, made for GPUs, take the op whose cache can grow in place; float32 graphs the one that ONNX
+ * Runtime's CPU provider runs for every batch and past. GroupQueryAttention wants heads of a multiple of 8 elements.
+ */
+export function defaultAttention(config: OptConfig, dtype: OptDtype): OptAttention {
+  return dtype === 'float16' && headDim(config) % 8 === 0 ? 'group-query' : 'onnx';
 }
 
 /**
@@ -75,129 +79,29 @@ class OptGraph {
         graph.output(`present.${i}.${part}`, type, [batch, config.heads, total, headDim(config)]);
       }
     }
-    const context = this.context();
+    const context = buildContext(graph, this.options);
     let hidden = this.embed();
     for (let i = 0; i < config.layers; i++) hidden = this.layer(i, hidden, context);
     this.head(hidden, context);
     return graph.model();
   }
 
-  /** Values that all layers share: shapes, lengths and the padding mask. */
-  private context(): Context {
-    const { graph } = this;
-    const at = '/model/decoder/context';
-    const shape = graph.node('Shape', [`input_ids`], { name: `${at}/shape`, type: 'int64', dims: [2] });
-    const batchSize = graph.node('Shape', ['input_ids'], {
-      name: `${at}/batch`,
-      type: 'int64',
-      dims: [1],
-      attributes: { start: 0, end: 1 },
-    });
-    const totalSize = graph.node('Shape', ['attention_mask'], {
-      name: `${at}/total`,
-      type: 'int64',
-      dims: [1],
-      attributes: { start: 1, end: 2 },
-    });
-    const split = graph.node('Concat', [shape, graph.int64s('minus_one', [-1])], {
-      name: `${at}/split`,
-      type: 'int64',
-      dims: [3],
-      attributes: { axis: 0 },
-    });
-    const context = { split, bias: this.paddingBias(at, shape, totalSize), lengths: '', total: '' };
-    if (this.options.attention === 'onnx') return context;
-    const total32 = graph.node('Cast', [totalSize], {
-      name: `${at}/total_int32`,
-      type: 'int32',
-      dims: [1],
-      attributes: { to: onnx.TensorProto.DataType.INT32 },
-    });
-    const scalar = graph.node('Squeeze', [total32], { name: `${at}/total_scalar`, type: 'int32', dims: [] });
-    const last = graph.node('Sub', [total32, graph.int32s('one_int32', [1])], {
-      name: `${at}/last`,
-      type: 'int32',
-      dims: [1],
-    });
-    const lengths = graph.node('Expand', [last, batchSize], { name: `${at}/lengths`, type: 'int32', dims: [batch] });
-    return { ...context, lengths, total: scalar };
-  }
-
-  /**
-   * [batch, 1, sequence, total]: 0 where attention_mask is 1, else a number that no score outweighs and that, added to a score,
-   * stays finite: a row of padding must not become NaN, since NaN · 0 would reach real tokens through its value.
-   */
-  private paddingBias(at: string, shape: string, totalSize: string): string {
-    const { graph, type } = this;
-    const keep = graph.node('Cast', ['attention_mask'], {
-      name: `${at}/keep`,
-      type: 'bool',
-      dims: [batch, total],
-      attributes: { to: onnx.TensorProto.DataType.BOOL },
-    });
-    const masked = graph.floats('masked', type, [], [type === 'float16' ? -30000 : -1e9]);
-    const rows = graph.node('Where', [keep, graph.floats('kept', type, [], [0]), masked], {
-      name: `${at}/bias_row`,
-      type,
-      dims: [batch, total],
-    });
-    const bias = graph.node('Unsqueeze', [rows, graph.int64s('bias_axes', [1, 2])], {
-      name: `${at}/bias_4d`,
-      type,
-      dims: [batch, 1, 1, total],
-    });
-    const length = graph.node('Shape', ['input_ids'], {
-      name: `${at}/sequence`,
-      type: 'int64',
-      dims: [1],
-      attributes: { start: 1, end: 2 },
-    });
-    const one = graph.int64s('one', [1]);
-    const batchSize = graph.node('Gather', [shape, graph.int64s('first', [0])], {
-      name: `${at}/bias_batch`,
-      type: 'int64',
-      dims: [1],
-      attributes: { axis: 0 },
-    });
-    const target = graph.node('Concat', [batchSize, one, length, totalSize], {
-      name: `${at}/bias_shape`,
-      type: 'int64',
-      dims: [4],
-      attributes: { axis: 0 },
-    });
-    return graph.node('Expand', [bias, target], { name: `${at}/bias`, type, dims: [batch, 1, sequence, total] });
-  }
-
   /** Token and position embeddings, added: [tokens, hidden]. */
   private embed(): string {
     const { graph, config, type } = this;
+    const width = config.hiddenSize;
     const table = this.matrix(['embed_tokens.weight'], config.vocabSize, config.embedDim);
-    const ids = graph.node('Reshape', ['input_ids', graph.int64s('minus_one', [-1])], {
-      name: '/model/decoder/token_ids',
-      type: 'int64',
-      dims: [tokens],
-    });
-    let hidden = this.lookUp('embed_tokens', table, ids, config.embedDim);
-    if (config.embedDim !== config.hiddenSize)
-      hidden = this.linear('project_in', hidden, config.embedDim, config.hiddenSize, { bias: false });
+    let hidden = this.lookUp('embed_tokens', table, 'input_ids', config.embedDim);
+    if (config.embedDim !== width) hidden = this.linear('project_in', hidden, config.embedDim, width, { bias: false });
     // OPT's table begins with two rows that no token uses.
-    const positions = this.matrix(['embed_positions.weight'], config.maxPositions + 2, config.hiddenSize);
-    const flat = graph.node('Reshape', ['position_ids', graph.int64s('minus_one', [-1])], {
-      name: '/model/decoder/positions',
-      type: 'int64',
-      dims: [tokens],
-    });
-    const rows = graph.node('Add', [flat, graph.int64s('position_offset', [2])], {
+    const positions = this.matrix(['embed_positions.weight'], config.maxPositions + 2, width);
+    const rows = graph.node('Add', ['position_ids', graph.int64s('position_offset', [2])], {
       name: '/model/decoder/position_rows',
       type: 'int64',
-      dims: [tokens],
+      dims: [batch, sequence],
     });
-    const position = this.lookUp('embed_positions', positions, rows, config.hiddenSize);
-    return graph.node('Add', [hidden, position], {
-      name: '/model/decoder/embed',
-      type,
-      dims: [tokens, config.hiddenSize],
-    });
+    const position = this.lookUp('embed_positions', positions, rows, width);
+    return graph.node('Add', [hidden, position], { name: '/model/decoder/embed', type, dims: [tokens, width] });
   }
 
   private layer(index: number, hidden: string, context: Context): string {
@@ -256,7 +160,7 @@ class OptGraph {
       });
     }
     graph.valueInfo(output, type, [batch, sequence, width]);
-    const joined = graph.node('Reshape', [output, graph.int64s('rows_of_hidden', [-1, width])], {
+    const joined = graph.node('Reshape', [output, graph.int64s(`rows_of_${width}`, [-1, width])], {
       name: `/model/decoder/${slashed(at)}/joined`,
       type,
       dims: [tokens, width],
@@ -317,7 +221,10 @@ class OptGraph {
     return graph.node('LayerNormalization', [hidden, scale, ...shift], options);
   }
 
-  /** hidden · Wᵀ + b, W [out, in] as in the checkpoint; `parts` are the linears of the checkpoint that make this one, one above the other. */
+  /**
+   * hidden · Wᵀ + b, W [out, in] as in the checkpoint; `parts` are the linears of the checkpoint that make this one,
+   * one above the other.
+   */
   private linear(
     at: string,
     hidden: string,
@@ -353,16 +260,25 @@ class OptGraph {
     return this.graph.node('Gemm', [hidden, weight, ...biases], options);
   }
 
-  /** Rows of a table, in the type computed in. The table itself is not cast: that would keep a second copy of it in memory. */
+  /**
+   * [tokens, width] rows of a table, in the type computed in. The table itself is not cast: that would keep a second
+   * copy of it in memory.
+   */
   private lookUp(at: string, table: Stored, ids: string, width: number): string {
-    const dims: Dim[] = [tokens, width];
-    const rows = this.graph.node('Gather', [table.name, ids], {
-      name: `/model/decoder/${at}/Gather`,
+    const { graph } = this;
+    const name = `/model/decoder/${at}`;
+    const rows = graph.node('Gather', [table.name, ids], {
+      name: `${name}/Gather`,
       type: table.type,
-      dims,
+      dims: [batch, sequence, width],
       attributes: { axis: 0 },
     });
-    return this.cast(rows, table.type, dims);
+    const flat = graph.node('Reshape', [rows, graph.int64s(`rows_of_${width}`, [-1, width])], {
+      name: `${name}/Reshape`,
+      type: table.type,
+      dims: [tokens, width],
+    });
+    return this.cast(flat, table.type, [tokens, width]);
   }
 
   /** The value of a stored matrix in the type computed in; ONNX Runtime folds the cast when it loads the model. */
@@ -388,16 +304,6 @@ class OptGraph {
     const { type, source } = this.weights.vector(names, length);
     return this.graph.initializer(stream(fullName(as), type, [length], source), type);
   }
-}
-
-interface Context {
-  /** int64 [3]: batch, sequence, −1: splits rows of tokens into sequences. */
-  readonly split: string;
-  readonly bias: string;
-  /** int32 [batch]: index of each sequence's last position (GroupQueryAttention's seqlens_k). */
-  readonly lengths: string;
-  /** int32 scalar: positions with the past. */
-  readonly total: string;
 }
 
 interface Stored {

@@ -3,7 +3,8 @@ import { open } from 'node:fs/promises';
 import { BufferSource, writeAll } from '../../graph-passes/onnx/sources.js';
 import type { Placement, TensorSource } from '../../graph-passes/onnx/tensor.js';
 import { convertFloats, floatBitsToHalf } from '../checkpoint/convert.js';
-import type { OptDtype, OptTensor, OptWeights } from './graph.js';
+import type { OptTensor, OptWeights } from './graph.js';
+import type { OptDtype } from './graph-context.js';
 
 /** What random weights are like. */
 export interface RandomOptions {
@@ -22,8 +23,9 @@ const poolElements = 2 ** 22;
 const chunkBytes = 2 ** 22;
 
 /**
- * Random weights, float16: N(0, 0.02²), zeros at independent places. A weight is made of pieces of one random block, each cut at a
- * random place, so that it is written at the speed of the disk; no two rows of a matrix are aligned alike.
+ * Random weights, float16: N(0, 0.02²), zeros at independent places. A weight is made of pieces of one random block,
+ * each cut at a random place, so that it is written at the speed of the disk; no two rows of a matrix are aligned
+ * alike.
  */
 export class RandomWeights implements OptWeights {
   private readonly sparsePool: Buffer;

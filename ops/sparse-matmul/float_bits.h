@@ -1,4 +1,5 @@
-// float16 and bfloat16 as bits, in plain C++. Every function is static: files compiled for different instruction sets include it.
+// float16 and bfloat16 as bits, in plain C++. Every function is static: files compiled for different instruction sets
+// include it.
 #pragma once
 
 #include <cstdint>

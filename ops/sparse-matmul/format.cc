@@ -80,7 +80,9 @@ std::string CheckShapes(const PackedWeightClaim& c) {
            Text(c.nnz);
   }
   if (c.bitmap == nullptr || c.row_offsets == nullptr || c.values == nullptr) {
-    return std::string(c.bitmap == nullptr ? "bitmap" : c.row_offsets == nullptr ? "row_offsets" : "values") +
+    return std::string(c.bitmap == nullptr        ? "bitmap"
+                       : c.row_offsets == nullptr ? "row_offsets"
+                                                  : "values") +
            " has no data";
   }
   return {};

@@ -59,13 +59,15 @@ struct PackedWeightClaim {
 };
 
 /// Checks every dimension, offset and count of a claim against docs/format.md, and the checksum if asked.
-/// Returns an empty string and fills `out`, or a message: what was found, what was expected. Reads within the claimed shapes only.
+/// Returns an empty string and fills `out`, or a message: what was found, what was expected. Reads within the claimed
+/// shapes only.
 std::string Validate(const PackedWeightClaim& claim, bool verify_checksum, PackedWeight* out);
 
 /// CRC-32C (Castagnoli, RFC 3720) of `bytes`, continued from `crc` (0 to start). Uses SSE4.2 where the CPU has it.
 uint32_t Crc32c(const void* bytes, size_t length, uint32_t crc = 0);
 
-/// CRC-32C of a and b joined, from those of `a` and of `b` (`second_length` bytes): checksums of pieces made in parallel.
+/// CRC-32C of a and b joined, from those of `a` and of `b` (`second_length` bytes): checksums of pieces made in
+/// parallel.
 uint32_t Crc32cCombine(uint32_t first, uint32_t second, uint64_t second_length);
 
 /// row_offsets[i]. The parts of a model in memory may lie at any address, so they are read without assuming alignment.

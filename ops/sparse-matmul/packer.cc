@@ -5,12 +5,10 @@
 
 #include <algorithm>
 #include <cerrno>
-#include <cmath>
 #include <cstring>
-#include <mutex>
 
 #include "ops/sparse-matmul/float_bits.h"
-#include "ops/sparse-matmul/strip_runner.h"
+#include "ops/sparse-matmul/strip_source.h"
 
 namespace flashllm {
 namespace {
@@ -73,124 +71,6 @@ class MemorySink final : public Sink {
   OwnedPackedWeight* weight_;
 };
 
-// What one thread keeps between strips.
-struct Worker {
-  ReadBuffers read;
-  std::vector<float> dense;    // [rows, K], scaled
-  std::vector<float> stored;   // the nonzeros, in order
-  std::vector<uint8_t> bitmap;
-  std::vector<int32_t> row_offsets;
-  std::vector<uint8_t> values;
-  std::vector<uint32_t> scratch;
-};
-
-// Reads strips and prunes them.
-class StripSource {
- public:
-  StripSource(const std::vector<WeightSegment>& segments, const WeightOptions& options, const PackControl& control)
-      : options_(options), reader_(segments, options.scale), runner_(reader_, control, Passes()) {
-    const double sparsity = options.prune.sparsity;
-    if (options.prune.enabled && !(sparsity >= 0 && sparsity <= 1)) {
-      throw PackError("sparsity is " + std::to_string(sparsity) + ", expected 0 to 1");
-    }
-    if (options.prune.enabled && options.prune.scope == PruneScope::kLayer) SelectLayerThreshold();
-  }
-
-  const WeightReader& reader() const { return reader_; }
-  StripRunner& runner() { return runner_; }
-
-  // Fills worker->dense with rows [begin, end) before pruning.
-  void Read(int64_t begin, int64_t end, Worker* worker) const {
-    worker->dense.resize(static_cast<size_t>((end - begin) * reader_.in_features()));
-    reader_.Read(begin, end, worker->dense.data(), &worker->read);
-  }
-
-  // Zeroes what pruning drops. Strips pass here in order where ties have to be counted.
-  void Prune(int64_t strip, int64_t rows, Worker* worker) {
-    if (!options_.prune.enabled) return;
-    const int64_t columns = reader_.in_features();
-    if (options_.prune.scope == PruneScope::kRow) {
-      const int64_t drop = PruneCount(options_.prune.sparsity, columns);
-      for (int64_t r = 0; r < rows; ++r) {
-        float* row = worker->dense.data() + r * columns;
-        const Threshold threshold = SelectRow(row, columns, drop, &worker->scratch);
-        DropTies(row, columns, threshold);
-        DropBelow(row, columns, threshold.key);
-      }
-      return;
-    }
-    float* values = worker->dense.data();
-    const int64_t count = rows * columns;
-    DropBelow(values, count, threshold_.key);
-    int64_t ties = 0;
-    for (int64_t i = 0; i < count; ++i) ties += MagnitudeKey(BitsOfFloat(values[i])) == threshold_.key;
-    const int64_t before = ties_.Take(strip, ties);
-    DropTies(values, count, {threshold_.key, threshold_.ties - before});
-  }
-
-  void Abort() { ties_.Abort(); }
-
- private:
-  int Passes() const {
-    const bool layer = options_.prune.enabled && options_.prune.scope == PruneScope::kLayer;
-    return !layer ? 1 : reader_.values_are_short() ? 2 : 3;
-  }
-
-  void SelectLayerThreshold() {
-    const int64_t drop = PruneCount(options_.prune.sparsity, reader_.out_features() * reader_.in_features());
-    LayerSelector selector;
-    while (!selector.done()) {
-      if (drop == 0) {
-        selector.NextPass(drop, true);
-        break;
-      }
-      std::vector<LayerSelector> selectors(static_cast<size_t>(runner_.threads()), selector);
-      std::vector<Worker> workers(selectors.size());
-      runner_.Pass([&](int64_t, int64_t begin, int64_t end, int worker) {
-        Read(begin, end, &workers[worker]);
-        selectors[worker].Count(workers[worker].dense.data(), (end - begin) * reader_.in_features());
-      });
-      for (const LayerSelector& counted : selectors) selector.Merge(counted);
-      selector.NextPass(drop, reader_.values_are_short());
-    }
-    threshold_ = selector.threshold();
-  }
-
-  static void DropBelow(float* values, int64_t count, uint32_t key) {
-    for (int64_t i = 0; i < count; ++i) {
-      values[i] = MagnitudeKey(BitsOfFloat(values[i])) < key ? 0.0f : values[i];
-    }
-  }
-
-  static void DropTies(float* values, int64_t count, Threshold threshold) {
-    for (int64_t i = 0; i < count && threshold.ties > 0; ++i) {
-      if (MagnitudeKey(BitsOfFloat(values[i])) != threshold.key) continue;
-      values[i] = 0;
-      --threshold.ties;
-    }
-  }
-
-  const WeightOptions options_;
-  const WeightReader reader_;
-  StripRunner runner_;
-  Threshold threshold_;
-  OrderedTotal ties_;
-};
-
-bool IsFinite(float value) { return MagnitudeKey(BitsOfFloat(value)) < 0x7F800000; }
-
-// Both compare as bits: a NaN fits if it stays the same NaN, and so does -0.
-bool FitsFloat16(float value) { return BitsOfFloat(HalfToFloat(FloatToHalf(value))) == BitsOfFloat(value); }
-bool FitsBFloat16(float value) { return (BitsOfFloat(value) & 0xFFFF) == 0; }
-
-void Accumulate(const WeightAnalysis& part, WeightAnalysis* total) {
-  total->zeros += part.zeros;
-  total->nnz += part.nnz;
-  total->non_finite += part.non_finite;
-  total->fits_float16 &= part.fits_float16;
-  total->fits_bfloat16 &= part.fits_bfloat16;
-}
-
 // Splits rows of floats into bitmap, offsets from the first row on, and the stored values.
 void Compress(int64_t rows, int64_t columns, Worker* w) {
   const int64_t row_bytes = BitmapRowBytes(columns);
@@ -235,8 +115,8 @@ void ConvertValues(int64_t count, ValueType type, Worker* w) {
     const uint16_t bits = half ? FloatToHalf(value) : FloatToBFloat16(value);
     const uint16_t infinity = half ? 0x7C00 : 0x7F80;
     if ((bits & 0x7FFF) == infinity && IsFinite(value)) {
-      throw PackError("the weight holds " + std::to_string(value) + ", which overflows " + NameOf(type) +
-                      ": choose " + (half ? "bfloat16 or " : "") + "float32 values");
+      throw PackError("the weight holds " + std::to_string(value) + ", which overflows " + NameOf(type) + ": choose " +
+                      (half ? "bfloat16 or " : "") + "float32 values");
     }
     std::memcpy(w->values.data() + 2 * i, &bits, sizeof(bits));
   }
@@ -311,38 +191,6 @@ PackResult Pack(StripSource* source, ValueType type, Sink* sink) {
 }
 
 }  // namespace
-
-WeightAnalysis AnalyzeWeight(const std::vector<WeightSegment>& segments, const WeightOptions& options,
-                             const PackControl& control) {
-  StripSource source(segments, options, control);
-  WeightAnalysis total;
-  total.out_features = source.reader().out_features();
-  total.in_features = source.reader().in_features();
-  std::vector<Worker> workers(static_cast<size_t>(source.runner().threads()));
-  std::mutex mutex;
-  const auto analyze_strip = [&](int64_t strip, int64_t begin, int64_t end, int worker) {
-    Worker& w = workers[worker];
-    WeightAnalysis part;
-    source.Read(begin, end, &w);
-    for (float value : w.dense) {
-      part.zeros += value == 0;
-      part.non_finite += !IsFinite(value);
-    }
-    source.Prune(strip, end - begin, &w);
-    bool fits_float16 = true, fits_bfloat16 = true;
-    for (float value : w.dense) {
-      part.nnz += value != 0;
-      fits_bfloat16 &= FitsBFloat16(value);
-    }
-    for (size_t i = 0; i < w.dense.size() && fits_float16; ++i) fits_float16 = FitsFloat16(w.dense[i]);
-    part.fits_float16 = fits_float16;
-    part.fits_bfloat16 = fits_bfloat16;
-    std::lock_guard<std::mutex> lock(mutex);
-    Accumulate(part, &total);
-  };
-  source.runner().Pass(analyze_strip, [&] { source.Abort(); });
-  return total;
-}
 
 PackResult PackWeight(const std::vector<WeightSegment>& segments, const WeightOptions& options, ValueType value_type,
                       const PackDestination& destination, const PackControl& control) {

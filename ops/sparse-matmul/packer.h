@@ -29,10 +29,10 @@ struct PackControl {
 struct WeightAnalysis {
   int64_t out_features = 0;
   int64_t in_features = 0;
-  int64_t zeros = 0;           // ±0 in the source
-  int64_t nnz = 0;             // stored values after pruning
-  int64_t non_finite = 0;      // infinities and NaNs in the source
-  bool fits_float16 = true;    // every stored value is exactly representable
+  int64_t zeros = 0;         // ±0 in the source
+  int64_t nnz = 0;           // stored values after pruning
+  int64_t non_finite = 0;    // infinities and NaNs in the source
+  bool fits_float16 = true;  // every stored value is exactly representable
   bool fits_bfloat16 = true;
 };
 

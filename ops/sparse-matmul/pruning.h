@@ -9,8 +9,8 @@ namespace flashllm {
 enum class PruneScope : uint8_t { kLayer, kRow };
 
 /// Drops the round(sparsity · elements) elements of least magnitude, of the whole weight or of each row. Among equal
-/// magnitudes the one that comes first in row-major [out_features, in_features] is dropped first. NaN is never smaller than
-/// anything. Elements that are zero already count as dropped.
+/// magnitudes the one that comes first in row-major [out_features, in_features] is dropped first. NaN is never smaller
+/// than anything. Elements that are zero already count as dropped.
 struct PruneSpec {
   bool enabled = false;
   double sparsity = 0;  // 0 to 1
@@ -37,8 +37,8 @@ class LayerSelector {
   /// Adds values to the histogram of the current pass.
   void Count(const float* values, int64_t count);
   void Merge(const LayerSelector& other);
-  /// Settles the upper bits of the threshold that drops `drop` elements. `exact`: the lower bits of every value are zero, so
-  /// that no second pass is needed.
+  /// Settles the upper bits of the threshold that drops `drop` elements. `exact`: the lower bits of every value are
+  /// zero, so that no second pass is needed.
   void NextPass(int64_t drop, bool exact);
   bool done() const { return done_; }
   Threshold threshold() const { return threshold_; }

@@ -14,7 +14,8 @@ namespace flashllm {
 /// A running total over strips, taken in strip order by threads that finish in any order.
 class OrderedTotal {
  public:
-  /// Waits for the turn of `strip`, returns the total of those before and adds `amount`. Throws PackError after Abort().
+  /// Waits for the turn of `strip`, returns the total of those before and adds `amount`. Throws PackError after
+  /// Abort().
   int64_t Take(int64_t strip, int64_t amount);
   void Abort();
   int64_t total() const { return total_; }
@@ -36,10 +37,11 @@ class StripRunner {
   int threads() const { return threads_; }
   int64_t strips() const { return strips_; }
 
-  /// One pass: `body(strip, begin, end, worker)` for each strip, started in rising order. The first exception of a body ends
-  /// the pass: `on_failure` is called to wake whoever waits, and the exception is thrown here.
-  void Pass(const std::function<void(int64_t strip, int64_t begin, int64_t end, int worker)>& body,
-            const std::function<void()>& on_failure = [] {});
+  /// One pass: `body(strip, begin, end, worker)` for each strip, started in rising order. The first exception of a body
+  /// ends the pass: `on_failure` is called to wake whoever waits, and the exception is thrown here.
+  void Pass(
+      const std::function<void(int64_t strip, int64_t begin, int64_t end, int worker)>& body,
+      const std::function<void()>& on_failure = [] {});
 
  private:
   void Report();

@@ -52,7 +52,8 @@ class WeightReader {
   /// How many rows to read at once: few enough to bound memory, enough that a transposed layout is read in long runs.
   int64_t rows_per_strip() const { return rows_per_strip_; }
 
-  /// Whether every value, scaled, has at most a float16's or a bfloat16's mantissa: its low 13 bits as float32 are zero.
+  /// Whether every value, scaled, has at most a float16's or a bfloat16's mantissa: its low 13 bits as float32 are
+  /// zero.
   bool values_are_short() const { return values_are_short_; }
 
   /// Reads rows [begin, end) times the scale into out [end - begin, in_features]. Throws PackError.

@@ -7,7 +7,7 @@ namespace {
 
 [[noreturn]] void ThrowType(const Napi::Value& value, const std::string& what, const std::string& expected) {
   const bool printable = value.IsString() || value.IsNumber() || value.IsBoolean();
-  const std::string found = printable          ? value.ToString().Utf8Value()
+  const std::string found = printable             ? value.ToString().Utf8Value()
                             : value.IsUndefined() ? "undefined"
                             : value.IsNull()      ? "null"
                                                   : "a value of another type";

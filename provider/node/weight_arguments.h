@@ -1,4 +1,5 @@
-// Arguments of the packing functions, read from JavaScript values. Every function throws a TypeError that names the argument.
+// Arguments of the packing functions, read from JavaScript values. Every function throws a TypeError that names the
+// argument.
 #pragma once
 
 #include <napi.h>

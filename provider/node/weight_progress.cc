@@ -7,7 +7,8 @@ WeightProgress::WeightProgress(const Napi::Value& on_progress, const Napi::Value
   if (!on_progress.IsUndefined() && !on_progress.IsFunction()) {
     throw Napi::TypeError::New(env, "Expected a function for onProgress");
   }
-  if (!signal.IsUndefined() && !signal.IsObject()) throw Napi::TypeError::New(env, "Expected an AbortSignal for signal");
+  if (!signal.IsUndefined() && !signal.IsObject())
+    throw Napi::TypeError::New(env, "Expected an AbortSignal for signal");
   if (on_progress.IsUndefined() && signal.IsUndefined()) return;
 
   auto context = std::make_unique<Context>();
@@ -20,8 +21,9 @@ WeightProgress::WeightProgress(const Napi::Value& on_progress, const Napi::Value
   const Napi::Function function = on_progress.IsFunction() ? on_progress.As<Napi::Function>()
                                                            : Napi::Function::New(env, [](const Napi::CallbackInfo&) {});
   Context* raw = context.get();
-  channel_ = Channel::New(env, function, "flashllm weights", 0, 1, raw,
-                          [](Napi::Env, void*, Context* ended) { delete ended; }, static_cast<void*>(nullptr));
+  channel_ = Channel::New(
+      env, function, "flashllm weights", 0, 1, raw, [](Napi::Env, void*, Context* ended) { delete ended; },
+      static_cast<void*>(nullptr));
   context.release();
   open_ = true;
 }

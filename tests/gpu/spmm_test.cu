@@ -1,5 +1,6 @@
 // The CUDA SparseMatMul on a real GPU, element by element against float64. Exit code 0: all passed; 1: a failure; 77: no GPU.
-//   spmm_test [--quick]     --quick: few small shapes, for compute-sanitizer
+//   spmm_test [--quick | --tiny] [--sm80]     --quick: one small shape, for compute-sanitizer; --tiny: a few cases, for its slower tools
+//   --sm80: plans and launches as on compute capability 8.0. Built from PTX of compute_80 alone, it tests that path on a newer GPU.
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
@@ -269,6 +270,15 @@ void RunAll(const cuda::DeviceInfo& device, bool quick) {
   for (ValueType type : {half, bf16}) RunNonFinite(device, type);
 }
 
+/// Every kernel instance once or twice, with and without clusters.
+void RunTiny(const cuda::DeviceInfo& device) {
+  for (int cluster : {1, 2, 4}) {
+    for (int64_t n : {8, 16, 27}) {
+      for (ValueType type : {ValueType::kFloat16, ValueType::kBFloat16}) Run(device, {300, 200, n, "uniform50", type, ElementType::kFloat16, cluster, true, true, true});
+    }
+  }
+}
+
 }  // namespace
 }  // namespace flashllm::test
 
@@ -283,7 +293,14 @@ int main(int argc, char** argv) {
   test::Check(cuda::GetDeviceInfo(0, &device), "GetDeviceInfo");
   std::printf("compute capability %d, %d multiprocessors, clusters %d %d %d\n", device.compute_capability, device.sm_count, device.clusters[0],
               device.clusters[1], device.clusters[2]);
-  test::RunAll(device, argc > 1 && std::strcmp(argv[1], "--quick") == 0);
+  bool quick = false, tiny = false;
+  for (int i = 1; i < argc; ++i) {
+    if (std::strcmp(argv[i], "--quick") == 0) quick = true;
+    if (std::strcmp(argv[i], "--tiny") == 0) tiny = true;
+    if (std::strcmp(argv[i], "--sm80") == 0) device.compute_capability = 80;
+  }
+  if (tiny) test::RunTiny(device);
+  else test::RunAll(device, quick);
   std::printf("%lld elements checked, %d cases failed\n", static_cast<long long>(test::checked), test::failures);
   return test::failures == 0 ? 0 : 1;
 }

@@ -46,10 +46,10 @@ test.serial('export prints what it wrote, and as JSON when asked', async (t) => 
     '--dtype',
     'float16',
     '--attention',
-    'onnx',
+    'group-query',
     '--json',
   );
-  t.like(JSON.parse(json.stdout), { attention: 'onnx', unusedTensors: [], config: { layers: 6 } });
+  t.like(JSON.parse(json.stdout), { attention: 'group-query', unusedTensors: [], config: { layers: 6 } });
   await rm(output, { recursive: true });
 });
 

@@ -1,4 +1,5 @@
-// The trained model that ships: exported, its tokenizer, generation and perplexity, against what PyTorch and transformers gave.
+// The trained model that ships: exported, its tokenizer, generation and perplexity, against what PyTorch and
+// transformers gave.
 import { mkdir, readdir, readFile, rm, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import test from 'ava';

@@ -6,7 +6,7 @@ import { env, pipeline } from '@huggingface/transformers';
 import test from 'ava';
 import { rewriteModel } from '../../graph-passes/index.js';
 import { copyCompanions, exportOpt } from '../../models/opt/export.js';
-import type { OptDtype } from '../../models/opt/graph.js';
+import type { OptDtype } from '../../models/opt/graph-context.js';
 import { measurePerplexity } from '../../models/perplexity.js';
 import { shippedHeldOutText, shippedModel } from '../../models/shipped.js';
 import { openTextModel } from '../../models/text-model.js';

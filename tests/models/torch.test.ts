@@ -64,6 +64,18 @@ test('sharded pytorch_model files are read by their index', async (t) => {
   t.is((await openCheckpoint(folder)).tensors.size, parameters.size);
 });
 
+test('an archive with 64-bit sizes and offsets is read the same', async (t) => {
+  const [small, large] = await Promise.all(
+    [false, true].map(async (zip64) =>
+      readTorchFile(await file(torchFile(parameters, 'bfloat16', huggingFaceName, zip64))),
+    ),
+  );
+  const places = (tensors: typeof small) =>
+    tensors?.map(({ name, type, shape, offset, byteLength }) => ({ name, type, shape, offset, byteLength }));
+  t.is(large?.length, parameters.size);
+  t.deepEqual(places(large), places(small));
+});
+
 test('the same parameter under two names is an error', async (t) => {
   const folder = await temporaryFolder();
   const doubled = new Map(

@@ -2,12 +2,12 @@
 import { rm, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import test from 'ava';
-import { InferenceSession } from 'onnxruntime-node';
+import { InferenceSession, Tensor } from 'onnxruntime-node';
 import type { FloatType } from '../../models/checkpoint/types.js';
-import { Decoder } from '../../models/decoder.js';
+import { type Cache, Decoder } from '../../models/decoder.js';
 import { parseOptConfig } from '../../models/opt/config.js';
 import { exportOpt } from '../../models/opt/export.js';
-import type { OptAttention, OptDtype } from '../../models/opt/graph.js';
+import type { OptAttention, OptDtype } from '../../models/opt/graph-context.js';
 import { randomParameters, temporaryFolder, tinyConfig, writeCheckpoint } from './support/checkpoints.js';
 import { referenceLogits } from './support/reference-opt.js';
 
@@ -34,7 +34,11 @@ const variants: Record<string, Variant> = {
   'odd sizes': {
     fields: { hidden_size: 15, word_embed_proj_dim: 7, ffn_dim: 11, num_attention_heads: 3, vocab_size: 13 },
   },
-  'ONNX Attention': { fields: {}, attention: 'onnx' },
+  GroupQueryAttention: { fields: {}, attention: 'group-query' },
+  'GroupQueryAttention, post-norm': {
+    fields: { do_layer_norm_before: false, word_embed_proj_dim: 24 },
+    attention: 'group-query',
+  },
   'stored as float16': { fields: {}, stored: 'float16' },
   'stored as bfloat16': { fields: { tie_word_embeddings: false }, stored: 'bfloat16' },
   'computed in float16': { fields: {}, stored: 'float16', dtype: 'float16' },
@@ -119,12 +123,54 @@ for (const [name, variant] of Object.entries(variants)) {
 }
 
 test('several tokens on top of a cache equal the whole sequence', async (t) => {
+  for (const attention of ['onnx', 'group-query'] as const) {
+    const { decoder, sequences, expected } = await exported({ fields: {}, attention });
+    const ids = sequences[0] as number[];
+    const first = await decoder.step({ ids: [ids.slice(0, 4)], mask: [[1, 1, 1, 1]] });
+    const second = await decoder.step({ ids: [ids.slice(4)], mask: [ids.map(() => 1)], cache: first.cache });
+    for (let i = 4; i < ids.length; i++)
+      t.true(difference(second.logits.at(0, i - 4), expected[0]?.[i] as Float64Array) < 3e-6);
+  }
+});
+
+test('several tokens on top of a padded batch’s cache equal the whole sequences', async (t) => {
   const { decoder, sequences, expected } = await exported({ fields: {} });
+  const prompts = sequences.map((ids) => ids.slice(0, ids.length - 3));
+  const longest = Math.max(...prompts.map((ids) => ids.length));
+  const padding = prompts.map((ids) => new Array<number>(longest - ids.length).fill(0));
+  const mask = prompts.map((ids, row) => [...(padding[row] as number[]), ...ids.map(() => 1)]);
+  const first = await decoder.step({ ids: prompts.map((ids, row) => [...(padding[row] as number[]), ...ids]), mask });
+  const longer = mask.map((row) => [...row, 1, 1, 1]);
+  const { logits } = await decoder.step({
+    ids: sequences.map((ids) => ids.slice(-3)),
+    mask: longer,
+    cache: first.cache,
+  });
+  sequences.forEach((ids, row) => {
+    for (let i = 0; i < 3; i++)
+      t.true(difference(logits.at(row, i), expected[row]?.[ids.length - 3 + i] as Float64Array) < 3e-6);
+  });
+});
+
+test('GroupQueryAttention takes a cache of full length, whose unused end is not read', async (t) => {
+  const { config, decoder, sequences, expected } = await exported({ fields: {}, attention: 'group-query' });
   const ids = sequences[0] as number[];
   const first = await decoder.step({ ids: [ids.slice(0, 4)], mask: [[1, 1, 1, 1]] });
-  const second = await decoder.step({ ids: [ids.slice(4)], mask: [ids.map(() => 1)], cache: first.cache });
-  for (let i = 4; i < ids.length; i++)
-    t.true(difference(second.logits.at(0, i - 4), expected[0]?.[i] as Float64Array) < 3e-6);
+  const width = config.hiddenSize / config.heads;
+  const full = Object.entries(first.cache).map(([name, tensor]): [string, Tensor] => {
+    const data = new Float32Array(config.heads * 20 * width).fill(Number.NaN);
+    for (let head = 0; head < config.heads; head++) {
+      data.set((tensor.data as Float32Array).subarray(head * 4 * width, (head + 1) * 4 * width), head * 20 * width);
+    }
+    return [name, new Tensor('float32', data, [1, config.heads, 20, width])];
+  });
+  let cache: Cache = Object.fromEntries(full);
+  for (let i = 4; i < ids.length; i++) {
+    const step = await decoder.step({ ids: [[ids[i] as number]], mask: [new Array(i + 1).fill(1)], cache });
+    t.true(difference(step.logits.at(0, 0), expected[0]?.[i] as Float64Array) < 3e-6);
+    t.is(step.cache['past_key_values.0.key']?.dims[2], 20);
+    cache = step.cache;
+  }
 });
 
 test('a value beyond float16 is an error that names it, not an infinity', async (t) => {

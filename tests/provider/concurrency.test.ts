@@ -37,7 +37,7 @@ const identityOf = (size: number) => {
 };
 
 test.serial('a long run leaves the event loop free', async (t) => {
-  const session = await ort.InferenceSession.create(slowModel(700, 20), { executionProviders, intraOpNumThreads: 1 });
+  const session = await ort.InferenceSession.create(slowModel(700, 80), { executionProviders, intraOpNumThreads: 1 });
   let ticks = 0;
   let longest = 0;
   let last = performance.now();
@@ -102,8 +102,15 @@ test.serial('a signal ends a run early, with its reason', async (t) => {
   const reason = new Error('enough');
   setTimeout(() => controller.abort(reason), 20);
   const options: FlashLLMRunOptions = { signal: controller.signal };
+  const warnings: Error[] = [];
+  const onWarning = (warning: Error) => warnings.push(warning);
+  process.on('warning', onWarning);
+  const others = Promise.allSettled(Array.from({ length: 12 }, () => session.run({ x: identityOf(700) }, options)));
   t.is(await t.throwsAsync(session.run({ x: identityOf(700) }, options)), reason);
   t.is(await t.throwsAsync(session.run({ x: identityOf(700) }, options)), reason);
+  for (const { status } of await others) t.is(status, 'rejected');
+  process.off('warning', onWarning);
+  t.deepEqual(warnings, []);
   await t.throwsAsync(session.run({ x: identityOf(700) }, { terminate: true }), { message: /terminate/i });
   await session.release();
 });

@@ -46,7 +46,8 @@ async function worstError(
   await created.release();
   if (y === undefined) throw new Error('no output y');
   const expected = reference(model, options, x, residual);
-  const found = half ? Array.from(y.data as unknown as Uint16Array, fromFloat16) : (y.data as Float32Array);
+  // Node 24 and later have Float16Array, whose elements are numbers; before, float16 tensors hold bits.
+  const found = half && y.data instanceof Uint16Array ? Array.from(y.data, fromFloat16) : (y.data as Float32Array);
   let worst = found.length === expected.y.length ? 0 : Number.POSITIVE_INFINITY;
   expected.y.forEach((value, i) => {
     const error = Math.abs((found[i] ?? Number.NaN) - value) / (expected.bound[i] ?? 0);

@@ -1,8 +1,8 @@
 // SparseMatMul over vector kernels: cuts the work into tasks, keeps what a task needs in caches, and finishes the sums.
 //
-// Two ways. `expand` puts the weights of a row back between their zeros, in registers, and multiplies all of them: few columns.
-// `list` + `accumulate` multiply nonzeros only, each with a vector of columns of a transposed X: many columns, or few nonzeros.
-// Which one runs, and every order of summation, depends on shapes and density only, never on threads.
+// Two ways. `expand` puts the weights of a row back between their zeros, in registers, and multiplies all of them: few
+// columns. `list` + `accumulate` multiply nonzeros only, each with a vector of columns of a transposed X: many columns,
+// or few nonzeros. Which one runs, and every order of summation, depends on shapes and density only, never on threads.
 #include <algorithm>
 #include <cstdlib>
 #include <cstring>
@@ -21,11 +21,15 @@ constexpr int64_t kMaxColumns = 4 * kMaxTile;
 constexpr int64_t kTaskRows = 64;
 // Rows that are listed before they are multiplied where there is one tile; with several, all rows of the task are.
 constexpr int64_t kGroupRows = 16;
-// A tile of a block of k takes this many bytes: most of a first-level cache. Where nonzeros are few, longer lists pay more than
-// a second-level cache costs.
+// From this sparsity on the positions of all nonzeros are listed once, at load, in two bytes each: the fewer there are,
+// the more of the time goes into listing them.
+constexpr double kIndexFrom = 0.75;
+constexpr int64_t kMaxIndexed = 1 << 16;
+// A tile of a block of k takes this many bytes: most of a first-level cache. Where nonzeros are few, longer lists pay
+// more than a second-level cache costs.
 constexpr int64_t kPanelBytes = 32 << 10;
 constexpr int64_t kSparsePanelBytes = 64 << 10;
-constexpr double kSparsePanelFrom = 0.8;
+constexpr double kSparsePanelFrom = 0.87;
 // No task reads less of the weight than this, about what a core streams in the time it takes to hand a task over.
 constexpr int64_t kMinTaskBytes = 48 << 10;
 constexpr int64_t kTasksPerThread = 8;
@@ -50,7 +54,7 @@ struct Tile {
   int64_t column = 0;   // first column of X
   int64_t columns = 0;  // that exist
   int64_t width = 0;    // that are computed
-  int64_t start = 0;    // of its sums within a row of sums
+  int64_t start = 0;    // widths of the tiles before it
 };
 
 struct Tiling {
@@ -70,23 +74,21 @@ struct Tiling {
   }
 };
 
-// A transposed copy of columns of X: for each block of k and each tile, [k in block, then one row of zeros][width].
+// A transposed copy of columns of X, zero past K: for each tile [64 · words][width].
 struct Panels {
+  int64_t rows;  // 64 · words
   int64_t block_words;
   int64_t blocks;
-  int64_t block_rows;  // 64 · block_words + 1
-  int64_t width;
   Buffer<float> data;
 
-  Panels(int64_t words, int64_t words_per_block, int64_t total_width)
-      : block_words(std::min(words, words_per_block)),
+  Panels(int64_t words, int64_t words_per_block, int64_t width)
+      : rows(64 * words),
+        block_words(std::min(words, words_per_block)),
         blocks((words + block_words - 1) / block_words),
-        block_rows(64 * block_words + 1),
-        width(total_width),
-        data(blocks * block_rows * width) {}
+        data(rows * width) {}
 
-  float* At(int64_t block, const Tile& tile) const { return data.get() + block_rows * (block * width + tile.start); }
-  uint16_t zero_row() const { return static_cast<uint16_t>(block_rows - 1); }
+  // Row k of a tile.
+  float* At(const Tile& tile, int64_t k) const { return data.get() + rows * tile.start + k * tile.width; }
 };
 
 const uint8_t* At(const void* data, int64_t element, ElementType type) {
@@ -100,10 +102,10 @@ class BlockedSparseMatMul final : public SparseMatMul {
     view_.bitmap = weight.bitmap;
     view_.row_bytes = BitmapRowBytes(weight.in_features);
     view_.words = view_.row_bytes / 8;
-    view_.row_offsets = reinterpret_cast<const uint8_t*>(weight.row_offsets);
     view_.values = static_cast<const uint8_t*>(weight.values);
     view_.type = weight.value_type;
     view_.dense = weight.nnz > elements_ / 5 * 2;
+    if (Sparsity() >= kIndexFrom && 64 * view_.words <= kMaxIndexed) MakeIndex();
   }
 
   void Run(const MatMulArgs& args, int threads, const ParallelFor& parallel_for) const override {
@@ -123,7 +125,7 @@ class BlockedSparseMatMul final : public SparseMatMul {
     }
   }
 
-  int64_t owned_bytes() const override { return 0; }
+  int64_t owned_bytes() const override { return static_cast<int64_t>(index_.size() * sizeof(uint16_t)); }
   bool borrows_weight() const override { return true; }
 
  private:
@@ -139,7 +141,8 @@ class BlockedSparseMatMul final : public SparseMatMul {
     std::vector<int64_t> cuts(static_cast<size_t>(tasks + 1));
     const int64_t total = BytesBefore(weight_.out_features);
     for (int64_t i = 1; i < tasks; ++i) {
-      const int64_t target = static_cast<int64_t>(static_cast<double>(total) * static_cast<double>(i) / static_cast<double>(tasks));
+      const int64_t target =
+          static_cast<int64_t>(static_cast<double>(total) * static_cast<double>(i) / static_cast<double>(tasks));
       int64_t low = cuts[static_cast<size_t>(i - 1)], high = weight_.out_features;
       while (low < high) {
         const int64_t middle = (low + high) / 2;
@@ -171,13 +174,23 @@ class BlockedSparseMatMul final : public SparseMatMul {
     const std::vector<int64_t> cuts = CutRows(threads > 1 ? TaskCount(threads) : 1);
     Parallel(static_cast<int64_t>(cuts.size()) - 1, parallel_for, [&](int64_t task) {
       const int64_t end = cuts[static_cast<size_t>(task + 1)];
-      const Buffer<float> sums(kTaskRows * kMaxExpandColumns);
       for (int64_t m = cuts[static_cast<size_t>(task)]; m < end; m += kTaskRows) {
-        const int64_t rows = std::min(kTaskRows, end - m);
-        kernels_.expand(view_, m, m + rows, x.get(), args.n, sums.get());
-        Finish(args, bias, tiling.tiles[0], sums.get(), args.n, m, rows);
+        ExpandRows(args, bias, tiling.tiles[0], x.get(), m, std::min(kTaskRows, end - m));
       }
     });
+  }
+
+  void ExpandRows(const MatMulArgs& args, const float* bias, const Tile& tile, const float* x, int64_t m,
+                  int64_t rows) const {
+    float sums[kTaskRows * kMaxExpandColumns] = {};
+    int64_t next[kTaskRows];
+    for (int64_t r = 0; r < rows; ++r) next[r] = LoadOffset(weight_.row_offsets, m + r);
+    // As much of X at once as stays in a first-level cache while the rows go by.
+    const int64_t block = std::max<int64_t>(1, kPanelBytes / (64 * 4 * args.n));
+    for (int64_t word = 0; word < view_.words; word += block) {
+      kernels_.expand(view_, {m, m + rows, word, std::min(view_.words, word + block), next}, x, args.n, sums);
+    }
+    Finish(args, bias, tile, sums, args.n, m, rows);
   }
 
   void RunSkip(const MatMulArgs& args, const float* bias, int64_t column, int64_t columns, int threads,
@@ -209,12 +222,21 @@ class BlockedSparseMatMul final : public SparseMatMul {
     return std::max<int64_t>(1, bytes / (64 * 4 * width));
   }
 
+  void MakeIndex() {
+    index_.resize(static_cast<size_t>(weight_.nnz + kListSlack));
+    uint16_t* next = index_.data();
+    for (int64_t m = 0; m < weight_.out_features; ++m) {
+      next += kernels_.list(view_, view_.bitmap + m * view_.row_bytes, view_.words, next);
+    }
+  }
+
   void FillPanel(const MatMulArgs& args, const Tile& tile, const Panels& panels, int64_t block) const {
     const int64_t k = block * 64 * panels.block_words;
     const int64_t count = std::min(64 * panels.block_words, weight_.in_features - k);
-    float* panel = panels.At(block, tile);
-    if (tile.columns < tile.width) std::memset(panel, 0, static_cast<size_t>(count * tile.width) * sizeof(float));
-    std::memset(panel + panels.zero_row() * tile.width, 0, static_cast<size_t>(tile.width) * sizeof(float));
+    const int64_t padded = std::min(64 * panels.block_words, panels.rows - k);
+    float* panel = panels.At(tile, k);
+    const int64_t written = tile.columns < tile.width ? 0 : count;
+    std::memset(panel + written * tile.width, 0, static_cast<size_t>((padded - written) * tile.width) * sizeof(float));
     const int64_t first = tile.column * weight_.in_features + k;
     if (args.type == ElementType::kFloat32) {
       kernels_.transpose(static_cast<const float*>(args.x) + first, weight_.in_features, tile.columns, count, panel,
@@ -235,6 +257,7 @@ class BlockedSparseMatMul final : public SparseMatMul {
     const Buffer<float> sums(rows * tiling.width);
     const Buffer<uint16_t> index(group_rows * list_room);
     const Buffer<float> value(group_rows * list_room);
+    const bool indexed = !index_.empty();
     RowList lists[kTaskRows];
     int64_t next[kTaskRows];  // number of each row's next value
     std::memset(sums.get(), 0, static_cast<size_t>(rows * tiling.width) * sizeof(float));
@@ -248,20 +271,39 @@ class BlockedSparseMatMul final : public SparseMatMul {
         float* value_at = value.get();
         for (int64_t r = group; r < group_end; ++r) {
           const uint8_t* bits = view_.bitmap + (m + r) * view_.row_bytes + 8 * word;
-          const int64_t count = kernels_.list(view_, bits, words, next[r], panels.zero_row(), index_at, value_at);
+          const int64_t count = kernels_.widen(view_, bits, words, next[r], value_at);
           const int64_t padded = (count + kListMultiple - 1) / kListMultiple * kListMultiple;
-          lists[r - group] = {index_at, value_at, padded};
+          if (!indexed) kernels_.list(view_, bits, words, index_at);
+          lists[r - group] = {indexed ? index_.data() + next[r] : index_at, value_at, padded};
           next[r] += count;
+          PrefetchNextBlock(bits + 8 * words, next[r], count);
           index_at += padded;
           value_at += padded;
         }
         for (const Tile& tile : tiling.tiles) {
-          kernels_.accumulate(lists, group_end - group, panels.At(block, tile), tile.width,
-                              sums.get() + group * tiling.width + tile.start, tiling.width);
+          // The index counts from the first k, lists made here from the block's.
+          const float* panel = panels.At(tile, indexed ? 0 : 64 * word);
+          kernels_.accumulate(lists, group_end - group, panel, tile.width,
+                              sums.get() + rows * tile.start + group * tile.width, tile.width);
         }
       }
     }
-    for (const Tile& tile : tiling.tiles) Finish(args, bias, tile, sums.get() + tile.start, tiling.width, m, rows);
+    for (const Tile& tile : tiling.tiles) {
+      Finish(args, bias, tile, sums.get() + rows * tile.start, tile.width, m, rows);
+    }
+  }
+
+  // A block takes a short piece of each row, which no hardware prefetcher foresees. The next piece is needed when all
+  // rows of the task have had this one.
+  void PrefetchNextBlock(const uint8_t* bits, int64_t first, int64_t count) const {
+    constexpr int kKeepInL2 = 2;
+    const int64_t size = SizeOf(weight_.value_type);
+    const uint8_t* values = view_.values + first * size;
+    __builtin_prefetch(bits, 0, kKeepInL2);
+    for (int64_t byte = 0; byte <= count * size; byte += 64) __builtin_prefetch(values + byte, 0, kKeepInL2);
+    if (index_.empty()) return;
+    const uint16_t* index = index_.data() + first;
+    for (int64_t i = 0; i <= count; i += 32) __builtin_prefetch(index + i, 0, kKeepInL2);
   }
 
   // Bias, activation, residual and the type of Y, for sums [rows, stride] of which a tile's columns count.
@@ -313,6 +355,7 @@ class BlockedSparseMatMul final : public SparseMatMul {
   const Kernels& kernels_;
   const int64_t elements_;
   WeightView view_;
+  std::vector<uint16_t> index_;  // k of each stored value; empty where lists are made from the bitmap
 };
 
 }  // namespace

@@ -1,7 +1,8 @@
 // Between the blocked driver (blocked.cc, compiled for every machine) and the vector kernels (avx2.cc, avx512.cc).
 //
-// Plain structs and function pointers only: an inline function or template that both sides instantiate could reach the linker
-// in its AVX-512 form and then run on a machine without it. Kernel files keep everything else in anonymous namespaces.
+// Plain structs and function pointers only: an inline function or template that both sides instantiate could reach the
+// linker in its AVX-512 form and then run on a machine without it. Kernel files keep everything else in anonymous
+// namespaces.
 #pragma once
 
 #include <cstdint>
@@ -14,21 +15,28 @@ namespace flashllm::cpu {
 struct WeightView {
   const uint8_t* bitmap;
   int64_t row_bytes;
-  int64_t words;  // 64-bit words in a row of the bitmap
-  const uint8_t* row_offsets;  // int32, at any address
-  const uint8_t* values;       // at any address
+  int64_t words;          // 64-bit words in a row of the bitmap
+  const uint8_t* values;  // at any address
   ValueType type;
   bool dense;  // more than 2 of 5 weights are stored
 };
 
-/// The nonzeros of one row within one block of k, as Kernels::list writes them.
+/// Rows, and words of their bitmaps, that are multiplied at once.
+struct ExpandRange {
+  int64_t row_begin, row_end;
+  int64_t word_begin, word_end;
+  int64_t* next;  // of each row: number of its first value within the range; the kernel leaves that of the one after
+};
+
+/// The nonzeros of one row within one block of k.
 struct RowList {
-  const uint16_t* index;  // k within the block; padded with the block's zero row
-  const float* value;     // padded with zeros
+  const uint16_t* index;  // k within the panel; readable up to `count`
+  const float* value;     // padded with zeros to `count`
   int64_t count;          // a multiple of kListMultiple
 };
 
-/// Lists are padded to a multiple of this, so that loops over them have no remainder.
+/// Lists have a multiple of this many elements, so that loops over them have no remainder. What fills them up has any
+/// index of the panel and the value 0.
 constexpr int64_t kListMultiple = 4;
 /// What a list may take beside its nonzeros: padding, and whole vectors that are written past the end.
 constexpr int64_t kListSlack = 64;
@@ -45,17 +53,20 @@ struct Kernels {
   /// From which sparsity on `list` and `accumulate` beat `expand`, for 1 to kMaxExpandColumns columns; measured.
   double skip_from[kMaxExpandColumns];
 
-  /// Few columns. Expands rows [begin, end) in registers and multiplies them with x [columns, 64·words], zero past K.
-  /// out [end - begin, columns].
-  void (*expand)(const WeightView& weight, int64_t begin, int64_t end, const float* x, int64_t columns, float* out);
+  /// Few columns. Expands the range in registers and multiplies it with x [columns, 64·words], zero past K.
+  /// out [row_end - row_begin, columns] is added to.
+  void (*expand)(const WeightView& weight, const ExpandRange& range, const float* x, int64_t columns, float* out);
 
-  /// Lists the nonzeros under `words` words of the bitmap at `bits`; their values begin at number `first` of the weight.
-  /// Writes padded lists of (count + kListSlack) elements at most and returns the number of nonzeros without padding.
-  int64_t (*list)(const WeightView& weight, const uint8_t* bits, int64_t words, int64_t first, uint16_t zero_row,
-                  uint16_t* index, float* value);
+  /// Positions of the bits set in `words` words of the bitmap at `bits`, then zeros. Returns how many bits are set;
+  /// writes up to kListSlack elements more.
+  int64_t (*list)(const WeightView& weight, const uint8_t* bits, int64_t words, uint16_t* index);
 
-  /// Many columns. acc[r, 0 … width) += Σ value · panel[index, 0 … width) for each of `rows` lists; acc has `stride` floats a row.
-  /// Row order and the order within a row are fixed, so that results are reproducible.
+  /// The values of those bits as floats, then zeros; they begin at number `first` of the weight. Returns and writes as
+  /// `list`.
+  int64_t (*widen)(const WeightView& weight, const uint8_t* bits, int64_t words, int64_t first, float* value);
+
+  /// Many columns. acc[r, 0 … width) += Σ value · panel[index, 0 … width) for each of `rows` lists; acc has `stride`
+  /// floats a row. Row order and the order within a row are fixed, so that results are reproducible.
   void (*accumulate)(const RowList* lists, int64_t rows, const float* panel, int64_t width, float* acc, int64_t stride);
 
   /// out[c, r] = in[r, c] for a block of rows × columns.

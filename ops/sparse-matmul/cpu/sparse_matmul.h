@@ -10,7 +10,7 @@
 
 namespace flashllm::cpu {
 
-enum class Isa { kReference, kAvx2, kAvx512 };  // kAvx512: F, BW, VL, VBMI2
+enum class Isa { kReference, kAvx2, kAvx512 };  // kAvx512: F, BW, VL, DQ, VBMI2
 
 /// The best instruction set that this machine runs, by CPUID (and XGETBV).
 Isa DetectIsa();
@@ -19,7 +19,8 @@ const char* IsaName(Isa isa);
 enum class ElementType : uint8_t { kFloat32, kFloat16 };  // of X, bias, residual and Y
 enum class Activation : uint8_t { kNone, kRelu };
 
-/// One call. X is [n, in_features], Y and residual are [n, out_features], row-major and contiguous; bias is [out_features].
+/// One call. X is [n, in_features], Y and residual are [n, out_features], row-major and contiguous; bias is
+/// [out_features].
 struct MatMulArgs {
   const void* x = nullptr;
   void* y = nullptr;
@@ -33,12 +34,14 @@ struct MatMulArgs {
 /// Runs `body(i)` for i in [0, count), in any order, possibly at once; returns when all have ended.
 using ParallelFor = std::function<void(int64_t count, const std::function<void(int64_t)>& body)>;
 
-/// A validated packed weight made ready for this machine. Made once at load; Run() may be called from several threads at once.
+/// A validated packed weight made ready for this machine. Made once at load; Run() may be called from several threads
+/// at once.
 class SparseMatMul {
  public:
   virtual ~SparseMatMul() = default;
 
-  /// Computes Y. `threads` is how many workers parallel_for has (a hint for cutting the work); results do not depend on it.
+  /// Computes Y. `threads` is how many workers parallel_for has (a hint for cutting the work); results do not depend on
+  /// it.
   virtual void Run(const MatMulArgs& args, int threads, const ParallelFor& parallel_for) const = 0;
 
   /// Bytes that this object owns beside the borrowed weight (a layout of its own, if it made one).

@@ -1,5 +1,5 @@
-// A blocked transpose for AVX and later. Its namespace is unnamed on purpose: each kernel file compiles a copy of its own, with its
-// own instruction set (kernels.h says why).
+// A blocked transpose for AVX and later. Its namespace is unnamed on purpose: each kernel file compiles a copy of its
+// own, with its own instruction set (kernels.h says why).
 #pragma once
 
 #include <immintrin.h>
@@ -36,7 +36,8 @@ void Transpose(const float* in, int64_t in_stride, int64_t rows, int64_t columns
     }
   }
   for (int64_t r = 0; r < rows; ++r) {
-    for (int64_t c = r < whole_rows ? whole_columns : 0; c < columns; ++c) out[c * out_stride + r] = in[r * in_stride + c];
+    for (int64_t c = r < whole_rows ? whole_columns : 0; c < columns; ++c)
+      out[c * out_stride + r] = in[r * in_stride + c];
   }
 }
 

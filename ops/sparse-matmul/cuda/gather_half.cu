@@ -7,8 +7,6 @@ namespace {
 using Columns8 = GatherInstance<1, 16, 2, false>;
 using Columns16 = GatherInstance<2, 16, 2, false>;
 using Columns32 = GatherInstance<4, 16, 1, false>;
-using Trial = GatherInstance<4, 8, 2, false>;
-using Columns64 = GatherInstance<8, 8, 1, false>;
 using SmallShared = GatherInstance<4, 8, 1, false>;  // GPUs with 100 KB, or weights with dense spots
 
 }  // namespace
@@ -17,15 +15,13 @@ cudaError_t LaunchGatherHalf(const WeightPlan& plan, const void* layout, const M
   const GatherParams params = MakeParams(plan, layout, args);
   if (args.n <= 8 && Columns8::Stages(plan) > 0) return Columns8::Launch(plan, params, args.programmatic, stream);
   if (args.n <= 16 && Columns16::Stages(plan) > 0) return Columns16::Launch(plan, params, args.programmatic, stream);
-  if (args.n > 16 && args.n <= 24) return Trial::Launch(plan, params, args.programmatic, stream);
-  if (args.n <= 32 && Columns32::Stages(plan) > 0) return Columns32::Launch(plan, params, args.programmatic, stream);
-  if (args.n > 32 && Columns64::Stages(plan) > 0) return Columns64::Launch(plan, params, args.programmatic, stream);
+  if (Columns32::Stages(plan) > 0) return Columns32::Launch(plan, params, args.programmatic, stream);
   if (SmallShared::Stages(plan) > 0) return SmallShared::Launch(plan, params, args.programmatic, stream);
   return cudaErrorInvalidConfiguration;
 }
 
 cudaError_t PrepareGatherHalf(DeviceInfo* info) {
-  for (auto prepare : {Columns8::Prepare, Columns16::Prepare, Columns32::Prepare, Columns64::Prepare, Trial::Prepare, SmallShared::Prepare}) {
+  for (auto prepare : {Columns8::Prepare, Columns16::Prepare, Columns32::Prepare, SmallShared::Prepare}) {
     const cudaError_t error = prepare(*info);
     if (error != cudaSuccess) return error;
   }

@@ -18,10 +18,13 @@ struct GatherInstance {
     return std::max<int>(16, kHalves == 2 ? plan.max_unit_bytes : plan.max_chunk_bytes);
   }
 
-  /// Stages of the ring that fit, 0 where not one does.
+  /// Stages of the ring, 0 where not one fits. Deeper rings are slower: reads of X queue behind every weight byte in flight, so there
+  /// should be no more of those than keep the memory busy.
   static int Stages(const WeightPlan& plan) {
-    const int left = plan.device.shared_bytes - FixedBytes(plan.cluster);
-    return left < 0 ? 0 : std::min(kMaxStages, left / (kWarps * SlotBytes(plan)));
+    constexpr int kEnoughBytes = 48 << 10;
+    const int left = plan.device.shared_bytes - FixedBytes(plan.cluster), stage_bytes = kWarps * SlotBytes(plan);
+    const int enough = std::max(2, (kEnoughBytes + stage_bytes - 1) / stage_bytes);
+    return left < 0 ? 0 : std::min({kMaxStages, enough, left / stage_bytes});
   }
 
   static cudaError_t Launch(const WeightPlan& plan, GatherParams params, bool programmatic, cudaStream_t stream) {

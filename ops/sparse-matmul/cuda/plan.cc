@@ -10,12 +10,13 @@ namespace {
 
 int BlocksOf(const DeviceInfo& device, int cluster) { return std::max(1, device.clusters[cluster / 2]); }
 
-/// Tiles that the busiest row block gets, in thread blocks' worth of work: what a partition with this cluster size costs.
+/// What the busiest thread block does with this cluster size, in 16-row tiles decoded along all of K.
 double CostOfCluster(int64_t tiles, const DeviceInfo& device, int cluster) {
   const int64_t blocks = std::min<int64_t>(tiles, BlocksOf(device, cluster));
-  const double busiest = static_cast<double>((tiles + blocks - 1) / blocks) / cluster;
-  // Each extra block of a cluster saves reads of X and adds an exchange of partial sums; measured, a block is worth about 1 %.
-  return busiest * (1.0 + 0.01 * (cluster - 1));
+  const int64_t busiest = (tiles + blocks - 1) / blocks, panels = (busiest + kPanelTiles - 1) / kPanelTiles;
+  // A unit's copies and reads of X take as many instructions as 1.5 tiles, whatever the panel holds. Exchanging partial sums costs too.
+  constexpr double kPanelCost = 1.5, kExchangeCost = 0.05;
+  return (busiest + kPanelCost * panels) / cluster * (1.0 + kExchangeCost * (cluster - 1));
 }
 
 int ChooseCluster(int64_t tiles, const DeviceInfo& device) {

@@ -70,6 +70,13 @@ test('bias, Relu and residual of the same shape go in', async (t) => {
   t.is(await opsOf(t, { nodes, initializers: [bias] }), 'SparseMatMul');
 });
 
+test('a bias that is computed goes in where its shape is known', async (t) => {
+  const half = floats('b16', [K], noise(K, 9), 'float16');
+  const cast = makeNode('Cast', ['b16'], ['b'], { attributes: { to: 1 } });
+  const nodes = [cast, matmul, makeNode('Add', ['p', 'b'], ['y'])];
+  t.is(await opsOf(t, { nodes, initializers: [half] }), 'Cast SparseMatMul');
+});
+
 test('a residual before Relu stays out of it, the Relu too', async (t) => {
   const nodes = [matmul, makeNode('Add', ['p', 'x'], ['q']), makeNode('Relu', ['q'], ['y'])];
   t.is(await opsOf(t, { nodes }), 'SparseMatMul Relu');

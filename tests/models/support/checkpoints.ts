@@ -1,3 +1,4 @@
+import { rmSync } from 'node:fs';
 import { mkdtemp, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
@@ -6,9 +7,16 @@ import type { FloatType } from '../../../models/checkpoint/types.js';
 import type { OptConfig } from '../../../models/opt/config.js';
 import type { Parameters } from './reference-opt.js';
 
-/** A fresh folder under the system's temporary one. */
-export function temporaryFolder(): Promise<string> {
-  return mkdtemp(join(tmpdir(), 'flashllm-test-'));
+const folders: string[] = [];
+process.once('exit', () => {
+  for (const folder of folders) rmSync(folder, { recursive: true, force: true });
+});
+
+/** A fresh folder under the system's temporary one, removed when the tests end. */
+export async function temporaryFolder(): Promise<string> {
+  const folder = await mkdtemp(join(tmpdir(), 'flashllm-test-'));
+  folders.push(folder);
+  return folder;
 }
 
 /** A small generator of reproducible uniform numbers in [0, 1) (mulberry32). */

@@ -6,8 +6,8 @@ export type Parameters = ReadonlyMap<string, { readonly shape: readonly number[]
 type Rows = Float64Array[];
 
 /**
- * OPT's forward pass after Zhang et al. 2022 and transformers' modeling_opt.py, in float64 and in the plainest way: one sequence,
- * no cache, no padding. It shares no code with the exporter.
+ * OPT's forward pass after Zhang et al. 2022 and transformers' modeling_opt.py, in float64 and in the plainest way:
+ * one sequence, no cache, no padding. It shares no code with the exporter.
  *
  * @returns logits, one row for each token.
  */

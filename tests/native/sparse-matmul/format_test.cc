@@ -65,7 +65,8 @@ TEST_CASE("sizes follow docs/format.md") {
   CHECK(ValuesLength(33) == 128);
   // The share of dense float16 bytes on OPT's shapes.
   const double limits[][2] = {{0.5, 0.575}, {0.7, 0.375}, {0.8, 0.275}, {0.9, 0.175}};
-  const int64_t shapes[][2] = {{768, 768}, {3072, 768}, {768, 3072}, {6144, 2048}, {2048, 8192}, {21504, 7168}, {12288, 49152}};
+  const int64_t shapes[][2] = {{768, 768},   {3072, 768},   {768, 3072},   {6144, 2048},
+                               {2048, 8192}, {21504, 7168}, {12288, 49152}};
   for (const auto& limit : limits) {
     for (const auto& shape : shapes) {
       const int64_t elements = shape[0] * shape[1];
@@ -92,7 +93,8 @@ TEST_CASE("every attribute and shape that lies is refused") {
   CHECK(Contains(ErrorOfClaim([](PackedWeightClaim* c) { c->nnz += 1; }), "nnz"));
   CHECK(Contains(ErrorOfClaim([](PackedWeightClaim* c) { c->nnz -= 1; }), "row_offsets"));
   // Dimensions at their limits, whose products must not overflow, with parts that cannot match.
-  CHECK(Contains(ErrorOfClaim([](PackedWeightClaim* c) { c->in_features = c->out_features = kMaxFeatures; }), "bitmap"));
+  CHECK(
+      Contains(ErrorOfClaim([](PackedWeightClaim* c) { c->in_features = c->out_features = kMaxFeatures; }), "bitmap"));
   CHECK(Contains(ErrorOfClaim([](PackedWeightClaim* c) { c->out_features += 1; }), "bitmap"));
   CHECK(Contains(ErrorOfClaim([](PackedWeightClaim* c) { c->in_features = 129; }), "bitmap"));
   for (int64_t wrong : {int64_t{-1}, int64_t{0}, kRows - 1, kRows + 1, max, min}) {
@@ -117,7 +119,8 @@ TEST_CASE("every attribute and shape that lies is refused") {
 TEST_CASE("offsets that lie are refused") {
   CHECK(Contains(ErrorAfter([](OwnedPackedWeight* w) { w->row_offsets[0] = 1; }), "row_offsets[0]"));
   CHECK(Contains(ErrorAfter([](OwnedPackedWeight* w) { w->row_offsets[0] = -1; }), "row_offsets[0]"));
-  CHECK(Contains(ErrorAfter([](OwnedPackedWeight* w) { w->row_offsets[4] = w->row_offsets[3] - 1; }), "row_offsets[4]"));
+  CHECK(
+      Contains(ErrorAfter([](OwnedPackedWeight* w) { w->row_offsets[4] = w->row_offsets[3] - 1; }), "row_offsets[4]"));
   CHECK(Contains(ErrorAfter([](OwnedPackedWeight* w) { w->row_offsets[4] = std::numeric_limits<int32_t>::min(); }),
                  "row_offsets[4]"));
   CHECK(Contains(ErrorAfter([](OwnedPackedWeight* w) { w->row_offsets[4] = std::numeric_limits<int32_t>::max(); }),
@@ -129,7 +132,8 @@ TEST_CASE("offsets that lie are refused") {
 
 TEST_CASE("a bitmap that lies is refused") {
   for (int64_t row : {int64_t{0}, int64_t{5}, kRows - 1}) {
-    CHECK(Contains(ErrorAfter([&](OwnedPackedWeight* w) { w->bitmap[static_cast<size_t>(16 * row)] ^= 4; }), "bits set"));
+    CHECK(
+        Contains(ErrorAfter([&](OwnedPackedWeight* w) { w->bitmap[static_cast<size_t>(16 * row)] ^= 4; }), "bits set"));
     for (int k : {70, 71, 72, 100, 127}) {
       CHECK(Contains(ErrorAfter([&](OwnedPackedWeight* w) {
                        w->bitmap[static_cast<size_t>(16 * row + k / 8)] ^= static_cast<uint8_t>(1 << (k % 8));

@@ -1,10 +1,10 @@
+#include <unistd.h>
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
 #include <fstream>
 #include <string>
-#include <unistd.h>
 #include <vector>
 
 #include "doctest/doctest.h"
@@ -33,7 +33,8 @@ class TemporaryFile {
   const std::string& path() const { return path_; }
 
   void Write(const std::vector<uint8_t>& bytes) const {
-    std::ofstream(path_, std::ios::binary).write(reinterpret_cast<const char*>(bytes.data()), static_cast<std::streamsize>(bytes.size()));
+    std::ofstream(path_, std::ios::binary)
+        .write(reinterpret_cast<const char*>(bytes.data()), static_cast<std::streamsize>(bytes.size()));
   }
   std::vector<uint8_t> Read() const {
     std::ifstream file(path_, std::ios::binary);
@@ -60,7 +61,8 @@ std::vector<uint8_t> Encode(const std::vector<float>& values, ValueType type) {
 std::vector<float> Transposed(const std::vector<float>& dense, int64_t rows, int64_t columns) {
   std::vector<float> out(dense.size());
   for (int64_t r = 0; r < rows; ++r) {
-    for (int64_t k = 0; k < columns; ++k) out[static_cast<size_t>(k * rows + r)] = dense[static_cast<size_t>(r * columns + k)];
+    for (int64_t k = 0; k < columns; ++k)
+      out[static_cast<size_t>(k * rows + r)] = dense[static_cast<size_t>(r * columns + k)];
   }
   return out;
 }
@@ -179,11 +181,24 @@ TEST_CASE("analysis says which types hold every value exactly") {
   CHECK(zeros.nnz == 1);
 }
 
+TEST_CASE("analysis agrees with the conversions on every float16 and its neighbours") {
+  for (uint32_t bits = 0; bits < 0x7C00; ++bits) {
+    const float half = HalfToFloat(static_cast<uint16_t>(bits));
+    for (float value : {half, -half, std::nextafterf(half, 0.0f), std::nextafterf(half, 1e9f)}) {
+      const bool fits = HalfToFloat(FloatToHalf(value)) == value;
+      const WeightAnalysis analysis = AnalyzeWeight({InMemory(&value, ValueType::kFloat32, 1, 1)}, {});
+      REQUIRE(analysis.fits_float16 == fits);
+      REQUIRE(analysis.fits_bfloat16 == (BFloat16ToFloat(FloatToBFloat16(value)) == value));
+    }
+  }
+}
+
 TEST_CASE("values are scaled, then tested for zero") {
   const std::vector<float> dense = {1, -2, 0, 1e-30f};
   WeightOptions options;
   options.scale = 0.5f;
-  OwnedPackedWeight packed = PackInMemory({InMemory(dense.data(), ValueType::kFloat32, 2, 2)}, options, ValueType::kFloat32);
+  OwnedPackedWeight packed =
+      PackInMemory({InMemory(dense.data(), ValueType::kFloat32, 2, 2)}, options, ValueType::kFloat32);
   CHECK(Unpacked(packed.view) == std::vector<float>{0.5f, -1, 0, 0.5e-30f});
   options.scale = 0;
   packed = PackInMemory({InMemory(dense.data(), ValueType::kFloat32, 2, 2)}, options, ValueType::kFloat32);
@@ -212,9 +227,11 @@ TEST_CASE("what cannot be packed is refused with a reason") {
   missing.offset = 1000;
   CHECK(message(missing).find("15 in all") != std::string::npos);
   CHECK(message(InMemory(large.data(), ValueType::kFloat32, 0, 2)).find("bad weight segment") != std::string::npos);
-  CHECK(message(InMemory(large.data(), ValueType::kFloat32, 1, kMaxFeatures + 1)).find("bad weight segment") != std::string::npos);
+  CHECK(message(InMemory(large.data(), ValueType::kFloat32, 1, kMaxFeatures + 1)).find("bad weight segment") !=
+        std::string::npos);
   CHECK_THROWS_AS(PackInMemory({}, {}, ValueType::kFloat16), PackError);
-  CHECK_THROWS_AS(PackInMemory({InMemory(large.data(), ValueType::kFloat32, 1, 2), InMemory(large.data(), ValueType::kFloat32, 2, 1)},
+  CHECK_THROWS_AS(PackInMemory({InMemory(large.data(), ValueType::kFloat32, 1, 2),
+                                InMemory(large.data(), ValueType::kFloat32, 2, 1)},
                                {}, ValueType::kFloat16),
                   PackError);
   std::atomic<bool> cancelled{true};

@@ -44,7 +44,7 @@ TEST_CASE("pruning drops exactly what a sort drops") {
   const int64_t rows = 61, columns = 203;
   std::vector<float> smooth = RandomFloats(static_cast<size_t>(rows * columns), 5);
   std::vector<float> ties = RandomDense(rows, columns, 0.2, Pattern::kUniform, 6);  // 255 magnitudes and many zeros
-  for (float& value : ties) value = std::round(value);                             // 4 of them
+  for (float& value : ties) value = std::round(value);                              // 4 of them
   std::vector<float> tiny = smooth;
   for (float& value : tiny) value *= 1e-42f;  // subnormal
   for (const std::vector<float>& dense : {smooth, ties, tiny}) {
@@ -84,7 +84,8 @@ TEST_CASE("ties that span strips are dropped in order, on any number of threads"
 }
 
 TEST_CASE("infinities and NaNs are the last to be pruned, and are counted") {
-  std::vector<float> dense = {1, std::numeric_limits<float>::quiet_NaN(), -2, std::numeric_limits<float>::infinity(), 0, 3};
+  std::vector<float> dense = {1, std::numeric_limits<float>::quiet_NaN(), -2, std::numeric_limits<float>::infinity(), 0,
+                              3};
   WeightOptions options;
   options.prune = {true, 4.0 / 6.0, PruneScope::kLayer};
   const WeightSegment segment = InMemory(dense.data(), ValueType::kFloat32, 1, 6);

@@ -26,7 +26,8 @@ std::vector<float> RandomDense(int64_t rows, int64_t columns, double sparsity, P
       if (pattern == Pattern::kEmpty) stored = false;
       if (pattern == Pattern::kFull) stored = true;
       const int number = static_cast<int>(random() % 255) + 1;
-      if (stored) dense[static_cast<size_t>(r * columns + k)] = static_cast<float>(random() % 2 ? number : -number) / 64.0f;
+      if (stored)
+        dense[static_cast<size_t>(r * columns + k)] = static_cast<float>(random() % 2 ? number : -number) / 64.0f;
     }
   }
   return dense;

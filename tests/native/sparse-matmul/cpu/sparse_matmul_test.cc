@@ -1,8 +1,9 @@
 // Every instruction set against float64, element by element.
 //
-// The bound is that of float32 summation in any order: |error| ≤ γ(n) · Σ|terms|, γ(n) = n·u / (1 - n·u), u = 2⁻²⁴, where n counts the
-// roundings a term may go through: one for each stored weight of the row (a fused multiply-add rounds once), a few for partial sums
-// that are added at the end, one each for bias and residual. A float16 result is rounded once more.
+// The bound is that of float32 summation in any order: |error| ≤ γ(n) · Σ|terms|, γ(n) = n·u / (1 - n·u), u = 2⁻²⁴,
+// where n counts the roundings a term may go through: one for each stored weight of the row (a fused multiply-add
+// rounds once), a few for partial sums that are added at the end, one each for bias and residual. A float16 result is
+// rounded once more.
 #include <atomic>
 #include <cmath>
 #include <cstring>
@@ -24,7 +25,8 @@ using namespace flashllm::test;
 namespace {
 
 constexpr double kUnit = 1.0 / (1 << 24);
-// Partial sums: up to 16 lanes of 4 accumulators are added pairwise, in at most 6 levels; blocks of k add theirs one by one.
+// Partial sums: up to 16 lanes of 4 accumulators are added pairwise, in at most 6 levels; blocks of k add theirs one by
+// one.
 constexpr double kExtraRoundings = 8;
 
 std::vector<Isa> IsasOfThisMachine() {
@@ -62,7 +64,8 @@ class Tensor {
     }
   }
   // Filled with NaN.
-  Tensor(size_t size, ElementType type) : type_(type), size_(size), bytes_(new uint8_t[size * (type == ElementType::kFloat16 ? 2 : 4)]) {
+  Tensor(size_t size, ElementType type)
+      : type_(type), size_(size), bytes_(new uint8_t[size * (type == ElementType::kFloat16 ? 2 : 4)]) {
     std::memset(bytes_.get(), 0xFF, size * (type == ElementType::kFloat16 ? 2 : 4));
   }
   float At(size_t i) const {
@@ -145,7 +148,8 @@ class Problem {
         const double roundings = (stored + kExtraRoundings + case_.bias + case_.residual) * kUnit;
         double bound = roundings / (1 - roundings) * magnitude;
         // Half a unit in the last place of a float16: 2⁻¹¹ relative, 2⁻²⁵ where it is subnormal.
-        if (case_.type == ElementType::kFloat16) bound += std::max((std::abs(sum) + bound) / 2048, std::ldexp(1.0, -25));
+        if (case_.type == ElementType::kFloat16)
+          bound += std::max((std::abs(sum) + bound) / 2048, std::ldexp(1.0, -25));
         const double found = y.At(at);
         if (!(std::abs(found - sum) <= bound)) {
           FAIL("Y[" << n << ", " << m << "] is " << found << ", expected " << sum << " within " << bound);
@@ -210,8 +214,8 @@ TEST_CASE("bias, ReLU and residual in every combination") {
   for (int bits = 0; bits < 8; ++bits) {
     for (ElementType type : {ElementType::kFloat32, ElementType::kFloat16}) {
       for (int64_t n : {1, 8, 70}) {
-        CheckEverywhere({45, 100, n, 0.6, Pattern::kUniform, ValueType::kFloat16, type, (bits & 1) != 0, (bits & 2) != 0,
-                         (bits & 4) != 0});
+        CheckEverywhere({45, 100, n, 0.6, Pattern::kUniform, ValueType::kFloat16, type, (bits & 1) != 0,
+                         (bits & 2) != 0, (bits & 4) != 0});
       }
     }
   }
@@ -220,9 +224,15 @@ TEST_CASE("bias, ReLU and residual in every combination") {
 TEST_CASE("several blocks of k, tasks and groups of columns") {
   for (double sparsity : {0.3, 0.9}) {
     for (int64_t n : {1, 4, 8, 64, 300}) {
-      CheckEverywhere({n == 300 ? 40 : 333, n < 9 ? 5000 : 700, n, sparsity, Pattern::kUniform, ValueType::kFloat16, ElementType::kFloat32,
-                       true, true, true});
+      CheckEverywhere({n == 300 ? 40 : 333, n < 9 ? 5000 : 700, n, sparsity, Pattern::kUniform, ValueType::kFloat16,
+                       ElementType::kFloat32, true, true, true});
     }
+  }
+}
+
+TEST_CASE("rows too long for two-byte positions") {
+  for (double sparsity : {0.5, 0.97}) {
+    for (int64_t n : {1, 9}) CheckEverywhere({3, 66001, n, sparsity});
   }
 }
 
