@@ -1,15 +1,9 @@
 import { readFile } from 'node:fs/promises';
 import { resolve } from 'node:path';
 import { Command, InvalidArgumentError, Option } from 'commander';
-import {
-  type LayerSparsity,
-  type PruneMethod,
-  type PruneResult,
-  parseLayerSparsity,
-  pruneMethods,
-  pruneOpt,
-} from '../../models/pruning/index.js';
-import { abortOnInterrupt, type Column, formatSeconds, formatTable, Progress } from '../terminal.js';
+import { type LayerSparsity, type PruneMethod, parseLayerSparsity, pruneMethods } from '../../models/pruning/index.js';
+import { formatPruning, pruneWithProgress } from '../prune-progress.js';
+import { abortOnInterrupt } from '../terminal.js';
 
 interface Options {
   output: string;
@@ -76,56 +70,15 @@ export function pruneCommand(): Command {
 async function run(folder: string, options: Options): Promise<void> {
   const fromFile = options.sparsityFile === undefined ? [] : await readSparsities(options.sparsityFile);
   const { calibration: file, sequences, length, seed, json, ...settings } = options;
-  const result = await pruneWithProgress(folder, {
+  const { signal, release } = abortOnInterrupt();
+  const settingsOfAll = {
     ...settings,
     output: resolve(options.output),
     layerSparsity: [...fromFile, ...options.layerSparsity],
     calibration: { file, sequences, length, seed },
-  });
+  };
+  const result = await pruneWithProgress(folder, settingsOfAll, signal).finally(release);
   process.stdout.write(json ? `${JSON.stringify(result, undefined, 2)}\n` : `${formatPruning(result)}\n`);
-}
-
-/** Prunes with a progress bar, and with Ctrl-C as its abort signal. */
-export async function pruneWithProgress(folder: string, options: Parameters<typeof pruneOpt>[1]): Promise<PruneResult> {
-  const { signal, release } = abortOnInterrupt();
-  const bar = new Progress('prune', 1, (fraction) => `${(100 * fraction).toFixed(1)} %`);
-  try {
-    return await pruneOpt(folder, { ...options, signal, onProgress: (done, note) => bar.update(done, note) });
-  } catch (error) {
-    if (signal.aborted)
-      process.stderr.write('the layers that are done are kept: the same command goes on where it stopped\n');
-    throw error;
-  } finally {
-    bar.stop();
-    release();
-  }
-}
-
-const columns: readonly Column[] = [
-  { header: 'layer' },
-  { header: 'out × in', align: 'right' },
-  { header: 'zeros', align: 'right' },
-  { header: 'output error', align: 'right' },
-  { header: 'time', align: 'right' },
-];
-
-/** The table of a report, with a line of totals below. */
-export function formatPruning({ output, report, resumedLayers }: PruneResult): string {
-  const rows = report.layers.flatMap(({ layer, linears }) =>
-    linears.map((linear) => [
-      `layers.${layer}.${linear.name}`,
-      `${linear.outFeatures} × ${linear.inFeatures}`,
-      `${(100 * (1 - linear.nnz / (linear.outFeatures * linear.inFeatures))).toFixed(1)} %`,
-      linear.alreadySparse ? 'left as it was' : `${(100 * linear.relativeError).toFixed(2)} %`,
-      formatSeconds(linear.seconds),
-    ]),
-  );
-  const { settings, calibration, total } = report;
-  const resumed = resumedLayers > 0 ? `, ${resumedLayers} of ${report.layers.length} layers from an earlier run` : '';
-  return `${formatTable(columns, rows)}
-
-${output}: ${(100 * total.sparsity).toFixed(1)} % zeros in the linears by ${settings.method}, ${calibration.sequences} × ${calibration.length} tokens, in ${formatSeconds(total.seconds)}${resumed}
-pruning.json and pruning.svg beside the weights say more`;
 }
 
 async function readSparsities(path: string): Promise<LayerSparsity[]> {
