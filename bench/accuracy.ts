@@ -1,5 +1,7 @@
 // Perplexity of the shipped opt-14m, dense and pruned by each method: node dist/bench/accuracy.js [--windows N] [--sequences N] [--write]
-// docs/accuracy.md has the table. --write puts the results into bench/results/opt-14m-accuracy.json.
+// docs/accuracy.md has the table. --sparsities 0.5,0.7 and --methods 'sparsegpt;admm' take fewer rows. --write puts the results into
+// bench/results/opt-14m-accuracy.json, where rows that were not measured again stay. `alone` is the method by itself; `biases` adds the
+// correction of biases; without a suffix there is the compensation of earlier layers as well, which is the default.
 import { mkdtemp, readFile, rm, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
@@ -13,13 +15,17 @@ import { openTextModel } from '../models/text-model.js';
 import { environment } from './environment.js';
 import '../provider/index.js';
 
+const file = 'bench/results/opt-14m-accuracy.json';
 const window = 1024;
-const sparsities = [0.5, 0.6, 0.7, 0.8];
 const methods: readonly { name: string; settings: Omit<PruneSettings, 'sparsity'> }[] = [
-  { name: 'magnitude, biases unchanged', settings: { method: 'magnitude', biasCorrection: false } },
+  { name: 'magnitude alone', settings: { method: 'magnitude', biasCorrection: false, compensation: false } },
+  { name: 'magnitude, biases', settings: { method: 'magnitude', compensation: false } },
   { name: 'magnitude', settings: { method: 'magnitude' } },
+  { name: 'wanda, biases', settings: { method: 'wanda', compensation: false } },
   { name: 'wanda', settings: { method: 'wanda' } },
+  { name: 'sparsegpt, biases', settings: { method: 'sparsegpt', compensation: false } },
   { name: 'sparsegpt', settings: { method: 'sparsegpt' } },
+  { name: 'admm, biases', settings: { method: 'admm', compensation: false } },
   { name: 'admm', settings: { method: 'admm' } },
 ];
 const texts = { inDomain: shippedInDomainText(), brown: shippedHeldOutText() };
@@ -37,11 +43,15 @@ const { values } = parseArgs({
   options: {
     windows: { type: 'string', default: '16' },
     sequences: { type: 'string', default: '64' },
+    sparsities: { type: 'string', default: '0.5,0.6,0.7,0.8' },
+    methods: { type: 'string', default: '' },
     write: { type: 'boolean', default: false },
   },
 });
 const windows = Number(values.windows);
 const sequences = Number(values.sequences);
+const sparsities = values.sparsities.split(',').map(Number);
+const chosen = methods.filter(({ name }) => values.methods === '' || values.methods.split(';').includes(name));
 
 /** Windows that lie evenly spaced in the text, one after the other. */
 function pick(ids: readonly number[]): number[] {
@@ -92,18 +102,35 @@ try {
   const dense = await perplexities(shippedModel(), scratch);
   const rows: Row[] = [];
   for (const sparsity of sparsities) {
-    for (const method of methods) {
+    for (const method of chosen) {
       rows.push(await measure(scratch, sparsity, method));
       process.stderr.write(`${JSON.stringify(rows.at(-1))}\n`);
     }
   }
+  if (values.write) rows.unshift(...(await measuredBefore(rows)));
+  rows.sort((a, b) => a.sparsity - b.sparsity || order(a) - order(b));
   print(dense, rows);
   if (values.write) {
     const result = { environment: environment(), model: 'opt-14m', window, windows, sequences, dense, rows };
-    await writeFile('bench/results/opt-14m-accuracy.json', `${JSON.stringify(result, undefined, 2)}\n`);
+    await writeFile(file, `${JSON.stringify(result, undefined, 2)}\n`);
   }
 } finally {
   await rm(scratch, { recursive: true, force: true });
+}
+
+/** Rows of the file that this run has not measured. */
+async function measuredBefore(rows: readonly Row[]): Promise<Row[]> {
+  const text = await readFile(file, 'utf8').catch(() => undefined);
+  if (text === undefined) return [];
+  const before = JSON.parse(text) as { rows: Row[]; windows: number; sequences: number };
+  if (before.windows !== windows || before.sequences !== sequences) return [];
+  return before.rows.filter(
+    (row) => !rows.some((other) => other.method === row.method && other.sparsity === row.sparsity),
+  );
+}
+
+function order(row: Row): number {
+  return methods.findIndex(({ name }) => name === row.method);
 }
 
 function print(dense: Perplexities, rows: readonly Row[]): void {

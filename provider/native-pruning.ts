@@ -56,6 +56,16 @@ export interface LinearPlaces {
   bias?: TensorPlace;
 }
 
+/** Files of activations, [sequences, length, hiddenSize] float32. */
+export interface LayerActivations {
+  /** What goes into the layer. */
+  input: string;
+  /** Made: room that is needed on the way. */
+  context: string;
+  /** Made: what comes out of it. */
+  output: string;
+}
+
 export interface NativePruneReport {
   /** Weights that are left. */
   nnz: number;
@@ -87,15 +97,14 @@ export interface NativePruning {
       output: string;
     },
   ): Promise<void>;
-  /** Reads a layer. `input` holds what goes into it; `context` (room that is needed on the way) and `output` are made. */
+  /** Reads a layer. With `dense`, linears are pruned towards what the dense model gives, and that is computed along. */
   openLayer(
     pruner: PrunerHandle,
     layer: {
       linears: Record<LinearName, LinearPlaces>;
       norms: Record<NormName, { scale?: TensorPlace; shift?: TensorPlace }>;
-      input: string;
-      context: string;
-      output: string;
+      pruned: LayerActivations;
+      dense?: LayerActivations;
     },
   ): Promise<void>;
   /** Runs the open layer to the inputs of linears, with the weights as they are now. */

@@ -12,6 +12,7 @@ interface Options {
   scope: 'layer' | 'row';
   layerSparsity: LayerSparsity[];
   sparsityFile?: string;
+  compensation: boolean;
   biasCorrection: boolean;
   calibration?: string;
   sequences?: number;
@@ -48,6 +49,7 @@ export function pruneCommand(): Command {
       [],
     )
     .option('--sparsity-file <json>', 'sparsities by pattern from a file: {"layers.0.*": 0.4}')
+    .option('--no-compensation', 'prune each layer towards its own outputs, not towards those of the dense model')
     .option('--no-bias-correction', 'leave biases as they are, and work on inputs that are not centred')
     .option('--calibration <file>', 'text to calibrate on, UTF-8 (default: public-domain text that ships along)')
     .option('--sequences <number>', 'calibration sequences (default: 128)', parseCount)

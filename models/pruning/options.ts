@@ -31,9 +31,11 @@ export interface PruneSettings {
   readonly layerSparsity?: readonly LayerSparsity[] | undefined;
   /** With `magnitude`: the smallest of the whole weight (default) or of each row. */
   readonly scope?: 'layer' | 'row' | undefined;
+  /** Prune towards what the dense model computes, so that each layer makes up for what the ones before have lost. Default true. */
+  readonly compensation?: boolean | undefined;
   /** Let biases take up the mean change of the outputs. Default true. */
   readonly biasCorrection?: boolean | undefined;
-  /** With `sparsegpt`: share of the mean diagonal that is added to the Hessian's. Default 0.01. */
+  /** Share of the Hessian's mean diagonal that is added to its diagonal, by `sparsegpt` and compensation. Default 0.01. */
   readonly damping?: number | undefined;
   /** With `sparsegpt`: columns whose masks are chosen at once. Default 128. */
   readonly blockColumns?: number | undefined;
@@ -56,6 +58,7 @@ export function resolveSettings(settings: PruneSettings): ResolvedSettings {
       sparsity: fraction(`the sparsity of ${pattern}`, sparsity),
     })),
     scope: settings.scope ?? 'layer',
+    compensation: settings.compensation ?? true,
     biasCorrection: settings.biasCorrection ?? true,
     damping: fraction('damping', settings.damping ?? 0.01),
     blockColumns: count('blockColumns', settings.blockColumns ?? 128, 1),

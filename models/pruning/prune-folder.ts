@@ -3,6 +3,8 @@ import { join, resolve } from 'node:path';
 import { ModelFolderError } from '../errors.js';
 import type { LayerReport } from './report.js';
 
+const sides = ['pruned', 'dense'] as const;
+
 /** What `progress.json` of an unfinished pruning holds. */
 interface Saved {
   /** Everything that the result depends on, as text. */
@@ -53,14 +55,14 @@ export class PruneFolder {
     return this.layers;
   }
 
-  /** What goes into a layer. */
-  hidden(layer: number): string {
-    return join(this.work, `hidden-${layer}.f32`);
+  /** What goes into a layer, of the pruned model or the dense one. Both begin with the same embeddings. */
+  hidden(layer: number, side: 'pruned' | 'dense' = 'pruned'): string {
+    return join(this.work, `hidden-${layer === 0 ? 'pruned' : side}-${layer}.f32`);
   }
 
   /** Room for a layer's attention. */
-  get context(): string {
-    return join(this.work, 'context.f32');
+  context(side: 'pruned' | 'dense'): string {
+    return join(this.work, `context-${side}.f32`);
   }
 
   /** A file of weights within the folder. */
@@ -84,7 +86,7 @@ export class PruneFolder {
     this.layers = [...this.layers, report];
     const saved: Saved = { fingerprint: this.fingerprint, layers: this.layers };
     await this.write('progress.json', JSON.stringify(saved));
-    await rm(this.hidden(report.layer), { force: true });
+    for (const side of sides) await rm(this.hidden(report.layer, side), { force: true });
   }
 
   /** Writes a small file. */
@@ -96,8 +98,10 @@ export class PruneFolder {
 
   /** Takes away what only the work needed, and renames the folder to the output. */
   async complete(): Promise<void> {
-    const last = this.hidden(this.layers.length);
-    for (const path of [last, `${last}.tmp`, this.context]) await rm(path, { force: true });
+    for (const side of sides) {
+      const last = this.hidden(this.layers.length, side);
+      for (const path of [last, `${last}.tmp`, this.context(side)]) await rm(path, { force: true });
+    }
     if (this.work.startsWith(this.partial)) await rm(this.work, { recursive: true, force: true });
     await this.refuseExisting();
     await rm(this.output, { recursive: true, force: true });

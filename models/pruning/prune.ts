@@ -174,7 +174,12 @@ class PruneRun {
   private async layer(layer: number): Promise<LayerReport> {
     const started = performance.now();
     const linears: LinearReport[] = [];
-    const output = `${this.target.hidden(layer + 1)}.tmp`;
+    const sides = this.settings.compensation ? (['pruned', 'dense'] as const) : (['pruned'] as const);
+    const activations = (side: 'pruned' | 'dense') => ({
+      input: this.target.hidden(layer, side),
+      context: this.target.context(side),
+      output: `${this.target.hidden(layer + 1, side)}.tmp`,
+    });
     await this.shard(layer + 1, this.files.ofLayer(layer), async (tensors) => {
       const pruned = new Set(layerLinears.flatMap((name) => [`${name}.weight`, `${name}.bias`]));
       for (const [from, to] of tensors) {
@@ -183,9 +188,8 @@ class PruneRun {
       await this.native.openLayer(this.pruner, {
         linears: this.files.linears(layer),
         norms: this.files.norms(layer),
-        input: this.target.hidden(layer),
-        context: this.target.context,
-        output,
+        pruned: activations('pruned'),
+        ...(this.settings.compensation && { dense: activations('dense') }),
       });
       const destinations = new Map(tensors.map(([from, to]) => [canonicalName(from.name), to]));
       for (const part of stages) {
@@ -200,7 +204,9 @@ class PruneRun {
       await this.step(this.cost.finish, `layer ${layer}, outputs`, async (report, signal) => {
         if (!last) await this.native.finishLayer(this.pruner, report, signal);
       });
-      if (!last) await this.target.place(output, this.target.hidden(layer + 1));
+      if (!last)
+        for (const side of sides)
+          await this.target.place(activations(side).output, this.target.hidden(layer + 1, side));
     });
     return { layer, linears, seconds: (performance.now() - started) / 1000 };
   }

@@ -28,6 +28,9 @@ class InputStatistics {
 
   std::vector<double> Mean() const;
 
+  /// What Add() subtracts from every token.
+  std::vector<double> Shift() const { return std::vector<double>(shift_.begin(), shift_.end()); }
+
  private:
   int64_t features_;
   int64_t tokens_ = 0;

@@ -14,6 +14,13 @@ constexpr int64_t kQueryBlock = 128;  // rows of attention scores computed at on
 // Bytes of inputs that one step of the statistics holds, if one sequence takes less.
 constexpr int64_t kGroupBytes = int64_t{1} << 30;
 
+/// The stage that gives a linear's inputs.
+Stage StageOf(LinearId id) {
+  if (id == kAttentionOut) return Stage::kAttentionOut;
+  if (id == kFc1) return Stage::kFeedForwardIn;
+  return id == kFc2 ? Stage::kFeedForwardOut : Stage::kAttentionIn;
+}
+
 void Check(size_t found, int64_t expected, const std::string& what) {
   if (found != static_cast<size_t>(expected)) {
     throw PruningError(what + " has " + std::to_string(found) + " elements, expected " + std::to_string(expected));
@@ -22,21 +29,26 @@ void Check(size_t found, int64_t expected, const std::string& what) {
 
 }  // namespace
 
+OptLayer::Activations::Activations(const LayerFiles& files, int64_t floats)
+    : input(files.input, floats, ActivationFile::Mode::kRead),
+      context(files.context, floats, ActivationFile::Mode::kCreate),
+      output(files.output, floats, ActivationFile::Mode::kCreate) {}
+
 OptLayer::OptLayer(const OptShape& shape, std::array<Linear, kLinears> linears, std::array<Norm, kNorms> norms,
-                   const LayerFiles& files)
-    : shape_(shape),
-      linears_(std::move(linears)),
-      norms_(std::move(norms)),
-      input_(files.input, shape.sequences * shape.length * shape.hidden, ActivationFile::Mode::kRead),
-      context_(files.context, shape.sequences * shape.length * shape.hidden, ActivationFile::Mode::kCreate),
-      output_(files.output, shape.sequences * shape.length * shape.hidden, ActivationFile::Mode::kCreate) {
+                   const LayerFiles& pruned, const LayerFiles& dense)
+    : shape_(shape), norms_(std::move(norms)) {
+  const int64_t floats = shape.sequences * shape.length * shape.hidden;
+  sides_[kPruned] = std::make_unique<Activations>(pruned, floats);
+  if (!dense.input.empty()) sides_[kDense] = std::make_unique<Activations>(dense, floats);
   for (int id = 0; id < kLinears; ++id) {
-    Linear& linear = linears_[id];
+    Linear& linear = linears[id];
     linear.out_features = id == kFc1 ? shape.ffn : shape.hidden;
     linear.in_features = id == kFc2 ? shape.ffn : shape.hidden;
     Check(linear.weight.size(), linear.out_features * linear.in_features, "the weight of linear " + std::to_string(id));
     if (!linear.bias.empty()) Check(linear.bias.size(), linear.out_features, "the bias of linear " + std::to_string(id));
   }
+  if (HasDense()) linears_[kDense] = linears;
+  linears_[kPruned] = std::move(linears);
   for (const Norm& norm : norms_) {
     if (norm.scale.empty() && norm.shift.empty()) continue;
     Check(norm.scale.size(), shape.hidden, "the scale of a layer norm");
@@ -45,8 +57,8 @@ OptLayer::OptLayer(const OptShape& shape, std::array<Linear, kLinears> linears, 
 }
 
 void OptLayer::Collect(Workers& workers, Stage stage, const Progress& progress) {
-  stage_ = stage;
   inputs_.reset();  // before the next ones take their memory
+  for (std::unique_ptr<TargetStatistics>& target : targets_) target.reset();
   inputs_ = std::make_unique<InputStatistics>(Width(stage));
   const int64_t size = shape_.length * Width(stage);
   const int64_t fitting = std::max<int64_t>(1, kGroupBytes / (size * static_cast<int64_t>(sizeof(float))));
@@ -54,57 +66,98 @@ void OptLayer::Collect(Workers& workers, Stage stage, const Progress& progress) 
   Floats x(static_cast<size_t>(group * size));
   for (int64_t first = 0; first < shape_.sequences; first += group) {
     const int64_t count = std::min(group, shape_.sequences - first);
-    workers.For(count, [&](int64_t i, int) { ComputeInputs(stage, first + i, x.data() + i * size); });
+    workers.For(count, [&](int64_t i, int) { ComputeInputs(kPruned, stage, first + i, x.data() + i * size); });
     for (int64_t i = 0; i < count; ++i) inputs_->Add(workers, x.data() + i * size, shape_.length);
+    if (HasDense()) AddTargets(workers, stage, first, count, x);
     if (progress) progress(static_cast<double>(first + count) / static_cast<double>(shape_.sequences));
   }
 }
 
-void OptLayer::ComputeInputs(Stage stage, int64_t sequence, float* x) {
+/// The targets of the stage's linears for `count` sequences; `shifted` are their inputs, as the statistics left them.
+void OptLayer::AddTargets(Workers& workers, Stage stage, int64_t first, int64_t count, const Floats& shifted) {
+  const int64_t size = shape_.length * Width(stage);
+  Floats x(static_cast<size_t>(count * size));
+  workers.For(count, [&](int64_t i, int) { ComputeInputs(kDense, stage, first + i, x.data() + i * size); });
+  for (int index = 0; index < kLinears; ++index) {
+    const LinearId id = static_cast<LinearId>(index);
+    if (StageOf(id) != stage) continue;
+    const Linear& linear = linears_[kDense][id];
+    const int64_t outputs = shape_.length * linear.out_features;
+    if (!targets_[id]) targets_[id] = std::make_unique<TargetStatistics>(linear.out_features, linear.in_features);
+    Floats y(static_cast<size_t>(count * outputs));
+    workers.For(count, [&](int64_t i, int) { ComputeTarget(id, first + i, x.data() + i * size, y.data() + i * outputs); });
+    for (int64_t i = 0; i < count; ++i) {
+      targets_[id]->Add(workers, y.data() + i * outputs, shifted.data() + i * size, shape_.length);
+    }
+  }
+}
+
+/// What a linear gives in the dense model. One whose output is added to the residual stream also takes up what that has lost.
+void OptLayer::ComputeTarget(LinearId id, int64_t sequence, const float* x, float* y) {
+  Apply(kDense, id, x, y, 0);
+  if (id != kAttentionOut && id != kFc2) return;
+  const bool attention = id == kAttentionOut;
+  const float* dense = At(attention ? sides_[kDense]->input : sides_[kDense]->output, sequence);
+  const float* pruned = At(attention ? sides_[kPruned]->input : sides_[kPruned]->output, sequence);
+  for (int64_t i = 0; i < shape_.length * shape_.hidden; ++i) y[i] += dense[i] - pruned[i];
+}
+
+void OptLayer::Retarget(Workers& workers, LinearId id, double damping) {
+  if (targets_[id]) targets_[id]->Retarget(workers, *inputs_, damping, &linears_[kPruned][id]);
+}
+
+void OptLayer::ComputeInputs(Side side, Stage stage, int64_t sequence, float* x) {
   const int64_t size = shape_.length * shape_.hidden;
+  float* input = At(sides_[side]->input, sequence);
   switch (stage) {
     case Stage::kAttentionIn:
-      if (shape_.pre_norm) return Normalise(kAttentionNorm, At(input_, sequence), x);
-      std::copy_n(At(input_, sequence), size, x);
+      if (shape_.pre_norm) return Normalise(kAttentionNorm, input, x);
+      std::copy_n(input, size, x);
       return;
     case Stage::kAttentionOut:
-      Attend(sequence, x);
-      std::copy_n(x, size, At(context_, sequence));
+      Attend(side, sequence, x);
+      std::copy_n(x, size, At(sides_[side]->context, sequence));
       return;
     case Stage::kFeedForwardIn:
-      AddAttention(sequence);
-      return FeedForwardIn(sequence, x);
+      AddAttention(side, sequence);
+      return FeedForwardIn(side, sequence, x);
     case Stage::kFeedForwardOut:
-      return FeedForward(sequence, x);
+      return FeedForward(side, sequence, x);
   }
 }
 
 void OptLayer::Finish(Workers& workers, const Progress& progress) {
   inputs_.reset();
+  for (std::unique_ptr<TargetStatistics>& target : targets_) target.reset();
+  FinishSide(workers, kPruned, progress);
+  if (HasDense()) FinishSide(workers, kDense, {});
+}
+
+void OptLayer::FinishSide(Workers& workers, Side side, const Progress& progress) {
   std::atomic<int64_t> done{0};
   workers.For(shape_.sequences, [&](int64_t sequence, int worker) {
     Floats inner(static_cast<size_t>(shape_.length * shape_.ffn));
-    FeedForward(sequence, inner.data());
-    float* residual = At(output_, sequence);
-    Apply(kFc2, inner.data(), residual, 1);
+    FeedForward(side, sequence, inner.data());
+    float* residual = At(sides_[side]->output, sequence);
+    Apply(side, kFc2, inner.data(), residual, 1);
     if (!shape_.pre_norm) Normalise(kFinalNorm, residual, residual);
     const int64_t finished = ++done;
     if (worker == 0 && progress) progress(static_cast<double>(finished) / static_cast<double>(shape_.sequences));
   });
-  output_.Sync();
+  sides_[side]->output.Sync();
 }
 
 /// x = what the heads give: [length, hidden].
-void OptLayer::Attend(int64_t sequence, float* x) {
+void OptLayer::Attend(Side side, int64_t sequence, float* x) {
   const int64_t length = shape_.length;
   const int64_t hidden = shape_.hidden;
   const int64_t width = hidden / shape_.heads;
   const size_t size = static_cast<size_t>(length * hidden);
   Floats q(size), k(size), v(size);
-  ComputeInputs(Stage::kAttentionIn, sequence, x);
-  Apply(kQuery, x, q.data(), 0);
-  Apply(kKey, x, k.data(), 0);
-  Apply(kValue, x, v.data(), 0);
+  ComputeInputs(side, Stage::kAttentionIn, sequence, x);
+  Apply(side, kQuery, x, q.data(), 0);
+  Apply(side, kKey, x, k.data(), 0);
+  Apply(side, kValue, x, v.data(), 0);
   Floats scores(static_cast<size_t>(std::min(kQueryBlock, length) * length));
   for (int64_t head = 0; head < shape_.heads; ++head) {
     for (int64_t first = 0; first < length; first += kQueryBlock) {
@@ -138,23 +191,23 @@ void OptLayer::Attend(int64_t sequence, float* x) {
 }
 
 /// output = input + out_proj(context), which is where the feed-forward block begins.
-void OptLayer::AddAttention(int64_t sequence) {
-  float* output = At(output_, sequence);
-  std::copy_n(At(input_, sequence), shape_.length * shape_.hidden, output);
-  Apply(kAttentionOut, At(context_, sequence), output, 1);
+void OptLayer::AddAttention(Side side, int64_t sequence) {
+  float* output = At(sides_[side]->output, sequence);
+  std::copy_n(At(sides_[side]->input, sequence), shape_.length * shape_.hidden, output);
+  Apply(side, kAttentionOut, At(sides_[side]->context, sequence), output, 1);
   if (!shape_.pre_norm) Normalise(kAttentionNorm, output, output);
 }
 
-void OptLayer::FeedForwardIn(int64_t sequence, float* x) {
-  if (shape_.pre_norm) return Normalise(kFinalNorm, At(output_, sequence), x);
-  std::copy_n(At(output_, sequence), shape_.length * shape_.hidden, x);
+void OptLayer::FeedForwardIn(Side side, int64_t sequence, float* x) {
+  if (shape_.pre_norm) return Normalise(kFinalNorm, At(sides_[side]->output, sequence), x);
+  std::copy_n(At(sides_[side]->output, sequence), shape_.length * shape_.hidden, x);
 }
 
 /// x = act(fc1(…)): [length, ffn].
-void OptLayer::FeedForward(int64_t sequence, float* x) {
+void OptLayer::FeedForward(Side side, int64_t sequence, float* x) {
   Floats inputs(static_cast<size_t>(shape_.length * shape_.hidden));
-  FeedForwardIn(sequence, inputs.data());
-  Apply(kFc1, inputs.data(), x, 0);
+  FeedForwardIn(side, sequence, inputs.data());
+  Apply(side, kFc1, inputs.data(), x, 0);
   const int64_t size = shape_.length * shape_.ffn;
   if (shape_.gelu) {
     for (int64_t i = 0; i < size; ++i) x[i] *= 0.5f * (1 + std::erf(x[i] * 0.70710678f));
@@ -164,8 +217,8 @@ void OptLayer::FeedForward(int64_t sequence, float* x) {
 }
 
 /// y = beta · y + x·Wᵀ + b for one sequence.
-void OptLayer::Apply(LinearId id, const float* x, float* y, float beta) const {
-  const Linear& linear = linears_[id];
+void OptLayer::Apply(Side side, LinearId id, const float* x, float* y, float beta) const {
+  const Linear& linear = linears_[side][id];
   const int64_t columns = linear.out_features;
   for (int64_t token = 0; token < shape_.length; ++token) {
     float* row = y + token * columns;

@@ -79,6 +79,11 @@ void CorrectBias(Workers& workers, const Matrix& before, const Matrix& after, co
 
 }  // namespace
 
+bool IsSparse(const Linear& linear, double sparsity) {
+  const int64_t elements = linear.out_features * linear.in_features;
+  return elements - CountNonzero(linear.weight) >= PruneCount(sparsity, elements);
+}
+
 double OutputError(Workers& workers, const Matrix& weight, const Matrix& pruned, const Matrix& h) {
   Matrix difference(weight.rows, weight.columns);
   for (size_t i = 0; i < difference.data.size(); ++i) difference.data[i] = pruned.data[i] - weight.data[i];
@@ -91,9 +96,8 @@ double OutputError(Workers& workers, const Matrix& weight, const Matrix& pruned,
 PruneReport PruneLinear(Workers& workers, const InputStatistics& inputs, const PruneOptions& options, Linear* linear,
                         const Progress& progress) {
   PruneReport report;
-  const int64_t elements = linear->out_features * linear->in_features;
-  report.nnz = CountNonzero(linear->weight);
-  if (elements - report.nnz >= PruneCount(options.sparsity, elements)) {
+  if (IsSparse(*linear, options.sparsity)) {
+    report.nnz = CountNonzero(linear->weight);
     report.already_sparse = true;
     return report;
   }

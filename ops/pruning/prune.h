@@ -41,6 +41,9 @@ struct Linear {
   ValueType bias_type = ValueType::kFloat32;
 };
 
+/// Whether a linear has at least as many zeros as a sparsity asks for: pruning leaves it alone.
+bool IsSparse(const Linear& linear, double sparsity);
+
 struct PruneReport {
   int64_t nnz = 0;
   /// ‖X·(Ŵ − W)ᵀ + (b̂ − b)‖ / ‖X·Wᵀ‖ over the calibration tokens, of what is stored.

@@ -114,7 +114,7 @@ class EmbedTask final : public PrunerTask {
   std::string output_;
 };
 
-/// openLayer(pruner, {linears: {name: {weight, bias?}}, norms: {name: {scale, shift}}, input, context, output})
+/// openLayer(pruner, {linears: {name: {weight, bias?}}, norms: {name: {scale, shift}}, pruned: {input, context, output}, dense?: {…}})
 class OpenTask final : public PrunerTask {
  public:
   explicit OpenTask(const Napi::CallbackInfo& info)
@@ -132,10 +132,16 @@ class OpenTask final : public PrunerTask {
       scales_[id] = ReadOptionalPlace(norm, "scale");
       shifts_[id] = ReadOptionalPlace(norm, "shift");
     }
-    files_ = {ReadString(object, "input"), ReadString(object, "context"), ReadString(object, "output")};
+    files_ = ReadFiles(object, "pruned");
+    if (!object.Get("dense").IsUndefined()) dense_ = ReadFiles(object, "dense");
   }
 
  private:
+  static pruning::LayerFiles ReadFiles(const Napi::Object& object, const char* name) {
+    const Napi::Object files = ReadObject(object.Get(name), name);
+    return {ReadString(files, "input"), ReadString(files, "context"), ReadString(files, "output")};
+  }
+
   void Work(Pruner& pruner) override {
     pruner.layer.reset();
     std::array<pruning::Linear, pruning::kLinears> linears;
@@ -147,13 +153,13 @@ class OpenTask final : public PrunerTask {
     }
     std::array<pruning::Norm, pruning::kNorms> norms;
     for (size_t id = 0; id < norms.size(); ++id) norms[id] = {ReadIfThere(scales_[id]), ReadIfThere(shifts_[id])};
-    pruner.layer = std::make_unique<pruning::OptLayer>(pruner.shape, std::move(linears), std::move(norms), files_);
+    pruner.layer = std::make_unique<pruning::OptLayer>(pruner.shape, std::move(linears), std::move(norms), files_, dense_);
   }
 
   std::array<pruning::TensorPlace, pruning::kLinears> weights_;
   std::array<std::optional<pruning::TensorPlace>, pruning::kLinears> biases_;
   std::array<std::optional<pruning::TensorPlace>, pruning::kNorms> scales_, shifts_;
-  pruning::LayerFiles files_;
+  pruning::LayerFiles files_, dense_;
 };
 
 /// collectInputs(pruner, stage, onProgress?, signal?)
@@ -190,6 +196,7 @@ class PruneTask final : public PrunerTask {
   void Work(Pruner& pruner) override {
     pruning::OptLayer& layer = pruner.Layer();
     pruning::Linear& linear = layer.linear(id_);
+    if (!pruning::IsSparse(linear, options_.sparsity)) layer.Retarget(pruner.workers, id_, options_.damping);
     report_ = pruning::PruneLinear(pruner.workers, layer.inputs(), options_, &linear, Report());
     pruning::WriteTensor(weight_, linear.weight);
     if (bias_) pruning::WriteTensor(*bias_, linear.bias);

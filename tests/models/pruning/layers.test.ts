@@ -50,9 +50,7 @@ async function hiddenStates(folder: string, config: OptConfig, sequences: number
     await native.openLayer(pruner, {
       linears: files.linears(layer),
       norms: files.norms(layer),
-      input: file(layer),
-      context: join(folder, 'context'),
-      output: file(layer + 1),
+      pruned: { input: file(layer), context: join(folder, 'context'), output: file(layer + 1) },
     });
     for (const stage of stages) await native.collectInputs(pruner, stage);
     await native.finishLayer(pruner);
