@@ -19,8 +19,6 @@ const SHAPES = [
   [8192, 2048],
   [2048, 8192],
 ] as const;
-const COLUMNS = [1, 8, 64];
-const SPARSITIES = [0.5, 0.7, 0.8, 0.9];
 /** The packed weights of one run are at least this large, so that they come from memory and not from a cache. */
 const LEAST_PACKED_BYTES = 64e6;
 const MOST_DENSE_BYTES = 1.2e9;
@@ -29,6 +27,8 @@ interface Options {
   isa: 'auto' | 'avx512' | 'avx2' | 'reference';
   threads: number;
   seconds: number;
+  columns: number[];
+  sparsities: number[];
   matmul: boolean;
   decode: boolean;
   decodeSize: OptSize;
@@ -69,7 +69,7 @@ async function main(options: Options): Promise<void> {
       matmul,
       decode,
     };
-    print(matmul, decode);
+    print(matmul, decode, options);
     if (options.output !== undefined) {
       await mkdir(path.dirname(options.output), { recursive: true });
       await writeFile(options.output, `${JSON.stringify(result, undefined, 1)}\n`);
@@ -81,10 +81,10 @@ async function main(options: Options): Promise<void> {
 
 async function benchMatMuls(folder: string, options: Options): Promise<MatMulRow[]> {
   const rows: MatMulRow[] = [];
-  const bar = new Progress('products', SHAPES.length * SPARSITIES.length, (count) => `${count}`);
+  const bar = new Progress('products', SHAPES.length * options.sparsities.length, (count) => `${count}`);
   for (const [outFeatures, inFeatures] of SHAPES) {
-    for (const sparsity of SPARSITIES) {
-      bar.update(rows.length / COLUMNS.length, `${outFeatures}×${inFeatures} at ${sparsity}`);
+    for (const sparsity of options.sparsities) {
+      bar.update(rows.length / options.columns.length, `${outFeatures}×${inFeatures} at ${sparsity}`);
       rows.push(...(await benchWeight(folder, { outFeatures, inFeatures, sparsity }, options)));
     }
   }
@@ -109,7 +109,7 @@ async function benchWeight(
   const sparse = await open(packed, sparseProviders(options), options);
   try {
     const rows: MatMulRow[] = [];
-    for (const n of COLUMNS) {
+    for (const n of options.columns) {
       const x = Float32Array.from({ length: n * inFeatures }, (_, i) => Math.sin(i));
       const feeds = { x: new ort.Tensor('float32', x, [n, inFeatures]) };
       const run = (session: ort.InferenceSession) => async () => void (await session.run(feeds));
@@ -135,7 +135,7 @@ async function benchWeight(
 /** Decode speed at batch 1 of a random model of OPT's shape, in float32, after a prompt of 32 tokens. */
 async function benchDecode(folder: string, options: Options): Promise<DecodeRow[]> {
   const rows: DecodeRow[] = [];
-  for (const sparsity of SPARSITIES) {
+  for (const sparsity of options.sparsities) {
     const denseFolder = path.join(folder, 'dense');
     const random = { sparsity, seed: 1, shareLayers: false };
     const { modelPath } = await exportRandomOpt(optConfigJson(options.decodeSize), random, { output: denseFolder });
@@ -195,19 +195,14 @@ function open(model: string, executionProviders: Providers, { threads }: Options
   });
 }
 
-function print(matmul: readonly MatMulRow[], decode: readonly DecodeRow[]): void {
+function print(matmul: readonly MatMulRow[], decode: readonly DecodeRow[], options: Options): void {
   const number = (value: number, digits = 2): string => value.toFixed(digits);
   if (matmul.length > 0) {
     const shapes = SHAPES.map(([m, k]) => `${m}×${k}`);
-    const rows = COLUMNS.flatMap((n) =>
-      SPARSITIES.map((sparsity) => {
+    const rows = options.columns.flatMap((n) =>
+      options.sparsities.map((sparsity) => {
         const speedups = matmul.filter((row) => row.n === n && row.sparsity === sparsity).map((row) => row.speedup);
-        return [
-          `${n}`,
-          number(sparsity, 1),
-          ...speedups.map((value) => number(value)),
-          number(geometricMean(speedups)),
-        ];
+        return [`${n}`, number(sparsity), ...speedups.map((value) => number(value)), number(geometricMean(speedups))];
       }),
     );
     const columns = ['N', 'sparsity', ...shapes, 'geometric mean'].map((header) => ({
@@ -240,6 +235,10 @@ function positive(text: string): number {
   return value;
 }
 
+function list(text: string): number[] {
+  return text.split(',').map(positive);
+}
+
 await new Command('bench:cpu')
   .description('SparseMatMul and decoding on the CPU, against ONNX Runtime, in one process.')
   .addOption(
@@ -249,6 +248,8 @@ await new Command('bench:cpu')
   )
   .option('--threads <number>', 'threads of either side', positive, os.availableParallelism())
   .option('--seconds <number>', 'seconds a figure takes on either side', positive, 1)
+  .option('--columns <numbers>', 'N, the rows of X', list, [1, 8, 64])
+  .option('--sparsities <numbers>', 'shares of zeros', list, [0.5, 0.7, 0.8, 0.9])
   .option('--no-matmul', 'leave the single products out')
   .option('--no-decode', 'leave the decoder out')
   .addOption(new Option('--decode-size <size>', 'random OPT model that decodes').choices([...optSizes]).default('350m'))

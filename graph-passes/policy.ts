@@ -4,10 +4,10 @@ import type { ValueType } from './sparse-op.js';
 import type { ValueTypeChoice, WeightJob } from './weight-job.js';
 
 /**
- * Below this share of zeros a layer stays dense unless asked otherwise. Here a packed float16 weight takes two thirds of the bytes of
- * the dense one (docs/format.md), which is what a decode step reads; how times compare is in bench/results.
+ * Below this share of zeros a layer stays dense unless asked otherwise. From here on SparseMatMul is no slower than ORT's dense
+ * MatMul at any number of columns; few columns, as in decoding, gain from far fewer zeros on. Measured: docs/cpu.md.
  */
-export const BREAK_EVEN_SPARSITY = 0.4;
+export const BREAK_EVEN_SPARSITY = 0.45;
 
 export interface Policy {
   /** Least share of zeros, 0 to 1. */

@@ -1,5 +1,7 @@
-// Times SparseMatMul against cublasGemmEx on OPT's four matrices, every output checked, weights rotated through device memory.
-//   spmm_bench [--model opt-30b] [--matrices fc1,fc2,o,qkv] [--sparsity 0.5,…] [--n 1,8,…] [--clusters 0] [--json FILE] [--commit ID] [--no-cublas]
+// Times SparseMatMul against cublasGemmEx on OPT's four matrices, every output checked, weights rotated through device
+// memory.
+//   spmm_bench [--model opt-30b] [--matrices fc1,fc2,o,qkv] [--sparsity 0.5,…] [--n 1,8,…] [--clusters 0] [--json FILE]
+//   [--commit ID] [--no-cublas]
 // docs/kernels.md says what the columns mean.
 #include <algorithm>
 #include <cmath>
@@ -61,32 +63,46 @@ Options Parse(int argc, char** argv) {
       std::exit(2);
     }
     const char* const value = argv[++i];
-    if (name == "--model") options.model = value;
-    else if (name == "--matrices") options.matrices = Split<std::string>(value);
-    else if (name == "--sparsity") options.sparsities = Split<double>(value);
-    else if (name == "--n") options.columns = Split<int>(value);
-    else if (name == "--clusters") options.clusters = Split<int>(value);
-    else if (name == "--json") options.json = value;
-    else if (name == "--commit") options.commit = value;
-    else std::fprintf(stderr, "%s: unknown option\n", name.c_str()), std::exit(2);
+    if (name == "--model")
+      options.model = value;
+    else if (name == "--matrices")
+      options.matrices = Split<std::string>(value);
+    else if (name == "--sparsity")
+      options.sparsities = Split<double>(value);
+    else if (name == "--n")
+      options.columns = Split<int>(value);
+    else if (name == "--clusters")
+      options.clusters = Split<int>(value);
+    else if (name == "--json")
+      options.json = value;
+    else if (name == "--commit")
+      options.commit = value;
+    else
+      std::fprintf(stderr, "%s: unknown option\n", name.c_str()), std::exit(2);
   }
   return options;
 }
 
 int64_t HiddenSize(const std::string& model) {
-  const std::map<std::string, int64_t> sizes = {{"opt-1.3b", 2048}, {"opt-6.7b", 4096}, {"opt-13b", 5120}, {"opt-30b", 7168}, {"opt-66b", 9216}, {"opt-175b", 12288}};
+  const std::map<std::string, int64_t> sizes = {{"opt-1.3b", 2048}, {"opt-6.7b", 4096}, {"opt-13b", 5120},
+                                                {"opt-30b", 7168},  {"opt-66b", 9216},  {"opt-175b", 12288}};
   const auto found = sizes.find(model);
   if (found != sizes.end()) return found->second;
-  std::fprintf(stderr, "--model %s: expected opt-1.3b, opt-6.7b, opt-13b, opt-30b, opt-66b or opt-175b\n", model.c_str());
+  std::fprintf(stderr, "--model %s: expected opt-1.3b, opt-6.7b, opt-13b, opt-30b, opt-66b or opt-175b\n",
+               model.c_str());
   std::exit(2);
 }
 
 /// Copies of one block of device memory, so that consecutive launches find theirs in no cache.
 class Rotation {
  public:
-  Rotation(const void* original, int64_t bytes) : stride_((bytes + 255) / 256 * 256), count_(static_cast<int>(std::max<int64_t>(2, kRotatedBytes / stride_ + 1))) {
+  Rotation(const void* original, int64_t bytes)
+      : stride_((bytes + 255) / 256 * 256),
+        count_(static_cast<int>(std::max<int64_t>(2, kRotatedBytes / stride_ + 1))) {
     Check(cudaMalloc(&memory_, stride_ * count_), "rotated weights");
-    for (int i = 0; i < count_; ++i) Check(cudaMemcpy(static_cast<char*>(memory_) + i * stride_, original, bytes, cudaMemcpyDeviceToDevice), "rotated weights");
+    for (int i = 0; i < count_; ++i)
+      Check(cudaMemcpy(static_cast<char*>(memory_) + i * stride_, original, bytes, cudaMemcpyDeviceToDevice),
+            "rotated weights");
   }
   ~Rotation() { cudaFree(memory_); }
   Rotation(const Rotation&) = delete;
@@ -107,13 +123,15 @@ class Bench {
     Check(cuda::GetDeviceInfo(0, &device_), "GetDeviceInfo");
     bandwidth_ = ReadBandwidth();
     has_cublas_ = options.cublas && cublas_.Open();
-    std::printf("%s, %d SMs, clusters %d/%d/%d, read bandwidth %.0f GB/s, cuBLAS %d\n", properties_.name, device_.sm_count, device_.clusters[0],
-                device_.clusters[1], device_.clusters[2], bandwidth_, cublas_.version());
+    std::printf("%s, %d SMs, clusters %d/%d/%d, read bandwidth %.0f GB/s, cuBLAS %d\n", properties_.name,
+                device_.sm_count, device_.clusters[0], device_.clusters[1], device_.clusters[2], bandwidth_,
+                cublas_.version());
   }
 
   int Run() {
     const int64_t h = HiddenSize(options_.model);
-    const std::map<std::string, std::pair<int64_t, int64_t>> shapes = {{"qkv", {3 * h, h}}, {"o", {h, h}}, {"fc1", {4 * h, h}}, {"fc2", {h, 4 * h}}};
+    const std::map<std::string, std::pair<int64_t, int64_t>> shapes = {
+        {"qkv", {3 * h, h}}, {"o", {h, h}}, {"fc1", {4 * h, h}}, {"fc2", {h, 4 * h}}};
     for (const std::string& name : options_.matrices) {
       const auto [m, k] = shapes.at(name);
       RunMatrix(name, m, k);
@@ -138,7 +156,9 @@ class Bench {
       const Workload dense(m, k, 0.0, 5);
       const Rotation weights(dense.dense, m * k * 2);
       for (int n : options_.columns) {
-        cublas_us[n] = TimeLaunches(weights.launches(), [&](int i, cudaStream_t stream) { cublas_.Gemm(static_cast<const __half*>(weights.at(i)), x, y, m, k, n, stream); });
+        cublas_us[n] = TimeLaunches(weights.launches(), [&](int i, cudaStream_t stream) {
+          cublas_.Gemm(static_cast<const __half*>(weights.at(i)), x, y, m, k, n, stream);
+        });
       }
     }
     for (double sparsity : options_.sparsities) {
@@ -149,7 +169,8 @@ class Bench {
     cudaFree(y);
   }
 
-  void RunWeight(const std::string& name, const Workload& w, double sparsity, int cluster, const __half* x, __half* y, const std::map<int, double>& cublas_us) {
+  void RunWeight(const std::string& name, const Workload& w, double sparsity, int cluster, const __half* x, __half* y,
+                 const std::map<int, double>& cublas_us) {
     cuda::WeightPlan plan;
     cuda::PlanOptions plan_options;
     plan_options.cluster = cluster;
@@ -165,7 +186,9 @@ class Bench {
     for (int n : options_.columns) {
       cuda::MatMulArgs args;
       args.x = x, args.y = y, args.n = n;
-      const auto launch = [&](int i, cudaStream_t stream) { Check(cuda::Launch(plan, weights.at(i), parts, args, stream), "Launch"); };
+      const auto launch = [&](int i, cudaStream_t stream) {
+        Check(cuda::Launch(plan, weights.at(i), parts, args, stream), "Launch");
+      };
       Check(cudaMemset(y, 0xff, w.m * n * 2), "poison");
       launch(1, nullptr);
       Check(cudaDeviceSynchronize(), "multiplication");
@@ -178,9 +201,12 @@ class Bench {
       r.stream_bytes = static_cast<double>(plan.stream_bytes);
       r.canonical_bytes = w.m * w.k / 8.0 + 2.0 * w.nnz;
       results_.push_back(r);
-      std::printf("%-4s s=%.2f N=%-4d cluster %d  err %.2f | %8.2f us x%.2f roof %.2f | PDL %8.2f us x%.2f roof %.2f | cuBLAS %8.2f us | bytes %.3f\n", name.c_str(),
-                  sparsity, n, plan.cluster, r.worst_error, r.plain_us, r.cublas_us / r.plain_us, Roof(r, r.plain_us), r.pdl_us, r.cublas_us / r.pdl_us, Roof(r, r.pdl_us),
-                  r.cublas_us, r.stream_bytes / r.canonical_bytes);
+      std::printf(
+          "%-4s s=%.2f N=%-4d cluster %d  err %.2f | %8.2f us x%.2f roof %.2f | PDL %8.2f us x%.2f roof %.2f | cuBLAS "
+          "%8.2f us | bytes %.3f\n",
+          name.c_str(), sparsity, n, plan.cluster, r.worst_error, r.plain_us, r.cublas_us / r.plain_us,
+          Roof(r, r.plain_us), r.pdl_us, r.cublas_us / r.pdl_us, Roof(r, r.pdl_us), r.cublas_us,
+          r.stream_bytes / r.canonical_bytes);
       std::fflush(stdout);
     }
   }
@@ -200,7 +226,8 @@ class Bench {
     }
     for (const auto& [key, sums] : logs) {
       const int count = counts.at(key);
-      std::printf("geometric mean N=%-4d s=%.2f  plain x%.2f  PDL x%.2f\n", key.first, key.second, std::exp(sums.first / count), std::exp(sums.second / count));
+      std::printf("geometric mean N=%-4d s=%.2f  plain x%.2f  PDL x%.2f\n", key.first, key.second,
+                  std::exp(sums.first / count), std::exp(sums.second / count));
     }
   }
 
@@ -216,14 +243,21 @@ class Bench {
     char date[32];
     const std::time_t now = std::time(nullptr);
     std::strftime(date, sizeof(date), "%Y-%m-%d", std::gmtime(&now));
-    std::fprintf(out, "{\n  \"date\": \"%s\", \"commit\": \"%s\", \"gpu\": \"%s\", \"sms\": %d, \"driver\": %d, \"cudart\": %d, \"cublas\": %d,\n", date, options_.commit.c_str(),
-                 properties_.name, device_.sm_count, driver, runtime, cublas_.version());
-    std::fprintf(out, "  \"model\": \"%s\", \"readBandwidthGBs\": %.1f,\n  \"results\": [\n", options_.model.c_str(), bandwidth_);
+    std::fprintf(out,
+                 "{\n  \"date\": \"%s\", \"commit\": \"%s\", \"gpu\": \"%s\", \"sms\": %d, \"driver\": %d, \"cudart\": "
+                 "%d, \"cublas\": %d,\n",
+                 date, options_.commit.c_str(), properties_.name, device_.sm_count, driver, runtime, cublas_.version());
+    std::fprintf(out, "  \"model\": \"%s\", \"readBandwidthGBs\": %.1f,\n  \"results\": [\n", options_.model.c_str(),
+                 bandwidth_);
     for (size_t i = 0; i < results_.size(); ++i) {
       const Result& r = results_[i];
-      std::fprintf(out, "    {\"matrix\": \"%s\", \"m\": %lld, \"k\": %lld, \"n\": %d, \"sparsity\": %.2f, \"cluster\": %d, \"cublasUs\": %.2f, \"plainUs\": %.2f, \"pdlUs\": %.2f, \"streamBytes\": %.0f, \"bitmapBytes\": %.0f, \"worstError\": %.3f}%s\n",
-                   r.matrix.c_str(), static_cast<long long>(r.m), static_cast<long long>(r.k), r.n, r.sparsity, r.cluster, r.cublas_us, r.plain_us, r.pdl_us,
-                   r.stream_bytes, r.canonical_bytes, r.worst_error, i + 1 < results_.size() ? "," : "");
+      std::fprintf(out,
+                   "    {\"matrix\": \"%s\", \"m\": %lld, \"k\": %lld, \"n\": %d, \"sparsity\": %.2f, \"cluster\": %d, "
+                   "\"cublasUs\": %.2f, \"plainUs\": %.2f, \"pdlUs\": %.2f, \"streamBytes\": %.0f, \"bitmapBytes\": "
+                   "%.0f, \"worstError\": %.3f}%s\n",
+                   r.matrix.c_str(), static_cast<long long>(r.m), static_cast<long long>(r.k), r.n, r.sparsity,
+                   r.cluster, r.cublas_us, r.plain_us, r.pdl_us, r.stream_bytes, r.canonical_bytes, r.worst_error,
+                   i + 1 < results_.size() ? "," : "");
     }
     std::fprintf(out, "  ]\n}\n");
     std::fclose(out);

@@ -25,9 +25,9 @@ const bench = spawnSync(
 );
 if (bench.error) throw bench.error;
 if (bench.status !== 0) process.exit(bench.status ?? 1);
-const { date, gpu } = JSON.parse(readFileSync(written, 'utf8'));
+const { date, gpu, model } = JSON.parse(readFileSync(written, 'utf8'));
 const name = gpu
   .replace(/^NVIDIA /, '')
   .split(' ')[0]
   .toLowerCase();
-renameSync(written, join(results, `${date}-${name}-spmm.json`));
+renameSync(written, join(results, `${date}-${name}-spmm${model === 'opt-30b' ? '' : `-${model}`}.json`));

@@ -22,8 +22,8 @@ __device__ __half RandomHalf(uint64_t bits) {
 }
 
 /// One warp a row: bitmap, dense row and count; with `values`, the values too.
-__global__ void MakeRows(int m, int k, uint32_t keep_below, uint64_t seed, uint32_t* bitmap, int64_t row_words, __half* dense, int32_t* counts,
-                         const int32_t* row_offsets, __half* values) {
+__global__ void MakeRows(int m, int k, uint32_t keep_below, uint64_t seed, uint32_t* bitmap, int64_t row_words,
+                         __half* dense, int32_t* counts, const int32_t* row_offsets, __half* values) {
   const int row = (blockIdx.x * blockDim.x + threadIdx.x) / 32, lane = threadIdx.x & 31;
   if (row >= m) return;
   int64_t at = values != nullptr ? row_offsets[row] : 0;
@@ -53,7 +53,8 @@ __global__ void FindWorst(const __half* w, const __half* x, const __half* y, int
   const int row = blockIdx.x, column = blockIdx.y;
   double sum = 0, size = 0;
   for (int i = threadIdx.x; i < k; i += 32) {
-    const double product = static_cast<double>(__half2float(w[static_cast<int64_t>(row) * k + i])) * __half2float(x[static_cast<int64_t>(column) * k + i]);
+    const double product = static_cast<double>(__half2float(w[static_cast<int64_t>(row) * k + i])) *
+                           __half2float(x[static_cast<int64_t>(column) * k + i]);
     sum += product;
     size += fabs(product);
   }
@@ -62,7 +63,8 @@ __global__ void FindWorst(const __half* w, const __half* x, const __half* y, int
     size += __shfl_xor_sync(0xffffffffu, size, step);
   }
   if (threadIdx.x != 0) return;
-  const double error = fabs(__half2float(y[static_cast<int64_t>(column) * m + row]) - sum) / (4.9e-4 * fabs(sum) + 4e-6 * size + 6e-8);
+  const double error =
+      fabs(__half2float(y[static_cast<int64_t>(column) * m + row]) - sum) / (4.9e-4 * fabs(sum) + 4e-6 * size + 6e-8);
   const double counted = error <= 1e30 ? error : 1e30;  // NaN too
   atomicMax(worst, __double_as_longlong(counted));      // positive doubles sort as integers
 }
@@ -96,7 +98,8 @@ Workload::Workload(int64_t m, int64_t k, double sparsity, uint64_t seed) : m(m),
   Check(cudaMalloc(&dense, m * k * 2), "dense weight");
   Check(cudaMalloc(&row_offsets, (m + 1) * 4), "row offsets");
   const unsigned blocks = static_cast<unsigned>((m + 7) / 8);
-  MakeRows<<<blocks, 256>>>(m, k, keep_below, seed, reinterpret_cast<uint32_t*>(bitmap), row_words, dense, row_offsets, nullptr, nullptr);
+  MakeRows<<<blocks, 256>>>(m, k, keep_below, seed, reinterpret_cast<uint32_t*>(bitmap), row_words, dense, row_offsets,
+                            nullptr, nullptr);
   std::vector<int32_t> counts(m);
   Check(cudaMemcpy(counts.data(), row_offsets, m * 4, cudaMemcpyDeviceToHost), "row counts");
   host_row_offsets.assign(1, 0);
@@ -104,7 +107,8 @@ Workload::Workload(int64_t m, int64_t k, double sparsity, uint64_t seed) : m(m),
   nnz = host_row_offsets.back();
   Check(cudaMemcpy(row_offsets, host_row_offsets.data(), (m + 1) * 4, cudaMemcpyHostToDevice), "row offsets");
   Check(cudaMalloc(&values, ValuesLength(nnz) * 2), "values");
-  MakeRows<<<blocks, 256>>>(m, k, keep_below, seed, reinterpret_cast<uint32_t*>(bitmap), row_words, dense, nullptr, row_offsets, values);
+  MakeRows<<<blocks, 256>>>(m, k, keep_below, seed, reinterpret_cast<uint32_t*>(bitmap), row_words, dense, nullptr,
+                            row_offsets, values);
   Check(cudaDeviceSynchronize(), "making a weight");
 }
 
@@ -150,7 +154,9 @@ double ReadBandwidth() {
   Check(cudaDeviceGetAttribute(&sms, cudaDevAttrMultiProcessorCount, device), "multiprocessors");
   double best = 0;
   for (int blocks : {4, 8, 16}) {
-    const double us = TimeLaunches(3, [&](int, cudaStream_t stream) { ReadAll<<<sms * blocks, 256, 0, stream>>>(static_cast<uint4*>(pool), bytes / 16, sink); });
+    const double us = TimeLaunches(3, [&](int, cudaStream_t stream) {
+      ReadAll<<<sms * blocks, 256, 0, stream>>>(static_cast<uint4*>(pool), bytes / 16, sink);
+    });
     best = std::max(best, bytes / us * 1e-3);
   }
   cudaFree(pool);

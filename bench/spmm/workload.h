@@ -34,7 +34,8 @@ struct Workload {
 /// Random float16 in [-1, 1).
 void FillRandom(__half* to, int64_t count, uint64_t seed);
 
-/// Largest error of y[n, m] in units of the bound 4.9e-4 |ref| + 4e-6 sum |w x| against a float64 product; NaN or unwritten counts as 1e30.
+/// Largest error of y[n, m] in units of the bound 4.9e-4 |ref| + 4e-6 sum |w x| against a float64 product; NaN or
+/// unwritten counts as 1e30.
 double WorstError(const Workload& w, const __half* x, const __half* y, int64_t n);
 
 /// GB/s of a kernel that only reads 3 GiB, the best of a few launch shapes.

@@ -59,8 +59,9 @@ struct Packed {
   }
 };
 
-/// Patterns: uniform50, uniform80, uniform95, full, empty, one-row (a single dense row), tiles (dense 16 x 16 tiles, 10 % of all),
-/// column (one dense column), corner (the last element alone), halves (uniform50; float32 values are exact in float16).
+/// Patterns: uniform50, uniform80, uniform95, full, empty, one-row (a single dense row), tiles (dense 16 x 16 tiles, 10
+/// % of all), column (one dense column), corner (the last element alone), halves (uniform50; float32 values are exact
+/// in float16).
 inline Packed MakePacked(int64_t m, int64_t k, const std::string& pattern, ValueType type, uint32_t seed) {
   Packed packed{m, k, type, std::vector<float>(m * k, 0.0f), {}, {0}, {}};
   packed.bitmap.assign(m * BitmapRowBytes(k), 0);
@@ -72,16 +73,17 @@ inline Packed MakePacked(int64_t m, int64_t k, const std::string& pattern, Value
       const float u = unit(random);
       const uint64_t tile = static_cast<uint64_t>(row / 16) * 7919 + col / 16;
       const bool keep = pattern == "uniform50" || pattern == "halves" ? u < 0.5f
-                        : pattern == "uniform80" ? u < 0.2f
-                        : pattern == "uniform95" ? u < 0.05f
-                        : pattern == "full"      ? true
-                        : pattern == "one-row"   ? row == m / 2
-                        : pattern == "tiles"     ? tile * 2654435761u % 1000 < 100
-                        : pattern == "column"    ? col == k / 3
-                        : pattern == "corner"    ? row == m - 1 && col == k - 1
-                                                 : false;
+                        : pattern == "uniform80"                      ? u < 0.2f
+                        : pattern == "uniform95"                      ? u < 0.05f
+                        : pattern == "full"                           ? true
+                        : pattern == "one-row"                        ? row == m / 2
+                        : pattern == "tiles"                          ? tile * 2654435761u % 1000 < 100
+                        : pattern == "column"                         ? col == k / 3
+                        : pattern == "corner"                         ? row == m - 1 && col == k - 1
+                                                                      : false;
       if (!keep) continue;
-      float value = Round(weight(random), pattern == "halves" && type == ValueType::kFloat32 ? ValueType::kFloat16 : type);
+      float value =
+          Round(weight(random), pattern == "halves" && type == ValueType::kFloat32 ? ValueType::kFloat16 : type);
       if (value == 0.0f) value = 0.5f;
       packed.dense[row * k + col] = value;
       packed.bitmap[row * BitmapRowBytes(k) + col / 8] |= static_cast<uint8_t>(1u << (col % 8));

@@ -1,6 +1,9 @@
-// The CUDA SparseMatMul on a real GPU, element by element against float64. Exit code 0: all passed; 1: a failure; 77: no GPU.
-//   spmm_test [--quick | --tiny] [--sm80]     --quick: one small shape, for compute-sanitizer; --tiny: a few cases, for its slower tools
-//   --sm80: plans and launches as on compute capability 8.0. Built from PTX of compute_80 alone, it tests that path on a newer GPU.
+// The CUDA SparseMatMul on a real GPU, element by element against float64. Exit code 0: all passed; 1: a failure; 77:
+// no GPU.
+//   spmm_test [--quick | --tiny] [--sm80]     --quick: one small shape, for compute-sanitizer; --tiny: a few cases, for
+//   its slower tools
+//   --sm80: plans and launches as on compute capability 8.0. Built from PTX of compute_80 alone, it tests that path on
+//   a newer GPU.
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
@@ -30,7 +33,9 @@ void Check(cudaError_t error, const char* what) {
 class Buffer {
  public:
   explicit Buffer(size_t bytes) : bytes_(bytes) { Check(cudaMalloc(&pointer_, bytes == 0 ? 1 : bytes), "cudaMalloc"); }
-  Buffer(const void* host, size_t bytes) : Buffer(bytes) { Check(cudaMemcpy(pointer_, host, bytes, cudaMemcpyHostToDevice), "upload"); }
+  Buffer(const void* host, size_t bytes) : Buffer(bytes) {
+    Check(cudaMemcpy(pointer_, host, bytes, cudaMemcpyHostToDevice), "upload");
+  }
   ~Buffer() { cudaFree(pointer_); }
   Buffer(const Buffer&) = delete;
   Buffer& operator=(const Buffer&) = delete;
@@ -59,8 +64,10 @@ struct Tensor {
     for (size_t i = 0; i < count; ++i) {
       exact[i] = Round(unit(random), value_type);
       const uint16_t bits = Bits16(exact[i], ValueType::kFloat16);
-      if (type == ElementType::kFloat32) std::memcpy(&bytes[i * 4], &exact[i], 4);
-      else std::memcpy(&bytes[i * 2], &bits, 2);
+      if (type == ElementType::kFloat32)
+        std::memcpy(&bytes[i * 4], &exact[i], 4);
+      else
+        std::memcpy(&bytes[i * 2], &bits, 2);
     }
   }
 };
@@ -76,9 +83,11 @@ struct Case {
 
 std::string Describe(const Case& c) {
   char text[200];
-  std::snprintf(text, sizeof(text), "M=%lld K=%lld N=%lld %s weights=%d x=%d cluster=%d bias=%d relu=%d residual=%d pdl=%d canonical=%d",
-                static_cast<long long>(c.m), static_cast<long long>(c.k), static_cast<long long>(c.n), c.pattern.c_str(),
-                static_cast<int>(c.weights), static_cast<int>(c.type), c.cluster, c.bias, c.relu, c.residual, c.programmatic, c.canonical);
+  std::snprintf(text, sizeof(text),
+                "M=%lld K=%lld N=%lld %s weights=%d x=%d cluster=%d bias=%d relu=%d residual=%d pdl=%d canonical=%d",
+                static_cast<long long>(c.m), static_cast<long long>(c.k), static_cast<long long>(c.n),
+                c.pattern.c_str(), static_cast<int>(c.weights), static_cast<int>(c.type), c.cluster, c.bias, c.relu,
+                c.residual, c.programmatic, c.canonical);
   return text;
 }
 
@@ -97,7 +106,8 @@ std::vector<float> DecodeLayout(const cuda::WeightPlan& plan, const std::vector<
     const int panels = plan.panel_start[block + 1] - plan.panel_start[block];
     for (int lane = 0; lane < lanes; ++lane) {
       for (int panel = 0; panel < panels; ++panel) {
-        for (int unit = lane * static_cast<int64_t>(units) / lanes; unit < (lane + 1) * static_cast<int64_t>(units) / lanes; ++unit) {
+        for (int unit = lane * static_cast<int64_t>(units) / lanes;
+             unit < (lane + 1) * static_cast<int64_t>(units) / lanes; ++unit) {
           int tile = plan.tile_start[block] + panel * tiles / panels;
           const int panel_tiles = (panel + 1) * tiles / panels - panel * tiles / panels;
           for (int half = 0; half < 2; ++half, ++entry) {
@@ -113,8 +123,10 @@ std::vector<float> DecodeLayout(const cuda::WeightPlan& plan, const std::vector<
                   for (int bit = 0; bit < 8; ++bit) {
                     if (!(mask >> bit & 1)) continue;
                     const int r = bit / 2;
-                    const int64_t row = tile * 16 + l / 4 + 8 * (r & 1), k = unit * 32 + 8 * (l % 4) + 4 * s + 2 * (r / 2) + bit % 2;
-                    if (row < plan.out_features && k < plan.in_features) dense[row * plan.in_features + k] = FromBits16(*value, plan.value_type);
+                    const int64_t row = tile * 16 + l / 4 + 8 * (r & 1),
+                                  k = unit * 32 + 8 * (l % 4) + 4 * s + 2 * (r / 2) + bit % 2;
+                    if (row < plan.out_features && k < plan.in_features)
+                      dense[row * plan.in_features + k] = FromBits16(*value, plan.value_type);
                     ++value;
                   }
                 }
@@ -128,7 +140,8 @@ std::vector<float> DecodeLayout(const cuda::WeightPlan& plan, const std::vector<
   return dense;
 }
 
-void CompareElements(const Case& c, const Packed& w, const Tensor& x, const Tensor& bias, const Tensor& residual, const std::vector<uint8_t>& y) {
+void CompareElements(const Case& c, const Packed& w, const Tensor& x, const Tensor& bias, const Tensor& residual,
+                     const std::vector<uint8_t>& y) {
   for (int64_t n = 0; n < c.n; ++n) {
     for (int64_t m = 0; m < c.m; ++m) {
       double sum = 0, size = 0;
@@ -142,14 +155,17 @@ void CompareElements(const Case& c, const Packed& w, const Tensor& x, const Tens
       if (c.residual) sum += residual.exact[n * c.m + m], size += std::abs(residual.exact[n * c.m + m]);
       float got;
       uint16_t bits;
-      if (c.type == ElementType::kFloat32) std::memcpy(&got, &y[(n * c.m + m) * 4], 4);
-      else std::memcpy(&bits, &y[(n * c.m + m) * 2], 2), got = FromBits16(bits, ValueType::kFloat16);
+      if (c.type == ElementType::kFloat32)
+        std::memcpy(&got, &y[(n * c.m + m) * 4], 4);
+      else
+        std::memcpy(&bits, &y[(n * c.m + m) * 2], 2), got = FromBits16(bits, ValueType::kFloat16);
       // Half an ulp of the output's type, and float32 accumulation: a few ulps of the sum of magnitudes.
       const double bound = (c.type == ElementType::kFloat32 ? 1.2e-7 : 4.9e-4) * std::abs(sum) + 4e-6 * size + 6e-8;
       ++checked;
       if (std::abs(got - sum) <= bound) continue;  // NaN fails
       char why[160];
-      std::snprintf(why, sizeof(why), "Y[%lld, %lld] = %g, expected %g within %g", static_cast<long long>(n), static_cast<long long>(m), got, sum, bound);
+      std::snprintf(why, sizeof(why), "Y[%lld, %lld] = %g, expected %g within %g", static_cast<long long>(n),
+                    static_cast<long long>(m), got, sum, bound);
       return Fail(c, why);
     }
   }
@@ -158,20 +174,26 @@ void CompareElements(const Case& c, const Packed& w, const Tensor& x, const Tens
 void Run(const cuda::DeviceInfo& device, const Case& c) {
   const Packed w = MakePacked(c.m, c.k, c.pattern, c.weights, 7);
   const Tensor x(c.n * c.k, c.type, 11), bias(c.m, c.type, 13), residual(c.n * c.m, c.type, 17);
-  Buffer bitmap(w.bitmap.data(), w.bitmap.size()), offsets(w.row_offsets.data(), w.row_offsets.size() * 4), values(w.values.data(), w.values.size());
-  const cuda::DeviceParts parts{static_cast<const uint8_t*>(bitmap.get()), static_cast<const int32_t*>(offsets.get()), values.get(), c.weights};
+  Buffer bitmap(w.bitmap.data(), w.bitmap.size()), offsets(w.row_offsets.data(), w.row_offsets.size() * 4),
+      values(w.values.data(), w.values.size());
+  const cuda::DeviceParts parts{static_cast<const uint8_t*>(bitmap.get()), static_cast<const int32_t*>(offsets.get()),
+                                values.get(), c.weights};
 
   cuda::PlanOptions options;
   options.cluster = c.cluster;
   if (c.weights == ValueType::kFloat32 && !c.canonical) {
     Buffer scratch(4);
-    Check(cuda::CheckHalfExact(static_cast<const float*>(values.get()), w.nnz, scratch.get(), nullptr, &options.float32_is_half), "CheckHalfExact");
+    Check(cuda::CheckHalfExact(static_cast<const float*>(values.get()), w.nnz, scratch.get(), nullptr,
+                               &options.float32_is_half),
+          "CheckHalfExact");
   }
   cuda::WeightPlan plan;
   Check(cuda::MakePlan(w.view(), device, options, &plan), "MakePlan");
   if (c.canonical || !cuda::Supports(plan, c.type)) plan.layout = Layout::kCanonical;
-  const bool expect_gather = !c.canonical && c.type == ElementType::kFloat16 && (c.weights != ValueType::kFloat32 || c.pattern == "halves");
-  if (expect_gather != (plan.layout == Layout::kGather) && w.nnz > 40) return Fail(c, "the plan chose the other layout");
+  const bool expect_gather =
+      !c.canonical && c.type == ElementType::kFloat16 && (c.weights != ValueType::kFloat32 || c.pattern == "halves");
+  if (expect_gather != (plan.layout == Layout::kGather) && w.nnz > 40)
+    return Fail(c, "the plan chose the other layout");
   Buffer layout(plan.layout == Layout::kGather ? plan.layout_bytes : 0);
   if (plan.layout == Layout::kGather) {
     const int64_t bound = plan.layout_bytes;
@@ -199,8 +221,10 @@ void Run(const cuda::DeviceInfo& device, const Case& c) {
     Check(cuda::Launch(plan, layout.get(), parts, args, nullptr), "Launch");
     Check(cudaDeviceSynchronize(), Describe(c).c_str());
     const std::vector<uint8_t> bytes = y.Read();
-    if (repeat == 0) first = bytes;
-    else if (bytes != first) return Fail(c, "two runs differ");
+    if (repeat == 0)
+      first = bytes;
+    else if (bytes != first)
+      return Fail(c, "two runs differ");
   }
   CompareElements(c, w, x, bias, residual, first);
 }
@@ -208,8 +232,10 @@ void Run(const cuda::DeviceInfo& device, const Case& c) {
 /// bfloat16 weights times an infinite X must be infinite, not NaN, and a NaN in X must come through ReLU.
 void RunNonFinite(const cuda::DeviceInfo& device, ValueType type) {
   const Packed w = MakePacked(32, 64, "full", type, 3);
-  Buffer bitmap(w.bitmap.data(), w.bitmap.size()), offsets(w.row_offsets.data(), w.row_offsets.size() * 4), values(w.values.data(), w.values.size());
-  const cuda::DeviceParts parts{static_cast<const uint8_t*>(bitmap.get()), static_cast<const int32_t*>(offsets.get()), values.get(), type};
+  Buffer bitmap(w.bitmap.data(), w.bitmap.size()), offsets(w.row_offsets.data(), w.row_offsets.size() * 4),
+      values(w.values.data(), w.values.size());
+  const cuda::DeviceParts parts{static_cast<const uint8_t*>(bitmap.get()), static_cast<const int32_t*>(offsets.get()),
+                                values.get(), type};
   cuda::WeightPlan plan;
   Check(cuda::MakePlan(w.view(), device, {}, &plan), "MakePlan");
   Buffer layout(plan.layout_bytes), staging(plan.staging_bytes);
@@ -236,16 +262,20 @@ void RunAll(const cuda::DeviceInfo& device, bool quick) {
   const ValueType half = ValueType::kFloat16, bf16 = ValueType::kBFloat16, fp32 = ValueType::kFloat32;
   const std::vector<std::pair<int64_t, int64_t>> shapes =
       quick ? std::vector<std::pair<int64_t, int64_t>>{{65, 130}}
-            : std::vector<std::pair<int64_t, int64_t>>{{1, 1}, {1, 7}, {7, 1}, {16, 32}, {17, 33}, {65, 130}, {128, 512}, {515, 264}, {2300, 72}, {40, 2049}};
-  const char* const patterns[] = {"uniform50", "uniform80", "uniform95", "full", "empty", "one-row", "tiles", "column", "corner", "halves"};
+            : std::vector<std::pair<int64_t, int64_t>>{{1, 1},    {1, 7},     {7, 1},     {16, 32},   {17, 33},
+                                                       {65, 130}, {128, 512}, {515, 264}, {2300, 72}, {40, 2049}};
+  const char* const patterns[] = {"uniform50", "uniform80", "uniform95", "full",   "empty",
+                                  "one-row",   "tiles",     "column",    "corner", "halves"};
   for (const auto& [m, k] : shapes) {
     for (const char* pattern : patterns) {
       for (int64_t n : {1, 8, 11, 27, 70}) {
-        for (int cluster : {1, 2, 4}) Run(device, {m, k, n, pattern, half, ElementType::kFloat16, cluster, n % 2 == 1, n == 11, n != 8});
+        for (int cluster : {1, 2, 4})
+          Run(device, {m, k, n, pattern, half, ElementType::kFloat16, cluster, n % 2 == 1, n == 11, n != 8});
         if (n == 8 || n == 27) Run(device, {m, k, n, pattern, bf16, ElementType::kFloat16, 0, true, false, false});
       }
       Run(device, {m, k, 16, pattern, bf16, ElementType::kFloat16, 2, false, true, true});
-      for (ElementType x : {ElementType::kFloat16, ElementType::kFloat32}) Run(device, {m, k, 9, pattern, fp32, x, 0, true, true, true});
+      for (ElementType x : {ElementType::kFloat16, ElementType::kFloat32})
+        Run(device, {m, k, 9, pattern, fp32, x, 0, true, true, true});
       for (ValueType type : {half, bf16, fp32}) {
         for (ElementType x : {ElementType::kFloat16, ElementType::kFloat32}) {
           Case c{m, k, 9, pattern, type, x, 0, true, true, true};
@@ -264,7 +294,8 @@ void RunAll(const cuda::DeviceInfo& device, bool quick) {
     Run(device, {130, 160, n, "uniform80", bf16, ElementType::kFloat16, 0, false, false, true});
   }
   if (!quick) {
-    for (int cluster : {0, 1, 2, 4}) Run(device, {5000, 1280, 3, "uniform80", half, ElementType::kFloat16, cluster, true});
+    for (int cluster : {0, 1, 2, 4})
+      Run(device, {5000, 1280, 3, "uniform80", half, ElementType::kFloat16, cluster, true});
     Run(device, {3000, 640, 40, "uniform50", half, ElementType::kFloat16, 0, true});
   }
   for (ValueType type : {half, bf16}) RunNonFinite(device, type);
@@ -274,7 +305,8 @@ void RunAll(const cuda::DeviceInfo& device, bool quick) {
 void RunTiny(const cuda::DeviceInfo& device) {
   for (int cluster : {1, 2, 4}) {
     for (int64_t n : {8, 16, 27}) {
-      for (ValueType type : {ValueType::kFloat16, ValueType::kBFloat16}) Run(device, {300, 200, n, "uniform50", type, ElementType::kFloat16, cluster, true, true, true});
+      for (ValueType type : {ValueType::kFloat16, ValueType::kBFloat16})
+        Run(device, {300, 200, n, "uniform50", type, ElementType::kFloat16, cluster, true, true, true});
     }
   }
 }
@@ -291,16 +323,18 @@ int main(int argc, char** argv) {
   }
   cuda::DeviceInfo device;
   test::Check(cuda::GetDeviceInfo(0, &device), "GetDeviceInfo");
-  std::printf("compute capability %d, %d multiprocessors, clusters %d %d %d\n", device.compute_capability, device.sm_count, device.clusters[0],
-              device.clusters[1], device.clusters[2]);
+  std::printf("compute capability %d, %d multiprocessors, clusters %d %d %d\n", device.compute_capability,
+              device.sm_count, device.clusters[0], device.clusters[1], device.clusters[2]);
   bool quick = false, tiny = false;
   for (int i = 1; i < argc; ++i) {
     if (std::strcmp(argv[i], "--quick") == 0) quick = true;
     if (std::strcmp(argv[i], "--tiny") == 0) tiny = true;
     if (std::strcmp(argv[i], "--sm80") == 0) device.compute_capability = 80;
   }
-  if (tiny) test::RunTiny(device);
-  else test::RunAll(device, quick);
+  if (tiny)
+    test::RunTiny(device);
+  else
+    test::RunAll(device, quick);
   std::printf("%lld elements checked, %d cases failed\n", static_cast<long long>(test::checked), test::failures);
   return test::failures == 0 ? 0 : 1;
 }

@@ -292,9 +292,16 @@ void FloatToHalfAll(const float* in, int64_t count, uint8_t* out) {
   }
 }
 
-constexpr Kernels kKernels = {"avx512",      16,        {0.94, 0.92, 0.90, 0.88, 0.86, 0.84, 0.82, 0.80},
-                              ExpandAny,     ListBits,  WidenValues,
-                              Accumulate,    Transpose, HalfToFloatAll,
+constexpr Kernels kKernels = {"avx512",
+                              16,
+                              {0.94, 0.92, 0.90, 0.88, 0.86, 0.84, 0.82, 0.82},
+                              0.85,
+                              ExpandAny,
+                              ListBits,
+                              WidenValues,
+                              Accumulate,
+                              Transpose,
+                              HalfToFloatAll,
                               FloatToHalfAll};
 
 }  // namespace

@@ -53,6 +53,10 @@ struct Kernels {
   /// From which sparsity on `list` and `accumulate` beat `expand`, for 1 to kMaxExpandColumns columns; measured.
   double skip_from[kMaxExpandColumns];
 
+  /// From which sparsity on the positions of all nonzeros are kept beside the weight, two bytes each, so that `list` is
+  /// not called at run time; measured: below it, reading them takes longer than listing.
+  double index_from;
+
   /// Few columns. Expands the range in registers and multiplies it with x [columns, 64·words], zero past K.
   /// out [row_end - row_begin, columns] is added to.
   void (*expand)(const WeightView& weight, const ExpandRange& range, const float* x, int64_t columns, float* out);

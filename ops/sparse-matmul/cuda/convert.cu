@@ -12,10 +12,10 @@ constexpr int kThreads = 256;
 constexpr uint32_t kAllLanes = 0xffffffffu;
 
 struct Source {
-  const uint32_t* bitmap;       // rows of `words` 32-bit words
-  const int32_t* row_offsets;   // [rows + 1]
+  const uint32_t* bitmap;      // rows of `words` 32-bit words
+  const int32_t* row_offsets;  // [rows + 1]
   const void* values;
-  uint32_t* prefix;             // [rows, units] stored values of the row before the unit
+  uint32_t* prefix;  // [rows, units] stored values of the row before the unit
   int64_t row_words;
   int rows, units;
 };
@@ -59,7 +59,8 @@ __device__ Chunk ChunkOf(const Partition& p, int panel_index, int unit, int half
   int lane = static_cast<int>((static_cast<int64_t>(unit) * lanes) / p.units);
   while (KLaneStart(lane + 1, lanes, p.units) <= unit) ++lane;
   while (KLaneStart(lane, lanes, p.units) > unit) --lane;
-  const int lane_start = KLaneStart(lane, lanes, p.units), lane_units = KLaneStart(lane + 1, lanes, p.units) - lane_start;
+  const int lane_start = KLaneStart(lane, lanes, p.units),
+            lane_units = KLaneStart(lane + 1, lanes, p.units) - lane_start;
   Chunk chunk;
   chunk.unit = unit;
   chunk.tiles = HalfTiles(end - begin, half);
@@ -74,13 +75,15 @@ __global__ void MeasureChunks(const __grid_constant__ Partition p, Source s, uin
   const int lane = threadIdx.x & 31, half = threadIdx.x / 32;
   const Chunk chunk = ChunkOf(p, blockIdx.y, blockIdx.x, half);
   uint32_t count = 0;
-  for (int row = lane; row < chunk.tiles * kTileRows; row += 32) count += __popc(Word(s, chunk.first_row + row, chunk.unit));
+  for (int row = lane; row < chunk.tiles * kTileRows; row += 32)
+    count += __popc(Word(s, chunk.first_row + row, chunk.unit));
   count = __reduce_add_sync(kAllLanes, count);
   const uint32_t bytes = chunk.tiles == 0 ? 0 : kChunkHeader + chunk.tiles * kTileMaskBytes + 2 * count;
   if (lane == 0) table[chunk.entry + 1] = (bytes + 15) / 16;
 }
 
-/// Sizes to offsets, in place, by one thread block. results[0] = largest chunk, results[1] = largest pair, results[2] = total.
+/// Sizes to offsets, in place, by one thread block. results[0] = largest chunk, results[1] = largest pair, results[2] =
+/// total.
 __global__ void __launch_bounds__(1024) ScanTable(uint32_t* table, int64_t chunks, uint32_t* results) {
   __shared__ uint32_t sums[1024], largest_chunk, largest_pair;
   const int64_t each = (chunks / 2 + 1023) / 1024 * 2;
@@ -116,9 +119,13 @@ __global__ void __launch_bounds__(1024) ScanTable(uint32_t* table, int64_t chunk
 template <typename From>
 __device__ uint16_t ToBits(From value);
 template <>
-__device__ uint16_t ToBits(uint16_t value) { return value; }
+__device__ uint16_t ToBits(uint16_t value) {
+  return value;
+}
 template <>
-__device__ uint16_t ToBits(float value) { return __half_as_ushort(__float2half_rn(value)); }
+__device__ uint16_t ToBits(float value) {
+  return __half_as_ushort(__float2half_rn(value));
+}
 
 /// One warp a chunk, in the order of layout.h.
 template <typename From>
@@ -147,7 +154,8 @@ __global__ void FillChunks(const __grid_constant__ Partition p, Source s, const 
       }
       const int pair = tile >> 1;
       const bool wide = (tile | 1) < chunk.tiles;
-      const int mask_at = kChunkHeader + pair * 2 * kTileMaskBytes + (wide ? lane * 4 + (tile & 1) * 2 : lane * 2) + step;
+      const int mask_at =
+          kChunkHeader + pair * 2 * kTileMaskBytes + (wide ? lane * 4 + (tile & 1) * 2 : lane * 2) + step;
       out[mask_at] = static_cast<uint8_t>(mask);
       if (lane == 0 && tile + step > 0) reinterpret_cast<uint16_t*>(out)[tile * 2 + step] = static_cast<uint16_t>(base);
       uint16_t* to = reinterpret_cast<uint16_t*>(out + base) + sum - __popc(mask);
@@ -166,7 +174,8 @@ __global__ void FillChunks(const __grid_constant__ Partition p, Source s, const 
 
 __global__ void FindInexact(const float* values, int64_t count, uint32_t* inexact) {
   const int64_t i = blockIdx.x * static_cast<int64_t>(kThreads) + threadIdx.x;
-  const bool differs = i < count && __float_as_uint(__half2float(__float2half_rn(values[i]))) != __float_as_uint(values[i]);
+  const bool differs =
+      i < count && __float_as_uint(__half2float(__float2half_rn(values[i]))) != __float_as_uint(values[i]);
   if (__any_sync(kAllLanes, differs) && (threadIdx.x & 31) == 0) *inexact = 1;
 }
 
@@ -214,7 +223,8 @@ cudaError_t Convert(const DeviceParts& parts, void* staging, void* layout, cudaS
   }
   cudaError_t error = cudaGetLastError();
   uint32_t measured[3] = {};
-  if (error == cudaSuccess) error = cudaMemcpyAsync(measured, results, sizeof(measured), cudaMemcpyDeviceToHost, stream);
+  if (error == cudaSuccess)
+    error = cudaMemcpyAsync(measured, results, sizeof(measured), cudaMemcpyDeviceToHost, stream);
   if (error == cudaSuccess) error = cudaStreamSynchronize(stream);
   if (error != cudaSuccess) return error;
   plan->max_chunk_bytes = measured[0] * 16;

@@ -1,4 +1,5 @@
-// The gather kernel for bfloat16 weights: float16 X is split into two bfloat16 terms, exactly, so it takes two products.
+// The gather kernel for bfloat16 weights: float16 X is split into two bfloat16 terms, exactly, so it takes two
+// products.
 #include "ops/sparse-matmul/cuda/gather_launch.cuh"
 
 namespace flashllm::cuda {

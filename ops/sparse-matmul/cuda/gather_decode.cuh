@@ -44,11 +44,15 @@ __device__ __forceinline__ void SetX(XFragments<kNTiles, kBf16>& x, const uint32
 /// Adds to every lane the sum of the lanes below it, step by step (a step is one shuffle and one predicated addition).
 template <int kDistance>
 __device__ __forceinline__ void ScanStep(uint32_t& sum) {
-  asm volatile("{\n.reg .pred in;\n.reg .b32 other;\nshfl.sync.up.b32 other|in,%0,%1,0,0xffffffff;\n@in add.u32 %0,%0,other;\n}" : "+r"(sum) : "n"(kDistance));
+  asm volatile(
+      "{\n.reg .pred in;\n.reg .b32 other;\nshfl.sync.up.b32 other|in,%0,%1,0,0xffffffff;\n@in add.u32 %0,%0,other;\n}"
+      : "+r"(sum)
+      : "n"(kDistance));
 }
 
-/// One element where the mask's bit is set, else zero; `pointer` moves past what was read. Not volatile, so that independent chains
-/// interleave: the address depends on masks that were read after the wait, and the product that uses the element precedes the release.
+/// One element where the mask's bit is set, else zero; `pointer` moves past what was read. Not volatile, so that
+/// independent chains interleave: the address depends on masks that were read after the wait, and the product that uses
+/// the element precedes the release.
 template <int kBit>
 __device__ __forceinline__ uint32_t GatherElement(uint32_t mask, uint32_t& pointer) {
   uint32_t element = 0;
@@ -59,10 +63,12 @@ __device__ __forceinline__ uint32_t GatherElement(uint32_t mask, uint32_t& point
   return element;
 }
 
-/// acc[i] += chunk's tile i x X for a chunk of kTiles tiles. `chunk` is a shared-memory address. Returns the chunk's bytes.
-/// Byte-wise inclusive sums cannot go wrong by a carry: only lane 31's can reach 256, and exclusive ones are its difference.
+/// acc[i] += chunk's tile i x X for a chunk of kTiles tiles. `chunk` is a shared-memory address. Returns the chunk's
+/// bytes. Byte-wise inclusive sums cannot go wrong by a carry: only lane 31's can reach 256, and exclusive ones are its
+/// difference.
 template <int kTiles, int kNTiles, bool kBf16>
-__device__ __forceinline__ uint32_t DecodeTiles(uint32_t chunk, int lane, const XFragments<kNTiles, kBf16>& x, float (&acc)[kHalfTiles][kNTiles][4]) {
+__device__ __forceinline__ uint32_t DecodeTiles(uint32_t chunk, int lane, const XFragments<kNTiles, kBf16>& x,
+                                                float (&acc)[kHalfTiles][kNTiles][4]) {
   constexpr int kWords = (kTiles + 1) / 2;
   const uint4 base4 = ptx::LoadShared128(chunk);
   const uint32_t bases[kHalfTiles] = {base4.x, base4.y, base4.z, base4.w};
@@ -110,7 +116,8 @@ __device__ __forceinline__ uint32_t DecodeTiles(uint32_t chunk, int lane, const 
       const uint32_t e1 = GatherElement<1>(m, first), e5 = GatherElement<5>(m, second);
       const uint32_t e2 = GatherElement<2>(m, first), e6 = GatherElement<6>(m, second);
       const uint32_t e3 = GatherElement<3>(m, first), e7 = GatherElement<7>(m, second);
-      const uint32_t a[4] = {__byte_perm(e0, e1, 0x5410), __byte_perm(e2, e3, 0x5410), __byte_perm(e4, e5, 0x5410), __byte_perm(e6, e7, 0x5410)};
+      const uint32_t a[4] = {__byte_perm(e0, e1, 0x5410), __byte_perm(e2, e3, 0x5410), __byte_perm(e4, e5, 0x5410),
+                             __byte_perm(e6, e7, 0x5410)};
 #pragma unroll
       for (int j = 0; j < kNTiles; ++j) {
         ptx::Mma<kBf16>(acc[tile][j], a, x.high[j][2 * step], x.high[j][2 * step + 1]);
@@ -121,15 +128,23 @@ __device__ __forceinline__ uint32_t DecodeTiles(uint32_t chunk, int lane, const 
   return base4.x & 0xffffu;
 }
 
-/// The same for a number of tiles known at run time, the same in the whole warp. Straight code for each keeps the chains apart.
+/// The same for a number of tiles known at run time, the same in the whole warp. Straight code for each keeps the
+/// chains apart.
 template <int kNTiles, bool kBf16>
-__device__ __forceinline__ uint32_t DecodeChunk(uint32_t chunk, int tiles, int lane, const XFragments<kNTiles, kBf16>& x, float (&acc)[kHalfTiles][kNTiles][4]) {
+__device__ __forceinline__ uint32_t DecodeChunk(uint32_t chunk, int tiles, int lane,
+                                                const XFragments<kNTiles, kBf16>& x,
+                                                float (&acc)[kHalfTiles][kNTiles][4]) {
   switch (tiles) {
-    case 4: return DecodeTiles<4, kNTiles, kBf16>(chunk, lane, x, acc);
-    case 3: return DecodeTiles<3, kNTiles, kBf16>(chunk, lane, x, acc);
-    case 2: return DecodeTiles<2, kNTiles, kBf16>(chunk, lane, x, acc);
-    case 1: return DecodeTiles<1, kNTiles, kBf16>(chunk, lane, x, acc);
-    default: return 0;
+    case 4:
+      return DecodeTiles<4, kNTiles, kBf16>(chunk, lane, x, acc);
+    case 3:
+      return DecodeTiles<3, kNTiles, kBf16>(chunk, lane, x, acc);
+    case 2:
+      return DecodeTiles<2, kNTiles, kBf16>(chunk, lane, x, acc);
+    case 1:
+      return DecodeTiles<1, kNTiles, kBf16>(chunk, lane, x, acc);
+    default:
+      return 0;
   }
 }
 

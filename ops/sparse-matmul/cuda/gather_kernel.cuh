@@ -1,4 +1,5 @@
-// The tensor-core kernel: one thread block a multiprocessor, its warps cut K, a cluster of thread blocks cuts K further.
+// The tensor-core kernel: one thread block a multiprocessor, its warps cut K, a cluster of thread blocks cuts K
+// further.
 #pragma once
 
 #include "ops/sparse-matmul/cuda/gather_decode.cuh"
@@ -27,13 +28,16 @@ FLASHLLM_HD constexpr int BarrierBytes(int warps) { return warps * kMaxStages * 
 FLASHLLM_HD constexpr int PartialBytes(int warps) { return warps * kRoundTiles * 128 * 4; }
 /// Accumulator tiles of a warp in one pass, and the rounds in which they are summed.
 FLASHLLM_HD constexpr int PassTiles(int halves, int n_tiles) { return halves * kHalfTiles * n_tiles; }
-FLASHLLM_HD constexpr int PassRounds(int halves, int n_tiles) { return (PassTiles(halves, n_tiles) + kRoundTiles - 1) / kRoundTiles; }
+FLASHLLM_HD constexpr int PassRounds(int halves, int n_tiles) {
+  return (PassTiles(halves, n_tiles) + kRoundTiles - 1) / kRoundTiles;
+}
 FLASHLLM_HD constexpr int ReceiveBytes(int cluster, int halves, int n_tiles) {
   return cluster == 1 ? 0 : cluster * PassRounds(halves, n_tiles) * kRoundTiles * 128 * 4;
 }
 
 template <int kNTiles>
-__device__ __forceinline__ void LoadX(const GatherParams& p, int first_column, int unit, int lane, uint32_t (&raw)[kNTiles][4]) {
+__device__ __forceinline__ void LoadX(const GatherParams& p, int first_column, int unit, int lane,
+                                      uint32_t (&raw)[kNTiles][4]) {
   const int k = unit * kUnitK + 8 * (lane & 3);
 #pragma unroll
   for (int j = 0; j < kNTiles; ++j) {
@@ -70,8 +74,8 @@ template <int kNTiles, int kWarps, int kHalves, bool kBf16>
 class GatherBlock {
  public:
   static constexpr int kRounds = PassRounds(kHalves, kNTiles);
-  static constexpr int kTasks = kRoundTiles * 4;             // a round's: (tile, fragment register)
-  static constexpr int kTasksPerWarp = kTasks / kWarps;      // 1 or 2
+  static constexpr int kTasks = kRoundTiles * 4;         // a round's: (tile, fragment register)
+  static constexpr int kTasksPerWarp = kTasks / kWarps;  // 1 or 2
   using Accumulators = float[kHalves][kHalfTiles][kNTiles][4];
 
   __device__ __forceinline__ GatherBlock(const GatherParams& p, uint8_t* shared) : p_(p) {
@@ -84,8 +88,10 @@ class GatherBlock {
 
   __device__ __forceinline__ int rank() const { return rank_; }
 
-  /// Sums a pass over warps and cluster in a fixed order and stores it. `row0[h]`: first row of half h, `tiles[h]`: its tiles.
-  __device__ __forceinline__ void Finish(Accumulators& acc, const int (&row0)[kHalves], const int (&tiles)[kHalves], int column0, bool last) {
+  /// Sums a pass over warps and cluster in a fixed order and stores it. `row0[h]`: first row of half h, `tiles[h]`: its
+  /// tiles.
+  __device__ __forceinline__ void Finish(Accumulators& acc, const int (&row0)[kHalves], const int (&tiles)[kHalves],
+                                         int column0, bool last) {
     const int warp = threadIdx.x / 32, lane = threadIdx.x & 31;
     float sums[kRounds][kTasksPerWarp];
 #pragma unroll
@@ -95,7 +101,7 @@ class GatherBlock {
       for (int i = 0; i < kRoundTiles; ++i) {
         const int q = round * kRoundTiles + i;
         if (q >= PassTiles(kHalves, kNTiles)) break;
-        float(&c)[4] = acc[q / (kHalfTiles * kNTiles)][q / kNTiles % kHalfTiles][q % kNTiles];
+        float (&c)[4] = acc[q / (kHalfTiles * kNTiles)][q / kNTiles % kHalfTiles][q % kNTiles];
 #pragma unroll
         for (int r = 0; r < 4; ++r) partial_[((warp * kRoundTiles + i) * 4 + r) * 32 + lane] = c[r];
       }
@@ -119,8 +125,8 @@ class GatherBlock {
         if (q >= PassTiles(kHalves, kNTiles) || Owner(round, id) != rank_) continue;
         const int half = q / (kHalfTiles * kNTiles), tile = q / kNTiles % kHalfTiles, j = q % kNTiles;
         if (tile >= tiles[kHalves == 1 ? 0 : half]) continue;
-        Store(p_, row0[kHalves == 1 ? 0 : half] + tile * kTileRows + (lane >> 2) + 8 * (r >> 1), column0 + 8 * j + 2 * (lane & 3) + (r & 1),
-              sums[round][task]);
+        Store(p_, row0[kHalves == 1 ? 0 : half] + tile * kTileRows + (lane >> 2) + 8 * (r >> 1),
+              column0 + 8 * j + 2 * (lane & 3) + (r & 1), sums[round][task]);
       }
     }
 #if __CUDA_ARCH__ >= 900
@@ -159,7 +165,8 @@ class GatherBlock {
         const int id = warp + task * kWarps;
         if (Owner(round, id) != rank_) continue;
         float sum = 0.0f;
-        for (int from = 0; from < cluster; ++from) sum += receive_[((from * kRounds + round) * kTasks + id) * 32 + lane];
+        for (int from = 0; from < cluster; ++from)
+          sum += receive_[((from * kRounds + round) * kTasks + id) * 32 + lane];
         sums[round][task] = sum;
       }
     }
@@ -185,9 +192,11 @@ __global__ void __launch_bounds__(kWarps * 32, 1) GatherMatMul(const __grid_cons
   const int tile_start = cut.tile_start[row_block], tiles = cut.tile_start[row_block + 1] - tile_start;
 
   const uint32_t shared_at = ptx::SharedAddress(shared);
-  const uint32_t ring = shared_at + BarrierBytes(kWarps) + PartialBytes(kWarps) + ReceiveBytes(cut.cluster, kHalves, kNTiles);
+  const uint32_t ring =
+      shared_at + BarrierBytes(kWarps) + PartialBytes(kWarps) + ReceiveBytes(cut.cluster, kHalves, kNTiles);
   const WarpRuns runs(panels, panel_start, cut.units, block.rank() * kKLanes + warp, kKLanes * cut.cluster);
-  Stream<kWarps, kHalves> stream(p.table, p.chunks, ring + warp * p.stages * p.slot_bytes, shared_at + warp * kMaxStages * 8, p.slot_bytes, p.stages, runs);
+  Stream<kWarps, kHalves> stream(p.table, p.chunks, ring + warp * p.stages * p.slot_bytes,
+                                 shared_at + warp * kMaxStages * 8, p.slot_bytes, p.stages, runs);
   // A full ring at once would queue behind every other warp's copies: start with two stages, then run ahead.
   int ahead = 0;
   for (; ahead < 2 && ahead < p.stages; ++ahead) stream.Issue();
@@ -216,21 +225,21 @@ __global__ void __launch_bounds__(kWarps * 32, 1) GatherMatMul(const __grid_cons
         const int next_begin = runs.length[next] > 0 ? runs.begin[next] : runs.begin[run];
 #pragma unroll 1
         for (int unit = 0; unit < runs.length[run]; ++unit) {
-        XFragments<kNTiles, kBf16> x;
-        SetX<kNTiles, kBf16>(x, raw);
-        // The next stage's X, a stage ahead: of this run, or of the next run that is not empty.
-        LoadX<kNTiles>(p, column0, unit + 1 < runs.length[run] ? runs.begin[run] + unit + 1 : next_begin, lane, raw);
-        if (ahead < p.stages) {
-          stream.Issue();
-          ++ahead;
-        }
-        uint32_t chunk = stream.Wait(ahead - 1);
+          XFragments<kNTiles, kBf16> x;
+          SetX<kNTiles, kBf16>(x, raw);
+          // The next stage's X, a stage ahead: of this run, or of the next run that is not empty.
+          LoadX<kNTiles>(p, column0, unit + 1 < runs.length[run] ? runs.begin[run] + unit + 1 : next_begin, lane, raw);
+          if (ahead < p.stages) {
+            stream.Issue();
+            ++ahead;
+          }
+          uint32_t chunk = stream.Wait(ahead - 1);
 #pragma unroll
-        for (int h = 0; h < kHalves; ++h) {  // half 1 follows half 0
-          if (half_tiles[h] > 0) chunk += DecodeChunk<kNTiles, kBf16>(chunk, half_tiles[h], lane, x, acc[h]);
-        }
-        stream.Release();
-        stream.Issue();
+          for (int h = 0; h < kHalves; ++h) {  // half 1 follows half 0
+            if (half_tiles[h] > 0) chunk += DecodeChunk<kNTiles, kBf16>(chunk, half_tiles[h], lane, x, acc[h]);
+          }
+          stream.Release();
+          stream.Issue();
         }
       }
       block.Finish(acc, row0, half_tiles, column0, panel + 1 == panels && pass + 1 == WarpRuns::kPasses);

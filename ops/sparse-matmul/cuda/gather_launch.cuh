@@ -12,14 +12,16 @@ template <int kNTiles, int kWarps, int kHalves, bool kBf16>
 struct GatherInstance {
   static constexpr int kColumns = 8 * kNTiles;
 
-  static int FixedBytes(int cluster) { return BarrierBytes(kWarps) + PartialBytes(kWarps) + ReceiveBytes(cluster, kHalves, kNTiles); }
+  static int FixedBytes(int cluster) {
+    return BarrierBytes(kWarps) + PartialBytes(kWarps) + ReceiveBytes(cluster, kHalves, kNTiles);
+  }
 
   static int SlotBytes(const WeightPlan& plan) {
     return std::max<int>(16, kHalves == 2 ? plan.max_unit_bytes : plan.max_chunk_bytes);
   }
 
-  /// Stages of the ring, 0 where not one fits. Deeper rings are slower: reads of X queue behind every weight byte in flight, so there
-  /// should be no more of those than keep the memory busy.
+  /// Stages of the ring, 0 where not one fits. Deeper rings are slower: reads of X queue behind every weight byte in
+  /// flight, so there should be no more of those than keep the memory busy.
   static int Stages(const WeightPlan& plan) {
     constexpr int kEnoughBytes = 48 << 10;
     const int left = plan.device.shared_bytes - FixedBytes(plan.cluster), stage_bytes = kWarps * SlotBytes(plan);
@@ -51,7 +53,8 @@ struct GatherInstance {
   }
 
   static cudaError_t Prepare(const DeviceInfo& info) {
-    return cudaFuncSetAttribute(GatherMatMul<kNTiles, kWarps, kHalves, kBf16>, cudaFuncAttributeMaxDynamicSharedMemorySize, info.shared_bytes);
+    return cudaFuncSetAttribute(GatherMatMul<kNTiles, kWarps, kHalves, kBf16>,
+                                cudaFuncAttributeMaxDynamicSharedMemorySize, info.shared_bytes);
   }
 
   /// How many clusters of 2 and 4 blocks run at once.
@@ -69,7 +72,8 @@ struct GatherInstance {
       config.dynamicSmemBytes = info->shared_bytes;
       config.attrs = &attribute;
       config.numAttrs = 1;
-      const cudaError_t error = cudaOccupancyMaxActiveClusters(&info->clusters[i], GatherMatMul<kNTiles, kWarps, kHalves, kBf16>, &config);
+      const cudaError_t error =
+          cudaOccupancyMaxActiveClusters(&info->clusters[i], GatherMatMul<kNTiles, kWarps, kHalves, kBf16>, &config);
       if (error != cudaSuccess) return error;
     }
     return cudaSuccess;

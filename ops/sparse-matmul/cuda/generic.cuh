@@ -1,4 +1,5 @@
-// The plain kernel: reads the canonical parts, any types. For float32 weights or X, where the tensor cores' types would round.
+// The plain kernel: reads the canonical parts, any types. For float32 weights or X, where the tensor cores' types would
+// round.
 #pragma once
 
 #include <cuda_bf16.h>
@@ -28,7 +29,8 @@ __device__ __forceinline__ float ToFloat(__nv_bfloat16 value) { return __bfloat1
 __device__ __forceinline__ void FromFloat(float value, float* to) { *to = value; }
 __device__ __forceinline__ void FromFloat(float value, __half* to) { *to = __float2half_rn(value); }
 
-/// One warp a row and 8 columns: a lane takes every 32nd word of the row's bitmap, then the lanes' sums are added as a tree.
+/// One warp a row and 8 columns: a lane takes every 32nd word of the row's bitmap, then the lanes' sums are added as a
+/// tree.
 template <typename Value, typename Element>
 __global__ void __launch_bounds__(kGenericThreads) GenericMatMul(const __grid_constant__ GenericParams p) {
   const int row = (blockIdx.x * kGenericThreads + threadIdx.x) / 32, lane = threadIdx.x & 31;

@@ -1,20 +1,25 @@
 // The gather layout, as its converter writes and its kernels read it.
 //
-// A weight is cut into 16-row tiles; a row block (one thread block, or one cluster) owns consecutive tiles, in panels of at most 8.
-// K is cut into units of 32. Panel x unit is two *chunks*: half 0 holds the first ceil(n/2) of the panel's n tiles, half 1 the rest.
+// A weight is cut into 16-row tiles; a row block (one thread block, or one cluster) owns consecutive tiles, in panels
+// of at most 8. K is cut into units of 32. Panel x unit is two *chunks*: half 0 holds the first ceil(n/2) of the
+// panel's n tiles, half 1 the rest.
 //
 // A chunk, 16-byte aligned and padded, of n tiles (0 to 4):
-//   u16 base[4][2]      byte offset, from the chunk's start, of the values of tile i, k16-step s; base[0][0], which is known
+//   u16 base[4][2]      byte offset, from the chunk's start, of the values of tile i, k16-step s; base[0][0], which is
+//   known
 //                       (16 + 64 n), holds the chunk's bytes instead
-//   mask words          tiles 0 and 1: u32[32 lanes], one byte for each of (tile 0, s 0), (0, 1), (1, 0), (1, 1); then tiles 2 and 3;
+//   mask words          tiles 0 and 1: u32[32 lanes], one byte for each of (tile 0, s 0), (0, 1), (1, 0), (1, 1); then
+//   tiles 2 and 3;
 //                       an odd last tile: u16[32 lanes]
 //   values              16 bits each, in the order tile, s, lane, bit
-// Lane (g = lane / 4, t = lane % 4) owns in tile i, step s the A fragment of mma.m16n8k16: bit 2r + h of its byte is the element at
+// Lane (g = lane / 4, t = lane % 4) owns in tile i, step s the A fragment of mma.m16n8k16: bit 2r + h of its byte is
+// the element at
 //   row 16 i + g + 8 (r & 1),  k = 8 t + 4 s + 2 (r >> 1) + h of the unit,
 // so that its B fragments of a whole unit are 16 contiguous bytes of one row of X.
 //
-// The table of chunk offsets (u32, in units of 16 bytes from the table's end; one more than there are chunks) lies before the chunks,
-// in the order row block, K lane, panel, unit, half. A K lane is what one warp does: unit range KLaneStart(q) .. KLaneStart(q + 1).
+// The table of chunk offsets (u32, in units of 16 bytes from the table's end; one more than there are chunks) lies
+// before the chunks, in the order row block, K lane, panel, unit, half. A K lane is what one warp does: unit range
+// KLaneStart(q) .. KLaneStart(q + 1).
 #pragma once
 
 #include <cstdint>

@@ -10,25 +10,28 @@ namespace {
 
 int BlocksOf(const DeviceInfo& device, int cluster) { return std::max(1, device.clusters[cluster / 2]); }
 
-/// What the busiest thread block does with this cluster size, in 16-row tiles decoded along all of K.
-double CostOfCluster(int64_t tiles, const DeviceInfo& device, int cluster) {
+/// Time of the busiest thread block with this cluster size, in units of one 16-row tile of one K unit. Fitted to an
+/// H100's timings.
+double CostOfCluster(int64_t tiles, int64_t units, const DeviceInfo& device, int cluster) {
   const int64_t blocks = std::min<int64_t>(tiles, BlocksOf(device, cluster));
   const int64_t busiest = (tiles + blocks - 1) / blocks, panels = (busiest + kPanelTiles - 1) / kPanelTiles;
-  // A unit's copies and reads of X take as many instructions as 1.5 tiles, whatever the panel holds. Exchanging partial sums costs too.
-  constexpr double kPanelCost = 1.5, kExchangeCost = 0.05;
-  return (busiest + kPanelCost * panels) / cluster * (1.0 + kExchangeCost * (cluster - 1));
+  // A unit's copies and reads of X take as many instructions as 1.5 tiles, whatever the panel holds; exchanging sums
+  // takes some 3 us.
+  constexpr double kPanelCost = 1.5, kExchangeCost = 160;
+  return (busiest + kPanelCost * panels) / cluster * units + (cluster > 1 ? kExchangeCost : 0);
 }
 
-int ChooseCluster(int64_t tiles, const DeviceInfo& device) {
+int ChooseCluster(int64_t tiles, int64_t units, const DeviceInfo& device) {
   if (device.compute_capability < 90) return 1;
   int best = 1;
   for (int cluster : {2, 4}) {
-    if (CostOfCluster(tiles, device, cluster) < CostOfCluster(tiles, device, best)) best = cluster;
+    if (CostOfCluster(tiles, units, device, cluster) < CostOfCluster(tiles, units, device, best)) best = cluster;
   }
   return best;
 }
 
-/// Cuts the tiles into `blocks` runs of about equal bytes; every block gets at least one tile (there are at least as many tiles).
+/// Cuts the tiles into `blocks` runs of about equal bytes; every block gets at least one tile (there are at least as
+/// many tiles).
 std::vector<uint16_t> CutByBytes(const PackedWeight& weight, int64_t tiles, int blocks) {
   const int64_t mask_bytes = kTileRows * static_cast<int64_t>(BitmapRowBytes(weight.in_features));
   const auto bytes_before = [&](int64_t tile) {
@@ -51,14 +54,16 @@ std::vector<uint16_t> CutByBytes(const PackedWeight& weight, int64_t tiles, int 
 
 }  // namespace
 
-cudaError_t MakePlan(const PackedWeight& weight, const DeviceInfo& device, const PlanOptions& options, WeightPlan* plan) {
+cudaError_t MakePlan(const PackedWeight& weight, const DeviceInfo& device, const PlanOptions& options,
+                     WeightPlan* plan) {
   *plan = WeightPlan{};
   plan->value_type = weight.value_type;
   plan->out_features = weight.out_features;
   plan->in_features = weight.in_features;
   plan->nnz = weight.nnz;
   plan->device = device;
-  plan->stream_bytes = weight.out_features * BitmapRowBytes(weight.in_features) + weight.nnz * SizeOf(weight.value_type);
+  plan->stream_bytes =
+      weight.out_features * BitmapRowBytes(weight.in_features) + weight.nnz * SizeOf(weight.value_type);
 
   const int64_t tiles = (weight.out_features + kTileRows - 1) / kTileRows;
   const int64_t units = (weight.in_features + kUnitK - 1) / kUnitK;
@@ -68,7 +73,7 @@ cudaError_t MakePlan(const PackedWeight& weight, const DeviceInfo& device, const
 
   plan->layout = Layout::kGather;
   if (weight.value_type == ValueType::kFloat32) plan->value_type = ValueType::kFloat16;
-  plan->cluster = options.cluster != 0 ? options.cluster : ChooseCluster(tiles, device);
+  plan->cluster = options.cluster != 0 ? options.cluster : ChooseCluster(tiles, units, device);
   if (device.compute_capability < 90) plan->cluster = 1;
   plan->blocks = static_cast<int>(std::min<int64_t>({tiles, BlocksOf(device, plan->cluster), kMaxBlocks}));
   plan->tile_start = CutByBytes(weight, tiles, plan->blocks);
@@ -81,7 +86,8 @@ cudaError_t MakePlan(const PackedWeight& weight, const DeviceInfo& device, const
   const int64_t chunks = 2 * units * plan->panel_start[plan->blocks];
   plan->table_bytes = ((chunks + 1) * 4 + 127) / 128 * 128;
   // Each chunk has a header and is padded by at most 15 bytes.
-  plan->layout_bytes = plan->table_bytes + chunks * (kChunkHeader + 15) + tiles * units * kTileMaskBytes + weight.nnz * 2;
+  plan->layout_bytes =
+      plan->table_bytes + chunks * (kChunkHeader + 15) + tiles * units * kTileMaskBytes + weight.nnz * 2;
   // Converting: a prefix count for every (row, unit), then two results.
   plan->staging_bytes = weight.out_features * units * 4 + 256;
   return cudaSuccess;

@@ -17,10 +17,12 @@ cudaError_t LaunchGeneric(const GenericParams& params, cudaStream_t stream) {
 
 template <typename Value>
 cudaError_t LaunchGeneric(const GenericParams& params, ElementType type, cudaStream_t stream) {
-  return type == ElementType::kFloat32 ? LaunchGeneric<Value, float>(params, stream) : LaunchGeneric<Value, __half>(params, stream);
+  return type == ElementType::kFloat32 ? LaunchGeneric<Value, float>(params, stream)
+                                       : LaunchGeneric<Value, __half>(params, stream);
 }
 
-cudaError_t LaunchCanonical(const WeightPlan& plan, const DeviceParts& parts, const MatMulArgs& args, cudaStream_t stream) {
+cudaError_t LaunchCanonical(const WeightPlan& plan, const DeviceParts& parts, const MatMulArgs& args,
+                            cudaStream_t stream) {
   GenericParams params = {};
   params.bitmap = reinterpret_cast<const uint32_t*>(parts.bitmap);
   params.row_offsets = parts.row_offsets;
@@ -35,14 +37,18 @@ cudaError_t LaunchCanonical(const WeightPlan& plan, const DeviceParts& parts, co
   params.n = static_cast<int>(args.n);
   params.relu = args.activation == Activation::kRelu;
   switch (parts.value_type) {
-    case ValueType::kFloat32: return LaunchGeneric<float>(params, args.type, stream);
-    case ValueType::kFloat16: return LaunchGeneric<__half>(params, args.type, stream);
-    case ValueType::kBFloat16: return LaunchGeneric<__nv_bfloat16>(params, args.type, stream);
+    case ValueType::kFloat32:
+      return LaunchGeneric<float>(params, args.type, stream);
+    case ValueType::kFloat16:
+      return LaunchGeneric<__half>(params, args.type, stream);
+    case ValueType::kBFloat16:
+      return LaunchGeneric<__nv_bfloat16>(params, args.type, stream);
   }
   return cudaErrorInvalidValue;
 }
 
-cudaError_t LaunchSlice(const WeightPlan& plan, const void* layout, const DeviceParts& parts, const MatMulArgs& args, cudaStream_t stream) {
+cudaError_t LaunchSlice(const WeightPlan& plan, const void* layout, const DeviceParts& parts, const MatMulArgs& args,
+                        cudaStream_t stream) {
   if (plan.layout == Layout::kCanonical) return LaunchCanonical(plan, parts, args, stream);
   return plan.value_type == ValueType::kBFloat16 ? LaunchGatherBf16(plan, layout, args, stream)
                                                  : LaunchGatherHalf(plan, layout, args, stream);
@@ -57,7 +63,8 @@ cudaError_t GetDeviceInfo(int device, DeviceInfo* info) {
   cudaError_t error = cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device);
   if (error == cudaSuccess) error = cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device);
   if (error == cudaSuccess) error = cudaDeviceGetAttribute(&info->sm_count, cudaDevAttrMultiProcessorCount, device);
-  if (error == cudaSuccess) error = cudaDeviceGetAttribute(&info->shared_bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
+  if (error == cudaSuccess)
+    error = cudaDeviceGetAttribute(&info->shared_bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
   if (error != cudaSuccess) return error;
   info->compute_capability = major * 10 + minor;
   if (info->compute_capability < 80) return cudaErrorNoKernelImageForDevice;
@@ -65,7 +72,8 @@ cudaError_t GetDeviceInfo(int device, DeviceInfo* info) {
   return error == cudaSuccess ? PrepareGatherBf16(info) : error;
 }
 
-cudaError_t Launch(const WeightPlan& plan, const void* layout, const DeviceParts& parts, const MatMulArgs& args, cudaStream_t stream) {
+cudaError_t Launch(const WeightPlan& plan, const void* layout, const DeviceParts& parts, const MatMulArgs& args,
+                   cudaStream_t stream) {
   if (!Supports(plan, args.type) || args.n < 0) return cudaErrorInvalidValue;
   // A grid's second dimension has at most 65,535 blocks, of 8 columns at the least.
   constexpr int64_t kMaxColumns = int64_t{8} * 65535;
@@ -75,7 +83,8 @@ cudaError_t Launch(const WeightPlan& plan, const void* layout, const DeviceParts
     slice.n = args.n - first < kMaxColumns ? args.n - first : kMaxColumns;
     slice.x = static_cast<const char*>(args.x) + first * plan.in_features * element;
     slice.y = static_cast<char*>(args.y) + first * plan.out_features * element;
-    if (args.residual != nullptr) slice.residual = static_cast<const char*>(args.residual) + first * plan.out_features * element;
+    if (args.residual != nullptr)
+      slice.residual = static_cast<const char*>(args.residual) + first * plan.out_features * element;
     const cudaError_t error = LaunchSlice(plan, layout, parts, slice, stream);
     if (error != cudaSuccess) return error;
   }

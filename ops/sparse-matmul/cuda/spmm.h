@@ -1,8 +1,10 @@
-// SparseMatMul on NVIDIA GPUs: Y[N, M] = act(X[N, K] · Wᵀ + bias) + residual, accumulated in float32. docs/kernels.md tells how and why.
+// SparseMatMul on NVIDIA GPUs: Y[N, M] = act(X[N, K] · Wᵀ + bias) + residual, accumulated in float32. docs/kernels.md
+// tells how and why.
 //
-// Life of a weight:  MakePlan (host arithmetic) -> the caller allocates plan.layout_bytes and plan.staging_bytes of device memory and
-// copies the canonical parts (docs/format.md) into device memory -> Convert (kernels) -> staging and parts are freed -> Launch, any
-// number of times, from any streams at once. A weight that the plan calls Layout::kCanonical keeps its parts on the device instead.
+// Life of a weight:  MakePlan (host arithmetic) -> the caller allocates plan.layout_bytes and plan.staging_bytes of
+// device memory and copies the canonical parts (docs/format.md) into device memory -> Convert (kernels) -> staging and
+// parts are freed -> Launch, any number of times, from any streams at once. A weight that the plan calls
+// Layout::kCanonical keeps its parts on the device instead.
 #pragma once
 
 #include <cuda_runtime_api.h>
@@ -23,8 +25,8 @@ struct DeviceInfo {
   int device = 0;
   int compute_capability = 0;  // 90 = 9.0
   int sm_count = 0;
-  int shared_bytes = 0;      // a block's limit, opted in
-  int clusters[3] = {};      // thread-block clusters of 1, 2 and 4 blocks that run at once, one block a multiprocessor
+  int shared_bytes = 0;  // a block's limit, opted in
+  int clusters[3] = {};  // thread-block clusters of 1, 2 and 4 blocks that run at once, one block a multiprocessor
 };
 
 /// Reads the properties of one GPU, the current device, and readies the kernels on it: call it before the first Launch.
@@ -44,24 +46,25 @@ struct WeightPlan {
   ValueType value_type = ValueType::kFloat16;  // in the layout; float32 is only ever kCanonical
   int64_t out_features = 0, in_features = 0, nnz = 0;
   DeviceInfo device;
-  int cluster = 1;                    // thread blocks that share a row block and cut K among themselves
-  int blocks = 0;                     // row blocks; the grid has blocks * cluster thread blocks
-  std::vector<uint16_t> tile_start;   // [blocks + 1] first 16-row tile of each row block
-  std::vector<uint16_t> panel_start;  // [blocks + 1] first panel (at most 8 tiles) of each row block
-  int64_t layout_bytes = 0;           // device memory of the layout (an upper bound until Convert)
-  int64_t staging_bytes = 0;          // device memory that Convert needs while it runs
-  int64_t table_bytes = 0;            // of layout_bytes: the table of chunk offsets, which lies first
-  int64_t stream_bytes = 0;           // bytes that one multiplication streams; set by Convert
+  int cluster = 1;                                   // thread blocks that share a row block and cut K among themselves
+  int blocks = 0;                                    // row blocks; the grid has blocks * cluster thread blocks
+  std::vector<uint16_t> tile_start;                  // [blocks + 1] first 16-row tile of each row block
+  std::vector<uint16_t> panel_start;                 // [blocks + 1] first panel (at most 8 tiles) of each row block
+  int64_t layout_bytes = 0;                          // device memory of the layout (an upper bound until Convert)
+  int64_t staging_bytes = 0;                         // device memory that Convert needs while it runs
+  int64_t table_bytes = 0;                           // of layout_bytes: the table of chunk offsets, which lies first
+  int64_t stream_bytes = 0;                          // bytes that one multiplication streams; set by Convert
   uint32_t max_chunk_bytes = 0, max_unit_bytes = 0;  // set by Convert; they size the ring in shared memory
 };
 
 struct PlanOptions {
-  int cluster = 0;                // 1, 2 or 4; 0 chooses
-  bool float32_is_half = false;   // every float32 value is exact in float16 (CheckHalfExact): lay out as float16
+  int cluster = 0;               // 1, 2 or 4; 0 chooses
+  bool float32_is_half = false;  // every float32 value is exact in float16 (CheckHalfExact): lay out as float16
 };
 
 /// Chooses layout and partition. `weight` is validated; only its shape and `row_offsets` (host memory) are read.
-cudaError_t MakePlan(const PackedWeight& weight, const DeviceInfo& device, const PlanOptions& options, WeightPlan* plan);
+cudaError_t MakePlan(const PackedWeight& weight, const DeviceInfo& device, const PlanOptions& options,
+                     WeightPlan* plan);
 
 /// The canonical parts in device memory.
 struct DeviceParts {
@@ -71,14 +74,16 @@ struct DeviceParts {
   ValueType value_type = ValueType::kFloat16;
 };
 
-/// Whether all `count` float32 values (device memory) are exact in float16. Synchronises the stream. `scratch`: 4 bytes of device memory.
+/// Whether all `count` float32 values (device memory) are exact in float16. Synchronises the stream. `scratch`: 4 bytes
+/// of device memory.
 cudaError_t CheckHalfExact(const float* values, int64_t count, void* scratch, cudaStream_t stream, bool* exact);
 
 /// Builds the layout on the device and completes the plan. Synchronises the stream. For kGather plans only.
 cudaError_t Convert(const DeviceParts& parts, void* staging, void* layout, cudaStream_t stream, WeightPlan* plan);
 
-/// One multiplication. X is [n, in_features], Y and residual [n, out_features], row-major and contiguous; bias is [out_features].
-/// All are of `type`, in device memory, aligned to an element. Y may be the residual's memory; it may not overlap X.
+/// One multiplication. X is [n, in_features], Y and residual [n, out_features], row-major and contiguous; bias is
+/// [out_features]. All are of `type`, in device memory, aligned to an element. Y may be the residual's memory; it may
+/// not overlap X.
 struct MatMulArgs {
   const void* x = nullptr;
   void* y = nullptr;
@@ -96,6 +101,7 @@ bool Supports(const WeightPlan& plan, ElementType type);
 
 /// Enqueues the multiplication: one kernel, no allocation, no state between launches, bit-identical from run to run.
 /// `layout` is Convert's output (kGather) or null (kCanonical, which reads `parts`).
-cudaError_t Launch(const WeightPlan& plan, const void* layout, const DeviceParts& parts, const MatMulArgs& args, cudaStream_t stream);
+cudaError_t Launch(const WeightPlan& plan, const void* layout, const DeviceParts& parts, const MatMulArgs& args,
+                   cudaStream_t stream);
 
 }  // namespace flashllm::cuda

@@ -1,4 +1,5 @@
-// A warp's private ring of chunks in shared memory, filled ahead of their use: bulk copies and mbarriers on sm_90, cp.async on sm_80.
+// A warp's private ring of chunks in shared memory, filled ahead of their use: bulk copies and mbarriers on sm_90,
+// cp.async on sm_80.
 #pragma once
 
 #include "ops/sparse-matmul/cuda/layout.h"
@@ -8,8 +9,9 @@ namespace flashllm::cuda {
 
 constexpr int kMaxStages = 8;
 
-/// What a warp decodes, in order: panels; passes over a panel (one for each half where a stage is one chunk); runs, the K lanes that
-/// the warp stands for. A run is consecutive units; a stage is kHalves chunks of a unit, neighbours in memory.
+/// What a warp decodes, in order: panels; passes over a panel (one for each half where a stage is one chunk); runs, the
+/// K lanes that the warp stands for. A run is consecutive units; a stage is kHalves chunks of a unit, neighbours in
+/// memory.
 template <int kWarps, int kHalves>
 struct Runs {
   static constexpr int kPasses = 2 / kHalves;
@@ -17,7 +19,8 @@ struct Runs {
   int panels, panel_start, units;
   int begin[kCount], length[kCount];  // units of each run
 
-  __device__ __forceinline__ Runs(int panels, int panel_start, int units, int lane, int lanes) : panels(panels), panel_start(panel_start), units(units) {
+  __device__ __forceinline__ Runs(int panels, int panel_start, int units, int lane, int lanes)
+      : panels(panels), panel_start(panel_start), units(units) {
 #pragma unroll
     for (int run = 0; run < kCount; ++run) {
       begin[run] = KLaneStart(lane + run * kWarps, lanes, units);
@@ -28,7 +31,9 @@ struct Runs {
     int64_t entry = 0;
 #pragma unroll
     for (int i = 0; i < kCount; ++i) {
-      if (i == run) entry = FirstEntry(panel_start, panels, units, begin[i]) + 2 * static_cast<int64_t>(panel) * length[i] + (kHalves == 1 ? pass : 0);
+      if (i == run)
+        entry = FirstEntry(panel_start, panels, units, begin[i]) + 2 * static_cast<int64_t>(panel) * length[i] +
+                (kHalves == 1 ? pass : 0);
     }
     return entry;
   }
@@ -38,9 +43,15 @@ struct Runs {
 template <int kWarps, int kHalves>
 class Stream {
  public:
-  __device__ __forceinline__ Stream(const uint32_t* table, const uint8_t* chunks, uint32_t ring, uint32_t barriers, int slot_bytes, int stages,
-                                    const Runs<kWarps, kHalves>& runs)
-      : table_(table), chunks_(chunks), ring_(ring), barriers_(barriers), slot_bytes_(slot_bytes), stages_(stages), runs_(runs) {
+  __device__ __forceinline__ Stream(const uint32_t* table, const uint8_t* chunks, uint32_t ring, uint32_t barriers,
+                                    int slot_bytes, int stages, const Runs<kWarps, kHalves>& runs)
+      : table_(table),
+        chunks_(chunks),
+        ring_(ring),
+        barriers_(barriers),
+        slot_bytes_(slot_bytes),
+        stages_(stages),
+        runs_(runs) {
     EnterRun();
     LoadEntry();
 #if __CUDA_ARCH__ >= 900
