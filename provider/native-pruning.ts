@@ -121,7 +121,7 @@ export interface NativePruning {
   /** Writes the layer's output, all of it with the pruned weights, and closes it. */
   finishLayer(pruner: PrunerHandle, onProgress?: OnProgress, signal?: Signal): Promise<void>;
 
-  /** Prunes one matrix in memory: weight [outFeatures, inFeatures], inputs [tokens, inFeatures]. */
+  /** Prunes one matrix in memory: weight [outFeatures, inFeatures], inputs [tokens, inFeatures], targets [tokens, outFeatures]. */
   pruneMatrix(
     linear: {
       outFeatures: number;
@@ -130,6 +130,8 @@ export interface NativePruning {
       weight: Float32Array;
       bias?: Float32Array;
       inputs: Float32Array;
+      /** Outputs to come close to, instead of the linear's own. */
+      targets?: Float32Array;
     },
     options: NativePruneOptions,
   ): Promise<NativePruneReport & { weight: Float32Array; bias?: Float32Array }>;

@@ -237,7 +237,7 @@ Napi::Float32Array ToArray(Napi::Env env, const pruning::Floats& values) {
   return array;
 }
 
-/// pruneMatrix({outFeatures, inFeatures, tokens, weight, bias?, inputs}, options): {weight, bias?, nnz, relativeError}
+/// pruneMatrix({outFeatures, inFeatures, tokens, weight, bias?, inputs, targets?}, options): {weight, bias?, nnz, relativeError}
 class MatrixTask final : public Task {
  public:
   explicit MatrixTask(const Napi::CallbackInfo& info) : options_(ReadPruneOptions(info[1])) {
@@ -248,6 +248,7 @@ class MatrixTask final : public Task {
     linear_.weight = ReadFloats(object, "weight", linear_.out_features * linear_.in_features);
     if (!object.Get("bias").IsUndefined()) linear_.bias = ReadFloats(object, "bias", linear_.out_features);
     inputs_ = ReadFloats(object, "inputs", tokens_ * linear_.in_features);
+    if (!object.Get("targets").IsUndefined()) targets_ = ReadFloats(object, "targets", tokens_ * linear_.out_features);
   }
 
   void Execute() override {
@@ -255,6 +256,11 @@ class MatrixTask final : public Task {
     workers.set_cancelled(&cancelled_);
     pruning::InputStatistics statistics(linear_.in_features);
     statistics.Add(workers, inputs_.data(), tokens_);
+    if (!targets_.empty()) {
+      pruning::TargetStatistics target(linear_.out_features, linear_.in_features);
+      target.Add(workers, targets_.data(), inputs_.data(), tokens_);
+      target.Retarget(workers, statistics, options_.damping, &linear_);
+    }
     report_ = pruning::PruneLinear(workers, statistics, options_, &linear_);
   }
   void Cancel() override { cancelled_ = true; }
@@ -272,7 +278,7 @@ class MatrixTask final : public Task {
   const pruning::PruneOptions options_;
   pruning::Linear linear_;
   int64_t tokens_ = 0;
-  pruning::Floats inputs_;
+  pruning::Floats inputs_, targets_;
   std::atomic<bool> cancelled_{false};
   pruning::PruneReport report_;
 };

@@ -3,7 +3,7 @@ import test from 'ava';
 import { loadNative } from '../../../provider/native.js';
 import type { NativePruneOptions } from '../../../provider/native-pruning.js';
 import { randomNumbers } from '../support/checkpoints.js';
-import { at, gram, mean, outputErrors, type Rows, sparseGpt } from './reference.js';
+import { at, gram, inverse, mean, outputErrors, type Rows, sparseGpt } from './reference.js';
 
 const defaults: NativePruneOptions = {
   method: 'sparsegpt',
@@ -43,7 +43,12 @@ function problem(outFeatures: number, inFeatures: number, tokens: number, seed =
 }
 
 /** What the addon makes of a problem. */
-async function pruned({ weight, bias, inputs }: Problem, options: Partial<NativePruneOptions>, withBias = false) {
+async function pruned(
+  { weight, bias, inputs }: Problem,
+  options: Partial<NativePruneOptions>,
+  withBias = false,
+  targets?: Rows,
+) {
   const flat = (rows: Rows) => Float32Array.from(rows.flatMap((row) => [...row]));
   const columns = inputs[0]?.length ?? 0;
   const result = await loadNative().pruneMatrix(
@@ -54,6 +59,7 @@ async function pruned({ weight, bias, inputs }: Problem, options: Partial<Native
       weight: flat(weight),
       inputs: flat(inputs),
       ...(withBias && { bias: Float32Array.from(bias) }),
+      ...(targets && { targets: flat(targets) }),
     },
     { ...defaults, ...options },
   );
@@ -177,6 +183,42 @@ for (const method of ['magnitude', 'wanda', 'sparsegpt', 'admm'] as const) {
     const without = await pruned(given, { method, sparsity: 0.6, correctBias: false }, true);
     t.deepEqual([...(without.bias as Float32Array)], [...given.bias]);
     t.true(relativeError < without.relativeError);
+  });
+}
+
+for (const withBias of [false, true]) {
+  test(`targets, ${withBias ? 'with' : 'without'} bias: the damped least squares fit to them`, async (t) => {
+    const given = problem(11, 24, 160, 29);
+    const other = problem(11, 24, 160, 31);
+    const targets = given.inputs.map((x, token) =>
+      Float64Array.from({ length: 11 }, (_, m) => {
+        const own = x.reduce((sum, value, k) => sum + value * at(other.weight, m, k), 0);
+        return Math.fround(own + (other.inputs[token]?.[m] as number));
+      }),
+    );
+    const centre = withBias ? mean(given.inputs) : new Float64Array(24);
+    const h = gram(given.inputs, centre);
+    const damping = h.reduce((sum, row, k) => sum + (row[k] as number), 0) * (0.01 / 24);
+    const inverted = inverse(h.map((row, k) => row.map((value, j) => value + (j === k ? damping : 0))));
+    const { rows, bias } = await pruned(given, { sparsity: 0 }, withBias, targets);
+    rows.forEach((row, m) => {
+      const before = given.weight[m] as Float64Array;
+      const rest = before.map((_, k) => {
+        const cross = targets.reduce(
+          (sum, y, i) => sum + (y[m] as number) * (at(given.inputs, i, k) - (centre[k] as number)),
+          0,
+        );
+        return cross - before.reduce((sum, value, j) => sum + value * at(h, j, k), 0);
+      });
+      row.forEach((value, k) => {
+        const expected = (before[k] as number) + rest.reduce((sum, r, j) => sum + r * at(inverted, j, k), 0);
+        t.true(Math.abs(value - expected) < 1e-4, `${value}, expected ${expected}`);
+      });
+      if (!withBias) return;
+      const left = mean(targets)[m] as number;
+      const output = row.reduce((sum, value, k) => sum + value * (centre[k] as number), 0);
+      t.true(Math.abs((bias?.[m] as number) - (left - output)) < 1e-4);
+    });
   });
 }
 
