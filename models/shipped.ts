@@ -20,12 +20,12 @@ export function shippedHeldOutText(): string {
   return packageFile('models/data/held-out.txt');
 }
 
-/** About 550 kB of public-domain text close to what the shipped model was trained on: what pruning calibrates on where no text is given. */
+/** About 630 kB of text of the kinds that the shipped model was trained on: what pruning calibrates on where no text is given. */
 export function shippedCalibrationText(): string {
   return packageFile('models/data/calibration.txt');
 }
 
-/** About 170 kB of the same kind of text that the calibration text does not share. */
+/** About 140 kB of the same kinds of text, none of it in the calibration text. */
 export function shippedInDomainText(): string {
   return packageFile('models/data/held-out-in-domain.txt');
 }

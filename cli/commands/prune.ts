@@ -51,7 +51,10 @@ export function pruneCommand(): Command {
     .option('--sparsity-file <json>', 'sparsities by pattern from a file: {"layers.0.*": 0.4}')
     .option('--no-compensation', 'prune each layer towards its own outputs, not towards those of the dense model')
     .option('--no-bias-correction', 'leave biases as they are, and work on inputs that are not centred')
-    .option('--calibration <file>', 'text to calibrate on, UTF-8 (default: public-domain text that ships along)')
+    .option(
+      '--calibration <file>',
+      'text to calibrate on, UTF-8 (default: the text that ships along, models/data/README.md)',
+    )
     .option('--sequences <number>', 'calibration sequences (default: 128)', parseCount)
     .option('--length <number>', "tokens of each (default: the model's context, 2048 at most)", parseCount)
     .option('--seed <number>', 'which pieces of the text are taken (default: 0)', parseSeed)

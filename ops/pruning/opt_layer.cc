@@ -103,7 +103,9 @@ void OptLayer::ComputeTarget(LinearId id, int64_t sequence, const float* x, floa
 }
 
 void OptLayer::Retarget(Workers& workers, LinearId id, double damping) {
-  if (targets_[id]) targets_[id]->Retarget(workers, *inputs_, damping, &linears_[kPruned][id]);
+  if (!targets_[id]) return;
+  targets_[id]->Retarget(workers, *inputs_, damping, &linears_[kPruned][id]);
+  targets_[id].reset();  // a large part of the memory that the method is about to need
 }
 
 void OptLayer::ComputeInputs(Side side, Stage stage, int64_t sequence, float* x) {

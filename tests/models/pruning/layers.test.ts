@@ -8,7 +8,7 @@ import { type OptConfig, parseOptConfig } from '../../../models/opt/config.js';
 import { LayerFiles } from '../../../models/pruning/layer-files.js';
 import { loadNative } from '../../../provider/native.js';
 import type { PruneStage } from '../../../provider/native-pruning.js';
-import { randomParameters, temporaryFolder, tinyConfig, writeCheckpoint } from '../support/checkpoints.js';
+import { randomParameters, tinyConfig, writeCheckpoint } from '../support/checkpoints.js';
 import { type Parameters, referenceLogits } from '../support/reference-opt.js';
 
 const variants: Record<string, { fields: Record<string, unknown>; stored?: FloatType }> = {
