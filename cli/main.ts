@@ -12,6 +12,9 @@ const commands: Record<string, () => Promise<Command>> = {
   eval: async () => (await import('./commands/eval.js')).evalCommand(),
   inspect: async () => (await import('./commands/inspect.js')).inspectCommand(),
   verify: async () => (await import('./commands/verify.js')).verifyCommand(),
+  generate: async () => (await import('./commands/generate.js')).generateCommand(),
+  bench: async () => (await import('./commands/bench.js')).benchCommand(),
+  serve: async () => (await import('./commands/serve.js')).serveCommand(),
   demo: async () => (await import('./commands/demo.js')).demoCommand(),
   doctor: async () => (await import('./commands/doctor.js')).doctorCommand(),
 };

@@ -9,6 +9,7 @@ import { findLayers, type Layer, WeightJobs } from './layers.js';
 import { type LoadedModel, loadModel } from './onnx/load.js';
 import { type SavedModel, saveModel } from './onnx/save.js';
 import { isOutputLayer } from './output-layer.js';
+import { packedLayers } from './packed-layers.js';
 import { PackedWeights } from './packed-weights.js';
 import { fuseBias } from './passes/fuse-bias.js';
 import { fuseRelu } from './passes/fuse-relu.js';
@@ -166,7 +167,15 @@ async function plan(options: InspectOptions, files: WeightFiles): Promise<Plan> 
     );
   }
   const rows = layers.map((layer) => reports.get(layer) as LayerReport);
-  const report = { input: model.path, layers: [...rows, ...refused.map(refusedReport)], ...totals(decided) };
+  const packed = packedLayers(view);
+  const packedBytes = packed.reduce((sum, { bytesAfter = 0 }) => sum + bytesAfter, 0);
+  const { bytesBefore, bytesAfter } = totals(decided);
+  const report = {
+    input: model.path,
+    layers: [...packed, ...rows, ...refused.map(refusedReport)],
+    bytesBefore: bytesBefore + packedBytes,
+    bytesAfter: bytesAfter + packedBytes,
+  };
   return { model, context, layers: decided, report };
 }
 

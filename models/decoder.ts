@@ -13,6 +13,9 @@ export interface DecoderShape {
 /** Cached keys and values of all layers after a step, to be given to the next one. */
 export type Cache = Readonly<Record<string, Tensor>>;
 
+/** Elements of a cache tensor; float16 as 16-bit integers, or as a Float16Array where there is one. */
+export type CacheArray = Float32Array | Uint16Array;
+
 /** One step's input: rows of equal length. */
 export interface StepInput {
   /** [batch][new tokens]. */
@@ -23,6 +26,21 @@ export interface StepInput {
   readonly cache?: Cache | undefined;
 }
 
+/** One step's input as tensors. */
+export interface RunInput {
+  readonly ids: Tensor;
+  readonly mask: Tensor;
+  readonly positions: Tensor;
+  readonly cache: Cache;
+  readonly present?: Cache | undefined;
+}
+
+/** What a step gives. */
+export interface StepOutput {
+  readonly logits: Logits;
+  readonly cache: Cache;
+}
+
 /**
  * A causal language model with past in any session that has Optimum's names: `input_ids`, `attention_mask`, maybe
  * `position_ids`, `past_key_values.{i}.key|value` in, `logits` and `present.{i}.key|value` out.
@@ -30,11 +48,15 @@ export interface StepInput {
 export class Decoder {
   readonly shape: DecoderShape;
   private readonly outputs: readonly string[];
+  private readonly names: readonly (readonly [past: string, present: string])[];
+  private readonly takesPositions: boolean;
 
   /** @throws ModelFolderError `USAGE` if the session's inputs and outputs are not those. */
   constructor(readonly session: InferenceSession) {
     this.shape = readShape(session);
-    this.outputs = ['logits', ...cacheNames(this.shape).map(([, present]) => present)];
+    this.names = cacheNames(this.shape);
+    this.outputs = ['logits', ...this.names.map(([, present]) => present)];
+    this.takesPositions = session.inputNames.includes('position_ids');
     const missing = [
       ...['input_ids', 'attention_mask'].filter((name) => !session.inputNames.includes(name)),
       ...this.outputs.filter((name) => !session.outputNames.includes(name)),
@@ -47,33 +69,54 @@ export class Decoder {
   }
 
   /** Runs the model over new tokens. Positions count the tokens of each row that are not padding. */
-  async step({ ids, mask, cache = this.emptyCache(ids.length) }: StepInput): Promise<{ logits: Logits; cache: Cache }> {
+  async step({ ids, mask, cache = emptyCache(this.shape, ids.length) }: StepInput): Promise<StepOutput> {
     const fresh = ids[0]?.length ?? 0;
     const total = mask[0]?.length ?? 0;
-    const feeds: Record<string, Tensor> = {
-      ...cache,
-      input_ids: int64(ids, fresh),
-      attention_mask: int64(mask, total),
-    };
-    if (this.session.inputNames.includes('position_ids'))
-      feeds.position_ids = int64(
-        mask.map((row) => positionsOf(row).slice(total - fresh)),
-        fresh,
-      );
-    const results = await this.session.run(feeds, this.outputs);
-    const next = cacheNames(this.shape).map(([past, present]) => [past, results[present] as Tensor] as const);
-    return { logits: new Logits(results.logits as Tensor), cache: Object.fromEntries(next) };
+    const positions = mask.map((row) => positionsOf(row).slice(total - fresh));
+    return this.run({ ids: int64(ids, fresh), mask: int64(mask, total), positions: int64(positions, fresh), cache });
   }
 
-  private emptyCache(batch: number): Cache {
-    const { type, heads, headDim } = this.shape;
-    const dims = [batch, heads, 0, headDim];
-    const empty = (): Tensor =>
-      type === 'float32'
-        ? new Tensor('float32', new Float32Array(0), dims)
-        : new Tensor('float16', emptyHalves(), dims);
-    return Object.fromEntries(cacheNames(this.shape).map(([past]) => [past, empty()]));
+  /**
+   * As `step`, on tensors.
+   * @param input `ids` and `positions` [batch, new tokens], `mask` [batch, past and new tokens], all int64; `present`,
+   * where given, is what the new cache is written into.
+   */
+  async run({ ids, mask, positions, cache, present }: RunInput): Promise<StepOutput> {
+    const feeds: Record<string, Tensor> = { ...cache, input_ids: ids, attention_mask: mask };
+    if (this.takesPositions) feeds.position_ids = positions;
+    const results = present
+      ? await this.session.run(feeds, { logits: null, ...renamed(present, this.names, 0) })
+      : await this.session.run(feeds, this.outputs);
+    return { logits: new Logits(results.logits as Tensor), cache: renamed(results, this.names, 1) };
   }
+}
+
+/** The same tensors by the names of the outputs (from 0) or of the inputs (from 1) of a step. */
+function renamed(
+  tensors: Readonly<Record<string, unknown>>,
+  names: readonly (readonly [past: string, present: string])[],
+  from: 0 | 1,
+): Record<string, Tensor> {
+  const result: Record<string, Tensor> = {};
+  for (const pair of names) result[pair[1 - from] as string] = tensors[pair[from] as string] as Tensor;
+  return result;
+}
+
+function emptyCache(shape: DecoderShape, batch: number): Cache {
+  const dims = [batch, shape.heads, 0, shape.headDim];
+  return Object.fromEntries(cacheNames(shape).map(([past]) => [past, cacheTensor(shape, cacheArray(shape, 0), dims)]));
+}
+
+/** Zeros of the cache's type. */
+export function cacheArray({ type }: Pick<DecoderShape, 'type'>, length: number): CacheArray {
+  return type === 'float32' ? new Float32Array(length) : halves(length);
+}
+
+/** A tensor of the cache's type that views the array. */
+export function cacheTensor({ type }: Pick<DecoderShape, 'type'>, data: CacheArray, dims: readonly number[]): Tensor {
+  return type === 'float32'
+    ? new Tensor('float32', data as Float32Array, dims)
+    : new Tensor('float16', data as Uint16Array, dims);
 }
 
 /** Positions of a row's tokens; padding gets 0, whatever stands there being masked. */
@@ -128,7 +171,8 @@ function readShape(session: InferenceSession): DecoderShape {
   return { layers, heads, headDim, type: info.type };
 }
 
-function cacheNames({ layers }: DecoderShape): [past: string, present: string][] {
+/** Names of all cache tensors, as inputs and as outputs. */
+export function cacheNames({ layers }: DecoderShape): [past: string, present: string][] {
   return Array.from({ length: layers }, (_, i) =>
     ['key', 'value'].map((part): [string, string] => [`past_key_values.${i}.${part}`, `present.${i}.${part}`]),
   ).flat();
@@ -140,7 +184,8 @@ function int64(rows: readonly (readonly number[])[], length: number): Tensor {
   return new Tensor('int64', BigInt64Array.from(rows.flat(), BigInt), [rows.length, length]);
 }
 
-function emptyHalves(): Uint16Array {
+/** Where JavaScript has Float16Array, ONNX Runtime wants it; else the bits as 16-bit integers. */
+function halves(length: number): Uint16Array {
   const { Float16Array } = globalThis as { Float16Array?: new (length: number) => unknown };
-  return Float16Array ? (new Float16Array(0) as Uint16Array) : new Uint16Array(0);
+  return Float16Array ? (new Float16Array(length) as Uint16Array) : new Uint16Array(length);
 }

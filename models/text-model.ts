@@ -1,6 +1,7 @@
 import { join } from 'node:path';
 import { InferenceSession } from 'onnxruntime-node';
 import { Decoder } from './decoder.js';
+import type { SchedulerOptions } from './generation/scheduler.js';
 import { readOptConfig } from './opt/config.js';
 import { TextGenerator } from './text-generator.js';
 import { loadTokenizer, type Tokenizer } from './tokenizer.js';
@@ -18,12 +19,17 @@ export interface TextModel {
  *
  * @param options of the session, such as `{ executionProviders: ['flashllm', 'cpu'] }`; that name needs this package
  * imported.
+ * @param scheduling of the generator's batch.
  * @throws ModelFolderError for a folder that is incomplete; ONNX Runtime's error for a model that it refuses.
  */
-export async function openTextModel(folder: string, options: InferenceSession.SessionOptions = {}): Promise<TextModel> {
+export async function openTextModel(
+  folder: string,
+  options: InferenceSession.SessionOptions = {},
+  scheduling: SchedulerOptions = {},
+): Promise<TextModel> {
   const config = await readOptConfig(folder);
   const tokenizer = await loadTokenizer(folder);
   const session = await InferenceSession.create(join(folder, 'model.onnx'), options);
   const decoder = new Decoder(session);
-  return { session, decoder, tokenizer, generator: new TextGenerator(decoder, tokenizer, config) };
+  return { session, decoder, tokenizer, generator: new TextGenerator(decoder, tokenizer, config, scheduling) };
 }

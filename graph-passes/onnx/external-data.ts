@@ -9,10 +9,13 @@ import { expectedBytes, type FileRange } from './tensor.js';
 export class ExternalData {
   private readonly files = new Map<string, { path: string; size: number }>();
   private readonly folder: string;
+  /** Folders that a data file may really lie in. */
+  private readonly roots: readonly string[];
 
   constructor(modelPath: string) {
-    // The model may itself be a symlink (as in Hugging Face's cache): its data lies beside the link or beside the file.
     this.folder = path.dirname(path.resolve(modelPath));
+    // In Hugging Face's cache the model and its data are links into one folder of blobs: ORT takes that, and so do we.
+    this.roots = [realpathSync(this.folder), path.dirname(realpathSync(modelPath))];
   }
 
   /**
@@ -52,7 +55,7 @@ export class ExternalData {
     } catch {
       throw fail(`${named} is missing. Put the data file beside the model, under this name`);
     }
-    if (!inside(real, realpathSync(this.folder))) {
+    if (!this.roots.some((root) => inside(real, root))) {
       throw fail(
         `'${location}' leads to ${real}, outside the model's folder. Copy the file there instead of linking it`,
       );

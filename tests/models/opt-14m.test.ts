@@ -109,7 +109,7 @@ test('an aborted generation throws the reason between two tokens', async (t) => 
 });
 
 test('characters of several tokens come out whole', async (t) => {
-  const { TextAssembler } = await import('../../models/text-generator.js');
+  const { TextAssembler } = await import('../../models/generation/text-assembler.js');
   const { tokenizer } = model();
   const text = 'Zoë saw 鯨 and 🐋!';
   const assembler = new TextAssembler(tokenizer);

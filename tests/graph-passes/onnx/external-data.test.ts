@@ -43,6 +43,15 @@ test('length may be left out', (t) => {
   t.like(payloadOf(proto.graph?.initializer?.[0] as TensorProto), { range: { offset: 8, length: 64 } });
 });
 
+test("a model and its data may be links into one folder, as in Hugging Face's cache", (t) => {
+  const blobs = tempFolder();
+  const snapshot = tempFolder();
+  symlinkSync(place(external({ location: 'data.bin', offset: '64' }), blobs), path.join(snapshot, 'model.onnx'));
+  symlinkSync(path.join(blobs, 'data.bin'), path.join(snapshot, 'data.bin'));
+  const { proto } = loadModel(path.join(snapshot, 'model.onnx'));
+  t.like(payloadOf(proto.graph?.initializer?.[0] as TensorProto), { range: { offset: 64, length: 64 } });
+});
+
 const LIES: [name: string, entries: Record<string, string>, message: RegExp][] = [
   ['an absolute path', { location: '/etc/passwd' }, /inside the model's folder/],
   ['a path that climbs out', { location: '../data.bin' }, /inside the model's folder/],

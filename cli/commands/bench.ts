@@ -1,0 +1,152 @@
+import { spawn } from 'node:child_process';
+import { once } from 'node:events';
+import { writeFile } from 'node:fs/promises';
+import { text as readAll } from 'node:stream/consumers';
+import { Command, InvalidArgumentError } from 'commander';
+import { BENCHMARK_PREFILL_TOKENS, type Benchmark, measureGeneration } from '../../models/benchmark.js';
+import { readOptConfig } from '../../models/opt/config.js';
+import { barChart } from '../chart.js';
+import { addModelOptions, type ModelOptions, openModel, wholeNumber } from '../generation-options.js';
+import { abortOnInterrupt, formatBytes, formatTable, Progress } from '../terminal.js';
+
+interface Options extends ModelOptions {
+  promptTokens: number;
+  newTokens: number;
+  batch: number[];
+  repeats: number;
+  compare?: string;
+  compareStock?: boolean;
+  json?: boolean;
+  svg?: string;
+}
+
+/** A measured model, and how it was run. */
+type Measured = Benchmark & { readonly providers: 'flashllm' | 'stock' };
+
+/** `flashllm bench`: how fast a model generates, alone or against another. */
+export function benchCommand(): Command {
+  const command = new Command('bench')
+    .description('Measure prefill, time to first token, time per token, tokens/s by batch, memory and bandwidth.')
+    .argument('<folder>', 'a folder that flashllm export or rewrite wrote')
+    .option('--prompt-tokens <number>', 'tokens of each prompt', wholeNumber(1), 64)
+    .option('--new-tokens <number>', 'tokens to generate for each', wholeNumber(2), 64)
+    .option('--batch <list>', 'prompts at once, separated by commas', parseList, [1, 8])
+    .option('--repeats <number>', 'measurements of each batch', wholeNumber(1), 3)
+    .option('--compare <folder>', 'also measure this model, in a process of its own')
+    .option('--compare-stock', 'run that one without flashllm');
+  return addModelOptions(command)
+    .option('--json', 'print the measurements as JSON')
+    .option('--svg <file>', 'write a chart of tokens/s by batch')
+    .action(run);
+}
+
+async function run(folder: string, options: Options): Promise<void> {
+  const { signal, release } = abortOnInterrupt();
+  try {
+    const models: Measured[] = [];
+    if (options.compare === undefined) models.push(await measure(folder, options, signal));
+    else {
+      // Each in a process of its own: memory is that of one model, and neither finds the caches of the other.
+      models.push(await measureApart(options.compare, options, options.stock || options.compareStock || false, signal));
+      models.push(await measureApart(folder, options, options.stock ?? false, signal));
+    }
+    if (options.svg !== undefined) await writeFile(options.svg, chart(models));
+    process.stdout.write(options.json ? `${JSON.stringify({ models }, undefined, 2)}\n` : `${format(models)}\n`);
+  } finally {
+    release();
+  }
+}
+
+async function measure(folder: string, options: Options, signal: AbortSignal): Promise<Measured> {
+  const { promptTokens, newTokens, batch: batches, repeats } = options;
+  const config = await readOptConfig(folder);
+  if (promptTokens + newTokens > config.maxPositions)
+    throw new Error(
+      `--prompt-tokens ${promptTokens} and --new-tokens ${newTokens} are more than the ${config.maxPositions} tokens that the model takes`,
+    );
+  const scheduling = { maxBatch: Math.max(...batches), prefillTokens: BENCHMARK_PREFILL_TOKENS };
+  const model = await openModel(folder, options, scheduling);
+  const bar = new Progress('bench', 1, (count) => `${(100 * count).toFixed(0)} %`);
+  try {
+    const onProgress = (done: number, total: number) => bar.update(done / total);
+    const settings = { promptTokens, newTokens, batches, repeats, signal, onProgress };
+    const measured = await measureGeneration(folder, model, config, settings);
+    return { ...measured, providers: options.stock ? 'stock' : 'flashllm' };
+  } finally {
+    bar.stop();
+    await model.session.release();
+  }
+}
+
+async function measureApart(folder: string, options: Options, stock: boolean, signal: AbortSignal): Promise<Measured> {
+  const args = ['bench', folder, '--json', ...(stock ? ['--stock'] : [])];
+  for (const [flag, value] of Object.entries({
+    'prompt-tokens': options.promptTokens,
+    'new-tokens': options.newTokens,
+    batch: options.batch.join(','),
+    repeats: options.repeats,
+    threads: options.threads,
+  }))
+    if (value !== undefined) args.push(`--${flag}`, String(value));
+  const child = spawn(process.execPath, [...process.execArgv, process.argv[1] as string, ...args], {
+    stdio: ['ignore', 'pipe', 'inherit'],
+  });
+  const stop = () => child.kill();
+  signal.addEventListener('abort', stop);
+  const [output, [code]] = await Promise.all([readAll(child.stdout), once(child, 'close')]);
+  signal.removeEventListener('abort', stop);
+  signal.throwIfAborted();
+  if (code !== 0) throw new Error(`the measurement of ${folder} ended with exit code ${code}; its message is above`);
+  return (JSON.parse(output) as { models: [Measured] }).models[0];
+}
+
+function format(models: readonly Measured[]): string {
+  const [base] = models as [Measured];
+  const rows = models.flatMap((model) =>
+    model.speeds.map((speed, i) => [
+      model.folder,
+      model.providers,
+      String(speed.batch),
+      speed.prefillTokensPerSecond.toFixed(0),
+      speed.ttft.toFixed(1),
+      speed.tpotP50.toFixed(2),
+      speed.tpotP95.toFixed(2),
+      speed.tokensPerSecond.toFixed(1),
+      ...(models.length > 1
+        ? [`${(speed.tokensPerSecond / (base.speeds[i]?.tokensPerSecond ?? Number.NaN)).toFixed(2)}×`]
+        : []),
+      speed.weightGbPerSecond.toFixed(1),
+    ]),
+  );
+  const columns = ['model', 'provider', 'batch', 'prefill tok/s', 'TTFT ms', 'TPOT p50 ms', 'p95 ms', 'tokens/s'];
+  if (models.length > 1) columns.push('ratio');
+  columns.push('weights GB/s');
+  const table = formatTable(
+    columns.map((header, i) => ({ header, align: i < 2 ? ('left' as const) : ('right' as const) })),
+    rows,
+  );
+  const memory = models.map(
+    (model) =>
+      `${model.folder}: ${formatBytes(model.weightBytes)} of weights a step, ${formatBytes(model.peakMemory)} of memory at most`,
+  );
+  const { promptTokens, newTokens, repeats } = base;
+  return [table, '', ...memory, `prompts of ${promptTokens} tokens, ${newTokens} generated, ${repeats} repeats`].join(
+    '\n',
+  );
+}
+
+function chart(models: readonly Measured[]): string {
+  const groups = (models[0] as Measured).speeds.map(({ batch }) => String(batch));
+  const series = models.map(({ folder, providers, speeds }) => ({
+    name: `${folder.split('/').filter(Boolean).at(-1)}, ${providers}`,
+    values: speeds.map(({ tokensPerSecond }) => tokensPerSecond),
+  }));
+  return barChart('Tokens generated a second', 'sequences at once', groups, series);
+}
+
+function parseList(text: string): number[] {
+  const values = text.split(',').map(Number);
+  if (values.some((value) => !Number.isSafeInteger(value) || value < 1))
+    throw new InvalidArgumentError('Expected whole numbers of at least 1, separated by commas.');
+  return values;
+}

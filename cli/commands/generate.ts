@@ -1,0 +1,145 @@
+import { readFile } from 'node:fs/promises';
+import { text as readAll } from 'node:stream/consumers';
+import { Command } from 'commander';
+import pc from 'picocolors';
+import type { Generation } from '../../models/index.js';
+import {
+  addModelOptions,
+  addSamplingOptions,
+  type ModelOptions,
+  openModel,
+  type SamplingFlags,
+  samplingSettings,
+} from '../generation-options.js';
+import { abortOnInterrupt } from '../terminal.js';
+
+interface Options extends ModelOptions, SamplingFlags {
+  file: string[];
+  json?: boolean;
+  prompt: boolean;
+  stats: boolean;
+}
+
+/** One text's times, from the beginning of all, in milliseconds. */
+interface Times {
+  first: number;
+  last: number;
+}
+
+/** `flashllm generate`: continues prompts; one as it is made, several in one batch. */
+export function generateCommand(): Command {
+  const command = new Command('generate')
+    .description('Continue prompts with an exported or rewritten model; the text appears as it is made.')
+    .argument('<folder>', 'a folder that flashllm export or rewrite wrote')
+    .argument('[prompts...]', 'beginnings of texts; - reads one from standard input')
+    .option(
+      '-f, --file <path>',
+      'a prompt in a file; may be repeated',
+      (value, list: string[]) => [...list, value],
+      [],
+    );
+  return addModelOptions(addSamplingOptions(command))
+    .option('--json', 'print texts, tokens and times as JSON when all are done')
+    .option('--no-prompt', 'print what is generated only')
+    .option('--no-stats', 'print no line about speed (it goes to standard error)')
+    .action(run);
+}
+
+async function run(folder: string, args: string[], options: Options): Promise<void> {
+  const settings = samplingSettings(options);
+  const prompts = await readPrompts(args, options.file);
+  const { signal, release } = abortOnInterrupt();
+  // A reader such as head that has seen enough is no error.
+  const enough = new AbortController();
+  const onPipe = () => enough.abort();
+  process.stdout.on('error', onPipe);
+  try {
+    const model = await openModel(folder, options, { maxBatch: Math.max(prompts.length, 1) });
+    try {
+      signal.throwIfAborted();
+      const started = performance.now();
+      const generations = model.generator.start(prompts, {
+        ...settings,
+        signal: AbortSignal.any([signal, enough.signal]),
+      });
+      const times = generations.map((generation) => watch(generation, started));
+      if (options.json) await printJson(prompts, generations, times);
+      else await print(prompts, generations, options);
+      if (options.stats && !options.json) process.stderr.write(`${await summary(generations, times)}\n`);
+    } finally {
+      await model.session.release();
+    }
+  } catch (error) {
+    if (!enough.signal.aborted) throw error;
+  } finally {
+    release();
+    process.stdout.off('error', onPipe);
+  }
+}
+
+async function readPrompts(args: readonly string[], files: readonly string[]): Promise<string[]> {
+  const named = args.length > 0 || files.length > 0;
+  if (!named && process.stdin.isTTY)
+    throw new Error(
+      "no prompt: give one, name a file with --file, or pipe one in (echo 'Call me' | flashllm generate …)",
+    );
+  let input: Promise<string> | undefined;
+  const stdin = () => {
+    input ??= readAll(process.stdin);
+    return input;
+  };
+  const given = named ? args : ['-'];
+  return [
+    ...(await Promise.all(given.map((arg) => (arg === '-' ? stdin() : arg)))),
+    ...(await Promise.all(files.map((file) => readFile(file, 'utf8')))),
+  ];
+}
+
+/** Times are taken as tokens are made, not as they are printed: texts of a batch wait for each other on the terminal. */
+function watch(generation: Generation, started: number): Times {
+  const times = { first: Number.NaN, last: Number.NaN };
+  generation.onPiece(() => {
+    times.last = performance.now() - started;
+    if (Number.isNaN(times.first)) times.first = times.last;
+  });
+  return times;
+}
+
+async function print(prompts: readonly string[], generations: readonly Generation[], options: Options): Promise<void> {
+  for (const [i, generation] of generations.entries()) {
+    if (i > 0) process.stdout.write('\n');
+    if (options.prompt) process.stdout.write(pc.bold(prompts[i] as string));
+    for await (const { text } of generation) process.stdout.write(text);
+    process.stdout.write('\n');
+  }
+}
+
+async function printJson(
+  prompts: readonly string[],
+  generations: readonly Generation[],
+  times: readonly Times[],
+): Promise<void> {
+  const results = await Promise.all(generations.map(({ result }) => result));
+  const texts = results.map((result, i) => {
+    const tokens = result.tokenIds.length - result.promptTokens;
+    const { first, last } = times[i] as Times;
+    return {
+      prompt: prompts[i],
+      ...result,
+      newTokens: tokens,
+      timeToFirstTokenMs: tokens > 0 ? first : null,
+      tokensPerSecond: tokens > 1 ? (1000 * (tokens - 1)) / (last - first) : null,
+    };
+  });
+  process.stdout.write(`${JSON.stringify({ texts }, undefined, 2)}\n`);
+}
+
+async function summary(generations: readonly Generation[], times: readonly Times[]): Promise<string> {
+  const results = await Promise.all(generations.map(({ result }) => result));
+  const tokens = results.map((result) => result.tokenIds.length - result.promptTokens);
+  const all = tokens.reduce((sum, count) => sum + count, 0);
+  const [first, last] = [Math.min(...times.map((t) => t.first)), Math.max(...times.map((t) => t.last))];
+  const later = all - tokens.filter((count) => count > 0).length;
+  const speed = later > 0 ? `, ${((1000 * later) / (last - first)).toFixed(1)} tokens/s` : '';
+  return pc.dim(`${all} tokens${speed}${all > 0 ? `, the first after ${first.toFixed(0)} ms` : ''}`);
+}

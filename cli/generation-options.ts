@@ -1,0 +1,90 @@
+/** What `generate`, `bench` and `serve` share: the options of a session and of sampling, and how a folder is opened. */
+import { type Command, InvalidArgumentError } from 'commander';
+import type { InferenceSession } from 'onnxruntime-node';
+import type { GenerateOptions, SchedulerOptions } from '../models/index.js';
+import { openTextModel, type TextModel } from '../models/text-model.js';
+
+export interface ModelOptions {
+  threads?: number;
+  stock?: boolean;
+}
+
+/** Adds the options of the session. */
+export function addModelOptions(command: Command): Command {
+  return command
+    .option('--threads <number>', 'threads of a session (default: one a core)', wholeNumber(1))
+    .option('--stock', 'run without flashllm, on ONNX Runtime’s own CPU provider');
+}
+
+/** Opens a model folder as the options say. Importing the package makes 'flashllm' a provider of onnxruntime-node. */
+export async function openModel(
+  folder: string,
+  { threads, stock }: ModelOptions,
+  scheduling: SchedulerOptions = {},
+): Promise<TextModel> {
+  if (!stock) await import('../provider/index.js');
+  const session: InferenceSession.SessionOptions = {
+    executionProviders: stock ? ['cpu'] : ['flashllm', 'cpu'],
+    ...(threads === undefined ? {} : { intraOpNumThreads: threads }),
+  };
+  return openTextModel(folder, session, scheduling);
+}
+
+export interface SamplingFlags {
+  maxTokens: number;
+  minTokens?: number;
+  temperature?: number;
+  topK?: number;
+  topP?: number;
+  repetitionPenalty?: number;
+  presencePenalty?: number;
+  frequencyPenalty?: number;
+  seed?: number;
+  stop: string[];
+  ignoreEos?: boolean;
+  logprobs?: number;
+}
+
+/** Adds the options of sampling and stopping. */
+export function addSamplingOptions(command: Command): Command {
+  return command
+    .option('-n, --max-tokens <number>', 'most tokens to generate', wholeNumber(0), 128)
+    .option('--min-tokens <number>', 'fewest tokens to generate', wholeNumber(0))
+    .option('-t, --temperature <number>', '0: always the likeliest token (default: 0)', parseNumber)
+    .option('--top-k <number>', 'draw among so many likeliest tokens (default: all)', wholeNumber(0))
+    .option('--top-p <share>', 'draw among the likeliest tokens of this probability together (default: 1)', parseNumber)
+    .option('--repetition-penalty <number>', 'above 1: avoid tokens of prompt and text (default: 1)', parseNumber)
+    .option('--presence-penalty <number>', 'lower the logits of tokens in the text (default: 0)', parseNumber)
+    .option('--frequency-penalty <number>', 'the same for each time they occur (default: 0)', parseNumber)
+    .option('--seed <number>', 'repeats the draws (default: a random one)', wholeNumber(0))
+    .option('--stop <text>', 'end before this text; may be repeated', (value, list: string[]) => [...list, value], [])
+    .option('--ignore-eos', 'do not end at the model’s end of text')
+    .option('--logprobs <number>', 'with --json: log-probabilities of each token and the likeliest', wholeNumber(0));
+}
+
+/** The options as the library takes them. */
+export function samplingSettings({ maxTokens, minTokens, ignoreEos, ...rest }: SamplingFlags): GenerateOptions {
+  const { temperature, topK, topP, repetitionPenalty, presencePenalty, frequencyPenalty, seed, stop, logprobs } = rest;
+  return {
+    ...{ temperature, topK, topP, repetitionPenalty, presencePenalty, frequencyPenalty, seed, stop, logprobs },
+    maxNewTokens: maxTokens,
+    minNewTokens: minTokens,
+    stopTokenIds: ignoreEos ? [] : undefined,
+  };
+}
+
+/** A parser of whole numbers from `least` on. */
+export function wholeNumber(least: number): (text: string) => number {
+  return (text) => {
+    const value = Number(text);
+    if (text.trim() === '' || !Number.isSafeInteger(value) || value < least)
+      throw new InvalidArgumentError(`Expected a whole number of at least ${least}.`);
+    return value;
+  };
+}
+
+function parseNumber(text: string): number {
+  const value = Number(text);
+  if (text.trim() === '' || !Number.isFinite(value)) throw new InvalidArgumentError('Expected a number.');
+  return value;
+}

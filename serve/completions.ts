@@ -1,0 +1,100 @@
+import { randomUUID } from 'node:crypto';
+import type { ServerResponse } from 'node:http';
+import type { GeneratedPiece, GeneratedText, Generation, Tokenizer } from '../models/index.js';
+
+/** One chosen token's log-probabilities in OpenAI's form; lists of one entry a token. */
+interface LogprobLists {
+  tokens: string[];
+  token_logprobs: number[];
+  top_logprobs: Record<string, number>[];
+  text_offset: number[];
+}
+
+/** The texts of one request on their way to the client. */
+export class Completion {
+  private readonly head: object;
+
+  constructor(
+    private readonly generations: readonly Generation[],
+    private readonly tokenizer: Tokenizer,
+    model: string,
+    /** How many texts each prompt has: its tokens count once. */
+    private readonly perPrompt: number,
+  ) {
+    const created = Math.floor(Date.now() / 1000);
+    this.head = { id: `cmpl-${randomUUID()}`, object: 'text_completion', created, model };
+  }
+
+  /** The whole answer, when all texts have ended. */
+  async whole(): Promise<object> {
+    const texts = await Promise.all(this.generations.map(({ result }) => result));
+    const choices = texts.map(({ text, finishReason, tokenIds, promptTokens, logprobs }, index) => ({
+      index,
+      text,
+      finish_reason: finishReason,
+      logprobs: logprobs
+        ? this.logprobs(
+            logprobs.map((entry, i) => ({ ...entry, tokenId: tokenIds[promptTokens + i] as number, text: '' })),
+          )
+        : null,
+    }));
+    return { ...this.head, choices, usage: this.usage(texts) };
+  }
+
+  /** Writes server-sent events as tokens are made, those of all texts mixed; waits where the client reads slowly. */
+  async stream(response: ServerResponse, includeUsage: boolean): Promise<void> {
+    const send = async (data: object) => {
+      if (!response.write(`data: ${JSON.stringify({ ...this.head, ...data })}\n\n`) && !response.destroyed)
+        await drained(response);
+    };
+    const texts = await Promise.all(
+      this.generations.map(async (generation, index) => {
+        let offset = 0;
+        for await (const piece of generation) {
+          const logprobs = piece.logprob === undefined ? null : this.logprobs([piece], offset);
+          offset += piece.text.length;
+          if (piece.text !== '' || logprobs)
+            await send({ choices: [{ index, text: piece.text, logprobs, finish_reason: null }] });
+        }
+        const text = await generation.result;
+        await send({ choices: [{ index, text: '', logprobs: null, finish_reason: text.finishReason }] });
+        return text;
+      }),
+    );
+    if (includeUsage) await send({ choices: [], usage: this.usage(texts) });
+    response.end('data: [DONE]\n\n');
+  }
+
+  private logprobs(pieces: readonly Pick<GeneratedPiece, 'tokenId' | 'logprob' | 'top'>[], start = 0): LogprobLists {
+    const tokens = pieces.map(({ tokenId }) => this.tokenizer.decode([tokenId]));
+    let offset = start;
+    return {
+      tokens,
+      token_logprobs: pieces.map(({ logprob }) => logprob as number),
+      top_logprobs: pieces.map(({ top = [] }) =>
+        Object.fromEntries(top.map(({ tokenId, logprob }) => [this.tokenizer.decode([tokenId]), logprob])),
+      ),
+      text_offset: tokens.map((token) => {
+        offset += token.length;
+        return offset - token.length;
+      }),
+    };
+  }
+
+  private usage(texts: readonly GeneratedText[]): object {
+    const prompt = texts.reduce((sum, text, i) => sum + (i % this.perPrompt === 0 ? text.promptTokens : 0), 0);
+    const made = texts.reduce((sum, text) => sum + text.tokenIds.length - text.promptTokens, 0);
+    return { prompt_tokens: prompt, completion_tokens: made, total_tokens: prompt + made };
+  }
+}
+
+/** Resolves when the response takes more, or never will. */
+function drained(response: ServerResponse): Promise<void> {
+  return new Promise((resolve) => {
+    const done = () => {
+      response.off('drain', done).off('close', done);
+      resolve();
+    };
+    response.on('drain', done).on('close', done);
+  });
+}

@@ -1,0 +1,204 @@
+import { createHash, timingSafeEqual } from 'node:crypto';
+import Fastify, { type FastifyError, type FastifyInstance, type FastifyReply, type FastifyRequest } from 'fastify';
+import { type Generation, ModelFolderError, QueueFullError, type TextModel } from '../models/index.js';
+import { Completion } from './completions.js';
+import { ApiError, errorBody } from './errors.js';
+import { Metrics } from './metrics.js';
+import { type CompletionRequest, completionSchema, readRequest } from './request.js';
+
+/** How to serve. */
+export interface ServerOptions {
+  /** The name that clients give in `model`. */
+  readonly name: string;
+  /** Longest sequence of the model. */
+  readonly maxPositions: number;
+  /** Required as `Authorization: Bearer …` for all but / and /health; left out: nothing is. */
+  readonly apiKey?: string | undefined;
+  /** Most tokens of a prompt; default the model's longest sequence. */
+  readonly maxPromptTokens?: number | undefined;
+  /** Most bytes of a request's body; default 1 MiB. */
+  readonly bodyLimit?: number | undefined;
+}
+
+/** A server, not listening yet: `app.listen`, then `close`. */
+export interface CompletionServer {
+  readonly app: FastifyInstance;
+  /**
+   * Takes no new requests, lets those in flight end, and after `grace` milliseconds ends them. Sessions are the
+   * caller's.
+   */
+  close(grace: number): Promise<void>;
+}
+
+/** The client has gone: nobody reads the answer. The number is nginx's. */
+const CLIENT_LEFT = 499;
+
+/** What needs no API key: everything else does. */
+const OPEN_ROUTES = ['/', '/health'];
+
+/** OpenAI's completions over a model: /v1/completions, /v1/models, /health, /metrics. */
+export function createServer(model: TextModel, options: ServerOptions): CompletionServer {
+  const metrics = new Metrics(model.generator.scheduler);
+  const app = Fastify({
+    bodyLimit: options.bodyLimit ?? 2 ** 20,
+    // A schema error is better than a guess: "8" is no number.
+    ajv: { customOptions: { coerceTypes: false, allowUnionTypes: true } },
+    forceCloseConnections: 'idle',
+  });
+  const inFlight = new Set<AbortController>();
+  let closing = false;
+  app.setErrorHandler((error: FastifyError, request, reply) => {
+    const api = toApiError(error);
+    if (api.status === 429) void reply.header('retry-after', '1');
+    if (request.routeOptions.url === '/v1/completions') metrics.requests.inc({ status: String(api.status) });
+    return reply.code(api.status).send(errorBody(api));
+  });
+  app.setNotFoundHandler((request, reply) =>
+    reply.code(404).send(errorBody(new ApiError(404, `there is no ${request.method} ${request.url}`))),
+  );
+  if (options.apiKey !== undefined) app.addHook('onRequest', keyCheck(options.apiKey));
+
+  app.get('/health', (_, reply) => {
+    const { active: running, queued: waiting } = model.generator.scheduler;
+    return reply.code(closing ? 503 : 200).send({ status: closing ? 'closing' : 'ok', running, waiting });
+  });
+  app.get('/metrics', async (_, reply) =>
+    reply.type(metrics.registry.contentType).send(await metrics.registry.metrics()),
+  );
+  const card = { id: options.name, object: 'model', created: Math.floor(Date.now() / 1000), owned_by: 'flashllm' };
+  app.get('/v1/models', () => ({ object: 'list', data: [card] }));
+  app.get<{ Params: { id: string } }>('/v1/models/:id', ({ params }) => {
+    checkModel(params.id, options.name);
+    return card;
+  });
+  app.post<{ Body: CompletionRequest }>('/v1/completions', { schema: { body: completionSchema } }, (request, reply) =>
+    complete({ model, options, metrics, inFlight }, request, reply),
+  );
+
+  return {
+    app,
+    close: async (grace) => {
+      closing = true;
+      const timer = setTimeout(() => {
+        for (const request of inFlight) request.abort(new ApiError(503, 'the server is shutting down'));
+      }, grace);
+      // Connections without a request to answer would stay open until they time out.
+      const sweeper = setInterval(() => {
+        if (inFlight.size === 0) app.server.closeAllConnections();
+        else app.server.closeIdleConnections();
+      }, 50);
+      try {
+        await app.close();
+        await model.generator.scheduler.idle();
+      } finally {
+        clearTimeout(timer);
+        clearInterval(sweeper);
+      }
+    },
+  };
+}
+
+interface Context {
+  readonly model: TextModel;
+  readonly options: ServerOptions;
+  readonly metrics: Metrics;
+  /** One for each request that is being answered. */
+  readonly inFlight: Set<AbortController>;
+}
+
+async function complete(
+  { model, options, metrics, inFlight }: Context,
+  { body }: FastifyRequest<{ Body: CompletionRequest }>,
+  reply: FastifyReply,
+): Promise<unknown> {
+  const started = performance.now();
+  checkModel(body.model, options.name);
+  const { prompts, options: settings } = readRequest(body);
+  const ids = prompts.map((prompt) => (typeof prompt === 'string' ? model.tokenizer.encode(prompt) : prompt));
+  checkLengths(ids, options);
+  const abort = new AbortController();
+  inFlight.add(abort);
+  reply.raw.once('close', () => {
+    inFlight.delete(abort);
+    abort.abort(new ApiError(CLIENT_LEFT, 'the client has left'));
+  });
+  const generations = model.generator.start(ids, { ...settings, signal: abort.signal });
+  for (const prompt of ids) metrics.promptTokens.inc(prompt.length);
+  for (const generation of generations) measure(generation, metrics, started);
+  const completion = new Completion(generations, model.tokenizer, options.name, body.n ?? 1);
+  if (!body.stream) {
+    const whole = await completion.whole();
+    metrics.requests.inc({ status: '200' });
+    return whole;
+  }
+  reply.hijack();
+  const { raw } = reply;
+  raw.writeHead(200, { 'content-type': 'text/event-stream; charset=utf-8', 'cache-control': 'no-cache' });
+  try {
+    await completion.stream(raw, body.stream_options?.include_usage === true);
+    metrics.requests.inc({ status: '200' });
+  } catch (error) {
+    for (const generation of generations) generation.cancel(error);
+    const api = toApiError(error as Error);
+    metrics.requests.inc({ status: String(api.status) });
+    // The status is sent already: an event tells of the error.
+    if (!raw.destroyed) raw.end(`data: ${JSON.stringify(errorBody(api))}\n\n`);
+  }
+  return reply;
+}
+
+function measure(generation: Generation, metrics: Metrics, started: number): void {
+  let last: number | undefined;
+  generation.onPiece(() => {
+    const now = performance.now();
+    if (last === undefined) metrics.firstToken.observe((now - started) / 1000);
+    else metrics.interToken.observe((now - last) / 1000);
+    last = now;
+    metrics.generatedTokens.inc();
+  });
+}
+
+function checkModel(asked: string | undefined, name: string): void {
+  if (asked !== undefined && asked !== name)
+    throw new ApiError(404, `the model '${asked}' is not here; this server has '${name}'`, 'model', 'model_not_found');
+}
+
+function checkLengths(prompts: readonly (readonly number[])[], { maxPositions, maxPromptTokens }: ServerOptions): void {
+  // A prompt of the longest length leaves no place for an answer.
+  const most = Math.min(maxPromptTokens ?? maxPositions, maxPositions - 1);
+  const longest = Math.max(...prompts.map(({ length }) => length));
+  if (longest > most)
+    throw new ApiError(
+      400,
+      `a prompt has ${longest} tokens, expected at most ${most}; shorten it`,
+      'prompt',
+      'context_length_exceeded',
+    );
+}
+
+function keyCheck(apiKey: string) {
+  const digest = (text: string) => createHash('sha256').update(text).digest();
+  const expected = digest(`Bearer ${apiKey}`);
+  return async ({ routeOptions, headers }: FastifyRequest): Promise<void> => {
+    // The route, not the URL, which has many spellings.
+    const open = OPEN_ROUTES.includes(routeOptions.url ?? '');
+    if (!open && !timingSafeEqual(digest(headers.authorization ?? ''), expected))
+      throw new ApiError(
+        401,
+        'the API key is missing or wrong; send it as Authorization: Bearer <key>',
+        null,
+        'invalid_api_key',
+      );
+  };
+}
+
+function toApiError(error: Error & Partial<FastifyError>): ApiError {
+  if (error instanceof ApiError) return error;
+  if (error instanceof QueueFullError) return new ApiError(429, error.message, null, 'queue_full');
+  if (error instanceof ModelFolderError && error.kind === 'USAGE') return new ApiError(400, error.message);
+  const status = error.statusCode ?? 500;
+  // What failed inside is for the server's log, not for clients.
+  if (status < 500) return new ApiError(status, error.message);
+  process.stderr.write(`${error.stack}\n`);
+  return new ApiError(500, 'the server failed to answer; its log says why');
+}

@@ -1,0 +1,84 @@
+// `flashllm generate` and `bench` as processes: prompts from everywhere, what they print, exit codes.
+import { spawn } from 'node:child_process';
+import { once } from 'node:events';
+import { readFile, rm, writeFile } from 'node:fs/promises';
+import { join } from 'node:path';
+import { fileURLToPath } from 'node:url';
+import test from 'ava';
+import { exportOpt } from '../../models/opt/export.js';
+import { shippedModel } from '../../models/shipped.js';
+import { temporaryFolder } from '../models/support/checkpoints.js';
+
+const main = fileURLToPath(new URL('../../cli/main.ts', import.meta.url));
+let folder: string;
+test.before(async () => {
+  folder = await temporaryFolder();
+  await exportOpt(shippedModel(), { output: folder });
+});
+test.after.always(() => rm(folder, { recursive: true }));
+
+async function flashllm(args: string[], input = ''): Promise<{ code: number; stdout: string; stderr: string }> {
+  const child = spawn(process.execPath, ['--import=tsx', main, ...args], { env: { ...process.env, NO_COLOR: '1' } });
+  const output = { stdout: '', stderr: '' };
+  for (const name of ['stdout', 'stderr'] as const)
+    child[name].on('data', (data) => {
+      output[name] += data;
+    });
+  child.stdin.end(input);
+  const [code] = (await once(child, 'close')) as [number];
+  return { code, ...output };
+}
+
+test.serial('prompts come as arguments, from standard input and from files, and share a batch', async (t) => {
+  const file = join(folder, 'prompt.txt');
+  await writeFile(file, 'Call me');
+  const args = ['generate', folder, 'Once upon', '-', '-f', file, '-n', '6', '--json', '--logprobs', '1'];
+  const { code, stdout, stderr } = await flashllm(args, 'The state');
+  t.is(code, 0, stderr);
+  const { texts } = JSON.parse(stdout) as {
+    texts: { prompt: string; newTokens: number; text: string; logprobs: [] }[];
+  };
+  t.deepEqual(
+    texts.map(({ prompt }) => prompt),
+    ['Once upon', 'The state', 'Call me'],
+  );
+  t.true(texts.every(({ newTokens, logprobs }) => newTokens === 6 && logprobs.length === 6));
+  const plain = await flashllm(['generate', folder, '-n', '6'], 'Call me');
+  t.is(plain.stdout, `Call me${texts[2]?.text}\n`);
+  t.regex(plain.stderr, /6 tokens, .* tokens\/s, the first after \d+ ms/);
+});
+
+test.serial('wrong options end with 2, a folder without a model with 1', async (t) => {
+  t.is((await flashllm(['generate', folder, 'a', '--top-k', '-1'])).code, 2);
+  const none = await flashllm(['generate', join(folder, 'none'), 'a']);
+  t.is(none.code, 1);
+  t.regex(none.stderr, /config\.json/);
+});
+
+test.serial('bench measures each batch, against another model, and draws a chart', async (t) => {
+  const svg = join(folder, 'chart.svg');
+  const sizes = ['--prompt-tokens', '8', '--new-tokens', '6', '--repeats', '1', '--batch', '1,3'];
+  const { code, stdout, stderr } = await flashllm([
+    'bench',
+    folder,
+    '--compare',
+    folder,
+    '--json',
+    '--svg',
+    svg,
+    ...sizes,
+  ]);
+  t.is(code, 0, stderr);
+  const { models } = JSON.parse(stdout) as { models: { weightBytes: number; speeds: Record<string, number>[] }[] };
+  t.is(models.length, 2);
+  for (const { weightBytes, speeds } of models) {
+    // Six layers of 12 × 384² and the head of 8192 × 384, in float32.
+    t.is(weightBytes, 4 * (6 * 12 * 384 ** 2 + 8192 * 384));
+    t.deepEqual(
+      speeds.map(({ batch }) => batch),
+      [1, 3],
+    );
+    t.true(speeds.every((speed) => Object.values(speed).every((value) => value > 0)));
+  }
+  t.regex(await readFile(svg, 'utf8'), /^<svg .*sequences at once.*<\/svg>\n$/s);
+});

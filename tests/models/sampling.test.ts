@@ -1,0 +1,157 @@
+// Choosing tokens and finding the end of a text, on logits and strings made by hand.
+import test from 'ava';
+import fc from 'fast-check';
+import { ModelFolderError } from '../../models/errors.js';
+import { resolveOptions } from '../../models/generation/options.js';
+import { Random } from '../../models/generation/random.js';
+import { argmax, largest, logprobs, Sampler } from '../../models/generation/sampling.js';
+import { StopStrings } from '../../models/generation/stopping.js';
+import { TextAssembler } from '../../models/generation/text-assembler.js';
+
+const logits = Float32Array.of(1, 3, 2, -1, 0, 2.5);
+
+function draws(options: Parameters<typeof resolveOptions>[0], count = 4000, prompt: number[] = []): number[] {
+  const counts = new Array<number>(logits.length).fill(0);
+  for (let seed = 0; seed < count; seed++) {
+    const token = new Sampler(resolveOptions({ temperature: 1, seed, ...options }, 2), prompt).sample(logits);
+    counts[token] = (counts[token] as number) + 1 / count;
+  }
+  return counts;
+}
+
+function softmax(values: readonly number[]): number[] {
+  const weights = values.map(Math.exp);
+  const sum = weights.reduce((a, b) => a + b, 0);
+  return weights.map((weight) => weight / sum);
+}
+
+function close(found: readonly number[], expected: readonly number[], tolerance = 0.03): boolean {
+  return found.every((value, i) => Math.abs(value - (expected[i] as number)) < tolerance);
+}
+
+test('draws have the distribution of temperature, top-k and top-p', (t) => {
+  t.true(close(draws({}), softmax([...logits])));
+  t.true(close(draws({ temperature: 0.5 }), softmax([...logits].map((x) => 2 * x))));
+  const [, one, , , , two] = softmax([0, 3, 0, 0, 0, 2.5].map((x) => x || -100));
+  t.true(close(draws({ topK: 2 }), [0, one as number, 0, 0, 0, two as number]));
+  // 0.44, 0.27, 0.16 …: 0.6 needs two of them.
+  t.true(close(draws({ topP: 0.6 }), [0, one as number, 0, 0, 0, two as number]));
+  t.deepEqual(draws({ topP: 0 }), [0, 1, 0, 0, 0, 0].map((x) => (x ? draws({ topP: 0 })[1] : 0)) as number[]);
+  // After top-k, top-p counts in shares of what is left: 0.62 is enough for 0.6.
+  t.true((draws({ topK: 2, topP: 0.6 })[1] as number) > 0.99);
+});
+
+test('greedy takes the likeliest; penalties and bans change which that is; the logits stay as they are', (t) => {
+  const before = [...logits];
+  const greedy = (options: Parameters<typeof resolveOptions>[0], prompt: number[] = []) =>
+    new Sampler(resolveOptions(options, 2), prompt);
+  t.is(greedy({}).sample(logits), 1);
+  t.is(greedy({}).sample(logits, [1]), 5);
+  t.is(greedy({ repetitionPenalty: 2 }, [1]).sample(logits), 5);
+  const present = greedy({ presencePenalty: 1 }, [1]);
+  t.deepEqual(
+    [0, 0, 0, 0].map(() => present.sample(logits)),
+    [1, 5, 1, 1],
+  );
+  const frequent = greedy({ frequencyPenalty: 0.4 });
+  t.deepEqual(
+    [0, 0, 0, 0].map(() => frequent.sample(logits)),
+    [1, 1, 5, 1],
+  );
+  t.deepEqual([...logits], before);
+  t.throws(() => greedy({}).sample(Float32Array.of(Number.NaN, 1)), { instanceOf: ModelFolderError, message: /NaN/ });
+  t.throws(() => greedy({}).sample(Float32Array.of(1, 2), [0, 1]), { message: /-Infinity/ });
+});
+
+test('a seed repeats the draws, another gives others; the generator is uniform', (t) => {
+  const sequence = (seed: number) => {
+    const sampler = new Sampler(resolveOptions({ temperature: 1, seed }, 2), []);
+    return Array.from({ length: 50 }, () => sampler.sample(logits));
+  };
+  t.deepEqual(sequence(7), sequence(7));
+  t.notDeepEqual(sequence(7), sequence(8));
+  t.notDeepEqual(sequence(7), sequence(7 + 2 ** 32));
+  const random = new Random(1);
+  const buckets = new Array<number>(10).fill(0);
+  for (let i = 0; i < 100_000; i++) {
+    const at = Math.floor(10 * random.next());
+    buckets[at] = (buckets[at] as number) + 1;
+  }
+  t.true(
+    buckets.every((count) => Math.abs(count - 10_000) < 500),
+    `${buckets}`,
+  );
+});
+
+test('log-probabilities are those of the model', (t) => {
+  const expected = softmax([...logits]).map(Math.log);
+  const { logprob, top } = logprobs(logits, 4, 3);
+  t.true(Math.abs(logprob - (expected[4] as number)) < 1e-6);
+  t.deepEqual(
+    top.map(({ tokenId }) => tokenId),
+    [1, 5, 2],
+  );
+  t.true(top.every((one) => Math.abs(one.logprob - (expected[one.tokenId] as number)) < 1e-6));
+});
+
+test('the largest of any numbers, falling, the first of equals', (t) => {
+  fc.assert(
+    fc.property(fc.array(fc.integer({ min: -5, max: 5 }), { minLength: 1 }), fc.nat(12), (values, count) => {
+      const sorted = values.map((_, i) => i).sort((a, b) => (values[b] as number) - (values[a] as number) || a - b);
+      const scores = Float32Array.from(values);
+      t.deepEqual([...largest(scores, count)], sorted.slice(0, count));
+      t.is(argmax(scores), sorted[0] as number);
+    }),
+  );
+});
+
+test('options out of range are refused by name', (t) => {
+  for (const [options, message] of [
+    [{ temperature: -1 }, /temperature is -1, expected a number from 0/],
+    [{ topP: 1.5 }, /topP is 1.5/],
+    [{ topK: 1.5 }, /topK is 1.5, expected a whole number/],
+    [{ maxNewTokens: Number.NaN }, /maxNewTokens is NaN/],
+    [{ seed: -1 }, /seed is -1/],
+    [{ stop: [''] }, /stop string is empty/],
+  ] as const)
+    t.throws(() => resolveOptions(options, 2), { instanceOf: ModelFolderError, message });
+});
+
+test('stop strings are found across pieces, and nothing that may be one is given out early', (t) => {
+  const letters = fc.array(fc.constantFrom('a', 'b', '\n'), { maxLength: 12 }).map((list) => list.join(''));
+  const word = letters.filter((text) => text !== '');
+  fc.assert(
+    fc.property(fc.array(letters), fc.array(word, { maxLength: 3 }), (pieces, stops) => {
+      const whole = pieces.join('');
+      // The end of the first stop string to be complete decides, piece by piece.
+      let given = '';
+      let read = '';
+      let stopped = false;
+      const finder = new StopStrings(stops);
+      for (const piece of pieces) {
+        read += piece;
+        const found = finder.push(piece);
+        given += found.text;
+        stopped = found.stopped;
+        if (stopped) break;
+        t.true(read.startsWith(given));
+        t.false(stops.some((stop) => read.includes(stop)));
+      }
+      if (!stopped) t.is(given + finder.flush(), whole);
+      else t.is(given, read.slice(0, Math.min(...stops.map((s) => read.indexOf(s)).filter((at) => at >= 0))));
+    }),
+  );
+});
+
+test('unfinished characters come out at the end; nonsense bytes do not hold the text back for ever', (t) => {
+  const bytes = { decode: (ids: readonly number[]) => new TextDecoder().decode(Uint8Array.from(ids)) };
+  const whale = [...new TextEncoder().encode('🐋')];
+  const assembler = new TextAssembler(bytes);
+  t.is(whale.map((byte) => assembler.push(byte)).join('|'), '|||🐋');
+  t.is(assembler.push(whale[0] as number), '');
+  t.is(assembler.flush(), '\ufffd');
+  t.is(assembler.flush(), '');
+  const nonsense = new TextAssembler(bytes);
+  const text = Array.from({ length: 40 }, () => nonsense.push(0x80)).join('') + nonsense.flush();
+  t.is(text, '\ufffd'.repeat(40));
+});

@@ -1,0 +1,196 @@
+// Continuous batching on the trained model: whatever joins and leaves, every text is the one that its prompt gives alone.
+import { readFile, rm } from 'node:fs/promises';
+import { join } from 'node:path';
+import { TextStreamer } from '@huggingface/transformers';
+import test from 'ava';
+import { QueueFullError } from '../../models/generation/scheduler.js';
+import { readOptConfig } from '../../models/opt/config.js';
+import { exportOpt } from '../../models/opt/export.js';
+import { shippedHeldOutText, shippedModel } from '../../models/shipped.js';
+import { TextGenerator } from '../../models/text-generator.js';
+import { openTextModel, type TextModel } from '../../models/text-model.js';
+import '../../provider/index.js';
+import { temporaryFolder } from './support/checkpoints.js';
+
+const config = await readOptConfig(shippedModel());
+const heldOut = await readFile(shippedHeldOutText(), 'utf8');
+const folders: string[] = [];
+const models: Record<string, TextModel> = {};
+
+test.before(async () => {
+  for (const dtype of ['float32', 'float16'] as const) {
+    const folder = await temporaryFolder();
+    folders.push(folder);
+    await exportOpt(shippedModel(), { output: folder, dtype });
+    models[dtype] = await openTextModel(folder, { executionProviders: ['flashllm', 'cpu'], intraOpNumThreads: 1 });
+  }
+});
+test.after.always(() => Promise.all(folders.map((folder) => rm(folder, { recursive: true }))));
+
+const model = (dtype = 'float32') => models[dtype] as TextModel;
+const generator = (options = {}, dtype = 'float32') =>
+  new TextGenerator(model(dtype).decoder, model(dtype).tokenizer, config, options);
+
+/** Prompts of many lengths, from one token on. */
+function prompts(count: number): string[] {
+  return Array.from({ length: count }, (_, i) => heldOut.slice(731 * i, 731 * i + ((37 * i) % 160)));
+}
+
+const lengthOf = (i: number) => 3 + ((i * 7) % 23);
+
+test('requests that join and leave give what each gives alone', async (t) => {
+  for (const scheduling of [{ maxBatch: 5, prefillTokens: 32 }, { maxBatch: 16 }]) {
+    const shared = generator(scheduling);
+    let most = 0;
+    const texts = await Promise.all(
+      prompts(14).map(async (prompt, i) => {
+        const options = { maxNewTokens: lengthOf(i), temperature: i % 3 ? 0 : 0.8, seed: i, stopTokenIds: [] };
+        // They come one after the other, each when the batch is at some other step.
+        await new Promise((resolve) => setTimeout(resolve, 9 * i));
+        let text = '';
+        for await (const piece of shared.stream(prompt, options)) {
+          text += piece.text;
+          most = Math.max(most, shared.scheduler.active);
+        }
+        return { prompt, options, text };
+      }),
+    );
+    t.true(most > 2 && most <= scheduling.maxBatch, `${most} at once`);
+    for (const { prompt, options, text } of texts) t.is(text, (await generator().generate([prompt], options))[0]?.text);
+    await shared.scheduler.idle();
+    t.deepEqual([shared.scheduler.active, shared.scheduler.queued, shared.scheduler.cacheBytes], [0, 0, 0]);
+  }
+});
+
+test('a batch in float16, whose attention takes one new token at a time, too', async (t) => {
+  const shared = generator({ maxBatch: 4, prefillTokens: 24 }, 'float16');
+  const batch = await shared.generate(prompts(6), { maxNewTokens: 8, stopTokenIds: [] });
+  for (const [i, prompt] of prompts(6).entries()) {
+    const [alone] = await generator({}, 'float16').generate([prompt], { maxNewTokens: 8, stopTokenIds: [] });
+    t.is(batch[i]?.text, alone?.text);
+  }
+});
+
+test('a prompt read in chunks gives what it gives in one go', async (t) => {
+  const prompt = heldOut.slice(500, 1700);
+  const [whole] = await generator({ prefillTokens: 4096 }).generate([prompt], { maxNewTokens: 6, logprobs: 0 });
+  for (const prefillTokens of [1, 50]) {
+    const [chunked] = await generator({ prefillTokens }).generate([prompt], { maxNewTokens: 6, logprobs: 0 });
+    t.is(chunked?.text, whole?.text);
+    whole?.logprobs?.forEach(({ logprob }, i) => {
+      t.true(Math.abs((chunked?.logprobs?.[i]?.logprob as number) - logprob) < 1e-4);
+    });
+  }
+});
+
+test('sequences end on their own: by stop strings over token boundaries, stop tokens, their limit', async (t) => {
+  const [free] = await generator().generate(['The state of our Union is'], { maxNewTokens: 24 });
+  const text = free?.text as string;
+  const stop = text.slice(9, 14);
+  const pieces: string[] = [];
+  const stream = generator().stream('The state of our Union is', { maxNewTokens: 24, stop: ['never there', stop] });
+  let next = await stream.next();
+  for (; !next.done; next = await stream.next()) pieces.push(next.value.text);
+  t.is(pieces.join(''), text.slice(0, text.indexOf(stop)));
+  t.is(next.value.text, pieces.join(''));
+  t.is(next.value.finishReason, 'stop');
+  // A stop string that comes too early does not count.
+  const [long] = await generator().generate(['The state of our Union is'], {
+    maxNewTokens: 24,
+    minNewTokens: 24,
+    stop,
+  });
+  t.is(long?.finishReason, 'length');
+  t.is(long?.text, text);
+  const third = free?.tokenIds[(free?.promptTokens ?? 0) + 2] as number;
+  const options = { maxNewTokens: 24, stopTokenIds: [third], minNewTokens: 5 };
+  const [later] = await generator().generate(['The state of our Union is'], options);
+  t.true((later?.tokenIds.length as number) >= 5 + (later?.promptTokens as number));
+});
+
+test('log-probabilities come with every token', async (t) => {
+  const [text] = await generator().generate(['Call me'], { maxNewTokens: 5, logprobs: 3 });
+  t.is(text?.logprobs?.length, 5);
+  text?.logprobs?.forEach(({ logprob, top }, i) => {
+    t.is(top.length, 3);
+    t.is(top[0]?.tokenId, text.tokenIds[text.promptTokens + i]);
+    t.is(top[0]?.logprob, logprob);
+    t.true(logprob <= 0 && (top[1]?.logprob as number) <= logprob);
+  });
+});
+
+test('who leaves the loop, aborts or cancels makes place; the others go on', async (t) => {
+  const shared = generator({ maxBatch: 2 });
+  const [expected] = await generator().generate(['Once upon a time'], { maxNewTokens: 30 });
+  const going = shared.generate(['Once upon a time'], { maxNewTokens: 30 });
+  let pieces = 0;
+  for await (const _ of shared.stream('Call me', { maxNewTokens: 500, stopTokenIds: [] })) if (++pieces === 2) break;
+  const controller = new AbortController();
+  const aborted = shared.generate(['a', 'b', 'c'], { maxNewTokens: 500, stopTokenIds: [], signal: controller.signal });
+  t.true(shared.scheduler.queued > 0);
+  controller.abort(new Error('enough'));
+  await t.throwsAsync(aborted, { message: 'enough' });
+  t.is(shared.scheduler.queued, 0);
+  t.is((await going)[0]?.text, expected?.text);
+  await shared.scheduler.idle();
+  t.is(shared.scheduler.active, 0);
+});
+
+test('too many waiting prompts are refused, all or none', async (t) => {
+  const shared = generator({ maxBatch: 1, maxWaiting: 2 });
+  const first = shared.start(['a', 'b', 'c'], { maxNewTokens: 2 });
+  t.throws(() => shared.start(['d'], { maxNewTokens: 2 }), { instanceOf: QueueFullError, message: /try again/ });
+  t.throws(() => generator({ maxBatch: 1, maxWaiting: 1 }).start(['a', 'b', 'c']), { instanceOf: QueueFullError });
+  for (const { result } of first) t.is((await result).tokenIds.length, (await result).promptTokens + 2);
+  t.throws(() => generator({ maxBatch: 0 }), { message: /maxBatch is 0/ });
+});
+
+test('an error of the model ends its sequences only, and the generator stays usable', async (t) => {
+  const { decoder, tokenizer } = model();
+  const failing = Object.create(decoder, {
+    run: {
+      value: async (input: Parameters<typeof decoder.run>[0]) => {
+        if ((input.ids.data as BigInt64Array).includes(77n)) throw new Error('the model stumbled');
+        return decoder.run(input);
+      },
+    },
+  }) as typeof decoder;
+  const shared = new TextGenerator(failing, tokenizer, config);
+  const stream = shared.stream('Once upon a time', { maxNewTokens: 20 });
+  let text = (await stream.next()).value.text;
+  await t.throwsAsync(shared.generate([[2, 77]], { maxNewTokens: 3 }), { message: 'the model stumbled' });
+  for await (const piece of stream) text += piece.text;
+  t.is(text, (await generator().generate(['Once upon a time'], { maxNewTokens: 20 }))[0]?.text);
+  await t.throwsAsync(shared.generate([[2, config.vocabSize]]), { message: /token 8192.*from 0 to 8191/ });
+});
+
+test('the TextStreamer of transformers.js takes our tokens', async (t) => {
+  const { AutoTokenizer, env } = await import('@huggingface/transformers');
+  env.allowRemoteModels = false;
+  env.localModelPath = join(folders[0] as string, '..');
+  const tokenizer = await AutoTokenizer.from_pretrained((folders[0] as string).split('/').at(-1) as string);
+  let text = '';
+  const streamer = new TextStreamer(tokenizer, {
+    skip_prompt: true,
+    skip_special_tokens: true,
+    callback_function: (piece) => {
+      text += piece;
+    },
+  } as ConstructorParameters<typeof TextStreamer>[1]);
+  const [result] = await generator().generate(['Call me Ishmael.'], { maxNewTokens: 12, streamer });
+  t.is(text, result?.text);
+  t.throws(() => generator().start(['a', 'b'], { streamer }), { message: /one prompt/ });
+});
+
+test.serial('the event loop turns while tokens are made', async (t) => {
+  const gaps: number[] = [];
+  let last = performance.now();
+  const timer = setInterval(() => {
+    gaps.push(performance.now() - last);
+    last = performance.now();
+  }, 1);
+  await generator().generate(prompts(8), { maxNewTokens: 30, stopTokenIds: [] });
+  clearInterval(timer);
+  const late = gaps.filter((gap) => gap > 50).length;
+  t.true(gaps.length > 20 && late < gaps.length / 20, `${late} of ${gaps.length} turns took over 50 ms`);
+});

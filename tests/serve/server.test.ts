@@ -1,0 +1,230 @@
+// The HTTP server, over a real socket, with the official client of OpenAI's API and with plain requests.
+import { rm } from 'node:fs/promises';
+import type { AddressInfo } from 'node:net';
+import test, { type ExecutionContext } from 'ava';
+import OpenAI from 'openai';
+import { readOptConfig } from '../../models/opt/config.js';
+import { exportOpt } from '../../models/opt/export.js';
+import { shippedModel } from '../../models/shipped.js';
+import { TextGenerator } from '../../models/text-generator.js';
+import { openTextModel, type TextModel } from '../../models/text-model.js';
+import '../../provider/index.js';
+import { createServer, type ServerOptions } from '../../serve/server.js';
+import { temporaryFolder } from '../models/support/checkpoints.js';
+
+const config = await readOptConfig(shippedModel());
+let folder: string;
+let model: TextModel;
+
+test.before(async () => {
+  folder = await temporaryFolder();
+  await exportOpt(shippedModel(), { output: folder });
+  model = await openTextModel(folder, { executionProviders: ['flashllm', 'cpu'], intraOpNumThreads: 1 });
+});
+test.after.always(() => rm(folder, { recursive: true }));
+
+async function serve(t: ExecutionContext, scheduling = {}, options: Partial<ServerOptions> = {}) {
+  const own = { ...model, generator: new TextGenerator(model.decoder, model.tokenizer, config, scheduling) };
+  const server = createServer(own, { name: 'opt-14m', maxPositions: config.maxPositions, ...options });
+  await server.app.listen({ host: '127.0.0.1', port: 0 });
+  const url = `http://127.0.0.1:${(server.app.server.address() as AddressInfo).port}`;
+  t.teardown(() => server.close(0));
+  const client = new OpenAI({ baseURL: `${url}/v1`, apiKey: options.apiKey ?? 'none', maxRetries: 0 });
+  const post = (body: unknown, init: RequestInit = {}) =>
+    fetch(`${url}/v1/completions`, {
+      method: 'POST',
+      headers: { 'content-type': 'application/json' },
+      body: JSON.stringify(body),
+      ...init,
+    });
+  return { ...server, url, client, post, scheduler: own.generator.scheduler };
+}
+
+const greedy = { model: 'opt-14m', temperature: 0 };
+
+async function expected(prompt: string, maxNewTokens: number): Promise<string> {
+  return (await model.generator.generate([prompt], { maxNewTokens }))[0]?.text as string;
+}
+
+async function until(t: ExecutionContext, condition: () => boolean, what: string): Promise<void> {
+  const started = performance.now();
+  while (!condition() && performance.now() - started < 10_000) await new Promise((resolve) => setTimeout(resolve, 5));
+  t.true(condition(), what);
+}
+
+test('the official client gets whole texts, several prompts and choices, and log-probabilities', async (t) => {
+  const { client } = await serve(t);
+  const one = await client.completions.create({ ...greedy, prompt: 'Call me', max_tokens: 12, logprobs: 2 });
+  t.is(one.object, 'text_completion');
+  t.is(one.choices[0]?.text, await expected('Call me', 12));
+  t.is(one.choices[0]?.finish_reason, 'length');
+  const { tokens, token_logprobs, top_logprobs, text_offset } = one.choices[0]?.logprobs ?? {};
+  t.is(tokens?.join(''), one.choices[0]?.text);
+  t.deepEqual([token_logprobs?.length, top_logprobs?.length, text_offset?.[0]], [12, 12, 0]);
+  const prompt_tokens = model.tokenizer.encode('Call me').length;
+  t.like(one.usage, { prompt_tokens, completion_tokens: 12, total_tokens: prompt_tokens + 12 });
+  const many = await client.completions.create({
+    model: 'opt-14m',
+    prompt: ['a', 'Once upon'],
+    n: 2,
+    max_tokens: 3,
+    temperature: 1,
+  });
+  t.deepEqual(
+    many.choices.map(({ index }) => index),
+    [0, 1, 2, 3],
+  );
+  const ids = model.tokenizer.encode('Call me');
+  t.is(
+    (await client.completions.create({ ...greedy, prompt: ids, max_tokens: 12 })).choices[0]?.text,
+    one.choices[0]?.text,
+  );
+  t.deepEqual(
+    (await client.models.list()).data.map(({ id }) => id),
+    ['opt-14m'],
+  );
+});
+
+test('the official client streams, ends at stop strings and is told the usage', async (t) => {
+  const { client } = await serve(t);
+  const whole = await expected('The state of our Union is', 30);
+  const stop = whole.slice(20, 26);
+  const stream = await client.completions.create({
+    ...greedy,
+    prompt: 'The state of our Union is',
+    max_tokens: 30,
+    stop: [stop],
+    stream: true,
+    stream_options: { include_usage: true },
+  });
+  let text = '';
+  let reason: string | null = null;
+  let events = 0;
+  let usage: unknown;
+  for await (const event of stream) {
+    events++;
+    text += event.choices[0]?.text ?? '';
+    reason = event.choices[0]?.finish_reason ?? reason;
+    usage = event.usage ?? usage;
+  }
+  t.is(text, whole.slice(0, whole.indexOf(stop)));
+  t.is(reason, 'stop');
+  t.true(events > 4);
+  t.like(usage, { prompt_tokens: model.tokenizer.encode('The state of our Union is').length });
+});
+
+test('concurrent streams share the batch and each gets its own text', async (t) => {
+  const { client, scheduler, url } = await serve(t, { maxBatch: 8 });
+  const prompts = Array.from({ length: 16 }, (_, i) => `Chapter ${i}. ${'It was a dark night. '.repeat(i % 4)}`);
+  let most = 0;
+  const texts = await Promise.all(
+    prompts.map(async (prompt, i) => {
+      const max_tokens = 5 + i;
+      const stream = await client.completions.create({ ...greedy, prompt, max_tokens, stream: true });
+      let text = '';
+      for await (const event of stream) {
+        text += event.choices[0]?.text ?? '';
+        most = Math.max(most, scheduler.active);
+      }
+      return text;
+    }),
+  );
+  t.true(most > 4 && most <= 8, `${most} at once`);
+  for (const [i, text] of texts.entries()) t.is(text, await expected(prompts[i] as string, 5 + i));
+  const metrics = await (await fetch(`${url}/metrics`)).text();
+  t.regex(metrics, /flashllm_requests_total\{status="200"\} 16/);
+  const tokens = Number(/flashllm_generated_tokens_total (\d+)/.exec(metrics)?.[1]);
+  t.true(tokens > 16 && tokens <= 16 * 5 + 120);
+  t.regex(metrics, /flashllm_sequences_running 0/);
+  t.regex(metrics, /nodejs_eventloop_lag_p99_seconds /);
+});
+
+test('a client that leaves takes its sequences along, streaming or not', async (t) => {
+  const { post, scheduler, url } = await serve(t, { maxBatch: 2 });
+  const long = { ...greedy, prompt: 'a', max_tokens: 900, ignore_eos: true };
+  for (const stream of [true, false]) {
+    const controller = new AbortController();
+    const response = post({ ...long, n: 3, stream }, { signal: controller.signal }).catch((error: Error) => error);
+    await until(t, () => scheduler.active === 2 && scheduler.queued === 1, 'all have begun');
+    if (stream) await ((await response) as Response).body?.getReader().read();
+    controller.abort();
+    await until(t, () => scheduler.active === 0 && scheduler.queued === 0, 'all are gone');
+    await response;
+  }
+  const metrics = () => fetch(`${url}/metrics`).then((response) => response.text());
+  t.regex(await metrics(), /flashllm_requests_total\{status="499"\} 2/);
+});
+
+test('a full queue answers 429, says when to come back, and takes requests again later', async (t) => {
+  const { post, client, scheduler } = await serve(t, { maxBatch: 1, maxWaiting: 1 });
+  const long = { ...greedy, prompt: 'a', max_tokens: 40, ignore_eos: true };
+  const first = post(long);
+  await until(t, () => scheduler.active === 1, 'the first runs');
+  const second = post(long);
+  await until(t, () => scheduler.queued === 1, 'the second waits');
+  const refused = await post(long);
+  t.is(refused.status, 429);
+  t.is(refused.headers.get('retry-after'), '1');
+  t.like(((await refused.json()) as { error: object }).error, { type: 'rate_limit_error', code: 'queue_full' });
+  await t.throwsAsync(client.completions.create(long), { instanceOf: OpenAI.RateLimitError });
+  for (const response of [await first, await second]) t.is(response.status, 200);
+  t.is((await post(long)).status, 200);
+});
+
+test('wrong requests are refused in OpenAI’s form, and none of them stops the server', async (t) => {
+  const { post, url } = await serve(t, {}, { maxPromptTokens: 20, bodyLimit: 2000 });
+  const cases: [unknown, number, RegExp][] = [
+    [{}, 400, /prompt/],
+    [{ prompt: 7 }, 400, /prompt/],
+    [{ prompt: [] }, 400, /prompt/],
+    [{ prompt: [[]] }, 400, /prompt/],
+    [{ prompt: [1, 'a'] }, 400, /prompt/],
+    [{ prompt: [99999999] }, 400, /token 99999999, expected whole numbers from 0 to 8191/],
+    [{ prompt: 'a', max_tokens: '8' }, 400, /max_tokens must be integer/],
+    [{ prompt: 'a', temperature: 3 }, 400, /temperature/],
+    [{ prompt: 'a', stop: '' }, 400, /stop/],
+    [{ prompt: 'a', echo: true }, 400, /echo is not supported/],
+    [{ prompt: 'a', n: 100, best_of: 100, model: 'other' }, 404, /'other' is not here; this server has 'opt-14m'/],
+    [{ prompt: ['a', 'b'], n: 100 }, 400, /200 texts/],
+    [{ prompt: 'word '.repeat(50) }, 400, /tokens, expected at most 20/],
+    [{ prompt: 'word '.repeat(500) }, 413, /too large/],
+  ];
+  for (const [body, status, message] of cases) {
+    const response = await post(body);
+    const { error } = (await response.json()) as { error: { message: string; type: string } };
+    t.is(response.status, status, JSON.stringify(body).slice(0, 80));
+    t.regex(error.message, message);
+    t.truthy(error.type);
+  }
+  t.is((await post(undefined, { body: '{' })).status, 400);
+  t.is((await fetch(`${url}/v1/chat/completions`, { method: 'POST' })).status, 404);
+  t.is((await post({ prompt: 'a', max_tokens: 0 })).status, 200);
+  t.deepEqual(await (await fetch(`${url}/health`)).json(), { status: 'ok', running: 0, waiting: 0 });
+});
+
+test('an API key is demanded for all but health', async (t) => {
+  const { client, url, post } = await serve(t, {}, { apiKey: 'sesame' });
+  t.is((await post({ prompt: 'a' })).status, 401);
+  for (const path of ['/v1/models', '/%761/models', '/metrics', '/nowhere'])
+    t.is((await fetch(url + path)).status, 401, path);
+  t.is((await fetch(`${url}/v1/models`, { headers: { authorization: 'Bearer sesam' } })).status, 401);
+  t.is((await fetch(`${url}/health`)).status, 200);
+  t.is((await client.completions.create({ ...greedy, prompt: 'a', max_tokens: 2 })).choices.length, 1);
+});
+
+test('closing lets requests end; when the grace is over it ends them with an error', async (t) => {
+  const gentle = await serve(t);
+  const short = gentle.post({ ...greedy, prompt: 'Call me', max_tokens: 20, stream: true });
+  await until(t, () => gentle.scheduler.active === 1, 'it runs');
+  const closed = gentle.close(20_000);
+  t.regex(await (await short).text(), /"finish_reason":"length".*\n\ndata: \[DONE\]\n\n$/);
+  await closed;
+  await t.throwsAsync(fetch(`${gentle.url}/health`));
+
+  const hasty = await serve(t);
+  const long = hasty.post({ ...greedy, prompt: 'a', max_tokens: 1000, ignore_eos: true, stream: true });
+  await until(t, () => hasty.scheduler.active === 1, 'it runs');
+  await hasty.close(30);
+  t.regex(await (await long).text(), /the server is shutting down.*\n\n$/);
+  t.is(hasty.scheduler.active, 0);
+});
