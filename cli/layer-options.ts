@@ -6,6 +6,7 @@ import {
   type InspectReport,
   type LayerReport,
 } from '../graph-passes/index.js';
+import { type PruneMethod, pruneMethods } from '../models/pruning/index.js';
 import type { PruneSpec } from '../provider/native.js';
 import { type Column, formatBytes, formatTable, Progress } from './terminal.js';
 
@@ -15,12 +16,9 @@ export interface LayerOptions {
   exclude: string[];
   weights: 'auto' | 'fp16' | 'bf16' | 'fp32';
   sparsity?: number;
-  method: PruneSpec['method'];
+  method?: PruneMethod;
   scope: PruneSpec['scope'];
 }
-
-/** Methods of `--method`; the first is the default. */
-const PRUNING_METHODS: readonly PruneSpec['method'][] = ['magnitude'];
 
 const VALUE_TYPES = { auto: 'auto', fp16: 'float16', bf16: 'bfloat16', fp32: 'float32' } as const;
 
@@ -41,15 +39,22 @@ export function addLayerOptions(command: Command): Command {
         .default('auto'),
     )
     .option('--sparsity <fraction>', 'prune to this share of zeros first', parseFraction)
-    .addOption(new Option('--method <name>', 'how to prune').choices(PRUNING_METHODS).default(PRUNING_METHODS[0]))
+    .addOption(
+      new Option(
+        '--method <name>',
+        'how to prune: magnitude for ONNX models; the others run text through a Hugging Face folder, whose default is sparsegpt',
+      ).choices([...pruneMethods]),
+    )
     .addOption(
       new Option('--scope <name>', 'what the share of zeros is kept in').choices(['layer', 'row']).default('layer'),
     );
 }
 
-/** The options as the library takes them. */
+/** The options as the library takes them. @throws if the method needs more than an ONNX model has. */
 export function layerSettings(options: LayerOptions): Omit<InspectOptions, 'input'> {
-  const { minSparsity, include, exclude, weights, sparsity, method, scope } = options;
+  const { minSparsity, include, exclude, weights, sparsity, method = 'magnitude', scope } = options;
+  if (method !== 'magnitude')
+    throw new Error(`--method ${method} needs a Hugging Face folder as input: it runs text through the layers`);
   return {
     include,
     exclude,

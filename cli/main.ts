@@ -6,8 +6,10 @@ import { InterruptedError } from './terminal.js';
 
 /** The commands, in the order of the help text. A command's module is loaded only when it is run or help is asked for. */
 const commands: Record<string, () => Promise<Command>> = {
+  prune: async () => (await import('./commands/prune.js')).pruneCommand(),
   export: async () => (await import('./commands/export.js')).exportCommand(),
   rewrite: async () => (await import('./commands/rewrite.js')).rewriteCommand(),
+  eval: async () => (await import('./commands/eval.js')).evalCommand(),
   inspect: async () => (await import('./commands/inspect.js')).inspectCommand(),
   verify: async () => (await import('./commands/verify.js')).verifyCommand(),
   generate: async () => (await import('./commands/generate.js')).generateCommand(),

@@ -12,7 +12,18 @@ export type { OptAttention, OptDtype } from './opt/graph-context.js';
 export type { RandomOptions } from './opt/random-weights.js';
 export { type OptSize, optConfig, optConfigJson, optSizes } from './opt/sizes.js';
 export { measurePerplexity, type Perplexity, type PerplexityOptions } from './perplexity.js';
-export { shippedHeldOutText, shippedModel } from './shipped.js';
+export {
+  type CalibrationSettings,
+  type LayerSparsity,
+  type PruneMethod,
+  type PruneOptions,
+  type PruneResult,
+  type PruneSettings,
+  type PruningReport,
+  pruneMethods,
+  pruneOpt,
+} from './pruning/index.js';
+export { shippedCalibrationText, shippedHeldOutText, shippedInDomainText, shippedModel } from './shipped.js';
 export { type GeneratorConfig, type Prompt, TextGenerator } from './text-generator.js';
 export { openTextModel, type TextModel } from './text-model.js';
 export { loadTokenizer, type Tokenizer } from './tokenizer.js';

@@ -19,3 +19,13 @@ export function shippedModel(): string {
 export function shippedHeldOutText(): string {
   return packageFile('models/data/held-out.txt');
 }
+
+/** About 630 kB of text of the kinds that the shipped model was trained on: what pruning calibrates on where no text is given. */
+export function shippedCalibrationText(): string {
+  return packageFile('models/data/calibration.txt');
+}
+
+/** About 140 kB of the same kinds of text, none of it in the calibration text. */
+export function shippedInDomainText(): string {
+  return packageFile('models/data/held-out-in-domain.txt');
+}

@@ -2,6 +2,7 @@ import { createRequire } from 'node:module';
 import { join } from 'node:path';
 import { NativeLoadError } from './errors.js';
 import { binaries, binaryFolders, findBinaries, platform } from './library.js';
+import type { NativePruning } from './native-pruning.js';
 
 export type FloatType = 'float32' | 'float16' | 'bfloat16';
 
@@ -93,7 +94,7 @@ export interface SessionHandle {
 }
 
 /** The addon's exports. Promises settle when the work, done on other threads, has ended. */
-export interface Native {
+export interface Native extends NativePruning {
   loadRuntime(ortLibrary: string, providerLibrary: string, logSeverity: number): string;
   describeLibrary(providerLibrary: string): string;
   createSession(

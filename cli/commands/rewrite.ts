@@ -1,3 +1,5 @@
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
 import { Command } from 'commander';
 import {
   findModels,
@@ -6,6 +8,7 @@ import {
   type RewriteReport,
   rewriteFolder,
 } from '../../graph-passes/index.js';
+import { isCheckpoint, withExported } from '../checkpoint-input.js';
 import { addLayerOptions, formatLayers, type LayerOptions, layerSettings, progressBars } from '../layer-options.js';
 import { abortOnInterrupt, formatBytes } from '../terminal.js';
 
@@ -24,7 +27,7 @@ const NOT_PORTABLE =
 export function rewriteCommand(): Command {
   const command = new Command('rewrite')
     .description('Rewrite an ONNX model: linear layers with enough zeros become sparse, everything else stays.')
-    .argument('<model>', 'an .onnx file, or a folder with .onnx files')
+    .argument('<model>', 'an .onnx file, a folder with .onnx files, or a Hugging Face OPT folder (exported on the way)')
     .option('-o, --output <folder>', 'folder for the rewritten model; configuration and tokenizer are copied along');
   return addLayerOptions(command)
     .option('--dry-run', 'print what would be done; write nothing')
@@ -37,10 +40,27 @@ export function rewriteCommand(): Command {
 async function run(model: string, options: Options, command: Command): Promise<void> {
   if (!options.output && !options.dryRun) command.error('give -o <folder>, or --dry-run', { exitCode: 2 });
   const interrupt = abortOnInterrupt();
+  try {
+    if (!isCheckpoint(model)) return await rewrite(model, options, interrupt.signal);
+    // A dry run counts zeros as magnitude would give them: every method gives as many.
+    const { sparsity, method, ...rest } = options;
+    const pruning = options.dryRun ? {} : { sparsity, method };
+    const rewriting = options.dryRun && sparsity !== undefined ? { ...rest, sparsity } : rest;
+    const beside = options.output ?? join(tmpdir(), `flashllm-${process.pid}`);
+    const settings = { ...pruning, scope: options.scope, quiet: options.json ?? false };
+    await withExported(model, beside, settings, interrupt.signal, (folder) =>
+      rewrite(folder, rewriting, interrupt.signal),
+    );
+  } finally {
+    interrupt.release();
+  }
+}
+
+async function rewrite(model: string, options: Options, signal: AbortSignal): Promise<void> {
   const bars = progressBars();
   const settings = {
     ...layerSettings(options),
-    signal: interrupt.signal,
+    signal,
     onProgress: bars.onProgress,
     ...(options.trace ? { trace: printTrace } : {}),
   };
@@ -56,7 +76,6 @@ async function run(model: string, options: Options, command: Command): Promise<v
     print(reports, options.json ?? false);
   } finally {
     bars.stop();
-    interrupt.release();
   }
 }
 

@@ -83,7 +83,7 @@ export class CheckpointWeights implements OptWeights {
 }
 
 /** `model.decoder.layers.0.fc1.weight` → `layers.0.fc1.weight`; the last norm was once called `decoder.layer_norm`. */
-function canonicalName(name: string): string {
+export function canonicalName(name: string): string {
   return name
     .replace(/^model\.(?=decoder\.)/, '')
     .replace(/^decoder\./, '')

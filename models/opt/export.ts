@@ -43,7 +43,7 @@ export interface ExportResult {
 }
 
 /** Files of a Hugging Face folder that go along with the model. */
-const companionFiles = [
+export const companionFiles: readonly string[] = [
   'config.json',
   'generation_config.json',
   'tokenizer.json',

@@ -2,6 +2,7 @@
 #include <napi.h>
 
 #include "provider/node/ort_library.h"
+#include "provider/node/pruning.h"
 #include "provider/node/run_threads.h"
 #include "provider/node/session.h"
 #include "provider/node/weights.h"
@@ -35,6 +36,7 @@ Napi::Object Init(Napi::Env env, Napi::Object exports) {
   exports.Set("endProfiling", Napi::Function::New(env, EndProfiling));
   exports.Set("runSession", Napi::Function::New(env, RunSession));
   InitWeights(env, exports);
+  InitPruning(env, exports);
   return exports;
 }
 

@@ -1,0 +1,85 @@
+import { existsSync } from 'node:fs';
+import { mkdtemp, readFile, rm } from 'node:fs/promises';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { Command, InvalidArgumentError } from 'commander';
+import { readOptConfig } from '../../models/opt/config.js';
+import { exportOpt } from '../../models/opt/export.js';
+import { measurePerplexity, type Perplexity } from '../../models/perplexity.js';
+import { shippedHeldOutText } from '../../models/shipped.js';
+import { openTextModel } from '../../models/text-model.js';
+import { abortOnInterrupt, formatSeconds, Progress } from '../terminal.js';
+
+interface Options {
+  text?: string;
+  stock?: boolean;
+  window?: number;
+  json?: boolean;
+}
+
+/** What was measured, as `--json` prints it. */
+interface Evaluation extends Perplexity {
+  readonly model: string;
+  readonly text: string;
+  readonly window: number;
+  readonly session: 'flashllm' | 'stock';
+}
+
+/** `flashllm eval`: perplexity of a model on a text. */
+export function evalCommand(): Command {
+  return new Command('eval')
+    .description("Measure a model's perplexity on a text, in windows of the context length that do not overlap.")
+    .argument('<model>', 'folder with model.onnx, or a Hugging Face OPT folder (which is exported first)')
+    .option('--text <file>', 'UTF-8 text (default: the held-out text that ships along)')
+    .option('--stock', "run in ONNX Runtime's own CPU provider instead of this package's")
+    .option('--window <tokens>', "tokens of a window (default: the model's context length)", parseWindow)
+    .option('--json', 'print the result as JSON')
+    .action(run);
+}
+
+async function run(model: string, options: Options): Promise<void> {
+  const { signal, release } = abortOnInterrupt();
+  const temporary = existsSync(join(model, 'model.onnx')) ? undefined : await mkdtemp(join(tmpdir(), 'flashllm-eval-'));
+  try {
+    if (temporary !== undefined) await exportOpt(model, { output: temporary, signal });
+    const result = { ...(await evaluate(temporary ?? model, options, signal)), model };
+    process.stdout.write(options.json ? `${JSON.stringify(result, undefined, 2)}\n` : `${format(result)}\n`);
+  } finally {
+    release();
+    if (temporary !== undefined) await rm(temporary, { recursive: true, force: true });
+  }
+}
+
+async function evaluate(folder: string, options: Options, signal: AbortSignal): Promise<Evaluation> {
+  const path = options.text ?? shippedHeldOutText();
+  const text = await readFile(path, 'utf8');
+  const { maxPositions } = await readOptConfig(folder);
+  const window = options.window ?? maxPositions;
+  // Importing the package is what makes 'flashllm' a provider of onnxruntime-node.
+  if (!options.stock) await import('../../provider/index.js');
+  const model = await openTextModel(folder, { executionProviders: options.stock ? ['cpu'] : ['flashllm', 'cpu'] });
+  const ids = model.tokenizer.encode(text);
+  const bar = new Progress('eval', ids.length, (count) => `${count} tokens`);
+  try {
+    const measured = await measurePerplexity(model.decoder, ids, {
+      window,
+      signal,
+      onProgress: (done) => bar.update(done),
+    });
+    return { model: folder, text: path, window, session: options.stock ? 'stock' : 'flashllm', ...measured };
+  } finally {
+    bar.stop();
+    await model.session.release();
+  }
+}
+
+function format({ perplexity, tokens, seconds, window, session, text }: Evaluation): string {
+  const where = session === 'stock' ? 'stock ONNX Runtime' : 'flashllm';
+  return `perplexity ${perplexity.toFixed(4)} on ${text}: ${tokens} tokens in windows of ${window}, ${formatSeconds(seconds)} in ${where}`;
+}
+
+function parseWindow(text: string): number {
+  const value = Number(text);
+  if (!Number.isSafeInteger(value) || value < 2) throw new InvalidArgumentError('expected a whole number ≥ 2');
+  return value;
+}

@@ -1,0 +1,117 @@
+import { readFile } from 'node:fs/promises';
+import { resolve } from 'node:path';
+import { Command, InvalidArgumentError, Option } from 'commander';
+import { type LayerSparsity, type PruneMethod, parseLayerSparsity, pruneMethods } from '../../models/pruning/index.js';
+import { formatPruning, pruneWithProgress } from '../prune-progress.js';
+import { abortOnInterrupt } from '../terminal.js';
+
+interface Options {
+  output: string;
+  sparsity: number;
+  method: PruneMethod;
+  scope: 'layer' | 'row';
+  layerSparsity: LayerSparsity[];
+  sparsityFile?: string;
+  compensation: boolean;
+  biasCorrection: boolean;
+  calibration?: string;
+  sequences?: number;
+  length?: number;
+  seed?: number;
+  damping?: number;
+  iterations?: number;
+  refinement?: number;
+  threads?: number;
+  workFolder?: string;
+  restart?: boolean;
+  json?: boolean;
+}
+
+/** `flashllm prune`: a Hugging Face OPT folder to one with zeros in the linears of its layers. */
+export function pruneCommand(): Command {
+  return new Command('prune')
+    .description(
+      'Prune a Hugging Face OPT folder in one shot, layer by layer on calibration text; embeddings, norms and head stay dense.',
+    )
+    .argument('<hf-folder>', 'folder with config.json, tokenizer and weights (safetensors or pytorch_model.bin)')
+    .requiredOption('-o, --output <folder>', 'folder for the pruned model, in the same layout')
+    .requiredOption('--sparsity <fraction>', 'zeros in each linear', parseFraction)
+    .addOption(new Option('--method <name>', 'how to prune').choices([...pruneMethods]).default('sparsegpt'))
+    .addOption(
+      new Option('--scope <name>', 'with --method magnitude: what the share of zeros is kept in')
+        .choices(['layer', 'row'])
+        .default('layer'),
+    )
+    .option(
+      '--layer-sparsity <pattern=fraction>',
+      "another sparsity for some linears, such as 'layers.0.*=0.4' or '*.fc2=0.7'; may be repeated, the last match counts",
+      collectLayerSparsity,
+      [],
+    )
+    .option('--sparsity-file <json>', 'sparsities by pattern from a file: {"layers.0.*": 0.4}')
+    .option('--no-compensation', 'prune each layer towards its own outputs, not towards those of the dense model')
+    .option('--no-bias-correction', 'leave biases as they are, and work on inputs that are not centred')
+    .option(
+      '--calibration <file>',
+      'text to calibrate on, UTF-8 (default: the text that ships along, models/data/README.md)',
+    )
+    .option('--sequences <number>', 'calibration sequences (default: 128)', parseCount)
+    .option('--length <number>', "tokens of each (default: the model's context, 2048 at most)", parseCount)
+    .option('--seed <number>', 'which pieces of the text are taken (default: 0)', parseSeed)
+    .option('--damping <fraction>', 'with --method sparsegpt: of the mean diagonal (default: 0.01)', parseFraction)
+    .option('--iterations <number>', 'with --method admm (default: 20)', parseCount)
+    .option(
+      '--refinement <number>',
+      'with --method admm: steps of conjugate gradients at the end (default: 10)',
+      parseSeed,
+    )
+    .option('--threads <number>', 'default: one a core', parseCount)
+    .option('--work-folder <folder>', 'where activations lie on the way (default: beside the output)')
+    .option('--restart', 'throw an unfinished run away instead of going on with it')
+    .option('--json', 'print the report as JSON')
+    .action(run);
+}
+
+async function run(folder: string, options: Options): Promise<void> {
+  const fromFile = options.sparsityFile === undefined ? [] : await readSparsities(options.sparsityFile);
+  const { calibration: file, sequences, length, seed, json, ...settings } = options;
+  const { signal, release } = abortOnInterrupt();
+  const settingsOfAll = {
+    ...settings,
+    output: resolve(options.output),
+    layerSparsity: [...fromFile, ...options.layerSparsity],
+    calibration: { file, sequences, length, seed },
+  };
+  const result = await pruneWithProgress(folder, settingsOfAll, signal).finally(release);
+  process.stdout.write(json ? `${JSON.stringify(result, undefined, 2)}\n` : `${formatPruning(result)}\n`);
+}
+
+async function readSparsities(path: string): Promise<LayerSparsity[]> {
+  return parseLayerSparsity(JSON.parse(await readFile(path, 'utf8')), path);
+}
+
+function collectLayerSparsity(text: string, list: LayerSparsity[]): LayerSparsity[] {
+  const at = text.lastIndexOf('=');
+  if (at < 1) throw new InvalidArgumentError("expected a pattern and a fraction, such as 'layers.0.*=0.4'");
+  return [...list, { pattern: text.slice(0, at), sparsity: parseFraction(text.slice(at + 1)) }];
+}
+
+function parseFraction(text: string): number {
+  const value = text.endsWith('%') ? Number(text.slice(0, -1)) / 100 : Number(text);
+  if (text.trim() === '' || !(value >= 0 && value < 1))
+    throw new InvalidArgumentError('expected a number from 0 to below 1, such as 0.5 or 50%');
+  return value;
+}
+
+function parseCount(text: string): number {
+  const value = Number(text);
+  if (!Number.isSafeInteger(value) || value < 1) throw new InvalidArgumentError('expected a whole number ≥ 1');
+  return value;
+}
+
+function parseSeed(text: string): number {
+  const value = Number(text);
+  if (text.trim() === '' || !Number.isSafeInteger(value) || value < 0)
+    throw new InvalidArgumentError('expected a whole number ≥ 0');
+  return value;
+}

@@ -1,0 +1,11 @@
+export type { CalibrationSettings } from './calibration.js';
+export {
+  type LayerSparsity,
+  type PruneMethod,
+  type PruneSettings,
+  parseLayerSparsity,
+  pruneMethods,
+  type ResolvedSettings,
+} from './options.js';
+export { type PruneOptions, type PruneResult, pruneOpt } from './prune.js';
+export { type LayerReport, type LinearReport, type PruningReport, reportSvg } from './report.js';

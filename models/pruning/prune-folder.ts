@@ -1,0 +1,145 @@
+import { cp, mkdir, open, readdir, readFile, rename, rm, writeFile } from 'node:fs/promises';
+import { join, resolve } from 'node:path';
+import { ModelFolderError } from '../errors.js';
+import type { LayerReport } from './report.js';
+
+const sides = ['pruned', 'dense'] as const;
+
+/** What `progress.json` of an unfinished pruning holds. */
+interface Saved {
+  /** Everything that the result depends on, as text. */
+  readonly fingerprint: string;
+  readonly layers: readonly LayerReport[];
+}
+
+/**
+ * The folder that a pruned model grows in: `<output>.partial`, renamed to the output when it is whole. After an interruption it holds the
+ * layers that are done and the activations that go into the next one.
+ */
+export class PruneFolder {
+  readonly partial: string;
+  private readonly work: string;
+  private readonly output: string;
+  private layers: readonly LayerReport[] = [];
+  private fingerprint = '';
+
+  /** @param workFolder where activations lie; default within the partial folder. */
+  constructor(output: string, workFolder?: string | undefined) {
+    this.output = resolve(output);
+    this.partial = `${this.output}.partial`;
+    this.work = workFolder === undefined ? join(this.partial, 'work') : resolve(workFolder);
+  }
+
+  /**
+   * Makes the folder, or takes up what an interrupted run left in it.
+   *
+   * @returns the layers that are done.
+   * @throws ModelFolderError `USAGE` if the output exists, or what is there is of other settings and `restart` is not set.
+   */
+  async open(fingerprint: string, restart: boolean): Promise<readonly LayerReport[]> {
+    await this.refuseExisting();
+    const saved = await this.read();
+    if (saved !== undefined && !restart && saved.fingerprint !== fingerprint)
+      throw new ModelFolderError(
+        'USAGE',
+        `${this.partial} holds an unfinished pruning with other settings, text or weights: use --restart to throw it away, or repeat the settings to go on with it`,
+      );
+    this.fingerprint = fingerprint;
+    if (saved !== undefined && !restart) {
+      this.layers = saved.layers;
+    } else {
+      await rm(this.partial, { recursive: true, force: true });
+    }
+    await mkdir(this.partial, { recursive: true });
+    await mkdir(this.work, { recursive: true });
+    return this.layers;
+  }
+
+  /** What goes into a layer, of the pruned model or the dense one. Both begin with the same embeddings. */
+  hidden(layer: number, side: 'pruned' | 'dense' = 'pruned'): string {
+    return join(this.work, `hidden-${layer === 0 ? 'pruned' : side}-${layer}.f32`);
+  }
+
+  /** Room for a layer's attention. */
+  context(side: 'pruned' | 'dense'): string {
+    return join(this.work, `context-${side}.f32`);
+  }
+
+  /** A file of weights within the folder. */
+  file(name: string): string {
+    return join(this.partial, name);
+  }
+
+  /** Puts a file that is whole in its place, on the disk. */
+  async place(temporary: string, path: string): Promise<void> {
+    const file = await open(temporary, 'r+');
+    try {
+      await file.sync();
+    } finally {
+      await file.close();
+    }
+    await rename(temporary, path);
+  }
+
+  /** Notes that a layer's weights and output are in their places. What went into it is no longer needed. */
+  async done(report: LayerReport): Promise<void> {
+    this.layers = [...this.layers, report];
+    const saved: Saved = { fingerprint: this.fingerprint, layers: this.layers };
+    await this.write('progress.json', JSON.stringify(saved));
+    for (const side of sides) await rm(this.hidden(report.layer, side), { force: true });
+  }
+
+  /** Writes a small file. */
+  async write(name: string, content: string): Promise<void> {
+    const temporary = this.file(`${name}.tmp`);
+    await writeFile(temporary, content);
+    await this.place(temporary, this.file(name));
+  }
+
+  /** Takes away what only the work needed, and renames the folder to the output. */
+  async complete(): Promise<void> {
+    for (const side of sides) {
+      const last = this.hidden(this.layers.length, side);
+      for (const path of [last, `${last}.tmp`, this.context(side)]) await rm(path, { force: true });
+    }
+    if (this.work.startsWith(this.partial)) await rm(this.work, { recursive: true, force: true });
+    await this.refuseExisting();
+    await rm(this.output, { recursive: true, force: true });
+    await rm(this.file('progress.json'), { force: true });
+    try {
+      await rename(this.partial, this.output);
+    } catch (error) {
+      // The output's parent may be another file system's mount point.
+      if ((error as NodeJS.ErrnoException).code !== 'EXDEV') throw error;
+      await cp(this.partial, this.output, { recursive: true });
+      await rm(this.partial, { recursive: true });
+    }
+  }
+
+  /** An empty folder may be replaced. */
+  private async refuseExisting(): Promise<void> {
+    const entries = await readdir(this.output).catch((error: NodeJS.ErrnoException) => {
+      if (error.code === 'ENOENT') return [];
+      throw new ModelFolderError('USAGE', `cannot write to ${this.output}: ${error.message}`);
+    });
+    if (entries.length > 0)
+      throw new ModelFolderError(
+        'USAGE',
+        `${this.output} exists and is not empty; choose another output folder, or remove that one`,
+      );
+  }
+
+  private async read(): Promise<Saved | undefined> {
+    let text: string;
+    try {
+      text = await readFile(this.file('progress.json'), 'utf8');
+    } catch (error) {
+      if ((error as NodeJS.ErrnoException).code === 'ENOENT') return undefined;
+      throw error;
+    }
+    const saved = JSON.parse(text) as Saved;
+    if (typeof saved.fingerprint !== 'string' || !Array.isArray(saved.layers))
+      throw new ModelFolderError('USAGE', `${this.file('progress.json')} is not what a pruning leaves: use --restart`);
+    return saved;
+  }
+}

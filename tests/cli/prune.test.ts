@@ -1,0 +1,129 @@
+/** The commands prune and eval, and rewrite of a Hugging Face folder, as a user runs them. */
+import { execFile } from 'node:child_process';
+import { copyFileSync, readdirSync, readFileSync, writeFileSync } from 'node:fs';
+import { dirname, join, resolve } from 'node:path';
+import { promisify } from 'node:util';
+import test from 'ava';
+import { parseOptConfig } from '../../models/opt/config.js';
+import type { PruneResult } from '../../models/pruning/index.js';
+import { shippedCalibrationText, shippedHeldOutText, shippedModel } from '../../models/shipped.js';
+import { tempFolder } from '../graph-passes/test-model.js';
+import { randomParameters, tinyConfig, writeCheckpoint } from '../models/support/checkpoints.js';
+
+const command = ['--import=tsx', resolve('cli/main.ts')];
+const text = join(tempFolder(), 'text.txt');
+writeFileSync(text, readFileSync(shippedCalibrationText(), 'utf8').slice(0, 12_000));
+const few = ['--calibration', text, '--sequences', '4', '--length', '64'];
+
+async function flashllm(...args: string[]): Promise<{ code: number; stdout: string; stderr: string }> {
+  try {
+    return { code: 0, ...(await promisify(execFile)(process.execPath, [...command, ...args])) };
+  } catch (error) {
+    const { code, stdout, stderr } = error as { code: number; stdout: string; stderr: string };
+    return { code, stdout, stderr };
+  }
+}
+
+test.serial('prune: table, report, sparsities by pattern and file; eval takes the folder', async (t) => {
+  const output = join(tempFolder(), 'pruned');
+  const file = join(tempFolder(), 'sparsity.json');
+  writeFileSync(file, '{"*.fc1": 0.7, "*.fc2": 0.2}');
+  const settings = ['--sparsity', '50%', '--sparsity-file', file, '--layer-sparsity', '*.fc2=0.3', ...few];
+  const done = await flashllm('prune', shippedModel(), '-o', output, ...settings);
+  t.is(done.code, 0, done.stderr);
+  t.regex(done.stdout, /layers\.0\.self_attn\.q_proj\s+384 × 384\s+50\.0 %\s+\d+\.\d\d %/);
+  t.regex(done.stdout, /layers\.5\.fc1\s+1536 × 384\s+70\.0 %/);
+  t.regex(done.stdout, /layers\.5\.fc2\s+384 × 1536\s+30\.0 %/);
+  t.regex(done.stdout, /50\.\d % zeros in the linears by sparsegpt, 4 × 64 tokens/);
+  t.true(
+    ['pruning.json', 'pruning.svg', 'tokenizer.json', 'config.json'].every((name) =>
+      readdirSync(output).includes(name),
+    ),
+  );
+  const again = await flashllm('prune', shippedModel(), '-o', output, ...settings);
+  t.is(again.code, 1);
+  t.regex(again.stderr, /exists and is not empty/);
+
+  const evaluated = await flashllm('eval', output, '--text', text, '--window', '256');
+  t.is(evaluated.code, 0, evaluated.stderr);
+  t.regex(evaluated.stdout, /perplexity \d+\.\d{4} on .*: \d+ tokens in windows of 256/);
+});
+
+test.serial('eval: this package and stock ONNX Runtime agree to four digits', async (t) => {
+  const part = join(tempFolder(), 'held-out.txt');
+  writeFileSync(part, readFileSync(shippedHeldOutText(), 'utf8').slice(0, 6000));
+  const [dense, output] = [join(tempFolder(), 'dense'), join(tempFolder(), 'sparse')];
+  t.is((await flashllm('export', shippedModel(), '-o', dense)).code, 0);
+  const rewritten = await flashllm('rewrite', dense, '-o', output, '--sparsity', '0.6');
+  t.is(rewritten.code, 0, rewritten.stderr);
+  const measured = await Promise.all(
+    [[], ['--stock']].map(async (args) => {
+      const { code, stdout, stderr } = await flashllm('eval', output, '--text', part, '--json', ...args);
+      t.is(code, 0, stderr);
+      return JSON.parse(stdout) as { perplexity: number; tokens: number; session: string; window: number };
+    }),
+  );
+  const [ours, stock] = measured;
+  t.deepEqual([ours?.session, stock?.session], ['flashllm', 'stock']);
+  t.is(ours?.window, 1024);
+  t.is(ours?.tokens, stock?.tokens);
+  t.is(ours?.perplexity.toPrecision(4), stock?.perplexity.toPrecision(4));
+});
+
+test.serial('rewrite of a Hugging Face folder: pruned by text, exported, rewritten; nothing else stays', async (t) => {
+  const json = tinyConfig({ vocab_size: 8192 });
+  const model = await writeCheckpoint(json, randomParameters(parseOptConfig(json), 'float16'), 'float16');
+  copyFileSync(join(shippedModel(), 'tokenizer.json'), join(model, 'tokenizer.json'));
+  const output = join(tempFolder(), 'sparse');
+  const done = await flashllm('rewrite', model, '-o', output, '--sparsity', '0.8', '--method', 'wanda');
+  t.is(done.code, 0, done.stderr);
+  t.regex(done.stdout, /\d+\.\d % zeros in the linears by wanda, 128 × 40 tokens/);
+  t.regex(done.stdout, /8 of 9 layers sparse/);
+  t.deepEqual(readdirSync(dirname(output)), ['sparse']);
+  t.true(
+    ['model.onnx', 'model.onnx_data', 'tokenizer.json', 'config.json'].every((name) =>
+      readdirSync(output).includes(name),
+    ),
+  );
+
+  const onnx = await flashllm(
+    'rewrite',
+    output,
+    '-o',
+    join(tempFolder(), 'x'),
+    '--sparsity',
+    '0.9',
+    '--method',
+    'admm',
+  );
+  t.is(onnx.code, 1);
+  t.regex(onnx.stderr, /--method admm needs a Hugging Face folder/);
+});
+
+test.serial('prune --json prints the report; wrong usage ends with 2', async (t) => {
+  const output = join(tempFolder(), 'pruned');
+  const done = await flashllm(
+    'prune',
+    shippedModel(),
+    '-o',
+    output,
+    '--sparsity',
+    '0.25',
+    '--method',
+    'magnitude',
+    '--json',
+    ...few,
+  );
+  t.is(done.code, 0, done.stderr);
+  const { report, resumedLayers } = JSON.parse(done.stdout) as PruneResult;
+  t.is(resumedLayers, 0);
+  t.is(report.total.sparsity, 0.25);
+  t.is(report.settings.method, 'magnitude');
+  for (const args of [
+    ['--sparsity', '1'],
+    ['--sparsity', '0.5', '--method', 'wish'],
+    ['--sparsity', '0.5', '--layer-sparsity', '0.4'],
+    [],
+  ])
+    t.is((await flashllm('prune', shippedModel(), '-o', join(tempFolder(), 'x'), ...args)).code, 2);
+});

@@ -1,0 +1,234 @@
+// Whole folders: what comes out, interruptions, determinism, settings.
+import { spawn } from 'node:child_process';
+import { access, copyFile, readdir, readFile, rm, writeFile } from 'node:fs/promises';
+import { join } from 'node:path';
+import { setTimeout as sleep } from 'node:timers/promises';
+import { fileURLToPath } from 'node:url';
+import test from 'ava';
+import { openCheckpoint } from '../../../models/checkpoint/index.js';
+import type { FloatType } from '../../../models/checkpoint/types.js';
+import { parseOptConfig } from '../../../models/opt/config.js';
+import { exportOpt } from '../../../models/opt/export.js';
+import { type PruneOptions, parseLayerSparsity, pruneOpt } from '../../../models/pruning/index.js';
+import { shippedCalibrationText, shippedModel } from '../../../models/shipped.js';
+import { randomParameters, temporaryFolder, tinyConfig, writeCheckpoint } from '../support/checkpoints.js';
+
+/** The first part of the text that ships: the whole takes seconds to tokenize. */
+const file = join(await temporaryFolder(), 'calibration.txt');
+await writeFile(file, (await readFile(shippedCalibrationText(), 'utf8')).slice(0, 20_000));
+const calibration = { file, sequences: 4, length: 24 };
+
+/** A tiny model with the shipped model's tokenizer. */
+async function tinyModel(fields: Record<string, unknown> = {}, stored: FloatType = 'float16'): Promise<string> {
+  const json = tinyConfig({ vocab_size: 8192, ...fields });
+  const folder = await writeCheckpoint(json, randomParameters(parseOptConfig(json), stored), stored);
+  await copyFile(join(shippedModel(), 'tokenizer.json'), join(folder, 'tokenizer.json'));
+  return folder;
+}
+
+async function output(): Promise<string> {
+  return join(await temporaryFolder(), 'pruned');
+}
+
+function prune(model: string, options: Partial<PruneOptions> & { output: string }) {
+  return pruneOpt(model, { sparsity: 0.5, calibration, ...options });
+}
+
+/** Elements of each tensor of a folder, as bytes. */
+async function tensors(folder: string): Promise<Map<string, Buffer>> {
+  const checkpoint = await openCheckpoint(folder);
+  const entries = [...checkpoint.tensors.values()].map(async ({ name, path, offset, byteLength }) => {
+    return [name, (await readFile(path)).subarray(offset, offset + byteLength)] as const;
+  });
+  return new Map(await Promise.all(entries));
+}
+
+/** Files of weights, and the report without its times. */
+async function content(folder: string): Promise<Record<string, unknown>> {
+  const names = (await readdir(folder)).filter((name) => name.endsWith('.safetensors')).sort();
+  const weights = await Promise.all(
+    names.map(async (name) => [name, (await readFile(join(folder, name))).toString('base64')]),
+  );
+  const report = (await readFile(join(folder, 'pruning.json'), 'utf8')).replaceAll(/"seconds": [\d.e-]+/g, '');
+  return { ...Object.fromEntries(weights), report };
+}
+
+function zerosOf(bytes: Buffer, stored: FloatType): number {
+  const elements =
+    stored === 'float32'
+      ? new Uint32Array(Uint8Array.from(bytes).buffer)
+      : new Uint16Array(Uint8Array.from(bytes).buffer);
+  const sign = stored === 'float32' ? 0x7fffffff : 0x7fff;
+  return elements.reduce((sum, bits) => sum + ((bits & sign) === 0 ? 1 : 0), 0);
+}
+
+const variants: Record<string, { fields: Record<string, unknown>; stored: FloatType }> = {
+  'pre-norm, float16': { fields: {}, stored: 'float16' },
+  'post-norm with projections (350M), bfloat16': {
+    fields: { do_layer_norm_before: false, word_embed_proj_dim: 24 },
+    stored: 'bfloat16',
+  },
+  'no biases, float32': { fields: { enable_bias: false }, stored: 'float32' },
+  'untied head, norms without parameters': {
+    fields: { tie_word_embeddings: false, layer_norm_elementwise_affine: false },
+    stored: 'float16',
+  },
+};
+
+for (const [name, { fields, stored }] of Object.entries(variants)) {
+  test(`${name}: half of each linear is zero, everything else is what it was, and the folder exports`, async (t) => {
+    const model = await tinyModel(fields, stored);
+    const folder = await output();
+    const { report } = await prune(model, { output: folder });
+    const before = await tensors(model);
+    const after = await tensors(folder);
+    t.deepEqual([...after.keys()].sort(), [...before.keys()].sort());
+    for (const [tensor, bytes] of after) {
+      const linear = /layers\.\d+\.(self_attn\.\w+_proj|fc\d)\.(weight|bias)$/.exec(tensor);
+      if (linear?.[2] === 'weight')
+        t.true(zerosOf(bytes, stored) >= bytes.length / (stored === 'float32' ? 8 : 4), tensor);
+      else if (!linear) t.deepEqual(bytes, before.get(tensor), tensor);
+    }
+    t.is(report.layers.length, 2);
+    t.true(report.total.sparsity >= 0.5 && report.total.sparsity < 0.51);
+    t.true(report.layers.every((layer) => layer.linears.every(({ relativeError: e }) => e > 0 && e < 1)));
+    t.deepEqual(JSON.parse(await readFile(join(folder, 'pruning.json'), 'utf8')), report);
+    t.regex(await readFile(join(folder, 'pruning.svg'), 'utf8'), /^<svg [\s\S]*<\/svg>\n$/);
+    t.deepEqual(await readdir(join(folder, '..')), ['pruned']);
+    const exported = await exportOpt(folder, { output: await temporaryFolder() });
+    t.deepEqual(exported.unusedTensors, []);
+  });
+}
+
+test('results do not depend on threads, and repeat', async (t) => {
+  const model = await tinyModel({ hidden_size: 96, ffn_dim: 200, num_hidden_layers: 2 });
+  for (const method of ['sparsegpt', 'admm'] as const) {
+    const contents = await Promise.all(
+      [1, 2, 3, 3].map(async (threads) => {
+        const folder = await output();
+        await prune(model, { output: folder, threads, method });
+        return content(folder);
+      }),
+    );
+    for (const other of contents.slice(1)) t.deepEqual(other, contents[0]);
+  }
+});
+
+test('another seed takes other text', async (t) => {
+  const model = await tinyModel();
+  const [a, b] = await Promise.all(
+    [0, 1].map(async (seed) => {
+      const folder = await output();
+      await prune(model, { output: folder, calibration: { ...calibration, seed } });
+      return content(folder);
+    }),
+  );
+  t.notDeepEqual(a, b);
+});
+
+test('sparsities by pattern: the last match counts, and one without a match is a mistake', async (t) => {
+  const model = await tinyModel();
+  const folder = await output();
+  const layerSparsity = parseLayerSparsity({ '*.fc2': 0.75, 'layers.1.*': 0, 'layers.1.fc1': 0.25 }, 'a file');
+  const { report } = await prune(model, { output: folder, layerSparsity });
+  const found = report.layers.map((layer) =>
+    Object.fromEntries(
+      layer.linears.map((linear) => [linear.name, 1 - linear.nnz / (linear.outFeatures * linear.inFeatures)]),
+    ),
+  );
+  t.is(found[0]?.fc2, 0.75);
+  t.is(found[0]?.fc1, 0.5);
+  t.is(found[1]?.fc1, 0.25);
+  t.true((found[1]?.fc2 as number) < 0.01);
+  await t.throwsAsync(
+    prune(model, { output: await output(), layerSparsity: [{ pattern: 'layer.1.*', sparsity: 0 }] }),
+    {
+      message:
+        /no linear matches the pattern "layer\.1\.\*"; they are named layers\.0\.self_attn\.q_proj to layers\.1\.fc2/,
+    },
+  );
+});
+
+test('an aborted run keeps its layers, and the next one ends as if nothing had happened', async (t) => {
+  const model = await tinyModel({ num_hidden_layers: 4 });
+  const [whole, broken] = [await output(), await output()];
+  await prune(model, { output: whole });
+  const controller = new AbortController();
+  const onProgress = (_: number, note: string) => {
+    if (note.startsWith('layer 2')) controller.abort(new Error('enough'));
+  };
+  await t.throwsAsync(prune(model, { output: broken, signal: controller.signal, onProgress }), { message: 'enough' });
+  await t.throwsAsync(access(broken));
+  await t.throwsAsync(prune(model, { output: broken, sparsity: 0.6 }), {
+    message: /unfinished pruning with other settings.*--restart/,
+  });
+  const { resumedLayers } = await prune(model, { output: broken });
+  t.is(resumedLayers, 2);
+  t.deepEqual(await content(broken), await content(whole));
+  t.deepEqual(await readdir(join(broken, '..')), ['pruned']);
+});
+
+// Serial: it watches the other process, which others' work on this thread would keep it from.
+test.serial('a killed process loses at most one layer', async (t) => {
+  const layers = 24;
+  const model = await tinyModel({ hidden_size: 128, ffn_dim: 512, num_hidden_layers: layers });
+  const [whole, broken] = [await output(), await output()];
+  const settings = { file, sequences: 48, length: 40 };
+  const child = spawn(
+    process.execPath,
+    [
+      '--import=tsx',
+      fileURLToPath(new URL('../../../cli/main.ts', import.meta.url)),
+      ...[
+        'prune',
+        model,
+        '-o',
+        broken,
+        '--sparsity',
+        '0.5',
+        '--sequences',
+        '48',
+        '--length',
+        '40',
+        '--calibration',
+        file,
+      ],
+    ],
+    { stdio: 'ignore' },
+  );
+  const ended = new Promise((resolve) => child.on('exit', resolve));
+  const progress = join(`${broken}.partial`, 'progress.json');
+  const done = async (): Promise<number> => {
+    const text = await readFile(progress, 'utf8').catch(() => '');
+    return text === '' ? 0 : JSON.parse(text).layers.length;
+  };
+  while (child.exitCode === null && (await done()) < 2) await sleep(2);
+  child.kill('SIGKILL');
+  await ended;
+  t.is(child.signalCode, 'SIGKILL');
+  const kept = await done();
+  t.true(kept >= 2 && kept < layers, `${kept} layers`);
+  await prune(model, { output: whole, calibration: settings });
+  const { resumedLayers } = await prune(model, { output: broken, calibration: settings });
+  t.is(resumedLayers, kept);
+  t.deepEqual(await content(broken), await content(whole));
+});
+
+test('an output that exists, a text that is too short and settings out of range are refused', async (t) => {
+  const model = await tinyModel();
+  const folder = await output();
+  await prune(model, { output: folder });
+  await t.throwsAsync(prune(model, { output: folder }), { message: /exists and is not empty/ });
+  const text = join(await temporaryFolder(), 'text');
+  await writeFile(text, 'too short');
+  await t.throwsAsync(prune(model, { output: await output(), calibration: { ...calibration, file: text } }), {
+    message: /has \d+ tokens, one sequence takes 24/,
+  });
+  await t.throwsAsync(prune(model, { output: await output(), calibration: { file, length: 41 } }), {
+    message: /length is 41, expected 1 to the model's 40 positions/,
+  });
+  await t.throwsAsync(prune(model, { output: await output(), sparsity: 1 }), {
+    message: /sparsity is 1, expected a number from 0 to below 1/,
+  });
+  await rm(model, { recursive: true });
+});
