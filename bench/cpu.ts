@@ -2,6 +2,7 @@
 import { mkdir, mkdtemp, rm, writeFile } from 'node:fs/promises';
 import os from 'node:os';
 import path from 'node:path';
+import { setTimeout as sleep } from 'node:timers/promises';
 import { Command, InvalidArgumentError, Option } from 'commander';
 import ort from 'onnxruntime-node';
 import { formatTable, Progress } from '../cli/terminal.js';
@@ -22,6 +23,7 @@ const SHAPES = [
 /** The packed weights of one run are at least this large, so that they come from memory and not from a cache. */
 const LEAST_PACKED_BYTES = 64e6;
 const MOST_DENSE_BYTES = 1.2e9;
+const TURNS = 4;
 
 interface Options {
   isa: 'auto' | 'avx512' | 'avx2' | 'reference';
@@ -170,15 +172,22 @@ async function decodeStep(session: ort.InferenceSession): Promise<() => Promise<
   return async () => void (await decoder.step({ ids: [[5]], mask: [[...mask, 1]], cache }));
 }
 
-/** Median milliseconds of each task; the tasks take turns until each has run for `seconds`. Two rounds come first, unmeasured. */
+/**
+ * Median milliseconds of each task; the tasks take turns until each has run for about `seconds`. A turn is several runs: the threads of the
+ * other session, which spin for a while after each of its runs, must have gone to sleep before any is timed.
+ */
 async function takeTurns(tasks: readonly (() => Promise<void>)[], seconds: number): Promise<number[]> {
   const times = tasks.map(() => [] as number[]);
-  const started = performance.now();
-  for (let round = -2; round < 5 || performance.now() - started < tasks.length * seconds * 1000; round += 1) {
+  for (let turn = 0; turn < TURNS; turn += 1) {
     for (const [i, task] of tasks.entries()) {
-      const before = performance.now();
+      await sleep(20);
       await task();
-      if (round >= 0) times[i]?.push(performance.now() - before);
+      const end = performance.now() + (seconds * 1000) / TURNS;
+      do {
+        const before = performance.now();
+        await task();
+        times[i]?.push(performance.now() - before);
+      } while (performance.now() < end);
     }
   }
   return times.map(median);

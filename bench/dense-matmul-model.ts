@@ -18,14 +18,19 @@ const DATA_FILE = 'dense.onnx_data';
 
 /**
  * Writes `dense.onnx` with its external data into `folder` and returns its path. Input `x` is `[n, inFeatures]`, output `y<i>` is
- * `[n, outFeatures]`, all float32. Every value is representable in float16, as in a pruned checkpoint of that type. All copies hold
- * the same numbers at different places.
+ * `[n, outFeatures]`, all float32. Every value is representable in float16, as in a pruned checkpoint of that type. Each copy holds
+ * the same numbers, turned by some places.
  */
 export async function writeDenseMatMulModel(folder: string, model: DenseMatMulModel): Promise<string> {
   const weight = randomWeight(model);
   const file = await open(path.join(folder, DATA_FILE), 'w');
   try {
-    for (let i = 0; i < model.copies; i += 1) await file.write(weight, 0, weight.byteLength, i * weight.byteLength);
+    for (let i = 0; i < model.copies; i += 1) {
+      const start = i * weight.byteLength;
+      const turned = (i * 4099 * 4) % weight.byteLength;
+      await file.write(weight, turned, weight.byteLength - turned, start);
+      await file.write(weight, 0, turned, start + weight.byteLength - turned);
+    }
   } finally {
     await file.close();
   }
