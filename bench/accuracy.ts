@@ -1,6 +1,6 @@
 // Perplexity of the shipped opt-14m, dense and pruned by each method: node dist/bench/accuracy.js [--windows N] [--sequences N] [--write]
 // docs/accuracy.md has the table. --sparsities 0.5,0.7 and --methods 'sparsegpt;admm' take fewer rows. --write puts the results into
-// bench/results/opt-14m-accuracy.json, where rows that were not measured again stay. `alone` is the method by itself; `biases` adds the
+// bench/results/. `alone` is the method by itself; `biases` adds the
 // correction of biases; without a suffix there is the compensation of earlier layers as well, which is the default.
 import { mkdtemp, readFile, rm, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
@@ -15,7 +15,6 @@ import { openTextModel } from '../models/text-model.js';
 import { environment } from './environment.js';
 import '../provider/index.js';
 
-const file = 'bench/results/opt-14m-accuracy.json';
 const window = 1024;
 const methods: readonly { name: string; settings: Omit<PruneSettings, 'sparsity'> }[] = [
   { name: 'magnitude alone', settings: { method: 'magnitude', biasCorrection: false, compensation: false } },
@@ -107,30 +106,15 @@ try {
       process.stderr.write(`${JSON.stringify(rows.at(-1))}\n`);
     }
   }
-  if (values.write) rows.unshift(...(await measuredBefore(rows)));
-  rows.sort((a, b) => a.sparsity - b.sparsity || order(a) - order(b));
   print(dense, rows);
   if (values.write) {
-    const result = { environment: environment(), model: 'opt-14m', window, windows, sequences, dense, rows };
+    const measured = environment();
+    const file = `bench/results/${measured.date}-cpu-opt-14m-accuracy.json`;
+    const result = { environment: measured, model: 'opt-14m', window, windows, sequences, dense, rows };
     await writeFile(file, `${JSON.stringify(result, undefined, 2)}\n`);
   }
 } finally {
   await rm(scratch, { recursive: true, force: true });
-}
-
-/** Rows of the file that this run has not measured. */
-async function measuredBefore(rows: readonly Row[]): Promise<Row[]> {
-  const text = await readFile(file, 'utf8').catch(() => undefined);
-  if (text === undefined) return [];
-  const before = JSON.parse(text) as { rows: Row[]; windows: number; sequences: number };
-  if (before.windows !== windows || before.sequences !== sequences) return [];
-  return before.rows.filter(
-    (row) => !rows.some((other) => other.method === row.method && other.sparsity === row.sparsity),
-  );
-}
-
-function order(row: Row): number {
-  return methods.findIndex(({ name }) => name === row.method);
 }
 
 function print(dense: Perplexities, rows: readonly Row[]): void {

@@ -69,8 +69,9 @@ async function main(): Promise<void> {
     );
     const results = fileURLToPath(new URL(`../${inDist() ? '../' : ''}bench/results/`, import.meta.url));
     mkdirSync(results, { recursive: true });
-    const file = path.join(results, `rewrite-speed-${size}.json`);
-    writeFileSync(file, `${JSON.stringify({ environment: environment(), size, gbPerSecond: rate, runs }, null, 2)}\n`);
+    const measured = environment();
+    const file = path.join(results, `${measured.date}-cpu-rewrite-${size}.json`);
+    writeFileSync(file, `${JSON.stringify({ environment: measured, size, gbPerSecond: rate, runs }, null, 2)}\n`);
   } finally {
     rmSync(folder, { recursive: true, force: true });
   }

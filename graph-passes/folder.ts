@@ -1,14 +1,9 @@
 /** Models as people keep them: a folder with one or more .onnx files, their data, a tokenizer and configuration beside. */
 import { existsSync, readdirSync, statSync } from 'node:fs';
-import { copyFile, mkdir, readFile } from 'node:fs/promises';
 import path from 'node:path';
+import { copyCompanions, declareDataFiles } from './companions.js';
 import { ModelError, OutputError } from './onnx/errors.js';
-import { TempFile } from './onnx/temp-file.js';
 import { type RewriteOptions, type RewriteReport, rewriteModel } from './rewrite.js';
-
-/** Files that belong to a model and go along with it; anything else in the folder is none of our business. */
-const COMPANION =
-  /^((.*_)?config\.json|tokenizer.*|vocab\..+|merges\.txt|special_tokens_map\.json|added_tokens\.json|chat_template.*|.+\.spm|licen[sc]e.*)$/i;
 
 /** Folders of a model folder in which .onnx files are looked for: itself, and where transformers.js has them. */
 const MODEL_FOLDERS = ['', 'onnx'];
@@ -67,43 +62,7 @@ export async function rewriteFolder(options: RewriteFolderOptions): Promise<Rewr
     reports.push(await rewriteModel({ ...options, input: model.path, output }));
   }
   await copyCompanions(root, options.output);
-  await declareDataFiles(options.output, reports);
+  const external = reports.filter(({ output }) => output.dataPath).map(({ output }) => path.basename(output.path));
+  await declareDataFiles(options.output, external);
   return reports;
-}
-
-/** transformers.js fetches the data file of a model only where config.json says that there is one. */
-async function declareDataFiles(folder: string, reports: readonly RewriteReport[]): Promise<void> {
-  const file = path.join(folder, 'config.json');
-  const names = reports.filter(({ output }) => output.dataPath).map(({ output }) => path.basename(output.path));
-  if (names.length === 0 || !existsSync(file)) return;
-  const config = JSON.parse(await readFile(file, 'utf8')) as Record<string, unknown>;
-  const settings = asObject(config['transformers.js_config']);
-  const known = asObject(settings.use_external_data_format);
-  // A value of true covers every model already.
-  if (settings.use_external_data_format === true || names.every((name) => known[name])) return;
-  settings.use_external_data_format = { ...known, ...Object.fromEntries(names.map((name) => [name, 1])) };
-  config['transformers.js_config'] = settings;
-  const temp = await TempFile.create(file);
-  try {
-    await temp.handle.writeFile(`${JSON.stringify(config, null, 2)}\n`);
-    await temp.seal();
-    await temp.commit();
-  } catch (error) {
-    await temp.discard();
-    throw error;
-  }
-}
-
-function asObject(value: unknown): Record<string, unknown> {
-  return typeof value === 'object' && value !== null && !Array.isArray(value) ? { ...value } : {};
-}
-
-/** Copies configuration and tokenizer files from one model folder to another; returns their names. */
-export async function copyCompanions(from: string, to: string): Promise<string[]> {
-  const names = readdirSync(from, { withFileTypes: true })
-    .filter((entry) => COMPANION.test(entry.name) && statSync(path.join(from, entry.name)).isFile())
-    .map((entry) => entry.name);
-  await mkdir(to, { recursive: true });
-  for (const name of names) await copyFile(path.join(from, name), path.join(to, name));
-  return names;
 }

@@ -1,5 +1,6 @@
 /** Rewriting of ONNX models: pruned linear layers become `ai.flashllm::SparseMatMul`. */
-export { copyCompanions, findModels, type ModelFile, type RewriteFolderOptions, rewriteFolder } from './folder.js';
+export { copyCompanions } from './companions.js';
+export { findModels, type ModelFile, type RewriteFolderOptions, rewriteFolder } from './folder.js';
 export { ModelError, OutputError } from './onnx/errors.js';
 export type { SavedModel } from './onnx/save.js';
 export { BREAK_EVEN_SPARSITY } from './policy.js';

@@ -3,8 +3,8 @@ import { tmpdir } from 'node:os';
 import { join, resolve } from 'node:path';
 import { Command, InvalidArgumentError } from 'commander';
 import pc from 'picocolors';
-import { rewriteModel } from '../../graph-passes/index.js';
-import { copyCompanions, exportOpt } from '../../models/opt/export.js';
+import { type RewriteReport, rewriteFolder } from '../../graph-passes/index.js';
+import { exportOpt } from '../../models/opt/export.js';
 import { measurePerplexity } from '../../models/perplexity.js';
 import { shippedHeldOutText, shippedModel } from '../../models/shipped.js';
 import { openTextModel, type TextModel } from '../../models/text-model.js';
@@ -70,14 +70,8 @@ async function demo(options: Options, folder: string, signal: AbortSignal): Prom
 
   const rewritten = await timed(async () => {
     const prune = { method: 'magnitude', sparsity: options.sparsity, scope: 'layer' } as const;
-    const report = await rewriteModel({
-      input: dense.modelPath,
-      output: join(sparseFolder, 'model.onnx'),
-      prune,
-      signal,
-    });
-    await copyCompanions(denseFolder, sparseFolder);
-    return report;
+    const [report] = await rewriteFolder({ input: dense.modelPath, output: sparseFolder, prune, signal });
+    return report as RewriteReport;
   });
   const sparse = rewritten.value;
   const layers = sparse.layers.filter((layer) => layer.decision === 'sparse').length;

@@ -1,6 +1,6 @@
-import { randomBytes } from 'node:crypto';
-import { access, mkdir, readFile, rename, rm, writeFile } from 'node:fs/promises';
+import { access } from 'node:fs/promises';
 import { join, resolve } from 'node:path';
+import { copyCompanions, declareDataFiles, writeWhole } from '../../graph-passes/companions.js';
 import type { ModelProto } from '../../graph-passes/onnx/proto.js';
 import { saveModel } from '../../graph-passes/onnx/save.js';
 import { openCheckpoint } from '../checkpoint/index.js';
@@ -11,6 +11,8 @@ import { headDim, type OptConfig, parseOptConfig, readOptConfig } from './config
 import { buildOptModel, defaultAttention } from './graph.js';
 import type { OptAttention, OptDtype } from './graph-context.js';
 import { type RandomOptions, RandomWeights } from './random-weights.js';
+
+const modelFile = 'model.onnx';
 
 /** What exports have in common. */
 export interface ExportOptions {
@@ -42,18 +44,6 @@ export interface ExportResult {
   readonly unusedTensors: readonly string[];
 }
 
-/** Files of a Hugging Face folder that go along with the model. */
-export const companionFiles: readonly string[] = [
-  'config.json',
-  'generation_config.json',
-  'tokenizer.json',
-  'tokenizer_config.json',
-  'special_tokens_map.json',
-  'added_tokens.json',
-  'vocab.json',
-  'merges.txt',
-];
-
 /**
  * Exports a Hugging Face OPT checkpoint (safetensors or pytorch_model.bin, sharded or not) to an ONNX decoder with
  * past. Weights stream from file to file: memory does not grow with the model. No output appears before it is whole.
@@ -68,7 +58,7 @@ export async function exportOpt(folder: string, options: ExportOptions): Promise
   const attention = chooseAttention(config, options);
   const model = buildOptModel(config, weights, { dtype: options.dtype ?? 'float32', attention });
   const saved = await save(model, options, checkpoint.files);
-  const companions = await copyCompanions(folder, options.output);
+  const companions = await writeCompanions(folder, options.output);
   // A tied model's lm_head, which torch saves all the same, is the embedding again.
   const unusedTensors = weights.unused().filter((name) => !(config.tied && name === 'lm_head.weight'));
   return { ...saved, config, attention, companions, unusedTensors };
@@ -91,7 +81,8 @@ export async function exportRandomOpt(
   const weights = new RandomWeights(random, options.dtype ?? 'float32');
   const model = buildOptModel(config, weights, { dtype: options.dtype ?? 'float32', attention });
   const saved = await save(model, options, []);
-  await writeWhole(join(options.output, 'config.json'), forTransformersJs(configJson));
+  await writeWhole(join(options.output, 'config.json'), `${JSON.stringify(configJson, undefined, 2)}\n`);
+  await declareDataFiles(options.output, [modelFile]);
   return { ...saved, config, attention, companions: ['config.json'], unusedTensors: [] };
 }
 
@@ -111,7 +102,7 @@ async function save(
   inputs: readonly string[],
 ): Promise<Pick<ExportResult, 'modelPath' | 'modelBytes' | 'dataBytes'>> {
   const { path, modelBytes, dataBytes } = await saveModel(model, {
-    path: join(options.output, 'model.onnx'),
+    path: join(options.output, modelFile),
     inputs,
     signal: options.signal,
     ...(options.onProgress ? { onProgress: options.onProgress } : {}),
@@ -119,54 +110,17 @@ async function save(
   return { modelPath: path, modelBytes, dataBytes };
 }
 
-/**
- * Copies configuration and tokenizer of a model folder; a tokenizer.json is made where there are only vocab.json and
- * merges.txt.
- *
- * @returns the names written.
- */
-export async function copyCompanions(folder: string, output: string): Promise<string[]> {
-  const written: string[] = [];
+/** Copies what goes along with the model; a tokenizer.json is made where there are only vocab.json and merges.txt. */
+async function writeCompanions(folder: string, output: string): Promise<string[]> {
   const sameFolder = resolve(folder) === resolve(output);
-  for (const file of companionFiles) {
-    if (!(await exists(join(folder, file)))) continue;
-    if (sameFolder && file !== 'config.json') continue;
-    const content = await readFile(join(folder, file));
-    await writeWhole(
-      join(output, file),
-      file === 'config.json' ? forTransformersJs(JSON.parse(content.toString('utf8'))) : content,
-    );
-    written.push(file);
-  }
-  const parts = ['vocab.json', 'merges.txt'];
-  if (
-    !(await exists(join(output, 'tokenizer.json'))) &&
-    (await Promise.all(parts.map((part) => exists(join(folder, part))))).every(Boolean)
-  ) {
-    const json = await buildTokenizerJson(folder);
-    await writeWhole(join(output, 'tokenizer.json'), `${JSON.stringify(json)}\n`);
+  const written = sameFolder ? ['config.json'] : await copyCompanions(folder, output);
+  await declareDataFiles(output, [modelFile]);
+  const parts = ['vocab.json', 'merges.txt'].map((part) => exists(join(folder, part)));
+  if (!(await exists(join(output, 'tokenizer.json'))) && (await Promise.all(parts)).every(Boolean)) {
+    await writeWhole(join(output, 'tokenizer.json'), `${JSON.stringify(await buildTokenizerJson(folder))}\n`);
     written.push('tokenizer.json');
   }
   return written;
-}
-
-/** transformers.js looks for external data only where config.json tells it to. */
-function forTransformersJs(config: Record<string, unknown>): string {
-  const known = config['transformers.js_config'];
-  const settings = { ...(typeof known === 'object' ? known : {}), use_external_data_format: { 'model.onnx': 1 } };
-  return `${JSON.stringify({ ...config, 'transformers.js_config': settings }, undefined, 2)}\n`;
-}
-
-async function writeWhole(path: string, content: string | Buffer): Promise<void> {
-  const temporary = `${path}.${randomBytes(6).toString('hex')}.tmp`;
-  await mkdir(resolve(path, '..'), { recursive: true });
-  try {
-    await writeFile(temporary, content);
-    await rename(temporary, path);
-  } catch (error) {
-    await rm(temporary, { force: true });
-    throw error;
-  }
 }
 
 async function exists(path: string): Promise<boolean> {

@@ -1,6 +1,7 @@
 import { createHash } from 'node:crypto';
-import { access, copyFile, readFile, stat } from 'node:fs/promises';
+import { copyFile, readFile, stat } from 'node:fs/promises';
 import { join } from 'node:path';
+import { companionsOf } from '../../graph-passes/companions.js';
 import { loadNative } from '../../provider/native.js';
 import type { LinearPlaces, NativePruning, PrunerHandle, PruneStage } from '../../provider/native-pruning.js';
 import { openCheckpoint } from '../checkpoint/index.js';
@@ -8,7 +9,6 @@ import { copyTensor, createSafetensors } from '../checkpoint/safetensors-writer.
 import type { Checkpoint, CheckpointTensor } from '../checkpoint/types.js';
 import { canonicalName } from '../opt/checkpoint-weights.js';
 import { type OptConfig, readOptConfig } from '../opt/config.js';
-import { companionFiles } from '../opt/export.js';
 import { loadTokenizer } from '../tokenizer.js';
 import { type Calibration, type CalibrationSettings, loadCalibration } from './calibration.js';
 import { type LayerCost, layerCost } from './cost.js';
@@ -157,9 +157,7 @@ class PruneRun {
       'model.safetensors.index.json',
       `${JSON.stringify({ metadata: { total_size: bytes }, weight_map: map }, undefined, 2)}\n`,
     );
-    for (const name of companionFiles) {
-      if (await exists(join(this.folder, name))) await copyFile(join(this.folder, name), target.file(name));
-    }
+    for (const name of companionsOf(this.folder)) await copyFile(join(this.folder, name), target.file(name));
     await target.write('pruning.json', `${JSON.stringify(report, undefined, 2)}\n`);
     await target.write('pruning.svg', reportSvg(report));
     await target.complete();
@@ -303,11 +301,4 @@ async function fingerprint(
     length: calibration.length,
     hash,
   });
-}
-
-async function exists(path: string): Promise<boolean> {
-  return access(path).then(
-    () => true,
-    () => false,
-  );
 }

@@ -294,17 +294,6 @@ Napi::Value CreatePruner(const Napi::CallbackInfo& info) {
   });
 }
 
-template <typename TaskType>
-Napi::Value Start(const Napi::CallbackInfo& info) {
-  try {
-    return Submit(info.Env(), std::make_shared<TaskType>(info));
-  } catch (const Napi::Error& error) {
-    const Napi::Promise::Deferred deferred = Napi::Promise::Deferred::New(info.Env());
-    deferred.Reject(error.Value());
-    return deferred.Promise();
-  }
-}
-
 }  // namespace
 
 void InitPruning(Napi::Env env, Napi::Object exports) {

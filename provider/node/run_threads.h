@@ -29,6 +29,19 @@ void InitRunThreads(Napi::Env env);
 /// Executes `task` on another thread. Rejects with an Error whose `ortCode` is ONNX Runtime's code.
 Napi::Promise Submit(Napi::Env env, std::shared_ptr<Task> task);
 
+/// A JavaScript function that reads its arguments into a new task and returns the promise of its result. Bad arguments
+/// reject the promise.
+template <typename TaskType>
+Napi::Value Start(const Napi::CallbackInfo& info) {
+  try {
+    return Submit(info.Env(), std::make_shared<TaskType>(info));
+  } catch (const Napi::Error& error) {
+    const Napi::Promise::Deferred deferred = Napi::Promise::Deferred::New(info.Env());
+    deferred.Reject(error.Value());
+    return deferred.Promise();
+  }
+}
+
 /// A JavaScript Error of `message` with the property `ortCode`.
 Napi::Error MakeError(Napi::Env env, int ort_code, const std::string& message);
 

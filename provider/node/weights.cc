@@ -145,18 +145,6 @@ class UnpackTask final : public Task {
   std::vector<float> dense_;
 };
 
-// A function that reads its arguments into a task and returns the promise of its result. Bad arguments reject it.
-template <typename TaskType>
-Napi::Value Start(const Napi::CallbackInfo& info) {
-  try {
-    return Submit(info.Env(), std::make_shared<TaskType>(info));
-  } catch (const Napi::Error& error) {
-    const Napi::Promise::Deferred deferred = Napi::Promise::Deferred::New(info.Env());
-    deferred.Reject(error.Value());
-    return deferred.Promise();
-  }
-}
-
 }  // namespace
 
 void InitWeights(Napi::Env env, Napi::Object exports) {
