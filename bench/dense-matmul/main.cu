@@ -1,5 +1,5 @@
-// Times the dense products, and SparseMatMul's prefill, against cublasGemmEx in one run: outputs checked, weights rotated
-// through device memory.
+// Times the dense products, and SparseMatMul's prefill, against cublasGemmEx in one run: outputs checked, weights
+// rotated through device memory.
 //   dense_matmul_bench [--model opt-30b] [--matrices fc1,fc2,o,qkv,lm_head] [--n 1024,4096] [--sparsity 0.5,0.8]
 //                      [--scratch-mib 64] [--sm80] [--json FILE] [--commit ID] [--no-cublas] [--no-dense]
 // --sparsity adds the prefill of weights that sparse. The sm_80 kernels are timed too where --sm80 is given.
@@ -36,9 +36,9 @@ struct Options {
 
 struct Result {
   std::string matrix, kernel;
-  int64_t m, k;
-  int n;
-  double sparsity, us, pdl_us, cublas_us, worst_error;
+  int64_t m = 0, k = 0;
+  int n = 0;
+  double sparsity = 0, us = 0, pdl_us = 0, cublas_us = 0, worst_error = 0;
 };
 
 template <typename T>
@@ -213,18 +213,17 @@ class Bench {
     launch(1, false, nullptr);
     Check(cudaDeviceSynchronize(), "multiplication");
     const int64_t sample = std::min(r.n, 32), last = r.n - sample;
-    r.worst_error =
-        std::max(WorstError(w, x, y, sample), WorstError(w, x + last * w.k, y + last * w.m, sample));
+    r.worst_error = std::max(WorstError(w, x, y, sample), WorstError(w, x + last * w.k, y + last * w.m, sample));
     r.us = TimeLaunches(launches, [&](int i, cudaStream_t stream) { launch(i, false, stream); });
     r.pdl_us = TimeLaunches(launches, [&](int i, cudaStream_t stream) { launch(i, true, stream); });
     r.cublas_us = cublas_us;
     results_.push_back(r);
     const double flops = 2.0 * w.m * w.k * r.n, bytes = 2.0 * (w.m * w.k + w.k * r.n + w.m * r.n);
-    std::printf("%-8s %-10s s=%.2f N=%-5d err %.2f | %9.2f us x%.3f | PDL %9.2f us x%.3f | cuBLAS %9.2f us | %4.0f "
-                "TFLOP/s, %4.0f GB/s = %.2f of read\n",
-                r.matrix.c_str(), r.kernel.c_str(), r.sparsity, r.n, r.worst_error, r.us, cublas_us / r.us, r.pdl_us,
-                cublas_us / r.pdl_us, cublas_us, flops / r.us * 1e-6, bytes / r.us * 1e-3,
-                bytes / r.us * 1e-3 / bandwidth_);
+    std::printf(
+        "%-8s %-10s s=%.2f N=%-5d err %.2f | %9.2f us x%.3f | PDL %9.2f us x%.3f | cuBLAS %9.2f us | %4.0f "
+        "TFLOP/s, %4.0f GB/s = %.2f of read\n",
+        r.matrix.c_str(), r.kernel.c_str(), r.sparsity, r.n, r.worst_error, r.us, cublas_us / r.us, r.pdl_us,
+        cublas_us / r.pdl_us, cublas_us, flops / r.us * 1e-6, bytes / r.us * 1e-3, bytes / r.us * 1e-3 / bandwidth_);
     std::fflush(stdout);
   }
 

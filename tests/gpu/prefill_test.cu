@@ -1,5 +1,5 @@
-// Expansion of packed weights, bit by bit, and SparseMatMul's prefill, element by element against float64, on a real GPU.
-// Exit code 0: all passed; 1: a failure; 77: no GPU.
+// Expansion of packed weights, bit by bit, and SparseMatMul's prefill, element by element against float64, on a real
+// GPU. Exit code 0: all passed; 1: a failure; 77: no GPU.
 //   prefill_test [--quick]     --quick: small shapes, for compute-sanitizer
 #include <cmath>
 #include <cstring>
@@ -90,8 +90,8 @@ void CheckPrefill(const Packed& w, const std::string& pattern, const Resident& r
   args.n = n, args.activation = cuda::Activation::kRelu;
   std::vector<uint8_t> bytes;
   for (int repeat = 0; repeat < 2; ++repeat) {
-    Check(cuda::PrefillMatMul(resident.plan, resident.layout.get(), device, args, scratch.get(),
-                              scratch_rows * w.k * 2, nullptr),
+    Check(cuda::PrefillMatMul(resident.plan, resident.layout.get(), device, args, scratch.get(), scratch_rows * w.k * 2,
+                              nullptr),
           "PrefillMatMul");
     Check(cudaDeviceSynchronize(), "PrefillMatMul");
     std::vector<uint8_t> again = y.Read();

@@ -1,5 +1,5 @@
-// A warp takes every 4th unit of one K lane and half a panel (layout.h): its chunks come through two slots of shared memory,
-// and each of a lane's masks becomes 16 bytes of two rows.
+// A warp takes every 4th unit of one K lane and half a panel (layout.h): its chunks come through two slots of shared
+// memory, and each of a lane's masks becomes 16 bytes of two rows.
 #include "ops/sparse-matmul/cuda/expand.h"
 
 #include <algorithm>
@@ -83,8 +83,8 @@ __device__ __forceinline__ void DecodeStep(uint32_t mask, uint32_t first, uint32
 __device__ __forceinline__ void ExpandPair(const ExpandParams& p, const HalfPanel& h, uint32_t chunk, int pair,
                                            int unit, int lane) {
   const uint32_t masks_at = chunk + kChunkHeader + pair * 2 * kTileMaskBytes;
-  const uint32_t mask = 2 * pair + 1 < h.tiles ? ptx::LoadShared32(masks_at + lane * 4)
-                                               : ptx::LoadShared16(masks_at + lane * 2);
+  const uint32_t mask =
+      2 * pair + 1 < h.tiles ? ptx::LoadShared32(masks_at + lane * 4) : ptx::LoadShared16(masks_at + lane * 2);
   const uint32_t pairs = mask - ((mask >> 1) & 0x55555555u);
   const uint32_t sums = (pairs & 0x33333333u) + ((pairs >> 2) & 0x33333333u);
   const uint32_t own = (sums + (sums >> 4)) & 0x0f0f0f0fu;  // values of each byte of the mask
@@ -100,8 +100,8 @@ __device__ __forceinline__ void ExpandPair(const ExpandParams& p, const HalfPane
 #pragma unroll
     for (int step = 0; step < 2; ++step) {
       const int byte = 2 * i + step;
-      const uint32_t base = tile + step == 0 ? kChunkHeader + h.tiles * kTileMaskBytes
-                                             : ptx::LoadShared16(chunk + 4 * tile + 2 * step);
+      const uint32_t base =
+          tile + step == 0 ? kChunkHeader + h.tiles * kTileMaskBytes : ptx::LoadShared16(chunk + 4 * tile + 2 * step);
       const uint32_t first = chunk + base + 2 * __byte_perm(before, 0, 0x4440 + byte);
       DecodeStep(mask >> (8 * byte), first, first + __byte_perm(low, 0, 0x4440 + byte), words[step]);
     }
@@ -163,7 +163,9 @@ cudaError_t Expand(const WeightPlan& plan, const void* layout, int64_t first_row
   params.partition = MakePartition(plan);
   // Whole row blocks; what lies outside the rows is skipped.
   const auto& starts = plan.tile_start;
-  const auto block_of = [&](int tile) { return std::upper_bound(starts.begin(), starts.end(), tile) - starts.begin() - 1; };
+  const auto block_of = [&](int tile) {
+    return std::upper_bound(starts.begin(), starts.end(), tile) - starts.begin() - 1;
+  };
   params.first_panel = plan.panel_start[block_of(params.first_tile)];
   const int end_panel = plan.panel_start[block_of(params.end_tile - 1) + 1];
   const dim3 grid(kKLanes * plan.cluster, end_panel - params.first_panel);
@@ -174,8 +176,7 @@ cudaError_t Expand(const WeightPlan& plan, const void* layout, int64_t first_row
 cudaError_t PrepareExpand() {
   // The largest chunk: a header, and 4 full tiles of masks and values.
   constexpr int kMostBytes = kChunkHeader + 4 * (kTileMaskBytes + kTileRows * kUnitK * 2);
-  return cudaFuncSetAttribute(ExpandGather, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                              kWarps * kSlots * kMostBytes);
+  return cudaFuncSetAttribute(ExpandGather, cudaFuncAttributeMaxDynamicSharedMemorySize, kWarps * kSlots * kMostBytes);
 }
 
 }  // namespace flashllm::cuda

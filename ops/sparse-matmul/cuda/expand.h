@@ -6,8 +6,8 @@
 namespace flashllm::cuda {
 
 /// Writes rows first_row … first_row + rows - 1 of a kGather weight to `dense`, [rows, in_features] in the plan's value
-/// type, contiguous, at any address aligned to an element (fastest at multiples of 16 bytes, with in_features a multiple
-/// of 8). first_row is a multiple of 16. Enqueues one kernel.
+/// type, contiguous, at any address aligned to an element (fastest at multiples of 16 bytes, with in_features a
+/// multiple of 8). first_row is a multiple of 16. Enqueues one kernel.
 cudaError_t Expand(const WeightPlan& plan, const void* layout, int64_t first_row, int64_t rows, void* dense,
                    cudaStream_t stream);
 

@@ -8,7 +8,8 @@
 namespace flashllm::cuda {
 namespace {
 
-/// Rows of a slab: what the scratch holds, in equal parts, multiples of the dense kernels' tiles where there are several.
+/// Rows of a slab: what the scratch holds, in equal parts, multiples of the dense kernels' tiles where there are
+/// several.
 int64_t SlabRows(const WeightPlan& plan, int64_t scratch_bytes) {
   constexpr int64_t kTile = 256;
   const int64_t m = plan.out_features, most = scratch_bytes / (2 * plan.in_features);
