@@ -1,5 +1,5 @@
-// The column kernel (column_kernel.cuh) with stores in place of products: a warp walks its run, and each of a lane's masks
-// becomes 16 bytes of two rows.
+// The column kernel (column_kernel.cuh) with stores in place of products: a warp walks its run, and each of a lane's
+// masks becomes 16 bytes of two rows.
 #include "ops/sparse-matmul/cuda/expand.h"
 
 #include <algorithm>

@@ -10,8 +10,8 @@ namespace flashllm::cuda {
 /// Whether PrefillMatMul computes with this plan and X of this type: layout kColumns, values and X in float16.
 bool SupportsPrefill(const WeightPlan& plan, ElementType type);
 
-/// Device memory with which PrefillMatMul is fastest: what the whole weight takes, up to a bound. All multiplications of
-/// one stream may share it.
+/// Device memory with which PrefillMatMul is fastest: what the whole weight takes, up to a bound. All multiplications
+/// of one stream may share it.
 int64_t PrefillScratchBytes(const WeightPlan& plan);
 
 /// Readies the kernels on the current device: call it before the first PrefillMatMul, after GetDeviceInfo and
@@ -19,8 +19,8 @@ int64_t PrefillScratchBytes(const WeightPlan& plan);
 cudaError_t PreparePrefill(const DeviceInfo& info);
 
 /// As Launch (spmm.h), for a plan that SupportsPrefill: two kernels a slab, no state between calls, bit-identical from
-/// run to run. `scratch` is device memory, aligned to 256 bytes; a slab gets as many row blocks of the plan as it holds.
-/// cudaErrorInvalidValue where it does not hold the largest one.
+/// run to run. `scratch` is device memory, aligned to 256 bytes; a slab gets as many row blocks of the plan as it
+/// holds. cudaErrorInvalidValue where it does not hold the largest one.
 cudaError_t PrefillMatMul(const WeightPlan& plan, const void* layout, const DenseDevice& device, const MatMulArgs& args,
                           void* scratch, int64_t scratch_bytes, cudaStream_t stream);
 
