@@ -1,6 +1,8 @@
 // The dense products on a real GPU, element by element against float64. Exit code 0: all passed; 1: a failure; 77: no
 // GPU.
-//   dense_matmul_test [--quick]     --quick: small shapes, for compute-sanitizer
+//   dense_matmul_test [--quick] [--sm80]     --quick: small shapes, for compute-sanitizer
+//   --sm80: launches as on compute capability 8.0 alone. Built from PTX of compute_80, it tests that path on a newer
+//   GPU.
 #include <cuda_fp16.h>
 
 #include <cstring>
@@ -209,7 +211,12 @@ int main(int argc, char** argv) {
   test::Check(cuda::GetDenseDevice(0, &device), "GetDenseDevice");
   std::printf("compute capability %d, %d multiprocessors, tensor maps: %s\n", device.compute_capability,
               device.sm_count, device.encode_tensor_map != nullptr ? "yes" : "no");
-  const bool quick = argc > 1 && std::strcmp(argv[1], "--quick") == 0;
+  bool quick = false, sm80 = false;
+  for (int i = 1; i < argc; ++i) {
+    if (std::strcmp(argv[i], "--quick") == 0) quick = true;
+    if (std::strcmp(argv[i], "--sm80") == 0) sm80 = true;
+  }
+  if (sm80) device.compute_capability = 80, device.encode_tensor_map = nullptr;
   if (device.encode_tensor_map != nullptr) test::RunPath(device, "sm_90a", quick);
   device.encode_tensor_map = nullptr;
   test::RunPath(device, "sm_80", quick);
