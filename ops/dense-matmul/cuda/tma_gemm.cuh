@@ -184,13 +184,12 @@ class TmaBlock {
 
  private:
   __device__ __forceinline__ void LoadW(const Steps& steps, int stage) const {
-    constexpr int kShare = Tile::kWidth / Tile::kCluster;
-    const uint32_t barrier = full_ + 8 * stage;
-    const uint32_t to = ring_ + stage * Tile::kStageBytes + Tile::kXBytes + rank_ * kShare * 128;
+    const uint32_t barrier = full_ + 8 * stage, to = ring_ + stage * Tile::kStageBytes + Tile::kXBytes;
     ptx::BarrierExpect(barrier, p_.x_box_bytes + Tile::kWidth * 128);
     if constexpr (Tile::kCluster > 1) {
-      ptx::LoadTensorMulticast(to, p_.w_map, steps.k * kStepK, steps.row_w + rank_ * kShare, barrier,
-                               (1 << Tile::kCluster) - 1);
+      constexpr int kShare = Tile::kWidth / Tile::kCluster;
+      ptx::LoadTensorMulticast(to + rank_ * kShare * 128, p_.w_map, steps.k * kStepK, steps.row_w + rank_ * kShare,
+                               barrier, (1 << Tile::kCluster) - 1);
     } else {
       ptx::LoadTensor(to, p_.w_map, steps.k * kStepK, steps.row_w, barrier);
     }
