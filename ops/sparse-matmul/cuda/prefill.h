@@ -1,0 +1,31 @@
+// SparseMatMul for many columns: the packed weight is expanded into dense float16 scratch, slab by slab, and multiplied
+// densely (ops/dense-matmul). docs/dense-matmul.md tells from how many columns on it wins.
+#pragma once
+
+#include "ops/dense-matmul/cuda/dense_matmul.h"
+#include "ops/sparse-matmul/cuda/spmm.h"
+
+namespace flashllm::cuda {
+
+/// Whether PrefillMatMul computes with this plan and X of this type: layout kColumns, values and X in float16.
+bool SupportsPrefill(const WeightPlan& plan, ElementType type);
+
+/// From so many columns on PrefillMatMul takes less time than Launch, as measured on an H100 (docs/dense-matmul.md):
+/// Launch streams the weight again for each 32 columns.
+constexpr int64_t kPrefillColumns = 97;
+
+/// Device memory with which PrefillMatMul is fastest: what the whole weight takes, up to a bound. All multiplications
+/// of one stream may share it.
+int64_t PrefillScratchBytes(const WeightPlan& plan);
+
+/// Readies the kernels on the current device: call it before the first PrefillMatMul, after GetDeviceInfo and
+/// GetDenseDevice.
+cudaError_t PreparePrefill(const DeviceInfo& info);
+
+/// As Launch (spmm.h), for a plan that SupportsPrefill: two kernels a slab, no state between calls, bit-identical from
+/// run to run. `scratch` is device memory, aligned to 256 bytes; a slab gets as many row blocks of the plan as it
+/// holds. cudaErrorInvalidValue where it does not hold the largest one.
+cudaError_t PrefillMatMul(const WeightPlan& plan, const void* layout, const DenseDevice& device, const MatMulArgs& args,
+                          void* scratch, int64_t scratch_bytes, cudaStream_t stream);
+
+}  // namespace flashllm::cuda
