@@ -1,6 +1,11 @@
 import { type InferenceSession, Tensor } from 'onnxruntime-node';
 import { halfToNumber } from './checkpoint/convert.js';
 import { ModelFolderError } from './errors.js';
+import { HostRowCache, type RowCache } from './generation/row-cache.js';
+import { IN_PLACE_LENGTH } from './opt/graph-context.js';
+
+/** Output of the likeliest tokens [batch × new tokens], which float16 exports have. */
+const LIKELIEST = 'likeliest';
 
 /** Shape of a decoder's cache, read off the session. */
 export interface DecoderShape {
@@ -8,6 +13,11 @@ export interface DecoderShape {
   readonly heads: number;
   readonly headDim: number;
   readonly type: 'float32' | 'float16';
+  /**
+   * Whether a past longer than its tokens is memory with room, in which each row's tokens end where its mask does and
+   * new ones are added in place (docs/opt-graph.md).
+   */
+  readonly inPlace: boolean;
 }
 
 /** Cached keys and values of all layers after a step, to be given to the next one. */
@@ -50,6 +60,8 @@ export class Decoder {
   private readonly outputs: readonly string[];
   private readonly names: readonly (readonly [past: string, present: string])[];
   private readonly takesPositions: boolean;
+  /** Whether to ask for `likeliest` where logits are not needed: logits are halves, or on a device. */
+  readonly prefersLikeliest: boolean;
 
   /** @throws ModelFolderError `USAGE` if the session's inputs and outputs are not those. */
   constructor(readonly session: InferenceSession) {
@@ -57,6 +69,7 @@ export class Decoder {
     this.names = cacheNames(this.shape);
     this.outputs = ['logits', ...this.names.map(([, present]) => present)];
     this.takesPositions = session.inputNames.includes('position_ids');
+    this.prefersLikeliest = session.outputNames.includes(LIKELIEST);
     const missing = [
       ...['input_ids', 'attention_mask'].filter((name) => !session.inputNames.includes(name)),
       ...this.outputs.filter((name) => !session.outputNames.includes(name)),
@@ -76,18 +89,35 @@ export class Decoder {
     return this.run({ ids: int64(ids, fresh), mask: int64(mask, total), positions: int64(positions, fresh), cache });
   }
 
+  /** Memory for sequences' keys and values that steps extend in place; for decoders whose `shape.inPlace` holds. */
+  rowCache(maxRows: number): RowCache {
+    return new HostRowCache(this.shape, maxRows);
+  }
+
   /**
    * As `step`, on tensors.
    * @param input `ids` and `positions` [batch, new tokens], `mask` [batch, past and new tokens], all int64; `present`,
    * where given, is what the new cache is written into.
    */
   async run({ ids, mask, positions, cache, present }: RunInput): Promise<StepOutput> {
-    const feeds: Record<string, Tensor> = { ...cache, input_ids: ids, attention_mask: mask };
-    if (this.takesPositions) feeds.position_ids = positions;
+    const feeds = this.feeds({ ids, mask, positions, cache });
     const results = present
       ? await this.session.run(feeds, { logits: null, ...renamed(present, this.names, 0) })
       : await this.session.run(feeds, this.outputs);
     return { logits: new Logits(results.logits as Tensor), cache: renamed(results, this.names, 1) };
+  }
+
+  /** As `run`, for the likeliest token after each new one alone: [batch × new tokens]. The logits stay where they are. */
+  async likeliest(input: RunInput & { readonly present: Cache }): Promise<number[]> {
+    const fetches = { [LIKELIEST]: null, ...renamed(input.present, this.names, 0) };
+    const results = await this.session.run(this.feeds(input), fetches);
+    return Array.from((results[LIKELIEST] as Tensor).data as BigInt64Array, Number);
+  }
+
+  private feeds({ ids, mask, positions, cache }: RunInput): Record<string, Tensor> {
+    const feeds: Record<string, Tensor> = { ...cache, input_ids: ids, attention_mask: mask };
+    if (this.takesPositions) feeds.position_ids = positions;
+    return feeds;
   }
 }
 
@@ -168,7 +198,9 @@ function readShape(session: InferenceSession): DecoderShape {
   }
   if (info.type !== 'float32' && info.type !== 'float16')
     throw new ModelFolderError('USAGE', `past_key_values.0.key is ${info.type}, expected float32 or float16`);
-  return { layers, heads, headDim, type: info.type };
+  const present = session.outputMetadata.find((output) => output.name === 'present.0.key');
+  const inPlace = present?.isTensor === true && present.shape[2] === IN_PLACE_LENGTH;
+  return { layers, heads, headDim, type: info.type, inPlace };
 }
 
 /** Names of all cache tensors, as inputs and as outputs. */

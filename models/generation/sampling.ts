@@ -30,6 +30,13 @@ export class Sampler {
     this.seen = new Set(prompt);
   }
 
+  /** Whether the choice is always the likeliest token. */
+  get greedy(): boolean {
+    const { temperature, topK, repetitionPenalty, presencePenalty, frequencyPenalty } = this.options;
+    const penalties = repetitionPenalty !== 1 || presencePenalty !== 0 || frequencyPenalty !== 0;
+    return (temperature === 0 || topK === 1) && !penalties;
+  }
+
   /**
    * @param logits of one token [vocabulary]; left as they are.
    * @param banned tokens that may not be chosen.

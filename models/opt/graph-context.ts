@@ -1,5 +1,5 @@
 import { onnx } from '../../graph-passes/onnx/proto.js';
-import type { GraphBuilder } from './graph-builder.js';
+import type { ElementType, GraphBuilder } from './graph-builder.js';
 
 /** Type that activations, the cache and logits have. */
 export type OptDtype = 'float32' | 'float16';
@@ -21,6 +21,12 @@ export const dimNames = {
   total: 'past_sequence_length + sequence_length',
   tokens: 'batch_size * sequence_length',
 } as const;
+
+/**
+ * Length of `present` where a past longer than its tokens is updated in place; callers know such a decoder by it. Of a
+ * past of just the tokens it is Optimum's length.
+ */
+export const IN_PLACE_LENGTH = 'max(past_sequence_length, total_sequence_length)';
 
 /** Values that all layers share. */
 export interface Context {
@@ -52,8 +58,7 @@ export function buildContext(graph: GraphBuilder, { dtype, attention }: OptGraph
   const split = concat('split', [batchSize, length, graph.int64s('minus_one', [-1])]);
   const biasShape = concat('bias_shape', [batchSize, graph.int64s('one', [1]), length, totalSize]);
   const bias = paddingBias(graph, dtype, biasShape);
-  const lengths =
-    attention === 'group-query' ? sequenceLengths(graph, totalSize, batchSize) : { lengths: '', total: '' };
+  const lengths = attention === 'group-query' ? sequenceLengths(graph, length, totalSize) : { lengths: '', total: '' };
   return { split, bias, ...lengths };
 }
 
@@ -82,18 +87,30 @@ function paddingBias(graph: GraphBuilder, type: OptDtype, shape: string): string
   return node('Expand', 'bias', [rank4, shape], [batch, 1, sequence, total]);
 }
 
-/** What GroupQueryAttention wants to know: the same total for every sequence, padding being the bias's business. */
-function sequenceLengths(
-  graph: GraphBuilder,
-  totalSize: string,
-  batchSize: string,
-): Pick<Context, 'lengths' | 'total'> {
-  const node = (op: string, name: string, inputs: string[], dims: (number | string)[], attributes = {}) =>
-    graph.node(op, inputs, { name: `${at}/${name}`, type: 'int32', dims, attributes });
-  const total32 = node('Cast', 'total_int32', [totalSize], [1], { to: onnx.TensorProto.DataType.INT32 });
-  const last = node('Sub', 'last', [total32, graph.int32s('one_int32', [1])], [1]);
+/**
+ * What GroupQueryAttention wants to know: how many positions each sequence has. A past of just the tokens before (what
+ * Optimum's callers give) has all of them in every sequence, padding being the bias's business. A longer one is memory
+ * with room: there a sequence's tokens, past and new, are its first positions, as many as its mask keeps.
+ */
+function sequenceLengths(graph: GraphBuilder, length: string, totalSize: string): Pick<Context, 'lengths' | 'total'> {
+  const node = (
+    op: string,
+    name: string,
+    inputs: string[],
+    dims: (number | string)[],
+    type: ElementType = 'int64',
+    attributes = {},
+  ) => graph.node(op, inputs, { name: `${at}/${name}`, type, dims, attributes });
+  const toInt32 = (name: string, input: string, dims: (number | string)[]) =>
+    node('Cast', name, [input], dims, 'int32', { to: onnx.TensorProto.DataType.INT32 });
+  const pastSize = sizeOf(graph, 'past', 'past_key_values.0.key', 2);
+  const one = graph.int64s('one', [1]);
+  const sum = node('Add', 'past_and_new', [pastSize, length], [1]);
+  const full = node('Equal', 'no_room', [sum, totalSize], [1], 'bool');
+  const kept = node('ReduceSum', 'kept', ['attention_mask', one], [batch], 'int64', { keepdims: 0 });
+  const positions = node('Where', 'positions', [full, totalSize, kept], [batch]);
   return {
-    lengths: node('Expand', 'lengths', [last, batchSize], [batch]),
-    total: node('Squeeze', 'total_scalar', [total32], []),
+    lengths: toInt32('lengths', node('Sub', 'last', [positions, one], [batch]), [batch]),
+    total: node('Squeeze', 'total_scalar', [toInt32('total_int32', totalSize, [1])], [], 'int32'),
   };
 }

@@ -34,10 +34,10 @@ const variants: Record<string, Variant> = {
   'odd sizes': {
     fields: { hidden_size: 15, word_embed_proj_dim: 7, ffn_dim: 11, num_attention_heads: 3, vocab_size: 13 },
   },
-  GroupQueryAttention: { fields: {}, attention: 'group-query' },
-  'GroupQueryAttention, post-norm': {
+  'ONNX Attention': { fields: {}, attention: 'onnx' },
+  'ONNX Attention, post-norm': {
     fields: { do_layer_norm_before: false, word_embed_proj_dim: 24 },
-    attention: 'group-query',
+    attention: 'onnx',
   },
   'stored as float16': { fields: {}, stored: 'float16' },
   'stored as bfloat16': { fields: { tie_word_embeddings: false }, stored: 'bfloat16' },
@@ -134,7 +134,7 @@ test('several tokens on top of a cache equal the whole sequence', async (t) => {
 });
 
 test('several tokens on top of a padded batch’s cache equal the whole sequences', async (t) => {
-  const { decoder, sequences, expected } = await exported({ fields: {} });
+  const { decoder, sequences, expected } = await exported({ fields: {}, attention: 'onnx' });
   const prompts = sequences.map((ids) => ids.slice(0, ids.length - 3));
   const longest = Math.max(...prompts.map((ids) => ids.length));
   const padding = prompts.map((ids) => new Array<number>(longest - ids.length).fill(0));

@@ -6,7 +6,7 @@ const PAGE_TOKENS = 64;
 
 /** A row of a cache that is to become a row of another: its last `length` tokens. */
 export interface CacheRow {
-  readonly cache: KvCache;
+  readonly cache: PaddedCache;
   readonly row: number;
   readonly length: number;
 }
@@ -18,7 +18,7 @@ export interface CacheRow {
  * A step reads one side and writes the other, each in memory that is kept: the model's Attention writes past and new
  * tokens to a new tensor, and to allocate it each time costs more than to copy.
  */
-export class KvCache {
+export class PaddedCache {
   rows = 0;
   tokens = 0;
   private side: CacheArray[] = [];
