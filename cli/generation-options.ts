@@ -1,7 +1,7 @@
 /** What `generate`, `bench` and `serve` share: the options of a session and of sampling, and how a folder is opened. */
 import { type Command, InvalidArgumentError } from 'commander';
 import type { InferenceSession } from 'onnxruntime-node';
-import type { GenerateOptions, SchedulerOptions } from '../models/index.js';
+import type { GenerateOptions, SchedulerOptions, Tokenizer } from '../models/index.js';
 import { openTextModel, type TextModel } from '../models/text-model.js';
 
 export interface ModelOptions {
@@ -21,13 +21,14 @@ export async function openModel(
   folder: string,
   { threads, stock }: ModelOptions,
   scheduling: SchedulerOptions = {},
+  tokenizer?: Tokenizer,
 ): Promise<TextModel> {
   if (!stock) await import('../provider/index.js');
   const session: InferenceSession.SessionOptions = {
     executionProviders: stock ? ['cpu'] : ['flashllm', 'cpu'],
     ...(threads === undefined ? {} : { intraOpNumThreads: threads }),
   };
-  return openTextModel(folder, session, scheduling);
+  return openTextModel(folder, session, scheduling, tokenizer);
 }
 
 export interface SamplingFlags {

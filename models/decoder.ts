@@ -43,6 +43,8 @@ export interface RunInput {
   readonly positions: Tensor;
   readonly cache: Cache;
   readonly present?: Cache | undefined;
+  /** What logits are written into, where given with `present`. */
+  readonly logits?: Tensor | undefined;
 }
 
 /** What a step gives. */
@@ -62,6 +64,8 @@ export class Decoder {
   private readonly takesPositions: boolean;
   /** Whether to ask for `likeliest` where logits are not needed: logits are halves, or on a device. */
   readonly prefersLikeliest: boolean;
+  /** Elements of a token's logits, where the model tells and they are of the cache's type. */
+  readonly vocabulary: number | undefined;
 
   /** @throws ModelFolderError `USAGE` if the session's inputs and outputs are not those. */
   constructor(readonly session: InferenceSession) {
@@ -70,6 +74,9 @@ export class Decoder {
     this.outputs = ['logits', ...this.names.map(([, present]) => present)];
     this.takesPositions = session.inputNames.includes('position_ids');
     this.prefersLikeliest = session.outputNames.includes(LIKELIEST);
+    const logits = session.outputMetadata.find(({ name }) => name === 'logits');
+    const [, , vocabulary] = logits?.isTensor && logits.type === this.shape.type ? logits.shape : [];
+    this.vocabulary = typeof vocabulary === 'number' ? vocabulary : undefined;
     const missing = [
       ...['input_ids', 'attention_mask'].filter((name) => !session.inputNames.includes(name)),
       ...this.outputs.filter((name) => !session.outputNames.includes(name)),
@@ -99,10 +106,10 @@ export class Decoder {
    * @param input `ids` and `positions` [batch, new tokens], `mask` [batch, past and new tokens], all int64; `present`,
    * where given, is what the new cache is written into.
    */
-  async run({ ids, mask, positions, cache, present }: RunInput): Promise<StepOutput> {
+  async run({ ids, mask, positions, cache, present, logits }: RunInput): Promise<StepOutput> {
     const feeds = this.feeds({ ids, mask, positions, cache });
     const results = present
-      ? await this.session.run(feeds, { logits: null, ...renamed(present, this.names, 0) })
+      ? await this.session.run(feeds, { logits: logits ?? null, ...renamed(present, this.names, 0) })
       : await this.session.run(feeds, this.outputs);
     return { logits: new Logits(results.logits as Tensor), cache: renamed(results, this.names, 1) };
   }

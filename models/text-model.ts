@@ -20,16 +20,19 @@ export interface TextModel {
  * @param options of the session, such as `{ executionProviders: ['flashllm', 'cpu'] }`; that name needs this package
  * imported.
  * @param scheduling of the generator's batch.
+ * @param tokenizer default: the folder's.
  * @throws ModelFolderError for a folder that is incomplete; ONNX Runtime's error for a model that it refuses.
  */
 export async function openTextModel(
   folder: string,
   options: InferenceSession.SessionOptions = {},
   scheduling: SchedulerOptions = {},
+  tokenizer?: Tokenizer,
 ): Promise<TextModel> {
   const config = await readOptConfig(folder);
-  const tokenizer = await loadTokenizer(folder);
+  const texts = tokenizer ?? (await loadTokenizer(folder));
   const session = await InferenceSession.create(join(folder, 'model.onnx'), options);
   const decoder = new Decoder(session);
-  return { session, decoder, tokenizer, generator: new TextGenerator(decoder, tokenizer, config, scheduling) };
+  const generator = new TextGenerator(decoder, texts, config, scheduling);
+  return { session, decoder, tokenizer: texts, generator };
 }

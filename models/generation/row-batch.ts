@@ -1,4 +1,5 @@
-import type { Decoder } from '../decoder.js';
+import type { Tensor } from 'onnxruntime-node';
+import { type CacheArray, cacheArray, cacheTensor, type Decoder } from '../decoder.js';
 import { type Batch, type BatchLimits, choose, type ScheduledSequence, StepIntegers, takePrompts } from './batch.js';
 import { breathe } from './event-loop.js';
 import type { RowCache } from './row-cache.js';
@@ -36,6 +37,8 @@ export class RowBatch implements Batch {
   private readonly slots: (Slot | undefined)[] = [];
   private prefilling: Prefill | undefined;
   private readonly cache: RowCache;
+  /** Memory for logits, kept: as garbage it would make the collector run all the time. */
+  private logits: CacheArray | undefined;
 
   constructor(
     private readonly decoder: Decoder,
@@ -130,6 +133,7 @@ export class RowBatch implements Batch {
   clear(): void {
     this.slots.length = 0;
     this.prefilling = undefined;
+    this.logits = undefined;
     this.cache.clear();
   }
 
@@ -143,7 +147,15 @@ export class RowBatch implements Batch {
       for (const [i, id] of ids.entries()) integers.set(row, i, id, past + i);
     }
     const cache = this.cache.view(first, rows.length);
-    return { ...integers.tensors(), cache, present: cache };
+    return { ...integers.tensors(), cache, present: cache, logits: this.logitsTensor(rows.length, fresh) };
+  }
+
+  private logitsTensor(rows: number, fresh: number): Tensor | undefined {
+    const { shape, vocabulary } = this.decoder;
+    if (vocabulary === undefined) return undefined;
+    const length = rows * fresh * vocabulary;
+    if (this.logits === undefined || this.logits.length < length) this.logits = cacheArray(shape, length);
+    return cacheTensor(shape, this.logits.subarray(0, length), [rows, fresh, vocabulary]);
   }
 
   /** Tokens of a prompt that the row holds so far. */
