@@ -11,6 +11,7 @@ import { addModelOptions, type ModelOptions, openModel, wholeNumber } from '../c
 import { formatTable } from '../cli/terminal.js';
 import { StepIntegers } from '../models/generation/batch.js';
 import { Random } from '../models/generation/random.js';
+import { RowCache } from '../models/generation/row-cache.js';
 import type { TextModel } from '../models/index.js';
 import { tokenizerOrNumbers } from '../models/number-tokenizer.js';
 import { readOptConfig } from '../models/opt/config.js';
@@ -104,7 +105,7 @@ async function sessionSteps(
 ): Promise<number> {
   const rows = prompts.length;
   const length = prompts[0]?.length as number;
-  const cache = decoder.rowCache(rows);
+  const cache = new RowCache(decoder.shape, rows, decoder.memory);
   await cache.reserve(rows, length + newTokens, []);
   const view = cache.view(0, rows);
   const run = async (past: number, tokens: readonly (readonly number[])[]) => {

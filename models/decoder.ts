@@ -1,7 +1,8 @@
 import { type InferenceSession, Tensor } from 'onnxruntime-node';
+import { cacheArray, cacheTensor } from './cache-tensor.js';
 import { halfToNumber } from './checkpoint/convert.js';
 import { ModelFolderError } from './errors.js';
-import { HostRowCache, type RowCache } from './generation/row-cache.js';
+import { type CacheMemory, hostMemory } from './generation/cache-memory.js';
 import { IN_PLACE_LENGTH } from './opt/graph-context.js';
 
 /** Output of the likeliest tokens [batch × new tokens], which float16 exports have. */
@@ -22,9 +23,6 @@ export interface DecoderShape {
 
 /** Cached keys and values of all layers after a step, to be given to the next one. */
 export type Cache = Readonly<Record<string, Tensor>>;
-
-/** Elements of a cache tensor; float16 as 16-bit integers, or as a Float16Array where there is one. */
-export type CacheArray = Float32Array | Uint16Array;
 
 /** One step's input: rows of equal length. */
 export interface StepInput {
@@ -67,8 +65,14 @@ export class Decoder {
   /** Elements of a token's logits, where the model tells and they are of the cache's type. */
   readonly vocabulary: number | undefined;
 
-  /** @throws ModelFolderError `USAGE` if the session's inputs and outputs are not those. */
-  constructor(readonly session: InferenceSession) {
+  /**
+   * @param memory where a cache that is updated in place lies: on the device that the session computes on.
+   * @throws ModelFolderError `USAGE` if the session's inputs and outputs are not those.
+   */
+  constructor(
+    readonly session: InferenceSession,
+    readonly memory: CacheMemory = hostMemory,
+  ) {
     this.shape = readShape(session);
     this.names = cacheNames(this.shape);
     this.outputs = ['logits', ...this.names.map(([, present]) => present)];
@@ -94,11 +98,6 @@ export class Decoder {
     const total = mask[0]?.length ?? 0;
     const positions = mask.map((row) => positionsOf(row).slice(total - fresh));
     return this.run({ ids: int64(ids, fresh), mask: int64(mask, total), positions: int64(positions, fresh), cache });
-  }
-
-  /** Memory for sequences' keys and values that steps extend in place; for decoders whose `shape.inPlace` holds. */
-  rowCache(maxRows: number): RowCache {
-    return new HostRowCache(this.shape, maxRows);
   }
 
   /**
@@ -142,18 +141,6 @@ function renamed(
 function emptyCache(shape: DecoderShape, batch: number): Cache {
   const dims = [batch, shape.heads, 0, shape.headDim];
   return Object.fromEntries(cacheNames(shape).map(([past]) => [past, cacheTensor(shape, cacheArray(shape, 0), dims)]));
-}
-
-/** Zeros of the cache's type. */
-export function cacheArray({ type }: Pick<DecoderShape, 'type'>, length: number): CacheArray {
-  return type === 'float32' ? new Float32Array(length) : halves(length);
-}
-
-/** A tensor of the cache's type that views the array. */
-export function cacheTensor({ type }: Pick<DecoderShape, 'type'>, data: CacheArray, dims: readonly number[]): Tensor {
-  return type === 'float32'
-    ? new Tensor('float32', data as Float32Array, dims)
-    : new Tensor('float16', data as Uint16Array, dims);
 }
 
 /** Positions of a row's tokens; padding gets 0, whatever stands there being masked. */
@@ -221,10 +208,4 @@ function int64(rows: readonly (readonly number[])[], length: number): Tensor {
   if (rows.some((row) => row.length !== length))
     throw new RangeError(`rows of different lengths in one step, expected ${length} tokens in each`);
   return new Tensor('int64', BigInt64Array.from(rows.flat(), BigInt), [rows.length, length]);
-}
-
-/** Where JavaScript has Float16Array, ONNX Runtime wants it; else the bits as 16-bit integers. */
-function halves(length: number): Uint16Array {
-  const { Float16Array } = globalThis as { Float16Array?: new (length: number) => unknown };
-  return Float16Array ? (new Float16Array(length) as Uint16Array) : new Uint16Array(length);
 }

@@ -1,4 +1,5 @@
-import { type Cache, type CacheArray, cacheArray, cacheNames, cacheTensor, type DecoderShape } from '../decoder.js';
+import { type CacheArray, cacheArray, cacheTensor } from '../cache-tensor.js';
+import { type Cache, cacheNames, type DecoderShape } from '../decoder.js';
 import { breathe } from './event-loop.js';
 
 /** Room for so many tokens is added at a time, so that a growing cache is allocated once in many steps. */

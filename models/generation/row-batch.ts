@@ -1,8 +1,9 @@
 import type { Tensor } from 'onnxruntime-node';
-import { type CacheArray, cacheArray, cacheTensor, type Decoder } from '../decoder.js';
+import { type CacheArray, cacheArray, cacheTensor } from '../cache-tensor.js';
+import type { Decoder } from '../decoder.js';
 import { type Batch, type BatchLimits, choose, type ScheduledSequence, StepIntegers, takePrompts } from './batch.js';
 import { breathe } from './event-loop.js';
-import type { RowCache } from './row-cache.js';
+import { RowCache } from './row-cache.js';
 
 /** A sequence that has a row. */
 interface Slot {
@@ -44,7 +45,7 @@ export class RowBatch implements Batch {
     private readonly decoder: Decoder,
     private readonly limits: BatchLimits,
   ) {
-    this.cache = decoder.rowCache(limits.maxBatch);
+    this.cache = new RowCache(decoder.shape, limits.maxBatch, decoder.memory);
   }
 
   get reading(): ScheduledSequence[] {
@@ -80,10 +81,8 @@ export class RowBatch implements Batch {
   async prefill(): Promise<void> {
     const work = this.prefilling as Prefill;
     const { first, members, done } = work;
-    const limit = Math.max(...this.reading.map((sequence) => sequence.limit));
-    const lengths = Array.from(this.slots, (slot) => slot?.length ?? 0);
-    for (const row of members.keys()) lengths[first + row] = done;
-    await this.cache.reserve(first + members.length, limit, lengths);
+    await this.reserve(work);
+    if (this.reading.length === 0) return;
     const rows = members.map((sequence): RowInput => {
       const { prompt } = sequence ?? { prompt: [0] };
       const chunk = members.length > 1 ? prompt : prompt.slice(done, done + this.limits.prefillTokens);
@@ -98,6 +97,20 @@ export class RowBatch implements Batch {
       const token = sequence && choose(sequence, logits.at(row, (rows[row] as RowInput).ids.length - 1));
       if (token !== undefined && sequence)
         this.slots[first + row] = { sequence, token, length: sequence.prompt.length };
+    }
+  }
+
+  /** Makes room for what the prompts' sequences may become. One that does not fit ends with the memory's error. */
+  private async reserve({ first, members, done }: Prefill): Promise<void> {
+    const lengths = Array.from(this.slots, (slot) => slot?.length ?? 0);
+    for (const row of members.keys()) lengths[first + row] = done;
+    for (const sequence of this.reading.sort((a, b) => b.limit - a.limit)) {
+      try {
+        return await this.cache.reserve(first + members.length, sequence.limit, lengths);
+      } catch (error) {
+        this.cancel(sequence);
+        sequence.fail(error);
+      }
     }
   }
 
@@ -171,7 +184,8 @@ export class RowBatch implements Batch {
       const first = this.slots.findIndex((slot) => slot !== undefined);
       const to = this.slots.findIndex((slot, row) => slot === undefined && row > first && row < from);
       const slot = this.slots[from];
-      if (!slot || to < 0 || !(await this.cache.move(from, to, slot.length))) return;
+      if (!slot || to < 0) return;
+      await this.cache.move(from, to, slot.length);
       // Not if it was cancelled meanwhile.
       if (this.slots[from] !== slot) continue;
       this.slots[to] = slot;

@@ -4,7 +4,8 @@ import test from 'ava';
 import { InferenceSession } from 'onnxruntime-node';
 import { type Cache, Decoder } from '../../models/decoder.js';
 import { StepIntegers } from '../../models/generation/batch.js';
-import { HostRowCache } from '../../models/generation/row-cache.js';
+import { hostMemory } from '../../models/generation/cache-memory.js';
+import { RowCache } from '../../models/generation/row-cache.js';
 import { parseOptConfig } from '../../models/opt/config.js';
 import { exportOpt } from '../../models/opt/export.js';
 import '../../provider/index.js';
@@ -61,7 +62,7 @@ for (const dtype of ['float32', 'float16'] as const)
         return t.pass();
       };
 
-      const cache = decoder.rowCache(4);
+      const cache = new RowCache(decoder.shape, 4, decoder.memory);
       await cache.reserve(4, 16, []);
       poison(cache.view(0, 4));
       // The first prompt in chunks of 5 and 4, the others in one step, of different lengths, 2 tokens short.
@@ -93,7 +94,7 @@ for (const dtype of ['float32', 'float16'] as const)
 
 test('reserving more keeps what rows hold; moving copies a row', async (t) => {
   const shape = { layers: 1, heads: 2, headDim: 8, type: 'float32', inPlace: true } as const;
-  const cache = new HostRowCache(shape, 5);
+  const cache = new RowCache(shape, 5, hostMemory);
   await cache.reserve(2, 10, []);
   const key = (rows: number) =>
     cache.view(0, rows)['past_key_values.0.key'] as { dims: readonly number[]; data: unknown };
@@ -116,7 +117,7 @@ test('reserving more keeps what rows hold; moving copies a row', async (t) => {
     [0, 1].flatMap((row) => [0, 1].map((h) => [...head(row, h, 7)])),
     before,
   );
-  t.true(await cache.move(1, 3, 7));
+  await cache.move(1, 3, 7);
   t.deepEqual(
     [0, 1].map((h) => [...head(3, h, 7)]),
     before.slice(2),

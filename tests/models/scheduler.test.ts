@@ -3,6 +3,8 @@ import { readFile, rm } from 'node:fs/promises';
 import { join } from 'node:path';
 import { TextStreamer } from '@huggingface/transformers';
 import test from 'ava';
+import { Decoder } from '../../models/decoder.js';
+import { type CacheMemory, hostMemory } from '../../models/generation/cache-memory.js';
 import { QueueFullError } from '../../models/generation/scheduler.js';
 import { readOptConfig } from '../../models/opt/config.js';
 import { exportOpt } from '../../models/opt/export.js';
@@ -184,6 +186,42 @@ test('who leaves the loop, aborts or cancels makes place; the others go on', asy
   t.is((await going)[0]?.text, expected?.text);
   await shared.scheduler.idle();
   t.is(shared.scheduler.active, 0);
+});
+
+test('a cache lies in the memory that the decoder names, and all of it is given back', async (t) => {
+  const live = new Set<object>();
+  let room = Number.POSITIVE_INFINITY;
+  const memory: CacheMemory = {
+    allocate(type, dims) {
+      if ((dims[2] as number) > room) throw new Error('out of memory on the device');
+      const tensor = hostMemory.allocate(type, dims);
+      (tensor.data as Float32Array).fill(Number.NaN);
+      live.add(tensor);
+      return tensor;
+    },
+    rows(...args) {
+      const view = hostMemory.rows(...args);
+      live.add(view);
+      return view;
+    },
+    copyRow: hostMemory.copyRow,
+    free: (tensor) => t.true(live.delete(tensor)),
+  };
+  const { tokenizer, session } = model();
+  const shared = new TextGenerator(new Decoder(session, memory), tokenizer, config, { maxBatch: 6 });
+  const options = { maxNewTokens: 20, stopTokenIds: [] };
+  const texts = await shared.generate(prompts(9), options);
+  for (const [i, prompt] of prompts(9).entries())
+    t.is(texts[i]?.text, (await generator().generate([prompt], options))[0]?.text);
+  await shared.scheduler.idle();
+  t.is(live.size, 0);
+  // What does not fit ends with the memory's error; what runs goes on.
+  room = 128;
+  const going = shared.generate(['Call me'], { ...options, maxNewTokens: 60 });
+  await t.throwsAsync(shared.generate(['a'], { ...options, maxNewTokens: 300 }), { message: /out of memory/ });
+  t.is((await going)[0]?.text, (await generator().generate(['Call me'], { ...options, maxNewTokens: 60 }))[0]?.text);
+  await shared.scheduler.idle();
+  t.is(live.size, 0);
 });
 
 test('too many waiting prompts are refused, all or none', async (t) => {
