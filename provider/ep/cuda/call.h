@@ -9,7 +9,8 @@
 
 namespace flashllm::ep {
 
-/// "what: cudaErrorX: its text". Clears the runtime's record of the error, so that a later call does not report it again.
+/// "what: cudaErrorX: its text". Clears the runtime's record of the error, so that a later call does not report it
+/// again.
 std::string CudaErrorText(cudaError_t error, const char* what);
 
 /// Throws Error (ORT_EP_FAIL) where a call failed. `what`: what was being done, for the message.

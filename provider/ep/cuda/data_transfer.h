@@ -3,8 +3,6 @@
 
 #include "provider/ort_api.h"
 
-#include <onnxruntime_ep_c_api.h>
-
 namespace flashllm::ep {
 
 OrtDataTransferImpl* MakeDataTransfer();

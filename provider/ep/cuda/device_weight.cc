@@ -36,8 +36,8 @@ DeviceWeight::~DeviceWeight() {
 }
 
 void DeviceWeight::FreeParts() {
-  for (const void* part : {static_cast<const void*>(parts_.bitmap), static_cast<const void*>(parts_.row_offsets),
-                           parts_.values}) {
+  for (const void* part :
+       {static_cast<const void*>(parts_.bitmap), static_cast<const void*>(parts_.row_offsets), parts_.values}) {
     if (part != nullptr) pool_->Free(const_cast<void*>(part));
   }
   parts_ = cuda::DeviceParts{};
@@ -89,8 +89,8 @@ void DeviceWeight::LayOut(const PackedWeight& weight, cuda::ElementType type, co
 
 std::shared_ptr<const DeviceWeight> DeviceWeightCache::Prepare(const PackedWeightClaim& claim, cuda::ElementType type,
                                                                bool verify_checksum, const std::string& where) {
-  const Key key{claim.bitmap,      claim.row_offsets, claim.values,   claim.out_features,
-                claim.in_features, claim.nnz,         claim.checksum, claim.value_type, type};
+  const Key key{claim.bitmap,   claim.row_offsets, claim.values, claim.out_features, claim.in_features, claim.nnz,
+                claim.checksum, claim.value_type,  type};
   std::lock_guard<std::mutex> lock(mutex_);
   std::weak_ptr<const DeviceWeight>& entry = loaded_[key];
   if (std::shared_ptr<const DeviceWeight> ready = entry.lock()) return ready;

@@ -5,8 +5,6 @@
 namespace flashllm::ep {
 namespace {
 
-constexpr int kOrdinaryRuns = 1;
-
 /// The pool's number for the memory of a graph.
 uint64_t TagOf(int id) { return (uint64_t{1} << 32) + static_cast<uint32_t>(id); }
 
@@ -40,7 +38,7 @@ void GraphCapture::Discard() noexcept {
 
 void GraphCapture::BeginRun(int id) {
   Discard();
-  if (id < 0 || Has(id) || runs_[id] < kOrdinaryRuns) return;
+  if (id < 0 || Has(id) || ordinary_.count(id) == 0) return;
   const DeviceScope scope(device_);
   // Relaxed: memory may be allocated meanwhile, by this thread and by others.
   CheckCuda(cudaStreamBeginCapture(stream_, cudaStreamCaptureModeRelaxed), "beginning to record a graph");
@@ -48,9 +46,14 @@ void GraphCapture::BeginRun(int id) {
   pool_->BeginPrivate(TagOf(id));
 }
 
-void GraphCapture::EndRun(int id) {
+void GraphCapture::EndRun(int id, size_t computed) {
   if (!capturing_) {
-    if (id >= 0 && !Has(id)) ++runs_[id];
+    if (id >= 0 && !Has(id)) ordinary_[id] = computed;
+    return;
+  }
+  if (computed != ordinary_[id]) {
+    Discard();
+    ordinary_.erase(id);
     return;
   }
   capturing_ = false;
@@ -79,7 +82,7 @@ void GraphCapture::Release(int id) {
   WaitForStream(stream_);
   static_cast<void>(cudaGraphExecDestroy(found->second));
   graphs_.erase(found);
-  runs_.erase(id);
+  ordinary_.erase(id);
   pool_->ReleasePrivate(TagOf(id));
 }
 

@@ -23,11 +23,12 @@ class GraphCapture {
   cudaStream_t stream() const { return stream_; }
   bool Has(int id) const { return graphs_.count(id) != 0; }
 
-  /// A run begins: the first of an id is an ordinary one (memory is found, kernels are loaded), the second is recorded.
-  /// Id -1 is never recorded.
+  /// A run begins: the first of an id is an ordinary one (kernels are loaded), the second is recorded. Id -1 is never
+  /// recorded.
   void BeginRun(int id);
-  /// A run ends. One that was recorded becomes a graph, which is then run, since recording computes nothing.
-  void EndRun(int id);
+  /// A run ends, in which so many kernels computed without an error. One that was recorded becomes a graph, which is
+  /// then run, since recording computes nothing; but not if it was cut short, by an error or a request to terminate.
+  void EndRun(int id, size_t computed);
   /// Starts a graph. Does not wait.
   void Replay(int id);
   void Release(int id);
@@ -39,7 +40,7 @@ class GraphCapture {
   const std::shared_ptr<MemoryPool> pool_;
   cudaStream_t stream_ = nullptr;
   std::map<int, cudaGraphExec_t> graphs_;
-  std::map<int, int> runs_;  // ordinary runs so far
+  std::map<int, size_t> ordinary_;  // kernels that an ordinary run computed
   bool capturing_ = false;
 };
 

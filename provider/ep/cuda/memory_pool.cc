@@ -7,11 +7,11 @@
 namespace flashllm::ep {
 namespace {
 
-constexpr size_t kGrain = 512;                      // sizes are multiples of it
-constexpr size_t kSmall = size_t{1} << 20;          // blocks up to this size share segments of kSegment bytes
-constexpr size_t kSegment = size_t{8} << 20;        // for small blocks
-constexpr size_t kLargeGrain = size_t{2} << 20;     // cudaMalloc's own: larger blocks get segments of their size
-constexpr size_t kKeepWhole = size_t{1} << 20;      // a rest of a large block below this stays with it
+constexpr size_t kGrain = 512;                   // sizes are multiples of it
+constexpr size_t kSmall = size_t{1} << 20;       // blocks up to this size share segments of kSegment bytes
+constexpr size_t kSegment = size_t{8} << 20;     // for small blocks
+constexpr size_t kLargeGrain = size_t{2} << 20;  // cudaMalloc's own: larger blocks get segments of their size
+constexpr size_t kKeepWhole = size_t{1} << 20;   // a rest of a large block below this stays with it
 
 size_t RoundUp(size_t bytes, size_t grain) { return (bytes + grain - 1) / grain * grain; }
 
@@ -95,7 +95,8 @@ MemoryPool::Block* MemoryPool::Grow(size_t bytes) {
   void* base = size >= bytes ? FromSystem(size) : nullptr;
   if (base == nullptr) return nullptr;
   Segment& segment = segments_.emplace_back(Segment{static_cast<char*>(base), size, owner_, {}});
-  Block& block = segment.blocks.emplace(segment.base, Block{&segment, segment.base, size, nullptr, false}).first->second;
+  Block& block =
+      segment.blocks.emplace(segment.base, Block{&segment, segment.base, size, nullptr, false}).first->second;
   free_[owner_].insert(&block);
   statistics_.reserved += size;
   statistics_.max_reserved = std::max(statistics_.max_reserved, statistics_.reserved);
@@ -109,7 +110,8 @@ void* MemoryPool::Take(Block* block, size_t bytes, cudaStream_t stream) {
   const size_t rest = block->bytes - bytes;
   if (rest >= (bytes <= kSmall ? kGrain : kKeepWhole)) {
     char* const at = block->at + bytes;
-    Block& after = block->segment->blocks.emplace(at, Block{block->segment, at, rest, block->stream, false}).first->second;
+    Block& after =
+        block->segment->blocks.emplace(at, Block{block->segment, at, rest, block->stream, false}).first->second;
     block->bytes = bytes;
     free.insert(&after);
   }

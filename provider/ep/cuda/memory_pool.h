@@ -40,7 +40,8 @@ class MemoryPool {
   void* Allocate(size_t bytes, cudaStream_t stream);
   void Free(void* block) noexcept;
 
-  /// The message of the last Allocate() that failed; empty if none has. For callers behind an interface that knows null only.
+  /// The message of the last Allocate() that failed; empty if none has. For callers behind an interface that knows null
+  /// only.
   std::string LastFailure() const;
 
   /// Everything that was enqueued on the stream has run.
@@ -105,7 +106,8 @@ class MemoryPool {
 /// Tells every pool of the process that a stream is idle, or is about to be destroyed.
 void StreamIsIdleInAllPools(cudaStream_t stream) noexcept;
 
-/// Memory of a pool for the length of a scope. What the GPU still does with it comes before what the same stream does next.
+/// Memory of a pool for the length of a scope. What the GPU still does with it comes before what the same stream does
+/// next.
 class Scratch {
  public:
   Scratch(MemoryPool* pool, size_t bytes, cudaStream_t stream)

@@ -29,7 +29,8 @@ class Notification : public OrtSyncNotificationImpl {
       });
     };
     WaitOnHost = [](OrtSyncNotificationImpl* self) noexcept -> OrtStatus* {
-      return Guard([&] { CheckCuda(cudaEventSynchronize(static_cast<Notification*>(self)->event_), "the work on the GPU"); });
+      return Guard(
+          [&] { CheckCuda(cudaEventSynchronize(static_cast<Notification*>(self)->event_), "the work on the GPU"); });
     };
     const DeviceScope scope(device);
     CheckCuda(cudaEventCreateWithFlags(&event_, cudaEventDisableTiming | cudaEventBlockingSync), "creating an event");

@@ -5,8 +5,6 @@
 
 #include "provider/ort_api.h"
 
-#include <onnxruntime_ep_c_api.h>
-
 namespace flashllm::ep {
 
 /// A new stream of a device. Throws Error.

@@ -1,5 +1,5 @@
-// Host memory to the GPU at the speed of the bus. Copies from pageable memory go through the driver's one small buffer at
-// a few GB/s; here several threads copy into pinned buffers of bounded size while others of them are on the way.
+// Host memory to the GPU at the speed of the bus. Copies from pageable memory go through the driver's one small buffer
+// at a few GB/s; here several threads copy into pinned buffers of bounded size while others of them are on the way.
 #pragma once
 
 #include <cuda_runtime_api.h>
