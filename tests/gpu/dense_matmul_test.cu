@@ -75,11 +75,12 @@ struct Case {
 
 std::string Describe(const Case& c, const char* path) {
   char text[240];
-  std::snprintf(text, sizeof(text),
-                "%s M=%lld K=%lld N=%lld bias=%d relu=%d residual=%d pdl=%d x_gap=%lld y_gap=%lld offset=%lld in_place=%d",
-                path, static_cast<long long>(c.m), static_cast<long long>(c.k), static_cast<long long>(c.n), c.bias,
-                c.relu, c.residual, c.programmatic, static_cast<long long>(c.x_gap), static_cast<long long>(c.y_gap),
-                static_cast<long long>(c.offset), c.in_place);
+  std::snprintf(
+      text, sizeof(text),
+      "%s M=%lld K=%lld N=%lld bias=%d relu=%d residual=%d pdl=%d x_gap=%lld y_gap=%lld offset=%lld in_place=%d", path,
+      static_cast<long long>(c.m), static_cast<long long>(c.k), static_cast<long long>(c.n), c.bias, c.relu, c.residual,
+      c.programmatic, static_cast<long long>(c.x_gap), static_cast<long long>(c.y_gap),
+      static_cast<long long>(c.offset), c.in_place);
   return text;
 }
 
@@ -134,16 +135,9 @@ void Run(const DenseDevice& device, const Case& c, const char* path) {
     }
   }
 
-  const Reference reference{w.get(),
-                            x.get(),
-                            c.bias ? bias.get() : nullptr,
-                            c.residual ? residual.get() : nullptr,
-                            c.m,
-                            c.k,
-                            c.n,
-                            x_stride,
-                            y_stride,
-                            c.relu};
+  const Reference reference{
+      w.get(),  x.get(), c.bias ? bias.get() : nullptr, c.residual ? residual.get() : nullptr, c.m, c.k, c.n, x_stride,
+      y_stride, c.relu};
   Buffer verdict_device(sizeof(Verdict));
   Check(cudaMemset(verdict_device.get(), 0, sizeof(Verdict)), "verdict");
   Compare<<<static_cast<unsigned>((y_count + 127) / 128), 128>>>(reference, y.get(), y_count,
@@ -162,9 +156,8 @@ void Run(const DenseDevice& device, const Case& c, const char* path) {
 void RunPath(const DenseDevice& device, const char* path, bool quick) {
   const int64_t columns[] = {1, 2, 7, 8, 9, 16, 17, 31, 32, 33, 63, 64, 65, 100, 128, 129, 257, 300};
   // Odd shapes; K a multiple of 8 or not; M that fills tiles of 64, 128, 224 and 256 or leaves a little over.
-  const std::pair<int64_t, int64_t> shapes[] = {{1, 1},    {1, 8},     {3, 7},     {8, 8},    {17, 33},
-                                                {65, 72},  {130, 200}, {224, 64},  {256, 128}, {257, 264},
-                                                {449, 96}, {515, 1000}};
+  const std::pair<int64_t, int64_t> shapes[] = {{1, 1},     {1, 8},    {3, 7},     {8, 8},     {17, 33},  {65, 72},
+                                                {130, 200}, {224, 64}, {256, 128}, {257, 264}, {449, 96}, {515, 1000}};
   for (const auto& [m, k] : shapes) {
     for (int64_t n : columns) {
       const int variant = static_cast<int>((m + k + n) % 8);
@@ -212,8 +205,8 @@ int main(int argc, char** argv) {
   }
   cuda::DenseDevice device;
   test::Check(cuda::GetDenseDevice(0, &device), "GetDenseDevice");
-  std::printf("compute capability %d, %d multiprocessors, tensor maps: %s\n", device.compute_capability, device.sm_count,
-              device.encode_tensor_map != nullptr ? "yes" : "no");
+  std::printf("compute capability %d, %d multiprocessors, tensor maps: %s\n", device.compute_capability,
+              device.sm_count, device.encode_tensor_map != nullptr ? "yes" : "no");
   const bool quick = argc > 1 && std::strcmp(argv[1], "--quick") == 0;
   if (device.encode_tensor_map != nullptr) test::RunPath(device, "sm_90a", quick);
   device.encode_tensor_map = nullptr;

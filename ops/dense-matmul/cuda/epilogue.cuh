@@ -61,15 +61,14 @@ __device__ __forceinline__ void TransposeQuad(uint32_t (&w)[4], int lane) {
   }
 }
 
-/// Stores 16 rows x 32 columns, the sums of a warp: c[4 j + 2 h + i] is row `row` + 8 h, column `column` + 8 j + 2 t + i of
-/// lane 4 g + t, where `row` is already the lane's (+ g). `column` is a multiple of 32 from the tile's start. The whole
-/// warp calls it.
+/// Stores 16 rows x 32 columns, the sums of a warp: c[4 j + 2 h + i] is row `row` + 8 h, column `column` + 8 j + 2 t +
+/// i of lane 4 g + t, where `row` is already the lane's (+ g). `column` is a multiple of 32 from the tile's start. The
+/// whole warp calls it.
 __device__ __forceinline__ void StoreFragments(const Epilogue& e, const float* c, int row, int column, int lane) {
   const int t = lane & 3, own_column = column + 8 * t;
   if (!e.vector) {
 #pragma unroll
-    for (int i = 0; i < 16; ++i)
-      StoreOne(e, row + 8 * (i >> 1 & 1), column + 8 * (i >> 2) + 2 * t + (i & 1), c[i]);
+    for (int i = 0; i < 16; ++i) StoreOne(e, row + 8 * (i >> 1 & 1), column + 8 * (i >> 2) + 2 * t + (i & 1), c[i]);
     return;
   }
   float bias[8] = {};

@@ -1,5 +1,5 @@
-// Copies and fragment loads of sm_80 that the mma.sync kernels add to ops/sparse-matmul/cuda/ptx.cuh. Section numbers are
-// of the PTX ISA 9.0.
+// Copies and fragment loads of sm_80 that the mma.sync kernels add to ops/sparse-matmul/cuda/ptx.cuh. Section numbers
+// are of the PTX ISA 9.0.
 #pragma once
 
 #include <cstdint>
@@ -28,7 +28,8 @@ __device__ __forceinline__ void LoadMatrices(uint32_t (&to)[4], uint32_t address
                : "memory");
 }
 __device__ __forceinline__ void StoreShared128(uint32_t address, uint4 v) {
-  asm volatile("st.shared.v4.u32 [%0],{%1,%2,%3,%4};" ::"r"(address), "r"(v.x), "r"(v.y), "r"(v.z), "r"(v.w) : "memory");
+  asm volatile("st.shared.v4.u32 [%0],{%1,%2,%3,%4};" ::"r"(address), "r"(v.x), "r"(v.y), "r"(v.z), "r"(v.w)
+               : "memory");
 }
 
 /// 16 bytes that are read once: they stay out of L1, which then keeps what is read again.

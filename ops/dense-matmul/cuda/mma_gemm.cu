@@ -51,8 +51,8 @@ __device__ __forceinline__ void MultiplyStage(uint32_t x_at, uint32_t w_at, int 
       ptx::LoadMatrices(x[i], x_at + ChunkAt(warp_row + 16 * i + (lane & 15), 2 * k16 + (lane >> 4)));
 #pragma unroll
     for (int j = 0; j < 2; ++j)
-      ptx::LoadMatrices(
-          w[j], w_at + ChunkAt(warp_column + 16 * j + (lane & 7) + (lane >> 4) * 8, 2 * k16 + (lane >> 3 & 1)));
+      ptx::LoadMatrices(w[j],
+                        w_at + ChunkAt(warp_column + 16 * j + (lane & 7) + (lane >> 4) * 8, 2 * k16 + (lane >> 3 & 1)));
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
 #pragma unroll

@@ -1,5 +1,5 @@
-// W streams from memory straight into mma.sync fragments, some loads ahead. The warps of a thread block own the same rows
-// of W and cut K; their sums meet in shared memory in a fixed order.
+// W streams from memory straight into mma.sync fragments, some loads ahead. The warps of a thread block own the same
+// rows of W and cut K; their sums meet in shared memory in a fixed order.
 //
 // Within 32 k the order of K is free as long as W and X agree: lane 4 g + t takes the 8 consecutive k from 8 t on, 16
 // bytes of a row, as its fragments of two k16-steps.

@@ -1,6 +1,6 @@
 // The kernel of sm_90a: one persistent thread block a multiprocessor. A producer warp brings tiles of X and W through a
-// ring of stages (TMA, mbarrier), consumer warpgroups multiply (wgmma). Clusters of two share each tile of W: each block
-// fetches half of it for both.
+// ring of stages (TMA, mbarrier), consumer warpgroups multiply (wgmma). Clusters of two share each tile of W: each
+// block fetches half of it for both.
 #pragma once
 
 #include "ops/dense-matmul/cuda/epilogue.cuh"
@@ -9,7 +9,7 @@
 
 namespace flashllm::cuda {
 
-constexpr int kStepK = 64;              // of one stage: 128 bytes a row, what the 128-byte swizzle spans
+constexpr int kStepK = 64;               // of one stage: 128 bytes a row, what the 128-byte swizzle spans
 constexpr int kSharedBytes = 227 << 10;  // a block's limit on sm_90
 
 struct TmaGemmParams {

@@ -6,8 +6,8 @@
 namespace flashllm::cuda::ptx {
 
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
-/// Describes a K-major operand in shared memory: rows of 64 halves, 128-byte swizzle, aligned to 1,024 bytes (9.7.15.5.1). A
-/// step of 16 k is + 2.
+/// Describes a K-major operand in shared memory: rows of 64 halves, 128-byte swizzle, aligned to 1,024 bytes
+/// (9.7.15.5.1). A step of 16 k is + 2.
 __device__ __forceinline__ uint64_t MatrixDescriptor(uint32_t address) {
   constexpr uint64_t kEightRows = 1024 >> 4, kSwizzle128 = 1;
   return ((address & 0x3ffff) >> 4) | uint64_t{1} << 16 | kEightRows << 32 | kSwizzle128 << 62;
@@ -21,12 +21,13 @@ __device__ __forceinline__ void WgmmaWait() {
   asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(kPending) : "memory");
 }
 
-#define FLASHLLM_F8(d, i) \
-  "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3]), "+f"(d[i + 4]), "+f"(d[i + 5]), "+f"(d[i + 6]), "+f"(d[i + 7])
+#define FLASHLLM_F8(d, i)                                                                                     \
+  "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3]), "+f"(d[i + 4]), "+f"(d[i + 5]), "+f"(d[i + 6]), \
+      "+f"(d[i + 7])
 #define FLASHLLM_F32(d, i) FLASHLLM_F8(d, i), FLASHLLM_F8(d, i + 8), FLASHLLM_F8(d, i + 16), FLASHLLM_F8(d, i + 24)
 
-/// d[64, kColumns] = a[64, 16] . b[kColumns, 16]^T + (accumulate ? d : 0) by a warpgroup. A thread's d[4 j + 2 h + i] is row
-/// 16 warp + lane / 4 + 8 h, column 8 j + 2 (lane % 4) + i.
+/// d[64, kColumns] = a[64, 16] . b[kColumns, 16]^T + (accumulate ? d : 0) by a warpgroup. A thread's d[4 j + 2 h + i]
+/// is row 16 warp + lane / 4 + 8 h, column 8 j + 2 (lane % 4) + i.
 template <int kColumns>
 __device__ __forceinline__ void Wgmma(float (&d)[kColumns / 2], uint64_t a, uint64_t b, bool accumulate);
 
