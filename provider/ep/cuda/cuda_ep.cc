@@ -40,9 +40,7 @@ CudaEp::CudaEp(const Options& options, Gpu* gpu, const OrtKernelRegistry* regist
       weights_(gpu, weight_pool_),
       faults_(gpu->ordinal()),
       unclaimed_(logger, options) {
-  gpu->Kernels();
-  const DeviceScope scope(gpu->ordinal());
-  CheckCuda(cuda::GetDenseDevice(gpu->ordinal(), &dense_device_), "readying the dense kernels on the GPU");
+  gpu->Open();
   SetNodes();
   SetMemory();
   SetRuns();

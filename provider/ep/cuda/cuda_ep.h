@@ -6,7 +6,6 @@
 #include <optional>
 #include <string>
 
-#include "ops/dense-matmul/cuda/dense_matmul.h"
 #include "provider/ep/claim.h"
 #include "provider/ep/cuda/device_weight.h"
 #include "provider/ep/cuda/fault_board.h"
@@ -24,7 +23,6 @@ class CudaEp : public SessionEp {
 
   const Options& options() const { return options_; }
   Gpu& gpu() { return *gpu_; }
-  const cuda::DenseDevice& dense_device() const { return dense_device_; }
   /// Memory of the session's runs.
   MemoryPool& pool() { return *pool_; }
   DeviceWeightCache& weights() { return weights_; }
@@ -46,7 +44,6 @@ class CudaEp : public SessionEp {
   Gpu* const gpu_;
   const OrtKernelRegistry* const registry_;
   const OrtLogger* const logger_;
-  cuda::DenseDevice dense_device_;
   const std::shared_ptr<MemoryPool> pool_, pinned_pool_, weight_pool_;
   DeviceWeightCache weights_;
   FaultBoard faults_;

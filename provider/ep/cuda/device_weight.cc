@@ -44,7 +44,6 @@ void DeviceWeight::FreeParts() {
 }
 
 void DeviceWeight::Load(const PackedWeight& weight, cuda::ElementType type, Gpu* gpu) {
-  const cuda::DeviceInfo& device = gpu->Kernels();
   const DeviceScope scope(gpu->ordinal());
   const LoadStream stream;
   const auto upload = [&](const void* from, int64_t bytes) {
@@ -62,7 +61,7 @@ void DeviceWeight::Load(const PackedWeight& weight, cuda::ElementType type, Gpu*
   parts_.bitmap =
       static_cast<uint8_t*>(upload(weight.bitmap, weight.out_features * BitmapRowBytes(weight.in_features)));
   parts_.row_offsets = static_cast<int32_t*>(upload(weight.row_offsets, (weight.out_features + 1) * 4));
-  LayOut(weight, type, device, stream.get());
+  LayOut(weight, type, gpu->device(), stream.get());
 }
 
 void DeviceWeight::LayOut(const PackedWeight& weight, cuda::ElementType type, const cuda::DeviceInfo& device,

@@ -6,6 +6,7 @@
 #include <cstdio>
 #include <optional>
 
+#include "ops/sparse-matmul/cuda/prefill.h"
 #include "provider/ep/cuda/call.h"
 
 namespace flashllm::ep {
@@ -42,19 +43,23 @@ Gpu::~Gpu() {
   g_ort.api->ReleaseMemoryInfo(pinned_memory_);
 }
 
-const cuda::DeviceInfo& Gpu::Kernels() {
+void Gpu::Open() {
   std::lock_guard<std::mutex> lock(mutex_);
-  if (!ready_) {
-    const DeviceScope scope(ordinal_);
-    CheckCuda(cuda::GetDeviceInfo(ordinal_, &info_), "readying the kernels on the GPU");
-    ready_ = true;
-  }
-  return info_;
+  if (open_) return;
+  const DeviceScope scope(ordinal_);
+  CheckCuda(cuda::GetDeviceInfo(ordinal_, &device_), "readying the kernels on the GPU");
+  CheckCuda(cuda::GetDenseDevice(ordinal_, &dense_device_), "readying the dense kernels on the GPU");
+  CheckCuda(cuda::PreparePrefill(), "readying the prefill kernels on the GPU");
+  open_ = true;
 }
 
 Gpus FindGpus() {
   Gpus gpus;
-  int count = 0;
+  int driver = 0, count = 0;
+  if (cudaDriverGetVersion(&driver) == cudaSuccess && driver == 0) {
+    gpus.failure = "this machine has no NVIDIA driver";
+    return gpus;
+  }
   const cudaError_t failed = cudaGetDeviceCount(&count);
   if (failed != cudaSuccess) {
     gpus.failure = CudaErrorText(failed, "looking for NVIDIA GPUs");

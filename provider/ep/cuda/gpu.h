@@ -6,6 +6,7 @@
 #include <string>
 #include <vector>
 
+#include "ops/dense-matmul/cuda/dense_matmul.h"
 #include "ops/sparse-matmul/cuda/spmm.h"
 #include "provider/ort_api.h"
 
@@ -14,7 +15,7 @@ namespace flashllm::ep {
 constexpr uint32_t kNvidiaVendor = 0x10DE;
 constexpr int kOldestComputeCapability = 80;
 
-/// One GPU. Made when the library is registered, without touching the device; Kernels() does that.
+/// One GPU. Made when the library is registered, without touching the device; Open() does that.
 class Gpu {
  public:
   Gpu(int ordinal, std::string name, int compute_capability);
@@ -27,8 +28,11 @@ class Gpu {
   const OrtMemoryInfo* memory() const { return memory_; }
   const OrtMemoryInfo* pinned_memory() const { return pinned_memory_; }
 
-  /// Readies the kernels on this GPU, once, and says what they need to know of it. Throws Error.
-  const cuda::DeviceInfo& Kernels();
+  /// Readies the kernels on this GPU, once. Throws Error. Before the two below.
+  void Open();
+  /// What the kernels need to know of it.
+  const cuda::DeviceInfo& device() const { return device_; }
+  const cuda::DenseDevice& dense_device() const { return dense_device_; }
 
  private:
   const int ordinal_;
@@ -37,8 +41,9 @@ class Gpu {
   OrtMemoryInfo* memory_ = nullptr;
   OrtMemoryInfo* pinned_memory_ = nullptr;
   std::mutex mutex_;
-  bool ready_ = false;
-  cuda::DeviceInfo info_;
+  bool open_ = false;
+  cuda::DeviceInfo device_;
+  cuda::DenseDevice dense_device_;
 };
 
 /// Every GPU that the CUDA runtime lists, in its order. A null entry is one that is too old.

@@ -24,7 +24,7 @@ def gpu_session(model, options=None, config=None, level=None):
     for key, value in (config or {}).items():
         settings.add_session_config_entry(key, value)
     settings.add_provider_for_devices([gpu_device()], options or {})
-    return ort.InferenceSession(model, settings)
+    return ort.InferenceSession(model, settings, enable_fallback=0)
 
 
 ON_GPU_ONLY = {"session.disable_cpu_ep_fallback": "1"}

@@ -115,7 +115,7 @@ void GroupQueryAttention::Run(const Call& call) {
   if (args.output == nullptr) return;
   args.scale = scale_ != 0.0f ? scale_ : 1.0f / std::sqrt(static_cast<float>(args.head_dim));
   args.compute_capability = ep().gpu().compute_capability();
-  args.sm_count = ep().gpu().Kernels().sm_count;
+  args.sm_count = ep().gpu().device().sm_count;
   args.fault = fault_;
   args.programmatic = ep().programmatic();
   const Scratch workspace(&ep().pool(), static_cast<size_t>(cuda::AttentionWorkspaceBytes(args)), call.stream());

@@ -29,7 +29,7 @@ class Gemm : public CudaKernel {
     if (args.y == nullptr) return;
     args.x = x.data, args.w = w.data, args.bias = bias.data;
     args.programmatic = ep().programmatic();
-    CheckLaunch(cuda::LaunchDenseMatMul(ep().dense_device(), args, call.stream()));
+    CheckLaunch(cuda::LaunchDenseMatMul(ep().gpu().dense_device(), args, call.stream()));
   }
 };
 

@@ -1,5 +1,5 @@
 // ai.flashllm::SparseMatMul (docs/architecture.md) on the GPU.
-
+#include "ops/sparse-matmul/cuda/prefill.h"
 #include "provider/ep/cuda/kernel.h"
 #include "provider/ep/cuda/kernels/kernels.h"
 #include "provider/ep/op_schema.h"
@@ -7,6 +7,9 @@
 
 namespace flashllm::ep {
 namespace {
+
+/// From how many columns on expanding the weight and multiplying densely is faster (docs/kernels.md).
+constexpr int64_t kPrefillColumns = 65;
 
 class SparseMatMul : public CudaKernel {
  public:
@@ -60,6 +63,13 @@ void SparseMatMul::Run(const Call& call) {
   args.residual = Optional(call.Input(kResidual), "residual", y_shape, x.type);
   args.y = call.Output(0, y_shape, x.type);
   if (args.y == nullptr) return;
+  if (args.n >= kPrefillColumns && cuda::SupportsPrefill(plan, type_)) {
+    const int64_t bytes = cuda::PrefillScratchBytes(plan, args.n);
+    const Scratch scratch(&ep().pool(), static_cast<size_t>(bytes), call.stream());
+    CheckLaunch(cuda::PrefillMatMul(plan, weight_->layout(), ep().gpu().dense_device(), args, scratch.get(), bytes,
+                                    call.stream()));
+    return;
+  }
   CheckLaunch(cuda::Launch(plan, weight_->layout(), weight_->parts(), args, call.stream()));
 }
 
