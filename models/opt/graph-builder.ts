@@ -121,18 +121,17 @@ export class GraphBuilder {
     return this.integers(name, types.INT64, values.length, bytes);
   }
 
-  /** A constant list of int32, made once for each name. */
-  int32s(name: string, values: readonly number[]): string {
-    const bytes = Buffer.alloc(4 * values.length);
-    values.forEach((value, i) => {
-      bytes.writeInt32LE(value, 4 * i);
-    });
-    return this.integers(name, types.INT32, values.length, bytes);
+  /** A constant int32 scalar, made once for each name. */
+  int32(name: string, value: number): string {
+    const bytes = Buffer.alloc(4);
+    bytes.writeInt32LE(value);
+    return this.integers(name, types.INT32, undefined, bytes);
   }
 
-  private integers(name: string, dataType: number, length: number, rawData: Buffer): string {
+  private integers(name: string, dataType: number, length: number | undefined, rawData: Buffer): string {
+    const dims = length === undefined ? [] : [length];
     if (!this.initializers.has(name))
-      this.initializers.set(name, onnx.TensorProto.create({ name, dataType, dims: [length], rawData }));
+      this.initializers.set(name, onnx.TensorProto.create({ name, dataType, dims, rawData }));
     return name;
   }
 

@@ -21,8 +21,8 @@ class GpuDevices {
   void Match(const OrtHardwareDevice* const* devices, size_t count);
   /// Why a device cannot be used; empty: it can (so can every CPU).
   std::string ReasonAgainst(const OrtHardwareDevice* device) const;
-  /// What to do in order to get a GPU, or why there is none.
-  std::string HowToUse() const;
+  /// Why a session that was given the CPU has no GPU: there is none to use, or it was not appended.
+  std::string WhyNotUsed() const;
   /// Tells ONNX Runtime of the memory of a GPU.
   void AddMemory(const OrtHardwareDevice* device, OrtEpDevice* ep_device) const;
   SessionEp* MakeEp(const Options& options, const OrtHardwareDevice* device, const OrtLogger* logger);

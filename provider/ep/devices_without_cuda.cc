@@ -15,7 +15,7 @@ void GpuDevices::Match(const OrtHardwareDevice* const*, size_t) {}
 std::string GpuDevices::ReasonAgainst(const OrtHardwareDevice* device) const {
   return g_ort.api->HardwareDevice_Type(device) == OrtHardwareDeviceType_CPU ? "" : kWhy;
 }
-std::string GpuDevices::HowToUse() const { return std::string("No GPU can be used: ") + kWhy; }
+std::string GpuDevices::WhyNotUsed() const { return std::string("no GPU can be used: ") + kWhy; }
 void GpuDevices::AddMemory(const OrtHardwareDevice*, OrtEpDevice*) const {}
 SessionEp* GpuDevices::MakeEp(const Options&, const OrtHardwareDevice*, const OrtLogger*) {
   throw Error(ORT_NOT_IMPLEMENTED, std::string("flashllm: ") + kWhy);

@@ -138,9 +138,7 @@ SessionEp* Factory::MakeEp(const OrtHardwareDevice* const* devices, size_t count
   }
   if (g_ort.api->HardwareDevice_Type(devices[0]) == OrtHardwareDeviceType_CPU) {
     if (options.device != Device::kCuda) return new Ep(options, registry_.get(), logger);
-    throw Error(
-        ORT_INVALID_ARGUMENT,
-        "flashllm: option device is 'cuda', but the session was given the provider's CPU device. " + gpus_.HowToUse());
+    throw Error(ORT_INVALID_ARGUMENT, "flashllm: option device is 'cuda', but " + gpus_.WhyNotUsed());
   }
   if (options.device == Device::kCpu) {
     throw Error(

@@ -302,7 +302,8 @@ def main():
     parser.add_argument("sections", nargs="*")
     arguments = parser.parse_args()
     print("onnxruntime", ort.__version__)
-    ort.register_execution_provider_library("flashllm", arguments.library)
+    # A relative path would be taken from onnxruntime's own folder.
+    ort.register_execution_provider_library("flashllm", os.path.abspath(arguments.library))
     failed = []
     for one in SECTIONS:
         if arguments.sections and one.__name__ not in arguments.sections:

@@ -60,11 +60,11 @@ std::string GpuDevices::ReasonAgainst(const OrtHardwareDevice* device) const {
   return state_->gpus.refusals[static_cast<size_t>(ordinal)];
 }
 
-std::string GpuDevices::HowToUse() const {
-  if (any()) return "Append the GPU's OrtEpDevice instead";
+std::string GpuDevices::WhyNotUsed() const {
+  if (any()) return "the session was given the provider's CPU device. Append the GPU's OrtEpDevice instead";
   std::string why = state_->gpus.failure;
   for (const std::string& refusal : state_->gpus.refusals) why += (why.empty() ? "" : "; ") + refusal;
-  return "No GPU can be used: " + why;
+  return "no GPU can be used: " + why;
 }
 
 void GpuDevices::AddMemory(const OrtHardwareDevice* device, OrtEpDevice* ep_device) const {
