@@ -13,14 +13,14 @@
 #include <string>
 
 #include "bench/spmm/cublas.h"
+#include "bench/spmm/opt_models.h"
+#include "bench/spmm/rotation.h"
 #include "bench/spmm/timing.h"
 #include "bench/spmm/workload.h"
 #include "ops/sparse-matmul/cuda/spmm.h"
 
 namespace flashllm::bench {
 namespace {
-
-constexpr int64_t kRotatedBytes = int64_t{640} << 20;  // well above any L2
 
 struct Options {
   std::string model = "opt-30b", json, commit = "unknown";
@@ -83,39 +83,6 @@ Options Parse(int argc, char** argv) {
   return options;
 }
 
-int64_t HiddenSize(const std::string& model) {
-  const std::map<std::string, int64_t> sizes = {{"opt-1.3b", 2048}, {"opt-6.7b", 4096}, {"opt-13b", 5120},
-                                                {"opt-30b", 7168},  {"opt-66b", 9216},  {"opt-175b", 12288}};
-  const auto found = sizes.find(model);
-  if (found != sizes.end()) return found->second;
-  std::fprintf(stderr, "--model %s: expected opt-1.3b, opt-6.7b, opt-13b, opt-30b, opt-66b or opt-175b\n",
-               model.c_str());
-  std::exit(2);
-}
-
-/// Copies of one block of device memory, so that consecutive launches find theirs in no cache.
-class Rotation {
- public:
-  Rotation(const void* original, int64_t bytes)
-      : stride_((bytes + 255) / 256 * 256),
-        count_(static_cast<int>(std::max<int64_t>(2, kRotatedBytes / stride_ + 1))) {
-    Check(cudaMalloc(&memory_, stride_ * count_), "rotated weights");
-    for (int i = 0; i < count_; ++i)
-      Check(cudaMemcpy(static_cast<char*>(memory_) + i * stride_, original, bytes, cudaMemcpyDeviceToDevice),
-            "rotated weights");
-  }
-  ~Rotation() { cudaFree(memory_); }
-  Rotation(const Rotation&) = delete;
-  Rotation& operator=(const Rotation&) = delete;
-  const void* at(int i) const { return static_cast<const char*>(memory_) + (i % count_) * stride_; }
-  int launches() const { return std::max(2 * count_, 16); }
-
- private:
-  void* memory_ = nullptr;
-  int64_t stride_;
-  int count_;
-};
-
 class Bench {
  public:
   explicit Bench(const Options& options) : options_(options) {
@@ -129,9 +96,7 @@ class Bench {
   }
 
   int Run() {
-    const int64_t h = HiddenSize(options_.model);
-    const std::map<std::string, std::pair<int64_t, int64_t>> shapes = {
-        {"qkv", {3 * h, h}}, {"o", {h, h}}, {"fc1", {4 * h, h}}, {"fc2", {h, 4 * h}}};
+    const auto shapes = LayerShapes(HiddenSize(options_.model));
     for (const std::string& name : options_.matrices) {
       const auto [m, k] = shapes.at(name);
       RunMatrix(name, m, k);

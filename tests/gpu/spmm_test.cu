@@ -11,6 +11,7 @@
 
 #include "ops/sparse-matmul/cuda/layout.h"
 #include "ops/sparse-matmul/cuda/spmm.h"
+#include "tests/gpu/device_buffer.h"
 #include "tests/gpu/packed_fixture.h"
 
 namespace flashllm::test {
@@ -22,35 +23,6 @@ using cuda::Layout;
 
 int failures = 0;
 int64_t checked = 0;
-
-void Check(cudaError_t error, const char* what) {
-  if (error == cudaSuccess) return;
-  std::fprintf(stderr, "%s: %s\n", what, cudaGetErrorString(error));
-  std::exit(1);
-}
-
-/// Device memory of exactly `bytes`, so that compute-sanitizer sees any access beyond.
-class Buffer {
- public:
-  explicit Buffer(size_t bytes) : bytes_(bytes) { Check(cudaMalloc(&pointer_, bytes == 0 ? 1 : bytes), "cudaMalloc"); }
-  Buffer(const void* host, size_t bytes) : Buffer(bytes) {
-    Check(cudaMemcpy(pointer_, host, bytes, cudaMemcpyHostToDevice), "upload");
-  }
-  ~Buffer() { cudaFree(pointer_); }
-  Buffer(const Buffer&) = delete;
-  Buffer& operator=(const Buffer&) = delete;
-  void* get() const { return pointer_; }
-  void Poison() { Check(cudaMemset(pointer_, 0xff, bytes_), "poison"); }
-  std::vector<uint8_t> Read() const {
-    std::vector<uint8_t> host(bytes_);
-    Check(cudaMemcpy(host.data(), pointer_, bytes_, cudaMemcpyDeviceToHost), "download");
-    return host;
-  }
-
- private:
-  void* pointer_ = nullptr;
-  size_t bytes_;
-};
 
 /// A tensor of either element type, with the exact values it holds.
 struct Tensor {

@@ -152,6 +152,27 @@ test('several tokens on top of a padded batch’s cache equal the whole sequence
   });
 });
 
+test('a row that pauses, its new token masked, goes on later as if nothing had been', async (t) => {
+  for (const attention of ['onnx', 'group-query'] as const) {
+    const { decoder, sequences, expected } = await exported({ fields: {}, attention });
+    const ids = sequences.map((all) => all.slice(0, 2));
+    const mask = ids.map(() => [1, 1]);
+    let { logits, cache } = await decoder.step({ ids, mask });
+    const lengths = [2, 2, 2];
+    for (const pausing of [0, 2, undefined]) {
+      const next = sequences.map((all, row) => [row === pausing ? 1 : (all[lengths[row] as number] as number)]);
+      for (const [row, kept] of mask.entries()) kept.push(row === pausing ? 0 : 1);
+      ({ logits, cache } = await decoder.step({ ids: next, mask, cache }));
+      for (const row of [0, 1, 2]) {
+        if (row === pausing) continue;
+        const reference = expected[row]?.[lengths[row] as number] as Float64Array;
+        t.true(difference(logits.at(row, 0), reference) < 3e-6, `${attention}, row ${row}, token ${lengths[row]}`);
+        lengths[row] = (lengths[row] as number) + 1;
+      }
+    }
+  }
+});
+
 test('GroupQueryAttention takes a cache of full length, whose unused end is not read', async (t) => {
   const { config, decoder, sequences, expected } = await exported({ fields: {}, attention: 'group-query' });
   const ids = sequences[0] as number[];

@@ -1,0 +1,284 @@
+// Times the dense products, and SparseMatMul's prefill, against cublasGemmEx in one run: outputs checked, weights
+// rotated through device memory.
+//   dense_matmul_bench [--model opt-30b] [--matrices fc1,fc2,o,qkv,lm_head] [--n 1024,4096] [--sparsity 0.5,0.8]
+//                      [--scratch-mib 64] [--sm80] [--json FILE] [--commit ID] [--no-cublas] [--no-dense]
+// --sparsity adds the prefill of weights that sparse. The sm_80 kernels are timed too where --sm80 is given.
+#include <algorithm>
+#include <cmath>
+#include <cstdio>
+#include <cstdlib>
+#include <ctime>
+#include <sstream>
+#include <string>
+
+#include "bench/spmm/cublas.h"
+#include "bench/spmm/opt_models.h"
+#include "bench/spmm/rotation.h"
+#include "bench/spmm/timing.h"
+#include "bench/spmm/workload.h"
+#include "ops/dense-matmul/cuda/dense_matmul.h"
+#include "ops/sparse-matmul/cuda/expand.h"
+#include "ops/sparse-matmul/cuda/prefill.h"
+
+namespace flashllm::bench {
+namespace {
+
+constexpr int64_t kVocabulary = 50272;  // OPT's
+
+struct Options {
+  std::string model = "opt-30b", json, commit = "unknown";
+  std::vector<std::string> matrices = {"fc1", "fc2", "o", "qkv"};
+  std::vector<int> columns = {1024, 4096};
+  std::vector<double> sparsities;
+  int64_t scratch_mib = 0;  // 0: what PrefillScratchBytes says
+  bool cublas = true, dense = true, sm80 = false;
+};
+
+struct Result {
+  std::string matrix, kernel;
+  int64_t m = 0, k = 0;
+  int n = 0;
+  double sparsity = 0, us = 0, pdl_us = 0, cublas_us = 0, worst_error = 0;
+};
+
+template <typename T>
+std::vector<T> Split(const char* text) {
+  std::vector<T> parts;
+  std::stringstream in(text);
+  for (std::string part; std::getline(in, part, ',');) {
+    std::stringstream one(part);
+    T value;
+    one >> value;
+    parts.push_back(value);
+  }
+  return parts;
+}
+
+Options Parse(int argc, char** argv) {
+  Options options;
+  for (int i = 1; i < argc; ++i) {
+    const std::string name = argv[i];
+    if (name == "--no-cublas" || name == "--no-dense" || name == "--sm80") {
+      (name == "--sm80" ? options.sm80 : name == "--no-dense" ? options.dense : options.cublas) = name == "--sm80";
+      continue;
+    }
+    if (i + 1 == argc) {
+      std::fprintf(stderr, "%s: unknown option, or its value is missing\n", name.c_str());
+      std::exit(2);
+    }
+    const char* const value = argv[++i];
+    if (name == "--model")
+      options.model = value;
+    else if (name == "--matrices")
+      options.matrices = Split<std::string>(value);
+    else if (name == "--n")
+      options.columns = Split<int>(value);
+    else if (name == "--sparsity")
+      options.sparsities = Split<double>(value);
+    else if (name == "--scratch-mib")
+      options.scratch_mib = std::atoll(value);
+    else if (name == "--json")
+      options.json = value;
+    else if (name == "--commit")
+      options.commit = value;
+    else
+      std::fprintf(stderr, "%s: unknown option\n", name.c_str()), std::exit(2);
+  }
+  return options;
+}
+
+/// Device memory for the lifetime of a scope.
+class Memory {
+ public:
+  explicit Memory(int64_t bytes) { Check(cudaMalloc(&pointer_, std::max<int64_t>(bytes, 1)), "device memory"); }
+  ~Memory() { cudaFree(pointer_); }
+  Memory(const Memory&) = delete;
+  Memory& operator=(const Memory&) = delete;
+  void* get() const { return pointer_; }
+  __half* half() const { return static_cast<__half*>(pointer_); }
+
+ private:
+  void* pointer_ = nullptr;
+};
+
+class Bench {
+ public:
+  explicit Bench(const Options& options) : options_(options) {
+    Check(cudaGetDeviceProperties(&properties_, 0), "device");
+    Check(cuda::GetDenseDevice(0, &device_), "GetDenseDevice");
+    Check(cuda::GetDeviceInfo(0, &sparse_device_), "GetDeviceInfo");
+    Check(cuda::PreparePrefill(), "PreparePrefill");
+    bandwidth_ = ReadBandwidth();
+    has_cublas_ = options.cublas && cublas_.Open();
+    std::printf("%s, %d SMs, read bandwidth %.0f GB/s, cuBLAS %d\n", properties_.name, device_.sm_count, bandwidth_,
+                cublas_.version());
+  }
+
+  int Run() {
+    const int64_t h = HiddenSize(options_.model);
+    auto shapes = LayerShapes(h);
+    shapes["lm_head"] = {kVocabulary, h};
+    for (const std::string& name : options_.matrices) {
+      const auto found = shapes.find(name);
+      if (found == shapes.end()) {
+        std::fprintf(stderr, "--matrices %s: expected qkv, o, fc1, fc2 or lm_head\n", name.c_str());
+        return 2;
+      }
+      RunMatrix(name, found->second.first, found->second.second);
+    }
+    PrintMeans();
+    if (!options_.json.empty()) WriteJson();
+    return std::any_of(results_.begin(), results_.end(), [](const Result& r) { return r.worst_error > 1; }) ? 1 : 0;
+  }
+
+ private:
+  using Launcher = std::function<void(int, bool, cudaStream_t)>;  // number, programmatic, stream
+
+  void RunMatrix(const std::string& name, int64_t m, int64_t k) {
+    const int64_t most = *std::max_element(options_.columns.begin(), options_.columns.end());
+    const Memory x(most * k * 2), y(most * m * 2);
+    FillRandom(x.half(), most * k, 42);
+    std::map<int, double> cublas_us;
+    {
+      const Workload dense(m, k, 0.0, 5);
+      const Rotation weights(dense.dense, m * k * 2);
+      for (int n : options_.columns) {
+        if (has_cublas_) {
+          cublas_us[n] = TimeLaunches(weights.launches(), [&](int i, cudaStream_t stream) {
+            cublas_.Gemm(static_cast<const __half*>(weights.at(i)), x.half(), y.half(), m, k, n, stream);
+          });
+        }
+        if (options_.dense) RunDense(name, "dense", device_, dense, weights, n, x.half(), y.half(), cublas_us[n]);
+        if (!options_.sm80) continue;
+        cuda::DenseDevice older = device_;
+        older.encode_tensor_map = nullptr;
+        RunDense(name, "dense-sm80", older, dense, weights, n, x.half(), y.half(), cublas_us[n]);
+      }
+    }
+    for (double sparsity : options_.sparsities)
+      RunPrefill(name, Workload(m, k, sparsity, 1234), sparsity, x.half(), y.half(), cublas_us);
+  }
+
+  void RunDense(const std::string& name, const char* kernel, const cuda::DenseDevice& device, const Workload& w,
+                const Rotation& weights, int n, const __half* x, __half* y, double cublas_us) {
+    cuda::DenseMatMulArgs args;
+    args.x = x, args.y = y, args.m = w.m, args.k = w.k, args.n = n;
+    Measure({name, kernel, w.m, w.k, n, 0.0}, w, x, y, weights.launches(), cublas_us,
+            [&](int i, bool programmatic, cudaStream_t stream) {
+              args.w = weights.at(i), args.programmatic = programmatic;
+              Check(cuda::LaunchDenseMatMul(device, args, stream), "LaunchDenseMatMul");
+            });
+  }
+
+  void RunPrefill(const std::string& name, const Workload& w, double sparsity, const __half* x, __half* y,
+                  const std::map<int, double>& cublas_us) {
+    cuda::WeightPlan plan;
+    Check(cuda::MakePlan(w.view(), sparse_device_, {}, &plan), "MakePlan");
+    const Memory layout(plan.layout_bytes), staging(plan.staging_bytes);
+    const cuda::DeviceParts parts{w.bitmap, w.row_offsets, w.values, ValueType::kFloat16};
+    Check(cuda::Convert(parts, staging.get(), layout.get(), nullptr, &plan), "Convert");
+    const Rotation weights(layout.get(), plan.layout_bytes);
+    MeasureExpansion(name, plan, weights, sparsity);
+    for (int n : options_.columns) {
+      const int64_t scratch_bytes =
+          options_.scratch_mib > 0 ? options_.scratch_mib << 20 : cuda::PrefillScratchBytes(plan, n);
+      const Memory scratch(scratch_bytes);
+      cuda::MatMulArgs args;
+      args.x = x, args.y = y, args.n = n;
+      Measure({name, "prefill", w.m, w.k, n, sparsity}, w, x, y, weights.launches(),
+              cublas_us.count(n) ? cublas_us.at(n) : 0, [&](int i, bool programmatic, cudaStream_t stream) {
+                args.programmatic = programmatic;
+                Check(cuda::PrefillMatMul(plan, weights.at(i), device_, args, scratch.get(), scratch_bytes, stream),
+                      "PrefillMatMul");
+              });
+    }
+  }
+
+  /// Prints the time of expanding the whole weight, and the bandwidth of what it reads and writes.
+  void MeasureExpansion(const std::string& name, const cuda::WeightPlan& plan, const Rotation& weights,
+                        double sparsity) {
+    const double bytes = plan.layout_bytes + 2.0 * plan.out_features * plan.in_features;
+    const Memory dense(2 * plan.out_features * plan.in_features);
+    const double us = TimeLaunches(weights.launches(), [&](int i, cudaStream_t stream) {
+      Check(cuda::Expand(plan, weights.at(i), 0, plan.out_features, dense.get(), stream), "Expand");
+    });
+    std::printf("%-8s expansion  s=%.2f          %9.2f us, %.0f GB/s = %.2f of read\n", name.c_str(), sparsity, us,
+                bytes / us * 1e-3, bytes / us * 1e-3 / bandwidth_);
+  }
+
+  /// Checks the first and last columns of one launch, then times it, alone and with programmatic dependent launch.
+  void Measure(Result r, const Workload& w, const __half* x, __half* y, int launches, double cublas_us,
+               const Launcher& launch) {
+    Check(cudaMemset(y, 0xff, w.m * r.n * 2), "poison");
+    launch(1, false, nullptr);
+    Check(cudaDeviceSynchronize(), "multiplication");
+    const int64_t sample = std::min(r.n, 32), last = r.n - sample;
+    r.worst_error = std::max(WorstError(w, x, y, sample), WorstError(w, x + last * w.k, y + last * w.m, sample));
+    r.us = TimeLaunches(launches, [&](int i, cudaStream_t stream) { launch(i, false, stream); });
+    r.pdl_us = TimeLaunches(launches, [&](int i, cudaStream_t stream) { launch(i, true, stream); });
+    r.cublas_us = cublas_us;
+    results_.push_back(r);
+    const double flops = 2.0 * w.m * w.k * r.n, bytes = 2.0 * (w.m * w.k + w.k * r.n + w.m * r.n);
+    std::printf(
+        "%-8s %-10s s=%.2f N=%-5d err %.2f | %9.2f us x%.3f | PDL %9.2f us x%.3f | cuBLAS %9.2f us | %4.0f "
+        "TFLOP/s, %4.0f GB/s = %.2f of read\n",
+        r.matrix.c_str(), r.kernel.c_str(), r.sparsity, r.n, r.worst_error, r.us, cublas_us / r.us, r.pdl_us,
+        cublas_us / r.pdl_us, cublas_us, flops / r.us * 1e-6, bytes / r.us * 1e-3, bytes / r.us * 1e-3 / bandwidth_);
+    std::fflush(stdout);
+  }
+
+  void PrintMeans() const {
+    std::map<std::tuple<std::string, double, int>, std::pair<double, int>> logs;
+    for (const Result& r : results_) {
+      auto& [sum, count] = logs[{r.kernel, r.sparsity, r.n}];
+      sum += std::log(r.cublas_us / r.us), ++count;
+    }
+    for (const auto& [key, sums] : logs) {
+      std::printf("geometric mean %-10s s=%.2f N=%-5d x%.3f\n", std::get<0>(key).c_str(), std::get<1>(key),
+                  std::get<2>(key), std::exp(sums.first / sums.second));
+    }
+  }
+
+  void WriteJson() const {
+    FILE* const out = std::fopen(options_.json.c_str(), "w");
+    if (out == nullptr) {
+      std::fprintf(stderr, "%s: cannot be written\n", options_.json.c_str());
+      std::exit(1);
+    }
+    int driver = 0, runtime = 0;
+    cudaDriverGetVersion(&driver);
+    cudaRuntimeGetVersion(&runtime);
+    char date[32];
+    const std::time_t now = std::time(nullptr);
+    std::strftime(date, sizeof(date), "%Y-%m-%d", std::gmtime(&now));
+    std::fprintf(out,
+                 "{\n  \"date\": \"%s\", \"commit\": \"%s\", \"gpu\": \"%s\", \"sms\": %d, \"driver\": %d, \"cudart\": "
+                 "%d, \"cublas\": %d,\n  \"model\": \"%s\", \"readBandwidthGBs\": %.1f,\n  \"results\": [\n",
+                 date, options_.commit.c_str(), properties_.name, device_.sm_count, driver, runtime, cublas_.version(),
+                 options_.model.c_str(), bandwidth_);
+    for (size_t i = 0; i < results_.size(); ++i) {
+      const Result& r = results_[i];
+      std::fprintf(out,
+                   "    {\"matrix\": \"%s\", \"kernel\": \"%s\", \"m\": %lld, \"k\": %lld, \"n\": %d, \"sparsity\": "
+                   "%.2f, \"us\": %.2f, \"pdlUs\": %.2f, \"cublasUs\": %.2f, \"worstError\": %.3f}%s\n",
+                   r.matrix.c_str(), r.kernel.c_str(), static_cast<long long>(r.m), static_cast<long long>(r.k), r.n,
+                   r.sparsity, r.us, r.pdl_us, r.cublas_us, r.worst_error, i + 1 < results_.size() ? "," : "");
+    }
+    std::fprintf(out, "  ]\n}\n");
+    std::fclose(out);
+  }
+
+  Options options_;
+  cudaDeviceProp properties_ = {};
+  cuda::DenseDevice device_;
+  cuda::DeviceInfo sparse_device_;
+  double bandwidth_ = 0;
+  Cublas cublas_;
+  bool has_cublas_ = false;
+  std::vector<Result> results_;
+};
+
+}  // namespace
+}  // namespace flashllm::bench
+
+int main(int argc, char** argv) { return flashllm::bench::Bench(flashllm::bench::Parse(argc, argv)).Run(); }

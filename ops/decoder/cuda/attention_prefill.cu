@@ -1,0 +1,316 @@
+// Attention of many new tokens: 64 queries of one head a thread block, 16 a warp, against tiles of 64 positions, by
+// mma.m16n8k16 with an online softmax (FlashAttention-2, arXiv 2307.08691). A first kernel brings the new keys and
+// values into the present cache, and the past too where that lies elsewhere; the second reads the present alone.
+#include "ops/decoder/cuda/attention_kernels.h"
+#include "ops/decoder/cuda/attention_lengths.cuh"
+#include "ops/decoder/cuda/element.cuh"
+#include "ops/decoder/cuda/tensor_core.cuh"
+
+namespace flashllm::cuda::decoder {
+namespace {
+
+constexpr int kWarps = 4;
+constexpr int kWarpQueries = 16;
+constexpr int kBlockQueries = kWarps * kWarpQueries;
+constexpr int kTile = 64;  // positions
+
+struct AppendParams {
+  AttentionArgs args;
+  int64_t rows;  // of each head: new tokens, then positions of the past to copy
+};
+
+__global__ void __launch_bounds__(kThreads) AppendKernel(const __grid_constant__ AppendParams params) {
+  const AttentionArgs& p = params.args;
+  LetNextStart();
+  WaitForPrevious();
+  const int64_t chunks = p.head_dim / 8, items = p.batch * p.heads * params.rows * chunks;
+  for (int64_t item = FirstItem(); item < items; item += ItemStride()) {
+    const int64_t line = item / chunks, element = (item - line * chunks) * 8;
+    const int64_t cache = line / params.rows, row = line - cache * params.rows;
+    const int64_t batch = cache / p.heads, head = cache - batch * p.heads;
+    const Lengths lengths = ReadLengths(p, batch, row == 0 && head == 0 && element == 0);
+    const bool is_new = row < p.sequence;
+    const int64_t position = is_new ? lengths.past + row : row - p.sequence;
+    if (position >= (is_new ? lengths.length : lengths.past)) continue;
+    const int64_t from = is_new ? TokenOffset(p, batch, row, head)
+                                : CacheOffset(p, batch, head, p.past_capacity) + position * p.head_dim;
+    const int64_t to = CacheOffset(p, batch, head, p.present_capacity) + position * p.head_dim + element;
+    const auto copy = [&](const void* source, void* destination) {
+      *reinterpret_cast<uint4*>(static_cast<__half*>(destination) + to) =
+          *reinterpret_cast<const uint4*>(static_cast<const __half*>(source) + from + element);
+    };
+    copy(is_new ? p.key : p.past_key, p.present_key);
+    copy(is_new ? p.value : p.past_value, p.present_value);
+  }
+}
+
+struct PrefillParams {
+  AttentionArgs args;
+  int64_t query_tiles;
+};
+
+/// One warp's 16 queries against tiles of positions. A lane holds rows lane / 4 and lane / 4 + 8 of every fragment.
+template <int kHeadDim>
+struct WarpState {
+  static constexpr int kSteps = kHeadDim / 16;
+  uint32_t query[kSteps][4];
+  float output[kHeadDim / 8][4];
+  float largest[2], weight[2];  // of the two rows; a lane's share of the weight
+};
+
+template <int kHeadDim>
+struct Tiles {
+  static constexpr int kStride = kHeadDim + 8;  // elements of a row: eight rows meet all banks once
+  static constexpr int kTileElements = kTile * kStride;
+  static constexpr int kBytes = 4 * kTileElements * 2;  // keys and values, two stages
+
+  static __device__ __forceinline__ uint32_t Keys(uint32_t shared, int stage) {
+    return shared + stage * 2 * kTileElements * 2;
+  }
+  static __device__ __forceinline__ uint32_t Values(uint32_t shared, int stage) {
+    return Keys(shared, stage) + kTileElements * 2;
+  }
+
+  /// Starts the copy of positions first … first + 63; those from `length` on, and elements beyond the head, are zeros.
+  static __device__ __forceinline__ void Load(const AttentionArgs& p, int64_t cache, int first, int length,
+                                              uint32_t shared, int stage) {
+    constexpr int kChunks = kHeadDim / 8;
+    for (int i = threadIdx.x; i < kTile * kChunks; i += kWarps * 32) {
+      const int row = i / kChunks, element = i % kChunks * 8;
+      const bool inside = first + row < length && element < p.head_dim;
+      const int64_t from = inside ? cache + static_cast<int64_t>(first + row) * p.head_dim + element : cache;
+      const uint32_t to = (row * kStride + element) * 2;
+      CopyAsync16(Keys(shared, stage) + to, static_cast<const __half*>(p.present_key) + from, inside);
+      CopyAsync16(Values(shared, stage) + to, static_cast<const __half*>(p.present_value) + from, inside);
+    }
+  }
+};
+
+/// What a warp knows of its rows.
+struct Rows {
+  int first;  // the lane's upper row, a token's number
+  int sequence, past, length;
+  const __half* bias[2];  // of the lane's two rows, or null
+  float scale;
+
+  __device__ __forceinline__ int token(int half) const { return first + 8 * half; }
+  __device__ __forceinline__ bool sees(int half, int position) const {
+    return token(half) < sequence && position <= past + token(half) && position < length;
+  }
+};
+
+template <int kHeadDim>
+__device__ __forceinline__ void LoadQuery(const AttentionArgs& p, const Rows& rows, int64_t batch, int64_t head,
+                                          WarpState<kHeadDim>* state) {
+#pragma unroll
+  for (int step = 0; step < WarpState<kHeadDim>::kSteps; ++step) {
+#pragma unroll
+    for (int part = 0; part < 4; ++part) {
+      const int token = rows.token(part % 2), element = step * 16 + part / 2 * 8 + threadIdx.x % 4 * 2;
+      state->query[step][part] = 0;
+      if (token >= p.sequence || element >= p.head_dim) continue;
+      const int64_t at = TokenOffset(p, batch, token, head) + element;
+      state->query[step][part] = *reinterpret_cast<const uint32_t*>(static_cast<const __half*>(p.query) + at);
+    }
+  }
+}
+
+/// scores[n] = query · keys of positions 8n … 8n + 7.
+template <int kHeadDim>
+__device__ __forceinline__ void MultiplyKeys(const WarpState<kHeadDim>& state, uint32_t keys,
+                                             float (&scores)[kTile / 8][4]) {
+  const int lane = threadIdx.x % 32, row = lane / 16 * 8 + lane % 8, column = lane / 8 % 2 * 8;
+#pragma unroll
+  for (int n = 0; n < kTile / 8; ++n) {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) scores[n][i] = 0.0f;
+  }
+#pragma unroll
+  for (int step = 0; step < WarpState<kHeadDim>::kSteps; ++step) {
+#pragma unroll
+    for (int n = 0; n < kTile / 16; ++n) {
+      uint32_t b[4];
+      LoadMatrices(b, keys + ((n * 16 + row) * Tiles<kHeadDim>::kStride + step * 16 + column) * 2);
+      ptx::Mma<false>(scores[2 * n], state.query[step], b[0], b[1]);
+      ptx::Mma<false>(scores[2 * n + 1], state.query[step], b[2], b[3]);
+    }
+  }
+}
+
+/// Scaled, in powers of two, with the bias; -∞ where a query does not see a position.
+__device__ __forceinline__ void MaskScores(const Rows& rows, int first, float (&scores)[kTile / 8][4]) {
+  const bool all_seen = rows.token(1) < rows.sequence && first + kTile <= min(rows.past + rows.first + 1, rows.length);
+#pragma unroll
+  for (int n = 0; n < kTile / 8; ++n) {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      const int position = first + n * 8 + threadIdx.x % 4 * 2 + i % 2;
+      float score = scores[n][i] * rows.scale;
+      if (!all_seen && !rows.sees(i / 2, position))
+        score = -INFINITY;
+      else if (rows.bias[0] != nullptr)
+        score = fmaf(__half2float(rows.bias[i / 2][position]), kLog2E, score);
+      scores[n][i] = score;
+    }
+  }
+}
+
+/// Turns scores into weights relative to the largest so far, and what was summed before with it.
+template <int kHeadDim>
+__device__ __forceinline__ void Softmax(float (&scores)[kTile / 8][4], WarpState<kHeadDim>* state) {
+#pragma unroll
+  for (int half = 0; half < 2; ++half) {
+    float largest = state->largest[half];
+#pragma unroll
+    for (int n = 0; n < kTile / 8; ++n) largest = fmaxf(largest, fmaxf(scores[n][2 * half], scores[n][2 * half + 1]));
+    largest = fmaxf(largest, __shfl_xor_sync(0xffffffffu, largest, 1));
+    largest = fmaxf(largest, __shfl_xor_sync(0xffffffffu, largest, 2));
+    const float rescale = Rescale(state->largest[half], largest);
+    const float base = largest == -INFINITY ? 0.0f : largest;
+    state->largest[half] = largest;
+    float weight = state->weight[half] * rescale;
+#pragma unroll
+    for (int n = 0; n < kTile / 8; ++n) {
+#pragma unroll
+      for (int i = 2 * half; i < 2 * half + 2; ++i) {
+        scores[n][i] = Exp2(scores[n][i] - base);
+        weight += scores[n][i];
+      }
+    }
+    state->weight[half] = weight;
+#pragma unroll
+    for (int n = 0; n < kHeadDim / 8; ++n) {
+      state->output[n][2 * half] *= rescale;
+      state->output[n][2 * half + 1] *= rescale;
+    }
+  }
+}
+
+/// output += weights · values; the weights' accumulators are a left operand's fragments as they lie.
+template <int kHeadDim>
+__device__ __forceinline__ void MultiplyValues(const float (&weights)[kTile / 8][4], uint32_t values,
+                                               WarpState<kHeadDim>* state) {
+  const int lane = threadIdx.x % 32, row = lane / 8 % 2 * 8 + lane % 8, column = lane / 16 * 8;
+#pragma unroll
+  for (int step = 0; step < kTile / 16; ++step) {
+    const float (&left)[4] = weights[2 * step];
+    const float (&right)[4] = weights[2 * step + 1];
+    const uint32_t a[4] = {PackHalves(left[0], left[1]), PackHalves(left[2], left[3]), PackHalves(right[0], right[1]),
+                           PackHalves(right[2], right[3])};
+#pragma unroll
+    for (int n = 0; n < kHeadDim / 16; ++n) {
+      uint32_t b[4];
+      LoadMatricesTransposed(b, values + ((step * 16 + row) * Tiles<kHeadDim>::kStride + n * 16 + column) * 2);
+      ptx::Mma<false>(state->output[2 * n], a, b[0], b[1]);
+      ptx::Mma<false>(state->output[2 * n + 1], a, b[2], b[3]);
+    }
+  }
+}
+
+template <int kHeadDim>
+__device__ __forceinline__ void StoreRows(const AttentionArgs& p, const Rows& rows, int64_t batch, int64_t head,
+                                          const WarpState<kHeadDim>& state) {
+#pragma unroll
+  for (int half = 0; half < 2; ++half) {
+    float weight = state.weight[half];
+    weight += __shfl_xor_sync(0xffffffffu, weight, 1);
+    weight += __shfl_xor_sync(0xffffffffu, weight, 2);
+    if (rows.token(half) >= p.sequence) continue;
+    const float inverse = weight == 0.0f ? 0.0f : 1.0f / weight;
+    const int64_t at = ((batch * p.sequence + rows.token(half)) * p.heads + head) * p.head_dim;
+#pragma unroll
+    for (int n = 0; n < kHeadDim / 8; ++n) {
+      if (n * 8 >= p.head_dim) continue;
+      const uint32_t pair = PackHalves(state.output[n][2 * half] * inverse, state.output[n][2 * half + 1] * inverse);
+      *reinterpret_cast<uint32_t*>(static_cast<__half*>(p.output) + at + n * 8 + threadIdx.x % 4 * 2) = pair;
+    }
+  }
+}
+
+/// kHeadDim: the head's elements rounded up to what there is an instance for.
+template <int kHeadDim>
+__global__ void __launch_bounds__(kWarps * 32) PrefillKernel(const __grid_constant__ PrefillParams params) {
+  extern __shared__ __align__(16) uint8_t shared_bytes[];
+  using T = Tiles<kHeadDim>;
+  const AttentionArgs& p = params.args;
+  LetNextStart();
+  WaitForPrevious();
+  const int64_t query = blockIdx.x / params.query_tiles, batch = query / p.heads, head = query - batch * p.heads;
+  // The last queries see the most positions: they start first.
+  const int first_token =
+      static_cast<int>(params.query_tiles - 1 - (blockIdx.x - query * params.query_tiles)) * kBlockQueries;
+  const Lengths lengths = ReadLengths(p, batch, false);
+  const int end_token = static_cast<int>(min(static_cast<int64_t>(first_token + kBlockQueries), p.sequence));
+  const int visible = min(lengths.past + end_token, lengths.length);
+  const int tiles = (visible + kTile - 1) / kTile;
+
+  Rows rows{first_token + static_cast<int>(threadIdx.x / 32) * kWarpQueries + static_cast<int>(threadIdx.x % 32 / 4),
+            static_cast<int>(p.sequence),
+            lengths.past,
+            lengths.length,
+            {nullptr, nullptr},
+            p.scale * kLog2E};
+  if (p.bias != nullptr) {
+    const __half* const bias =
+        static_cast<const __half*>(p.bias) + batch * p.bias_batch_stride + head * p.bias_head_stride;
+    for (int half = 0; half < 2; ++half)
+      rows.bias[half] = bias + static_cast<int64_t>(rows.token(half)) * p.bias_query_stride;
+  }
+  WarpState<kHeadDim> state = {};
+  state.largest[0] = state.largest[1] = -INFINITY;
+  LoadQuery<kHeadDim>(p, rows, batch, head, &state);
+
+  const int64_t cache = CacheOffset(p, batch, head, p.present_capacity);
+  const uint32_t shared = ptx::SharedAddress(shared_bytes);
+  if (tiles > 0) T::Load(p, cache, 0, visible, shared, 0);
+  CommitCopies();
+  for (int tile = 0; tile < tiles; ++tile) {
+    if (tile + 1 < tiles) T::Load(p, cache, (tile + 1) * kTile, visible, shared, (tile + 1) % 2);
+    CommitCopies();
+    WaitForCopies<1>();
+    __syncthreads();
+    float scores[kTile / 8][4];
+    MultiplyKeys<kHeadDim>(state, T::Keys(shared, tile % 2), scores);
+    MaskScores(rows, tile * kTile, scores);
+    Softmax<kHeadDim>(scores, &state);
+    MultiplyValues<kHeadDim>(scores, T::Values(shared, tile % 2), &state);
+    __syncthreads();
+  }
+  StoreRows<kHeadDim>(p, rows, batch, head, state);
+}
+
+template <int kHeadDim>
+cudaError_t LaunchTiles(const AttentionArgs& args, cudaStream_t stream) {
+  const PrefillParams params{args, (args.sequence + kBlockQueries - 1) / kBlockQueries};
+  LaunchConfig how;
+  how.blocks = args.batch * args.heads * params.query_tiles;
+  how.threads = kWarps * 32;
+  how.shared_bytes = Tiles<kHeadDim>::kBytes;
+  how.programmatic = args.programmatic;
+  // Of the current device; costs some tenths of a microsecond, so that no state of ours remembers which had it.
+  const cudaError_t error = cudaFuncSetAttribute(PrefillKernel<kHeadDim>, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                                 Tiles<kHeadDim>::kBytes);
+  return error != cudaSuccess ? error : Launch(PrefillKernel<kHeadDim>, params, how, stream);
+}
+
+cudaError_t Append(const AttentionArgs& args, cudaStream_t stream) {
+  const bool copies_past = HasSeparatePast(args) && args.total != args.sequence;
+  const AppendParams params{args, args.sequence + (copies_past ? std::min(args.past_capacity, args.total) : 0)};
+  const int64_t items = args.batch * args.heads * params.rows * (args.head_dim / 8);
+  return Launch(AppendKernel, params, GridFor(items, args.programmatic), stream);
+}
+
+}  // namespace
+
+cudaError_t LaunchPrefillAttention(const AttentionArgs& args, cudaStream_t stream) {
+  const cudaError_t error = Append(args, stream);
+  if (error != cudaSuccess) return error;
+  if (args.head_dim <= 16) return LaunchTiles<16>(args, stream);
+  if (args.head_dim <= 32) return LaunchTiles<32>(args, stream);
+  if (args.head_dim <= 64) return LaunchTiles<64>(args, stream);
+  if (args.head_dim <= 80) return LaunchTiles<80>(args, stream);
+  if (args.head_dim <= 96) return LaunchTiles<96>(args, stream);
+  return LaunchTiles<128>(args, stream);
+}
+
+}  // namespace flashllm::cuda::decoder

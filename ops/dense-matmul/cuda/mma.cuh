@@ -1,0 +1,45 @@
+// Copies and fragment loads of sm_80 that the mma.sync kernels add to ops/sparse-matmul/cuda/ptx.cuh. Section numbers
+// are of the PTX ISA 9.0.
+#pragma once
+
+#include <cstdint>
+
+#include "ops/sparse-matmul/cuda/ptx.cuh"
+
+namespace flashllm::cuda::ptx {
+
+#ifdef __CUDACC__
+/// cp.async (9.7.9.25.3) of 16 bytes, of which the first `bytes` (0 or 16) are read and the rest is zeros.
+__device__ __forceinline__ void CopyAsyncOrZero(uint32_t destination, const void* source, uint32_t bytes) {
+  asm volatile("cp.async.cg.shared.global [%0],[%1],16,%2;" ::"r"(destination), "l"(source), "r"(bytes) : "memory");
+}
+__device__ __forceinline__ void CommitCopies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+/// Waits until at most kPending of this thread's groups are in flight.
+template <int kPending>
+__device__ __forceinline__ void WaitCopies() {
+  asm volatile("cp.async.wait_group %0;" ::"n"(kPending) : "memory");
+}
+
+/// ldmatrix (9.7.14.5.15): four 8 x 8 matrices; lane l gives the address of row l % 8 of matrix l / 8.
+__device__ __forceinline__ void LoadMatrices(uint32_t (&to)[4], uint32_t address) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3},[%4];"
+               : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3])
+               : "r"(address)
+               : "memory");
+}
+__device__ __forceinline__ void StoreShared128(uint32_t address, uint4 v) {
+  asm volatile("st.shared.v4.u32 [%0],{%1,%2,%3,%4};" ::"r"(address), "r"(v.x), "r"(v.y), "r"(v.z), "r"(v.w)
+               : "memory");
+}
+
+/// 16 bytes that are read once: they stay out of L1, which then keeps what is read again.
+__device__ __forceinline__ uint4 LoadStreaming(const void* from) {
+  uint4 v;
+  asm volatile("ld.global.nc.L1::no_allocate.v4.u32 {%0,%1,%2,%3},[%4];"
+               : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
+               : "l"(from));
+  return v;
+}
+#endif
+
+}  // namespace flashllm::cuda::ptx

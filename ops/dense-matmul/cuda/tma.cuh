@@ -1,0 +1,63 @@
+// Tensor copies (TMA), cross-block mbarrier arrivals and wgmma of sm_90a, wrapped once. Section numbers are of the PTX
+// ISA 9.0.
+#pragma once
+
+#include <cuda.h>
+
+#include <cstdint>
+
+#include "ops/sparse-matmul/cuda/ptx.cuh"
+
+namespace flashllm::cuda::ptx {
+
+#if __CUDA_ARCH__ >= 900
+/// Arrives once and makes the barrier's phase wait for `bytes` of copies too (9.7.13.15.13).
+__device__ __forceinline__ void BarrierExpect(uint32_t barrier, uint32_t bytes) {
+  asm volatile("mbarrier.arrive.expect_tx.shared.b64 _,[%0],%1;" ::"r"(barrier), "r"(bytes) : "memory");
+}
+/// Arrives at the barrier that block `rank` of the cluster has at the same address.
+__device__ __forceinline__ void BarrierArriveCluster(uint32_t barrier, uint32_t rank) {
+  asm volatile(
+      "{\n.reg .b32 remote;\nmapa.shared::cluster.u32 remote,%0,%1;\n"
+      "mbarrier.arrive.release.cluster.shared::cluster.b64 _,[remote];\n}" ::"r"(barrier),
+      "r"(rank)
+      : "memory");
+}
+__device__ __forceinline__ void BarrierArrive(uint32_t barrier) {
+  asm volatile("mbarrier.arrive.shared.b64 _,[%0];" ::"r"(barrier) : "memory");
+}
+
+/// Copies the map's box at (column, row) of a matrix into shared memory (9.7.9.27.1); what lies outside is zeros.
+__device__ __forceinline__ void LoadTensor(uint32_t destination, const CUtensorMap& map, int column, int row,
+                                           uint32_t barrier) {
+  asm volatile(
+      "cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes [%0],[%1,{%2,%3}],[%4];" ::"r"(
+          destination),
+      "l"(&map), "r"(column), "r"(row), "r"(barrier)
+      : "memory");
+}
+/// The same into every block of the cluster whose bit is set, at the same addresses; each one's barrier is told.
+__device__ __forceinline__ void LoadTensorMulticast(uint32_t destination, const CUtensorMap& map, int column, int row,
+                                                    uint32_t barrier, uint16_t blocks) {
+  asm volatile(
+      "cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes.multicast::cluster "
+      "[%0],[%1,{%2,%3}],[%4],%5;" ::"r"(destination),
+      "l"(&map), "r"(column), "r"(row), "r"(barrier), "h"(blocks)
+      : "memory");
+}
+__device__ __forceinline__ void PrefetchTensorMap(const CUtensorMap& map) {
+  asm volatile("prefetch.tensormap [%0];" ::"l"(&map) : "memory");
+}
+
+/// Registers move between the warpgroups of a block (9.7.19.5). Multiples of 8.
+template <int kRegisters>
+__device__ __forceinline__ void GrowRegisters() {
+  asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(kRegisters));
+}
+template <int kRegisters>
+__device__ __forceinline__ void ShrinkRegisters() {
+  asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(kRegisters));
+}
+#endif
+
+}  // namespace flashllm::cuda::ptx

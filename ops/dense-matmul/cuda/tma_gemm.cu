@@ -1,0 +1,128 @@
+#include "ops/dense-matmul/cuda/tma_gemm.h"
+
+#include <algorithm>
+#include <iterator>
+
+#include "ops/dense-matmul/cuda/tma_gemm.cuh"
+
+namespace flashllm::cuda {
+namespace {
+
+/// A row-major float16 matrix [rows, k] for boxes of `box_rows` rows and kStepK columns.
+cudaError_t EncodeMap(const DenseDevice& device, const void* base, int64_t rows, int64_t k, int64_t stride,
+                      int box_rows, CUtensorMap* map) {
+  const cuuint64_t sizes[2] = {static_cast<cuuint64_t>(k), static_cast<cuuint64_t>(rows)};
+  const cuuint64_t strides[1] = {static_cast<cuuint64_t>(stride) * 2};
+  const cuuint32_t box[2] = {kStepK, static_cast<cuuint32_t>(box_rows)}, steps[2] = {1, 1};
+  const auto encode = reinterpret_cast<decltype(&cuTensorMapEncodeTiled)>(device.encode_tensor_map);
+  const CUresult result = encode(map, CU_TENSOR_MAP_DATA_TYPE_FLOAT16, 2, const_cast<void*>(base), sizes, strides, box,
+                                 steps, CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
+                                 CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+  return result == CUDA_SUCCESS ? cudaSuccess : cudaErrorInvalidValue;
+}
+
+int64_t CeilDivide(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+template <class Tile>
+struct TmaInstance {
+  static int64_t Tiles(const DenseMatMulArgs& args) {
+    return CeilDivide(args.m, Tile::kWidth) * CeilDivide(args.n, Tile::kRows * Tile::kCluster);
+  }
+
+  /// Time of the busiest multiprocessor, in columns of W per multiprocessor: the tiles it gets, each with a fixed cost.
+  static double Cost(const DenseDevice& device, const DenseMatMulArgs& args) {
+    constexpr double kFixed = 8;
+    return CeilDivide(Tiles(args), device.sm_count / Tile::kCluster) * (Tile::kWidth + kFixed);
+  }
+
+  static cudaError_t Launch(const DenseDevice& device, const DenseMatMulArgs& args, cudaStream_t stream) {
+    TmaGemmParams params = {};
+    params.epilogue = MakeEpilogue(args);
+    // Rows of the box that do not exist are not even filled: they only meet rows of Y that are not stored.
+    const int x_rows = static_cast<int>(std::min<int64_t>(Tile::kRows, (args.n + 7) / 8 * 8));
+    params.x_box_bytes = x_rows * 128;
+    params.k_steps = static_cast<int>(CeilDivide(args.k, kStepK));
+    params.m_tiles = static_cast<int>(CeilDivide(args.m, Tile::kWidth));
+    params.n_tiles = static_cast<int>(CeilDivide(args.n, Tile::kRows * Tile::kCluster));
+    params.group = std::min(params.n_tiles, 16 / Tile::kCluster);
+    cudaError_t error = EncodeMap(device, args.x, args.n, args.k, args.x_stride, x_rows, &params.x_map);
+    if (error == cudaSuccess)
+      error = EncodeMap(device, args.w, args.m, args.k, args.k, Tile::kWidth / Tile::kCluster, &params.w_map);
+    if (error != cudaSuccess) return error;
+
+    cudaLaunchConfig_t config = {};
+    const int64_t clusters = std::min<int64_t>(device.sm_count / Tile::kCluster, Tiles(args));
+    config.gridDim = dim3(static_cast<unsigned>(clusters * Tile::kCluster));
+    config.blockDim = dim3(Tile::kThreads);
+    config.dynamicSmemBytes = Tile::kTotalBytes;
+    config.stream = stream;
+    cudaLaunchAttribute attributes[2];
+    config.attrs = attributes;
+    if (Tile::kCluster > 1) {
+      attributes[config.numAttrs].id = cudaLaunchAttributeClusterDimension;
+      attributes[config.numAttrs].val.clusterDim.x = Tile::kCluster;
+      attributes[config.numAttrs].val.clusterDim.y = 1;
+      attributes[config.numAttrs++].val.clusterDim.z = 1;
+    }
+    if (args.programmatic) {
+      attributes[config.numAttrs].id = cudaLaunchAttributeProgrammaticStreamSerialization;
+      attributes[config.numAttrs++].val.programmaticStreamSerializationAllowed = 1;
+    }
+    return cudaLaunchKernelEx(&config, TmaGemm<Tile>, params);
+  }
+
+  static cudaError_t Prepare() {
+    return cudaFuncSetAttribute(TmaGemm<Tile>, cudaFuncAttributeMaxDynamicSharedMemorySize, Tile::kTotalBytes);
+  }
+};
+
+using Skinny64 = TmaInstance<TmaTile<1, 64, 1>>;
+using Skinny128 = TmaInstance<TmaTile<1, 128, 1>>;
+using Wide128 = TmaInstance<TmaTile<2, 128, 1>>;
+using Wide224 = TmaInstance<TmaTile<2, 224, 1>>;
+using Wide256 = TmaInstance<TmaTile<2, 256, 1>>;
+using Pair128 = TmaInstance<TmaTile<2, 128, 2>>;
+using Pair224 = TmaInstance<TmaTile<2, 224, 2>>;
+using Pair256 = TmaInstance<TmaTile<2, 256, 2>>;
+
+/// Launches the instance of least cost; of equals, the one named first.
+template <class Best, class... Others>
+cudaError_t LaunchCheapest(const DenseDevice& device, const DenseMatMulArgs& args, cudaStream_t stream) {
+  const double costs[] = {Best::Cost(device, args), Others::Cost(device, args)...};
+  using Function = cudaError_t (*)(const DenseDevice&, const DenseMatMulArgs&, cudaStream_t);
+  const Function launches[] = {Best::Launch, Others::Launch...};
+  const auto best = std::min_element(std::begin(costs), std::end(costs)) - std::begin(costs);
+  return launches[best](device, args, stream);
+}
+
+template <class... Instances>
+cudaError_t PrepareAll() {
+  cudaError_t error = cudaSuccess;
+  ((error = error == cudaSuccess ? Instances::Prepare() : error), ...);
+  return error;
+}
+
+}  // namespace
+
+cudaError_t PrepareTmaGemm(DenseDevice* info) {
+  cudaDriverEntryPointQueryResult found = cudaDriverEntryPointSymbolNotFound;
+  constexpr unsigned kCuda12 = 12000;
+  const cudaError_t error = cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &info->encode_tensor_map,
+                                                             kCuda12, cudaEnableDefault, &found);
+  if (error != cudaSuccess) return error;
+  if (found != cudaDriverEntryPointSuccess) info->encode_tensor_map = nullptr;
+  return PrepareAll<Skinny64, Skinny128, Wide128, Wide224, Wide256, Pair128, Pair224, Pair256>();
+}
+
+bool SuitsTmaGemm(const DenseDevice& device, const DenseMatMulArgs& args) {
+  return device.encode_tensor_map != nullptr && IsAligned16(args.w) && IsAligned16(args.x) && args.k % 8 == 0 &&
+         args.x_stride % 8 == 0;
+}
+
+cudaError_t LaunchTmaGemm(const DenseDevice& device, const DenseMatMulArgs& args, cudaStream_t stream) {
+  if (args.n <= 64) return LaunchCheapest<Skinny128, Skinny64>(device, args, stream);
+  if (args.n <= 128) return LaunchCheapest<Wide256, Wide224, Wide128>(device, args, stream);
+  return LaunchCheapest<Pair256, Pair224, Pair128, Wide256, Wide224, Wide128>(device, args, stream);
+}
+
+}  // namespace flashllm::cuda

@@ -1,0 +1,214 @@
+// The kernel of sm_90a: one persistent thread block a multiprocessor. A producer warp brings tiles of X and W through a
+// ring of stages (TMA, mbarrier), consumer warpgroups multiply (wgmma). Clusters of two share each tile of W: each
+// block fetches half of it for both.
+#pragma once
+
+#include "ops/dense-matmul/cuda/epilogue.cuh"
+#include "ops/dense-matmul/cuda/tma.cuh"
+#include "ops/dense-matmul/cuda/wgmma.cuh"
+
+namespace flashllm::cuda {
+
+constexpr int kStepK = 64;               // of one stage: 128 bytes a row, what the 128-byte swizzle spans
+constexpr int kSharedBytes = 227 << 10;  // a block's limit on sm_90
+
+struct TmaGemmParams {
+  CUtensorMap x_map, w_map;  // boxes: x_box_bytes; kWidth / kCluster rows of W
+  Epilogue epilogue;
+  int x_box_bytes;
+  int k_steps;
+  int m_tiles, n_tiles;  // a cluster's: kWidth rows of W; kCluster * kRows rows of X
+  int group;             // tiles of X that are multiplied with one tile of W before the next tile of W is taken
+};
+
+/// Of Y, a tile is kRows = 64 kConsumers rows (of X) by kWidth columns (rows of W).
+template <int kConsumersOf, int kWidthOf, int kClusterOf>
+struct TmaTile {
+  static constexpr int kConsumers = kConsumersOf, kWidth = kWidthOf, kCluster = kClusterOf;
+  static constexpr int kRows = 64 * kConsumers, kThreads = 128 * (kConsumers + 1);
+  static constexpr int kXBytes = kRows * 128, kStageBytes = kXBytes + kWidth * 128;
+  static constexpr int kAlign = 1024;
+  static constexpr int kMostStages = 16;
+  static constexpr int kFit = (kSharedBytes - kAlign - kMostStages * 16) / kStageBytes;
+  static constexpr int kStages = kFit < kMostStages ? kFit : kMostStages;
+  static constexpr int kTotalBytes = kAlign + kMostStages * 16 + kStages * kStageBytes;
+};
+
+#ifdef __CUDA_ARCH_FEAT_SM90_ALL
+/// Steps of a block through its tiles: which tile, and which 64 k of it.
+template <class Tile>
+struct TmaSteps {
+  const TmaGemmParams& p;
+  int tile, stride, tiles, rank, k = 0, row_x = 0, row_w = 0;
+
+  __device__ __forceinline__ TmaSteps(const TmaGemmParams& params, int rank)
+      : p(params),
+        tile(blockIdx.x / Tile::kCluster),
+        stride(gridDim.x / Tile::kCluster),
+        tiles(params.m_tiles * params.n_tiles),
+        rank(rank) {
+    Locate();
+  }
+  __device__ __forceinline__ bool valid() const { return tile < tiles; }
+  __device__ __forceinline__ void NextTile() {
+    tile += stride;
+    k = 0;
+    Locate();
+  }
+  __device__ __forceinline__ void Next() {
+    if (++k == p.k_steps) NextTile();
+  }
+
+ private:
+  /// Tiles that run at once should share rows of X and of W: groups of `group` tiles along n, W's tiles within.
+  __device__ __forceinline__ void Locate() {
+    const int in_full_group = p.group * p.m_tiles, g = tile / in_full_group, at = tile - g * in_full_group;
+    const int size = min(p.group, p.n_tiles - g * p.group);
+    const int m_tile = at / max(size, 1), n_tile = g * p.group + at - m_tile * size;
+    row_w = m_tile * Tile::kWidth;
+    row_x = (n_tile * Tile::kCluster + rank) * Tile::kRows;
+  }
+};
+
+/// The stage of the ring in turn, and its phase.
+template <int kStages>
+struct TmaStage {
+  int index = 0;
+  uint32_t parity = 0;
+  __device__ __forceinline__ void Next() {
+    if (++index == kStages) index = 0, parity ^= 1;
+  }
+};
+
+template <class Tile>
+class TmaBlock {
+ public:
+  using Steps = TmaSteps<Tile>;
+  using Stage = TmaStage<Tile::kStages>;
+
+  __device__ __forceinline__ TmaBlock(const TmaGemmParams& params, uint32_t shared) : p_(params) {
+    ring_ = (shared + Tile::kAlign - 1) / Tile::kAlign * Tile::kAlign;
+    full_ = ring_ + Tile::kStages * Tile::kStageBytes;
+    empty_ = full_ + Tile::kMostStages * 8;
+    if constexpr (Tile::kCluster > 1) rank_ = ptx::ClusterRank();
+    if (threadIdx.x == 0) {
+      for (int i = 0; i < Tile::kStages; ++i) {
+        ptx::BarrierInit(full_ + 8 * i, 1);
+        ptx::BarrierInit(empty_ + 8 * i, 4 * Tile::kConsumers * Tile::kCluster);
+      }
+      ptx::BarrierInitFence();
+    }
+    Synchronise();
+  }
+
+  /// All threads of the cluster: before the first remote access, and after the last one.
+  __device__ __forceinline__ void Synchronise() const {
+    if constexpr (Tile::kCluster > 1) {
+      ptx::ClusterArrive();
+      ptx::ClusterWait();
+    } else {
+      __syncthreads();
+    }
+  }
+
+  /// One thread.
+  __device__ __forceinline__ void Produce() const {
+    ptx::PrefetchTensorMap(p_.w_map);
+    ptx::PrefetchTensorMap(p_.x_map);
+    Steps steps(p_, rank_), x_steps(p_, rank_);
+    // The first round of the ring waits for nobody; X is the previous kernel's, the weights are not.
+    for (int i = 0; i < Tile::kStages && steps.valid(); ++i, steps.Next()) LoadW(steps, i);
+    ptx::WaitForPrevious();
+    for (int i = 0; i < Tile::kStages && x_steps.valid(); ++i, x_steps.Next()) LoadX(x_steps, i);
+    for (Stage stage; steps.valid(); steps.Next(), stage.Next()) {
+      ptx::BarrierWait(empty_ + 8 * stage.index, stage.parity);
+      LoadW(steps, stage.index);
+      LoadX(steps, stage.index);
+    }
+  }
+
+  /// One warpgroup.
+  __device__ __forceinline__ void Consume() const {
+    const int warp = threadIdx.x / 32, lane = threadIdx.x & 31, group = warp / 4;
+    const uint64_t x0 = ptx::MatrixDescriptor(ring_ + group * 64 * 128);
+    const uint64_t w0 = ptx::MatrixDescriptor(ring_ + Tile::kXBytes);
+    ptx::WaitForPrevious();  // its readers of Y and writers of the residual
+    Stage stage;
+    for (Steps steps(p_, rank_); steps.valid(); steps.NextTile()) {
+      float sums[Tile::kWidth / 2];
+      int previous = 0;
+      for (int k = 0; k < p_.k_steps; ++k) {
+        ptx::BarrierWait(full_ + 8 * stage.index, stage.parity);
+        const uint64_t offset = stage.index * (Tile::kStageBytes >> 4);
+        ptx::WgmmaFence();
+#pragma unroll
+        for (int i = 0; i < kStepK / 16; ++i)
+          ptx::Wgmma<Tile::kWidth>(sums, x0 + offset + 2 * i, w0 + offset + 2 * i, k + i > 0);
+        ptx::WgmmaCommit();
+        ptx::WgmmaWait<1>();  // the step before has been read
+        if (k > 0) Release(previous, lane);
+        previous = stage.index;
+        stage.Next();
+      }
+      ptx::WgmmaWait<0>();
+      Release(previous, lane);
+#pragma unroll
+      for (int block = 0; block < Tile::kWidth / 32; ++block)
+        StoreFragments(p_.epilogue, sums + 16 * block, steps.row_x + warp * 16 + (lane >> 2), steps.row_w + 32 * block,
+                       lane);
+    }
+  }
+
+ private:
+  __device__ __forceinline__ void LoadW(const Steps& steps, int stage) const {
+    constexpr int kShare = Tile::kWidth / Tile::kCluster;
+    const uint32_t barrier = full_ + 8 * stage;
+    const uint32_t to = ring_ + stage * Tile::kStageBytes + Tile::kXBytes + rank_ * kShare * 128;
+    ptx::BarrierExpect(barrier, p_.x_box_bytes + Tile::kWidth * 128);
+    if constexpr (Tile::kCluster > 1) {
+      ptx::LoadTensorMulticast(to, p_.w_map, steps.k * kStepK, steps.row_w + rank_ * kShare, barrier,
+                               (1 << Tile::kCluster) - 1);
+    } else {
+      ptx::LoadTensor(to, p_.w_map, steps.k * kStepK, steps.row_w, barrier);
+    }
+  }
+  __device__ __forceinline__ void LoadX(const Steps& steps, int stage) const {
+    ptx::LoadTensor(ring_ + stage * Tile::kStageBytes, p_.x_map, steps.k * kStepK, steps.row_x, full_ + 8 * stage);
+  }
+  /// A warp has read a stage: every block that writes to it is told.
+  __device__ __forceinline__ void Release(int stage, int lane) const {
+    if constexpr (Tile::kCluster > 1) {
+      if (lane < Tile::kCluster) ptx::BarrierArriveCluster(empty_ + 8 * stage, lane);
+    } else {
+      if (lane == 0) ptx::BarrierArrive(empty_ + 8 * stage);
+    }
+  }
+
+  const TmaGemmParams& p_;
+  uint32_t ring_, full_, empty_;
+  int rank_ = 0;
+};
+#endif
+
+template <class Tile>
+__global__ void __launch_bounds__(Tile::kThreads, 1) TmaGemm(const __grid_constant__ TmaGemmParams p) {
+#ifdef __CUDA_ARCH_FEAT_SM90_ALL
+  extern __shared__ uint8_t shared[];
+  const TmaBlock<Tile> block(p, ptx::SharedAddress(shared));
+  ptx::LaunchDependents();
+  const int group = __shfl_sync(0xffffffffu, threadIdx.x / 128, 0);
+  if (group == Tile::kConsumers) {
+    if constexpr (Tile::kConsumers == 2) ptx::ShrinkRegisters<40>();
+    if (threadIdx.x == Tile::kConsumers * 128) block.Produce();
+  } else {
+    if constexpr (Tile::kConsumers == 2) ptx::GrowRegisters<232>();
+    block.Consume();
+  }
+  if constexpr (Tile::kCluster > 1) {
+    __syncwarp();
+    block.Synchronise();  // no block may leave while the other signals to it
+  }
+#endif
+}
+
+}  // namespace flashllm::cuda

@@ -1,0 +1,35 @@
+// The CUDA kernels of the decode graph (ops/decoder/cuda) on a real GPU, element by element against float64. Exit code
+// 0: all passed; 1: a failure; 77: no GPU.
+//   decoder_test [--tiny | --time]     --tiny: a few cases, for compute-sanitizer; --time: no tests, times of attention
+#include "tests/gpu/decoder_test.h"
+
+#include "tests/gpu/decoder_fixture.h"
+
+int main(int argc, char** argv) {
+  using namespace flashllm::test;
+  int count = 0;
+  if (cudaGetDeviceCount(&count) != cudaSuccess || count == 0) {
+    std::printf("SKIPPED: no NVIDIA GPU\n");
+    return 77;
+  }
+  cudaDeviceProp properties;
+  Check(cudaGetDeviceProperties(&properties, 0), "cudaGetDeviceProperties");
+  const GpuInfo gpu{properties.major * 10 + properties.minor, properties.multiProcessorCount};
+  std::printf("%s, compute capability %d, %d multiprocessors\n", properties.name, gpu.compute_capability, gpu.sm_count);
+  const std::string option = argc > 1 ? argv[1] : "";
+  if (option == "--time") {
+    TimeAttention(gpu);
+    return 0;
+  }
+  const Size size = option == "--tiny" ? Size::kTiny : Size::kFull;
+  const auto run = [&](const char* name, auto test) {
+    test();
+    std::printf("%s: %lld elements checked so far, %d failures\n", name, static_cast<long long>(checked), failures);
+    std::fflush(stdout);
+  };
+  run("attention", [&] { RunAttention(gpu, size); });
+  run("movement", [&] { RunMovement(size); });
+  run("reductions", [&] { RunReductions(size); });
+  run("elementwise", [&] { RunElementwise(size); });
+  return failures == 0 ? 0 : 1;
+}

@@ -1,0 +1,175 @@
+// Expansion of packed weights, bit by bit, and SparseMatMul's prefill, element by element against float64, on a real
+// GPU. Exit code 0: all passed; 1: a failure; 77: no GPU.
+//   prefill_test [--quick]     --quick: small shapes, for compute-sanitizer
+#include <cmath>
+#include <cstring>
+
+#include "ops/sparse-matmul/cuda/expand.h"
+#include "ops/sparse-matmul/cuda/prefill.h"
+#include "tests/gpu/device_buffer.h"
+#include "tests/gpu/packed_fixture.h"
+
+namespace flashllm::test {
+namespace {
+
+int failures = 0;
+int64_t checked = 0;
+
+void Fail(const Packed& w, const std::string& pattern, const std::string& why) {
+  if (++failures > 20) return;
+  std::fprintf(stderr, "FAILED M=%lld K=%lld %s type=%d: %s\n", static_cast<long long>(w.m),
+               static_cast<long long>(w.k), pattern.c_str(), static_cast<int>(w.type), why.c_str());
+}
+
+std::vector<uint16_t> RandomHalves(int64_t count, uint32_t seed) {
+  std::mt19937 random(seed);
+  std::uniform_real_distribution<float> unit(-1.0f, 1.0f);
+  std::vector<uint16_t> halves(count);
+  for (uint16_t& half : halves) half = Bits16(unit(random), ValueType::kFloat16);
+  return halves;
+}
+
+/// A weight on the device, in the gather layout.
+struct Resident {
+  cuda::WeightPlan plan;
+  Buffer layout;
+
+  Resident(const Packed& w, const cuda::DeviceInfo& device, const cuda::PlanOptions& options)
+      : plan(Planned(w, device, options)), layout(plan.layout_bytes) {
+    Buffer bitmap(w.bitmap.data(), w.bitmap.size()), offsets(w.row_offsets.data(), w.row_offsets.size() * 4),
+        values(w.values.data(), w.values.size()), staging(plan.staging_bytes);
+    const cuda::DeviceParts parts{static_cast<const uint8_t*>(bitmap.get()), static_cast<const int32_t*>(offsets.get()),
+                                  values.get(), w.type};
+    Check(cuda::Convert(parts, staging.get(), layout.get(), nullptr, &plan), "Convert");
+  }
+
+ private:
+  static cuda::WeightPlan Planned(const Packed& w, const cuda::DeviceInfo& device, const cuda::PlanOptions& options) {
+    cuda::WeightPlan plan;
+    Check(cuda::MakePlan(w.view(), device, options, &plan), "MakePlan");
+    return plan;
+  }
+};
+
+/// Rows [first, first + rows): each element as packed, nothing written outside.
+void CheckExpansion(const Packed& w, const std::string& pattern, const Resident& resident, int64_t first, int64_t rows,
+                    int64_t offset) {
+  constexpr int64_t kGuard = 64;
+  Buffer dense((offset + rows * w.k + kGuard) * 2);
+  dense.Poison();
+  Check(cuda::Expand(resident.plan, resident.layout.get(), first, rows, static_cast<uint16_t*>(dense.get()) + offset,
+                     nullptr),
+        "Expand");
+  Check(cudaDeviceSynchronize(), "Expand");
+  const std::vector<uint8_t> bytes = dense.Read();
+  const auto* halves = reinterpret_cast<const uint16_t*>(bytes.data());
+  for (int64_t i = 0; i < offset + rows * w.k + kGuard; ++i) {
+    const int64_t at = i - offset;
+    const bool inside = at >= 0 && at < rows * w.k;
+    const uint16_t expected = !inside ? 0xffff : Bits16(w.dense[first * w.k + at], resident.plan.value_type);
+    ++checked;
+    if (halves[i] == expected) continue;
+    char why[160];
+    std::snprintf(why, sizeof(why), "rows %lld + %lld, offset %lld: element %lld is %04x, expected %04x",
+                  static_cast<long long>(first), static_cast<long long>(rows), static_cast<long long>(offset),
+                  static_cast<long long>(at), halves[i], expected);
+    return Fail(w, pattern, why);
+  }
+}
+
+void CheckPrefill(const Packed& w, const std::string& pattern, const Resident& resident,
+                  const cuda::DenseDevice& device, int64_t n, int64_t scratch_rows) {
+  const std::vector<uint16_t> x = RandomHalves(n * w.k, 11), bias = RandomHalves(w.m, 13),
+                              residual = RandomHalves(n * w.m, 17);
+  Buffer x_device(x.data(), x.size() * 2), bias_device(bias.data(), bias.size() * 2),
+      residual_device(residual.data(), residual.size() * 2), y(n * w.m * 2), scratch(scratch_rows * w.k * 2);
+  y.Poison();
+  scratch.Poison();
+  cuda::MatMulArgs args;
+  args.x = x_device.get(), args.y = y.get(), args.bias = bias_device.get(), args.residual = residual_device.get();
+  args.n = n, args.activation = cuda::Activation::kRelu;
+  std::vector<uint8_t> bytes;
+  for (int repeat = 0; repeat < 2; ++repeat) {
+    Check(cuda::PrefillMatMul(resident.plan, resident.layout.get(), device, args, scratch.get(), scratch_rows * w.k * 2,
+                              nullptr),
+          "PrefillMatMul");
+    Check(cudaDeviceSynchronize(), "PrefillMatMul");
+    std::vector<uint8_t> again = y.Read();
+    if (repeat > 0 && again != bytes) return Fail(w, pattern, "two runs differ");
+    bytes = std::move(again);
+  }
+  const auto number = [](uint16_t bits) { return FromBits16(bits, ValueType::kFloat16); };
+  const auto* got = reinterpret_cast<const uint16_t*>(bytes.data());
+  std::vector<float> x_exact(x.size());
+  for (size_t i = 0; i < x.size(); ++i) x_exact[i] = number(x[i]);
+  for (int64_t i = 0; i < n * w.m; ++i) {
+    const int64_t row = i / w.m, m = i % w.m;
+    double sum = number(bias[m]), size = std::abs(sum);
+    for (int64_t k = 0; k < w.k; ++k) {
+      const double product = static_cast<double>(w.dense[m * w.k + k]) * x_exact[row * w.k + k];
+      sum += product, size += std::abs(product);
+    }
+    sum = std::max(sum, 0.0) + number(residual[i]);
+    size += std::abs(number(residual[i]));
+    // Half an ulp of float16, and float32 accumulation: a few ulps of the sum of magnitudes.
+    const double bound = 4.9e-4 * std::abs(sum) + 4e-6 * size + 6e-8;
+    ++checked;
+    if (std::abs(number(got[i]) - sum) <= bound) continue;  // NaN fails
+    char why[160];
+    std::snprintf(why, sizeof(why), "N=%lld, %lld rows a slab: Y[%lld, %lld] = %g, expected %g within %g",
+                  static_cast<long long>(n), static_cast<long long>(scratch_rows), static_cast<long long>(row),
+                  static_cast<long long>(m), number(got[i]), sum, bound);
+    return Fail(w, pattern, why);
+  }
+}
+
+void RunWeight(const cuda::DeviceInfo& info, const cuda::DenseDevice& device, int64_t m, int64_t k,
+               const std::string& pattern, ValueType type, int cluster) {
+  const Packed w = MakePacked(m, k, pattern, type, 7);
+  cuda::PlanOptions options;
+  options.cluster = cluster, options.float32_is_half = pattern == "halves";
+  const Resident resident(w, info, options);
+  CheckExpansion(w, pattern, resident, 0, m, 0);
+  CheckExpansion(w, pattern, resident, 0, m, 1);
+  for (int64_t first = 16; first < m; first = first * 2 + 16)
+    CheckExpansion(w, pattern, resident, first, std::min<int64_t>(m - first, first % 3 == 0 ? 7 : 48), 8);
+  const bool supported = cuda::SupportsPrefill(resident.plan, cuda::ElementType::kFloat16);
+  if (supported != (type != ValueType::kBFloat16)) return Fail(w, pattern, "SupportsPrefill is wrong");
+  if (!supported || cluster == 1 || cluster == 4) return;  // layouts differ by cluster, what is multiplied does not
+  for (int64_t n : {1, 70, 130}) CheckPrefill(w, pattern, resident, device, n, std::max<int64_t>(m, 16));
+  CheckPrefill(w, pattern, resident, device, 65, 16);
+  CheckPrefill(w, pattern, resident, device, 129, std::min<int64_t>(std::max<int64_t>(m, 16), 300));
+}
+
+void RunAll(const cuda::DeviceInfo& info, const cuda::DenseDevice& device, bool quick) {
+  const std::vector<std::pair<int64_t, int64_t>> shapes =
+      quick ? std::vector<std::pair<int64_t, int64_t>>{{65, 136}}
+            : std::vector<std::pair<int64_t, int64_t>>{{1, 1}, {17, 33}, {65, 136}, {515, 264}, {2300, 72}};
+  for (const auto& [m, k] : shapes) {
+    for (const char* pattern : {"uniform50", "uniform80", "uniform95", "full", "empty", "one-row", "tiles", "corner"}) {
+      for (int cluster : {1, 2, 4}) RunWeight(info, device, m, k, pattern, ValueType::kFloat16, cluster);
+      RunWeight(info, device, m, k, pattern, ValueType::kBFloat16, 0);
+    }
+    RunWeight(info, device, m, k, "halves", ValueType::kFloat32, 0);
+  }
+}
+
+}  // namespace
+}  // namespace flashllm::test
+
+int main(int argc, char** argv) {
+  using namespace flashllm;
+  int count = 0;
+  if (cudaGetDeviceCount(&count) != cudaSuccess || count == 0) {
+    std::printf("SKIPPED: no NVIDIA GPU\n");
+    return 77;
+  }
+  cuda::DeviceInfo info;
+  cuda::DenseDevice device;
+  test::Check(cuda::GetDeviceInfo(0, &info), "GetDeviceInfo");
+  test::Check(cuda::GetDenseDevice(0, &device), "GetDenseDevice");
+  test::Check(cuda::PreparePrefill(), "PreparePrefill");
+  test::RunAll(info, device, argc > 1 && std::strcmp(argv[1], "--quick") == 0);
+  std::printf("%lld elements checked, %d cases failed\n", static_cast<long long>(test::checked), test::failures);
+  return test::failures == 0 ? 0 : 1;
+}

@@ -1,0 +1,69 @@
+"""An exported OPT model on the GPU through Python's onnxruntime: growing caches and caches in place."""
+
+import numpy as np
+import onnxruntime as ort
+
+GPU = "cuda"
+
+
+def gpu_device(index: int = 0):
+    """The provider's OrtEpDevice of a GPU."""
+    ours = [d for d in ort.get_ep_devices() if d.ep_name == "FlashLLMExecutionProvider"]
+    gpus = [d for d in ours if d.device.type == ort.OrtHardwareDeviceType.GPU]
+    if index >= len(gpus):
+        raise SystemExit(f"the provider offers {len(gpus)} GPUs of {len(ours)} devices, wanted number {index}")
+    return gpus[index]
+
+
+def gpu_session(model, options=None, config=None, level=None):
+    """A session of a path or of bytes on the first GPU. `config`: session configuration entries."""
+    settings = ort.SessionOptions()
+    settings.log_severity_level = 3
+    if level is not None:
+        settings.graph_optimization_level = level
+    for key, value in (config or {}).items():
+        settings.add_session_config_entry(key, value)
+    settings.add_provider_for_devices([gpu_device()], options or {})
+    return ort.InferenceSession(model, settings, enable_fallback=0)
+
+
+ON_GPU_ONLY = {"session.disable_cpu_ep_fallback": "1"}
+
+
+class Decoder:
+    """A model with its caches' names and sizes."""
+
+    def __init__(self, session):
+        self.session = session
+        self.caches = [i for i in session.get_inputs() if i.name.startswith("past_key_values.")]
+        self.heads, self.head_dim = self.caches[0].shape[1], self.caches[0].shape[3]
+
+    def run(self, ids, mask, positions, past=None):
+        """(logits, caches) with growing caches; `past`: those of the run before."""
+        empty = np.zeros((len(ids), self.heads, 0, self.head_dim), np.float16)
+        feeds = {"input_ids": ids, "attention_mask": mask, "position_ids": positions}
+        for i, cache in enumerate(self.caches):
+            feeds[cache.name] = empty if past is None else past[i]
+        logits, *caches = self.session.run(None, feeds)
+        return logits, caches
+
+
+class InPlace:
+    """A batch whose caches are buffers of full length on the GPU, written where they lie."""
+
+    def __init__(self, decoder, batch, capacity, logits="cpu"):
+        self.decoder = decoder
+        shape = [batch, decoder.heads, capacity, decoder.head_dim]
+        self.buffers = [ort.OrtValue.ortvalue_from_shape_and_type(shape, np.float16, GPU, 0) for _ in decoder.caches]
+        self.logits = logits
+
+    def run(self, ids, mask, positions, run_options=None):
+        binding = self.decoder.session.io_binding()
+        for name, array in (("input_ids", ids), ("attention_mask", mask), ("position_ids", positions)):
+            binding.bind_cpu_input(name, array)
+        binding.bind_output("logits", self.logits)
+        for cache, buffer in zip(self.decoder.caches, self.buffers):
+            binding.bind_ortvalue_input(cache.name, buffer)
+            binding.bind_ortvalue_output(cache.name.replace("past_key_values", "present"), buffer)
+        self.decoder.session.run_with_iobinding(binding, run_options)
+        return binding.get_outputs()[0].numpy()
