@@ -70,3 +70,30 @@ export function allocateOnDevice(Class: TensorClass, type: DeviceType, dims: rea
     throw fromNative(error);
   }
 }
+
+/**
+ * Rows of a tensor on a GPU, along its first axis, as a tensor over the same memory. The memory is freed when both have been disposed
+ * of.
+ * @throws an error where the tensor has no such rows or has been disposed of.
+ */
+export function rowsOnDevice(Class: TensorClass, tensor: Tensor, first: number, count: number): Tensor {
+  try {
+    const native = loadNative().rowsOfTensor(deviceOf('tensor', tensor), first, count);
+    return wrapDevice(Class, 'tensor', native as NativeTensor & { device: DeviceHandle });
+  } catch (error) {
+    throw fromNative(error);
+  }
+}
+
+/**
+ * Copies the first `positions` positions of every head of a row to a row of another tensor, or of the same; both are [rows, heads,
+ * positions, width] of one type on one GPU.
+ * @throws an error where the shapes do not fit.
+ */
+export function copyRowOnDevice(from: Tensor, fromRow: number, to: Tensor, toRow: number, positions: number): void {
+  try {
+    loadNative().copyRow(deviceOf('from', from), fromRow, deviceOf('to', to), toRow, positions);
+  } catch (error) {
+    throw fromNative(error);
+  }
+}

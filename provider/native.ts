@@ -120,6 +120,10 @@ export interface Native extends NativePruning {
   /** A copy in memory of JavaScript. */
   downloadTensor(device: DeviceHandle): Promise<NativeTensor>;
   allocateTensor(type: number, dims: readonly number[], deviceId: number): NativeTensor;
+  /** Rows along the first axis as a tensor over the same memory. */
+  rowsOfTensor(device: DeviceHandle, first: number, count: number): NativeTensor;
+  /** Copies the first positions of a row between tensors [rows, heads, positions, width]. */
+  copyRow(from: DeviceHandle, fromRow: number, to: DeviceHandle, toRow: number, positions: number): void;
   /** Frees the memory as soon as no run uses it. Idempotent. */
   disposeTensor(device: DeviceHandle): void;
 

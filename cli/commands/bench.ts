@@ -87,6 +87,7 @@ async function measureApart(folder: string, options: Options, stock: boolean, si
     batch: options.batch.join(','),
     repeats: options.repeats,
     threads: options.threads,
+    device: options.device,
   }))
     if (value !== undefined) args.push(`--${flag}`, String(value));
   const child = spawn(process.execPath, [...process.execArgv, process.argv[1] as string, ...args], {

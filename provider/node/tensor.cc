@@ -144,6 +144,15 @@ ElementLayout LayoutOrReject(ONNXTensorElementDataType type, const std::string& 
                                        ", which JavaScript tensors cannot hold. Cast it to float in the model");
 }
 
+Napi::Object DeviceToJs(Napi::Env env, const std::string& name, std::shared_ptr<DeviceTensor> held) {
+  const Description tensor = Describe(held->value.get(), name);
+  LayoutOrReject(tensor.type, name);
+  Napi::Object result = DescriptionToJs(env, tensor);
+  const auto free = [](Napi::Env, std::shared_ptr<DeviceTensor>* handle) { delete handle; };
+  result.Set("device", DeviceHandle::New(env, new std::shared_ptr<DeviceTensor>(std::move(held)), free));
+  return result;
+}
+
 /// Small tensors are cheaper to copy than to hand over with a finalizer.
 constexpr size_t kCopyBelow = 512;
 
@@ -273,16 +282,24 @@ Napi::Object ToJs(Napi::Env env, const std::string& name, Owned<OrtValue> value,
   return result;
 }
 
+std::shared_ptr<DeviceTensor> LiveDeviceTensor(const Napi::Value& handle) {
+  std::shared_ptr<DeviceTensor> tensor = DeviceTensorOf(handle);
+  if (tensor == nullptr) throw Error(ORT_INVALID_ARGUMENT, "the tensor has been disposed of");
+  return tensor;
+}
+
 Napi::Object ToJs(Napi::Env env, const std::string& name, Owned<OrtValue> value, std::shared_ptr<OrtSession> session) {
-  const Description tensor = Describe(value.get(), name);
-  LayoutOrReject(tensor.type, name);
-  Napi::Object result = DescriptionToJs(env, tensor);
   auto held = std::make_shared<DeviceTensor>();
   held->session = std::move(session);
   held->value = std::move(value);
-  const auto free = [](Napi::Env, std::shared_ptr<DeviceTensor>* handle) { delete handle; };
-  result.Set("device", DeviceHandle::New(env, new std::shared_ptr<DeviceTensor>(std::move(held)), free));
-  return result;
+  return DeviceToJs(env, name, std::move(held));
+}
+
+Napi::Object PartToJs(Napi::Env env, Owned<OrtValue> value, std::shared_ptr<DeviceTensor> owner) {
+  auto held = std::make_shared<DeviceTensor>();
+  held->owner = std::move(owner);
+  held->value = std::move(value);
+  return DeviceToJs(env, "tensor", std::move(held));
 }
 
 bool IsOnDevice(const OrtValue* value) {
@@ -309,9 +326,7 @@ namespace {
 
 class DownloadTask : public Task {
  public:
-  explicit DownloadTask(const Napi::CallbackInfo& info) : device_(DeviceTensorOf(info[0])) {
-    if (device_ == nullptr) throw Error(ORT_INVALID_ARGUMENT, "the tensor has been disposed of");
-  }
+  explicit DownloadTask(const Napi::CallbackInfo& info) : device_(LiveDeviceTensor(info[0])) {}
 
   void Execute() override {
     const Description tensor = Describe(device_->value.get(), "tensor");

@@ -15,8 +15,12 @@ namespace flashllm::node {
 /// disposed of meanwhile.
 struct DeviceTensor {
   std::shared_ptr<OrtSession> session;  // whose memory it is, or null; before `value`, hence ended after it
+  std::shared_ptr<DeviceTensor> owner;  // whose memory it is a part of, or null; likewise
   Owned<OrtValue> value;
 };
+
+/// The tensor of a handle, never null. Throws Error (ORT_INVALID_ARGUMENT) where it has been disposed of.
+std::shared_ptr<DeviceTensor> LiveDeviceTensor(const Napi::Value& handle);
 
 /// A tensor that came from JavaScript: {type: ONNX element type, dims: number[], data: typed array or string[]}, or
 /// {…, device: handle} for one on a GPU. The value borrows the typed array's memory, which `data` keeps alive; strings
@@ -42,6 +46,9 @@ Napi::Object ToJs(Napi::Env env, const std::string& name, Owned<OrtValue> value,
 
 /// {type, dims, device} of a tensor that stays on a GPU. `session` is the one that allocated it.
 Napi::Object ToJs(Napi::Env env, const std::string& name, Owned<OrtValue> value, std::shared_ptr<OrtSession> session);
+
+/// As the one before, of a tensor that is a part of the memory of `owner`.
+Napi::Object PartToJs(Napi::Env env, Owned<OrtValue> value, std::shared_ptr<DeviceTensor> owner);
 
 /// Whether a tensor lies in the memory of a GPU.
 bool IsOnDevice(const OrtValue* value);
