@@ -71,8 +71,6 @@ class OptGraph {
     graph.input('attention_mask', 'int64', [batch, total]);
     graph.input('position_ids', 'int64', [batch, sequence]);
     graph.output('logits', type, [batch, sequence, config.vocabSize]);
-    // For GPUs: a greedy step copies one token from the device, not the whole row of logits.
-    if (type === 'float16') graph.output('likeliest', 'int64', [tokens]);
     const present = this.options.attention === 'group-query' ? IN_PLACE_LENGTH : total;
     for (let i = 0; i < config.layers; i++) {
       for (const part of ['key', 'value']) {
@@ -80,6 +78,8 @@ class OptGraph {
         graph.output(`present.${i}.${part}`, type, [batch, config.heads, present, headDim(config)]);
       }
     }
+    // For GPUs: a greedy step copies one token from the device, not the whole row of logits.
+    if (type === 'float16') graph.output('likeliest', 'int64', [tokens]);
     const context = buildContext(graph, this.options);
     let hidden = this.embed();
     for (let i = 0; i < config.layers; i++) hidden = this.layer(i, hidden, context);

@@ -211,6 +211,31 @@ def decode_in_place(models):
 
 
 @section
+def rows(models):
+    """Rows of one buffer that end where their masks do, in steps of one fixed width, equal to recomputing each alone."""
+    path = os.path.join(models, "dense16", "model.onnx")
+    decoder = Decoder(gpu_session(path, config=ON_GPU_ONLY))
+    reference = OptReference(path)
+    generator = np.random.default_rng(7)
+    lengths, steps, capacity = [6, 20, 13], 30, 64
+    ids, mask, positions = sequences(generator, reference.vocabulary, lengths, left=False)
+    state = InPlace(decoder, len(lengths), capacity)
+    logits = state.run(ids, mask, positions)
+    found = [[logits[row, length - 1]] for row, length in enumerate(lengths)]
+    fresh = generator.integers(4, reference.vocabulary, (len(lengths), steps))
+    for step in range(steps):
+        at = np.array([[length + step] for length in lengths], np.int64)
+        mask = (np.arange(capacity)[None] <= at).astype(np.int64)
+        logits = state.run(fresh[:, step : step + 1], mask, at)
+        for row in range(len(lengths)):
+            found[row].append(logits[row, 0])
+    for row, length in enumerate(lengths):
+        whole = np.concatenate([ids[row, :length], fresh[row]])[None]
+        expected = reference.logits(whole, np.ones_like(whole), np.arange(length + steps)[None])[0, length - 1 :]
+        close(np.stack(found[row]), expected, 0.06, 0.01, f"row of {length} tokens")
+
+
+@section
 def exporters_graph(_):
     """A float16 graph as exporters make it: what has no GPU kernel falls to the CPU. |error| <= 0.02 + 1 %."""
     base = os.path.join(ROOT, "tests", "fixtures", "exports", "preln-ts17-past-fp16")
