@@ -107,7 +107,7 @@ class Bench {
     Check(cudaGetDeviceProperties(&properties_, 0), "device");
     Check(cuda::GetDenseDevice(0, &device_), "GetDenseDevice");
     Check(cuda::GetDeviceInfo(0, &sparse_device_), "GetDeviceInfo");
-    Check(cuda::PreparePrefill(), "PreparePrefill");
+    Check(cuda::PreparePrefill(sparse_device_), "PreparePrefill");
     bandwidth_ = ReadBandwidth();
     has_cublas_ = options.cublas && cublas_.Open();
     std::printf("%s, %d SMs, read bandwidth %.0f GB/s, cuBLAS %d\n", properties_.name, device_.sm_count, bandwidth_,
@@ -174,14 +174,17 @@ class Bench {
                   const std::map<int, double>& cublas_us) {
     cuda::WeightPlan plan;
     Check(cuda::MakePlan(w.view(), sparse_device_, {}, &plan), "MakePlan");
-    const Memory layout(plan.layout_bytes), staging(plan.staging_bytes);
     const cuda::DeviceParts parts{w.bitmap, w.row_offsets, w.values, ValueType::kFloat16};
-    Check(cuda::Convert(parts, staging.get(), layout.get(), nullptr, &plan), "Convert");
+    const Memory staging(plan.staging_bytes);
+    Check(cuda::Measure(parts, staging.get(), nullptr, &plan), "Measure");
+    const Memory layout(plan.layout_bytes);
+    Check(cuda::Convert(plan, parts, staging.get(), layout.get(), nullptr), "Convert");
+    Check(cudaDeviceSynchronize(), "Convert");
     const Rotation weights(layout.get(), plan.layout_bytes);
     MeasureExpansion(name, plan, weights, sparsity);
     for (int n : options_.columns) {
       const int64_t scratch_bytes =
-          options_.scratch_mib > 0 ? options_.scratch_mib << 20 : cuda::PrefillScratchBytes(plan, n);
+          options_.scratch_mib > 0 ? options_.scratch_mib << 20 : cuda::PrefillScratchBytes(plan);
       const Memory scratch(scratch_bytes);
       cuda::MatMulArgs args;
       args.x = x, args.y = y, args.n = n;
@@ -200,7 +203,7 @@ class Bench {
     const double bytes = plan.layout_bytes + 2.0 * plan.out_features * plan.in_features;
     const Memory dense(2 * plan.out_features * plan.in_features);
     const double us = TimeLaunches(weights.launches(), [&](int i, cudaStream_t stream) {
-      Check(cuda::Expand(plan, weights.at(i), 0, plan.out_features, dense.get(), stream), "Expand");
+      Check(cuda::Expand(plan, weights.at(i), 0, plan.blocks, dense.get(), stream), "Expand");
     });
     std::printf("%-8s expansion  s=%.2f          %9.2f us, %.0f GB/s = %.2f of read\n", name.c_str(), sparsity, us,
                 bytes / us * 1e-3, bytes / us * 1e-3 / bandwidth_);

@@ -129,7 +129,8 @@ class TmaBlock {
 
   /// One warpgroup.
   __device__ __forceinline__ void Consume() const {
-    const int warp = threadIdx.x / 32, lane = threadIdx.x & 31, group = warp / 4;
+    // The shuffle tells the compiler that the whole warp has one value.
+    const int warp = __shfl_sync(0xffffffffu, threadIdx.x / 32, 0), lane = threadIdx.x & 31, group = warp / 4;
     const uint64_t x0 = ptx::MatrixDescriptor(ring_ + group * 64 * 128);
     const uint64_t w0 = ptx::MatrixDescriptor(ring_ + Tile::kXBytes);
     ptx::WaitForPrevious();  // its readers of Y and writers of the residual
