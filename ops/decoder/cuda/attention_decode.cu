@@ -139,16 +139,17 @@ __device__ __forceinline__ void Attend(const AttentionArgs& p, const Work& work,
     for (int i = 0; i < 8; ++i) query[i] = __half2float(q.at[i]) * (p.scale * kLog2E);
   }
   for (int start = work.first(visible); start < end; start += kGroups * kAhead) {
+    // Loads only, so that all are under way before the first is waited for; beyond the end the last position again.
     Half8 keys[kAhead], values[kAhead];
+    __half biases[kAhead];
     float scores[kAhead];
 #pragma unroll
     for (int u = 0; u < kAhead; ++u) {
-      const int position = start + u * kGroups + place.group;
+      const int position = min(start + u * kGroups + place.group, end - 1);
       keys[u] = values[u] = Half8{};
-      scores[u] = 0.0f;
-      if (position >= end) continue;
+      biases[u] = __half();
       if (active) source.Load(position, lengths.past, &keys[u], &values[u]);
-      if (p.bias != nullptr) scores[u] = __half2float(bias[position]);
+      if (p.bias != nullptr) biases[u] = bias[position];
     }
     float largest = partial->largest;
 #pragma unroll
@@ -162,7 +163,7 @@ __device__ __forceinline__ void Attend(const AttentionArgs& p, const Work& work,
 #pragma unroll
       for (int distance = kLanes / 2; distance > 0; distance /= 2)
         score += __shfl_xor_sync(0xffffffffu, score, distance);
-      scores[u] = position < end ? fmaf(scores[u], kLog2E, score) : -INFINITY;
+      scores[u] = position < end ? fmaf(__half2float(biases[u]), kLog2E, score) : -INFINITY;
       largest = fmaxf(largest, scores[u]);
     }
     const float rescale = Rescale(partial->largest, largest);
