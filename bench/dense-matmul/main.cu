@@ -24,6 +24,7 @@ namespace flashllm::bench {
 namespace {
 
 constexpr int64_t kVocabulary = 50272;  // OPT's
+constexpr int kMostPacked = 512;        // columns up to which the packed weight is multiplied as it is, too
 
 struct Options {
   std::string model = "opt-30b", json, commit = "unknown";
@@ -188,11 +189,18 @@ class Bench {
       const Memory scratch(scratch_bytes);
       cuda::MatMulArgs args;
       args.x = x, args.y = y, args.n = n;
-      Measure({name, "prefill", w.m, w.k, n, sparsity}, w, x, y, weights.launches(),
-              cublas_us.count(n) ? cublas_us.at(n) : 0, [&](int i, bool programmatic, cudaStream_t stream) {
+      const double cublas = cublas_us.count(n) ? cublas_us.at(n) : 0;
+      Measure({name, "prefill", w.m, w.k, n, sparsity}, w, x, y, weights.launches(), cublas,
+              [&](int i, bool programmatic, cudaStream_t stream) {
                 args.programmatic = programmatic;
                 Check(cuda::PrefillMatMul(plan, weights.at(i), device_, args, scratch.get(), scratch_bytes, stream),
                       "PrefillMatMul");
+              });
+      if (n > kMostPacked) continue;
+      Measure({name, "packed", w.m, w.k, n, sparsity}, w, x, y, weights.launches(), cublas,
+              [&](int i, bool programmatic, cudaStream_t stream) {
+                args.programmatic = programmatic;
+                Check(cuda::Launch(plan, weights.at(i), parts, args, stream), "Launch");
               });
     }
   }

@@ -71,7 +71,7 @@ void Fail(const Case& c, const std::string& why) {
 /// Reads one run of a column layout back on the host, by layout.h's words alone. False where a lane reads outside of the
 /// window or the run.
 bool DecodeRun(const cuda::WeightPlan& plan, const std::vector<uint8_t>& layout, const cuda::RunEntry& run, int block,
-               int unit_begin, int unit_end, std::vector<float>* dense) {
+               int step_begin, int step_end, std::vector<float>* dense) {
   const int tiles = plan.tile_start[block + 1] - plan.tile_start[block];
   const int panels = plan.panel_start[block + 1] - plan.panel_start[block];
   const uint8_t* stage = layout.data() + static_cast<int64_t>(run.masks) * 16;
@@ -81,7 +81,7 @@ bool DecodeRun(const cuda::WeightPlan& plan, const std::vector<uint8_t>& layout,
   for (int panel = 0; panel < panels; ++panel) {
     const int first_tile = plan.tile_start[block] + panel * tiles / panels;
     const int count = (panel + 1) * tiles / panels - panel * tiles / panels;
-    for (int unit = unit_begin; unit < unit_end; ++unit) {
+    for (int step = step_begin; step < step_end; ++step) {
       cuda::StageHeader header;
       std::memcpy(&header, stage, sizeof(header));
       const int first = end - header.window;
@@ -93,36 +93,39 @@ bool DecodeRun(const cuda::WeightPlan& plan, const std::vector<uint8_t>& layout,
           if (row[l][h] < first && !header.jump) return false;
           row[l][h] = std::max(row[l][h], first);
         }
-        for (int i = 0; i < count; ++i) {
-          for (int s = 0; s < 2; ++s) {
-            const uint8_t mask = stage[16 + i / 2 * 128 + l * 4 + i % 2 * 2 + s];
-            for (int bit = 0; bit < 8; ++bit) {
-              if (!(mask >> bit & 1)) continue;
-              const int r = bit / 2, h = bit % 2;
-              if (row[l][h] >= end) return false;
-              uint16_t value;
-              std::memcpy(&value, values + static_cast<int64_t>(row[l][h]++) * 128 + l * 4 + half[l][h] * 2, 2);
-              const int64_t m = (first_tile + i) * 16 + l / 4 + 8 * (r & 1), k = unit * 32 + 8 * (l % 4) + 4 * s + 2 * (r / 2) + h;
-              if (m >= plan.out_features || k >= plan.in_features) return false;
-              (*dense)[m * plan.in_features + k] = FromBits16(value, plan.value_type);
-            }
+        for (int i = 0; i < 4 * count; ++i) {
+          // First half: unit, tile, k16-step, the last running fastest; then the second half.
+          const int upper = (count + 1) / 2, part = i < 4 * upper ? 0 : 1, byte = i - part * 4 * upper;
+          const int tiles_here = part == 0 ? upper : count - upper;
+          const int unit = byte / (2 * tiles_here), tile = part * upper + byte % (2 * tiles_here) / 2, s = byte % 2;
+          const uint8_t mask = stage[16 + (part * upper + byte / 4) * 128 + l * 4 + byte % 4];
+          for (int bit = 0; bit < 8; ++bit) {
+            if (!(mask >> bit & 1)) continue;
+            const int r = bit / 2, h = bit % 2;
+            if (row[l][h] >= end) return false;
+            uint16_t value;
+            std::memcpy(&value, values + static_cast<int64_t>(row[l][h]++) * 128 + l * 4 + half[l][h] * 2, 2);
+            const int64_t m = (first_tile + tile) * 16 + l / 4 + 8 * (r & 1);
+            const int64_t k = step * 64 + unit * 32 + 8 * (l % 4) + 4 * s + 2 * (r / 2) + h;
+            if (m >= plan.out_features || k >= plan.in_features) return false;
+            (*dense)[m * plan.in_features + k] = FromBits16(value, plan.value_type);
           }
         }
       }
-      stage += 16 + 128 * ((count + 1) / 2);
+      stage += 16 + 128 * count;
     }
   }
   return true;
 }
 
 bool DecodeLayout(const cuda::WeightPlan& plan, const std::vector<uint8_t>& layout, std::vector<float>* dense) {
-  const int64_t units = (plan.in_features + 31) / 32, lanes = plan.warps * plan.cluster;
+  const int64_t steps = (plan.in_features + 63) / 64, lanes = plan.pairs * plan.cluster;
   dense->assign(plan.out_features * plan.in_features, 0.0f);
   for (int block = 0; block < plan.blocks; ++block) {
     for (int64_t lane = 0; lane < lanes; ++lane) {
       cuda::RunEntry run;
       std::memcpy(&run, layout.data() + (block * lanes + lane) * sizeof(run), sizeof(run));
-      if (!DecodeRun(plan, layout, run, block, lane * units / lanes, (lane + 1) * units / lanes, dense)) return false;
+      if (!DecodeRun(plan, layout, run, block, lane * steps / lanes, (lane + 1) * steps / lanes, dense)) return false;
     }
   }
   return true;

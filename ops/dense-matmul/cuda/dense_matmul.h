@@ -1,5 +1,5 @@
 // Dense float16 matrix products on NVIDIA GPUs, from sm_80: Y[N, M] = act(X[N, K] · Wᵀ + bias) + residual, accumulated
-// in float32. W is a weight [M, K] = [out_features, in_features]. docs/kernels.md tells how and why.
+// in float32. W is a weight [M, K] = [out_features, in_features]. docs/dense-matmul.md tells how and why.
 #pragma once
 
 #include <cuda_runtime_api.h>

@@ -39,13 +39,26 @@ __device__ __forceinline__ void SetX(XFragments<kNTiles, kBf16>& x, const uint32
   }
 }
 
+/// A warp's accumulators: of its half of a panel.
 template <int kNTiles>
-using PanelSums = float[kPanelTiles][kNTiles][4];
+using HalfSums = float[kHalfTiles][kNTiles][4];
 
 /// Where a lane reads next: shared-memory addresses in its column, of its nonzeros with h = 0 and h = 1.
 struct Columns {
   uint32_t at[2];
   uint32_t limit, ring_bytes;  // of the ring, to wrap at
+
+  /// Passes over the nonzeros of `words` mask words in shared memory, no more than a half's.
+  __device__ __forceinline__ void Skip(uint32_t masks, int words, int lane) {
+    uint32_t even = 0, odd = 0;
+#pragma unroll
+    for (int w = 0; w < kHalfTiles; ++w) {
+      const uint32_t mask = w < words ? ptx::LoadShared32(masks + 128 * w + 4 * lane) : 0;
+      even += __popc(mask & 0x55555555u), odd += __popc(mask & 0xaaaaaaaau);
+    }
+    at[0] += even * kValueRowBytes, at[1] += odd * kValueRowBytes;
+    Wrap();
+  }
 
   __device__ __forceinline__ void Wrap() {
 #pragma unroll
@@ -68,58 +81,26 @@ __device__ __forceinline__ uint32_t GatherElement(uint32_t mask, uint32_t& point
   return element;
 }
 
-/// acc[i] += tile i x X for a stage of kTiles tiles, whose mask words lie at shared-memory address `masks`.
-template <int kTiles, int kNTiles, bool kBf16>
-__device__ __forceinline__ void DecodeTiles(uint32_t masks, int lane, const XFragments<kNTiles, kBf16>& x,
-                                            Columns& columns, PanelSums<kNTiles>& acc) {
-  constexpr int kWords = (kTiles + 1) / 2;
-  uint32_t mask[kWords];
+/// acc[i] += tile i x X for one unit (0 or 1) of a half of kTiles tiles, with the half's mask words.
+template <int kTiles, int kUnit, int kNTiles, bool kBf16>
+__device__ __forceinline__ void DecodeUnit(const uint32_t (&mask)[kTiles], const XFragments<kNTiles, kBf16>& x,
+                                           Columns& columns, HalfSums<kNTiles>& acc) {
 #pragma unroll
-  for (int w = 0; w < kWords; ++w) mask[w] = ptx::LoadShared32(masks + 128 * w + 4 * lane);
+  for (int i = 0; i < 2 * kTiles; ++i) {
+    const int tile = i / 2, step = i % 2, byte = kUnit * 2 * kTiles + i;
+    if (i % 4 == 0) columns.Wrap();  // four fragments take at most kBlockRows rows
+    const uint32_t m = mask[byte / 4] >> (8 * (byte % 4));
+    const uint32_t e0 = GatherElement<0>(m, columns.at[0]), e1 = GatherElement<1>(m, columns.at[1]);
+    const uint32_t e2 = GatherElement<2>(m, columns.at[0]), e3 = GatherElement<3>(m, columns.at[1]);
+    const uint32_t e4 = GatherElement<4>(m, columns.at[0]), e5 = GatherElement<5>(m, columns.at[1]);
+    const uint32_t e6 = GatherElement<6>(m, columns.at[0]), e7 = GatherElement<7>(m, columns.at[1]);
+    const uint32_t a[4] = {__byte_perm(e0, e1, 0x5410), __byte_perm(e2, e3, 0x5410), __byte_perm(e4, e5, 0x5410),
+                           __byte_perm(e6, e7, 0x5410)};
 #pragma unroll
-  for (int w = 0; w < kWords; ++w) {
-    columns.Wrap();  // a word takes at most kBlockRows rows
-#pragma unroll
-    for (int byte = 0; byte < 4; ++byte) {
-      const int tile = 2 * w + byte / 2, step = byte % 2;
-      if (tile >= kTiles) break;
-      const uint32_t m = mask[w] >> (8 * byte);
-      const uint32_t e0 = GatherElement<0>(m, columns.at[0]), e1 = GatherElement<1>(m, columns.at[1]);
-      const uint32_t e2 = GatherElement<2>(m, columns.at[0]), e3 = GatherElement<3>(m, columns.at[1]);
-      const uint32_t e4 = GatherElement<4>(m, columns.at[0]), e5 = GatherElement<5>(m, columns.at[1]);
-      const uint32_t e6 = GatherElement<6>(m, columns.at[0]), e7 = GatherElement<7>(m, columns.at[1]);
-      const uint32_t a[4] = {__byte_perm(e0, e1, 0x5410), __byte_perm(e2, e3, 0x5410), __byte_perm(e4, e5, 0x5410),
-                             __byte_perm(e6, e7, 0x5410)};
-#pragma unroll
-      for (int j = 0; j < kNTiles; ++j) {
-        ptx::Mma<kBf16>(acc[tile][j], a, x.high[j][2 * step], x.high[j][2 * step + 1]);
-        if constexpr (kBf16) ptx::Mma<kBf16>(acc[tile][j], a, x.low[j][2 * step], x.low[j][2 * step + 1]);
-      }
+    for (int j = 0; j < kNTiles; ++j) {
+      ptx::Mma<kBf16>(acc[tile][j], a, x.high[j][2 * step], x.high[j][2 * step + 1]);
+      if constexpr (kBf16) ptx::Mma<kBf16>(acc[tile][j], a, x.low[j][2 * step], x.low[j][2 * step + 1]);
     }
-  }
-}
-
-/// The same for a number of tiles known at run time, the same in the whole warp.
-template <int kNTiles, bool kBf16>
-__device__ __forceinline__ void DecodeStage(uint32_t masks, int tiles, int lane, const XFragments<kNTiles, kBf16>& x,
-                                            Columns& columns, PanelSums<kNTiles>& acc) {
-  switch (tiles) {
-    case 1:
-      return DecodeTiles<1, kNTiles, kBf16>(masks, lane, x, columns, acc);
-    case 2:
-      return DecodeTiles<2, kNTiles, kBf16>(masks, lane, x, columns, acc);
-    case 3:
-      return DecodeTiles<3, kNTiles, kBf16>(masks, lane, x, columns, acc);
-    case 4:
-      return DecodeTiles<4, kNTiles, kBf16>(masks, lane, x, columns, acc);
-    case 5:
-      return DecodeTiles<5, kNTiles, kBf16>(masks, lane, x, columns, acc);
-    case 6:
-      return DecodeTiles<6, kNTiles, kBf16>(masks, lane, x, columns, acc);
-    case 7:
-      return DecodeTiles<7, kNTiles, kBf16>(masks, lane, x, columns, acc);
-    default:
-      return DecodeTiles<8, kNTiles, kBf16>(masks, lane, x, columns, acc);
   }
 }
 

@@ -8,19 +8,32 @@
 
 namespace flashllm::cuda {
 
-template <int kNTiles, int kWarps, bool kBf16>
+/// A stage's window begins and ends within blocks.
+constexpr int kLeastRingBlocks = (kWindowRows + 2 * kBlockRows - 2) / kBlockRows;
+
+template <int kNTiles, int kPairs, bool kBf16>
 struct ColumnInstance {
   static constexpr int kColumns = 8 * kNTiles;
 
   static int FixedBytes(int cluster) {
-    return BarrierBytes(kWarps) + PartialBytes(kWarps) + ReceiveBytes(cluster, kNTiles);
+    return BarrierBytes(kPairs) + PartialBytes(kPairs, kNTiles) + ReceiveBytes(cluster, kNTiles);
+  }
+
+  /// As deep as the kernel asks for, less on GPUs with little shared memory.
+  static RingShape Ring(const WeightPlan& plan) {
+    const int left = (plan.device.shared_bytes - FixedBytes(plan.cluster)) / kPairs;
+    RingShape shape = {kMaxRingBlocks, kMaxMaskSlots, plan.ahead_rows};
+    while (shape.mask_slots > 2 && RingBytes(shape) > left) --shape.mask_slots;
+    while (shape.blocks > kLeastRingBlocks && RingBytes(shape) > left) --shape.blocks;
+    return shape;
   }
 
   static cudaError_t Launch(const WeightPlan& plan, ColumnParams params, bool programmatic, cudaStream_t stream) {
+    params.ring = Ring(plan);
     cudaLaunchConfig_t config = {};
     config.gridDim = dim3(plan.blocks * plan.cluster, (params.n + kColumns - 1) / kColumns);
-    config.blockDim = dim3(kWarps * 32);
-    config.dynamicSmemBytes = FixedBytes(plan.cluster) + kWarps * RingBytes(params.ring);
+    config.blockDim = dim3(kPairs * 64);
+    config.dynamicSmemBytes = FixedBytes(plan.cluster) + kPairs * RingBytes(params.ring);
     config.stream = stream;
     cudaLaunchAttribute attributes[2];
     config.attrs = attributes;
@@ -34,11 +47,11 @@ struct ColumnInstance {
       attributes[config.numAttrs].id = cudaLaunchAttributeProgrammaticStreamSerialization;
       attributes[config.numAttrs++].val.programmaticStreamSerializationAllowed = 1;
     }
-    return cudaLaunchKernelEx(&config, ColumnMatMul<kNTiles, kWarps, kBf16>, params);
+    return cudaLaunchKernelEx(&config, ColumnMatMul<kNTiles, kPairs, kBf16>, params);
   }
 
   static cudaError_t Prepare(const DeviceInfo& info) {
-    return cudaFuncSetAttribute(ColumnMatMul<kNTiles, kWarps, kBf16>, cudaFuncAttributeMaxDynamicSharedMemorySize,
+    return cudaFuncSetAttribute(ColumnMatMul<kNTiles, kPairs, kBf16>, cudaFuncAttributeMaxDynamicSharedMemorySize,
                                 info.shared_bytes);
   }
 
@@ -53,28 +66,17 @@ struct ColumnInstance {
       attribute.val.clusterDim.y = attribute.val.clusterDim.z = 1;
       cudaLaunchConfig_t config = {};
       config.gridDim = dim3(2 * i * info->sm_count);
-      config.blockDim = dim3(kWarps * 32);
+      config.blockDim = dim3(kPairs * 64);
       config.dynamicSmemBytes = info->shared_bytes;
       config.attrs = &attribute;
       config.numAttrs = 1;
       const cudaError_t error =
-          cudaOccupancyMaxActiveClusters(&info->clusters[i], ColumnMatMul<kNTiles, kWarps, kBf16>, &config);
+          cudaOccupancyMaxActiveClusters(&info->clusters[i], ColumnMatMul<kNTiles, kPairs, kBf16>, &config);
       if (error != cudaSuccess) return error;
     }
     return cudaSuccess;
   }
 };
-
-/// The rings that fit: as deep as the kernels ask for, less on GPUs with little shared memory.
-inline RingShape ChooseRing(const WeightPlan& plan) {
-  constexpr int kFixedBytes = 40 << 10;  // barriers, partial sums, what a cluster receives: at most
-  const int left = (plan.device.shared_bytes - kFixedBytes) / plan.warps;
-  RingShape shape = {kMaxRingBlocks, kMaxMaskSlots, plan.ahead_rows};
-  constexpr int kLeastBlocks = (kWindowRows + 2 * kBlockRows - 1) / kBlockRows;
-  while (shape.blocks > kLeastBlocks && RingBytes(shape) > left) --shape.blocks;
-  while (shape.mask_slots > 2 && RingBytes(shape) > left) --shape.mask_slots;
-  return shape;
-}
 
 inline ColumnParams MakeParams(const WeightPlan& plan, const void* layout, const MatMulArgs& args) {
   ColumnParams params = {};
@@ -88,16 +90,15 @@ inline ColumnParams MakeParams(const WeightPlan& plan, const void* layout, const
   params.n = static_cast<int>(args.n);
   params.relu = args.activation == Activation::kRelu;
   params.x_aligned = plan.in_features % 8 == 0 && reinterpret_cast<uintptr_t>(args.x) % 16 == 0;
-  params.ring = ChooseRing(plan);
   params.partition = MakePartition(plan);
   return params;
 }
 
-/// The instance for n columns: kernels for 8, 16 and 32 with 8 warps, one for any n with 4 where memory is short.
+/// The instance for n columns: kernels for 8, 16 and 32, one for any n where shared memory is short.
 template <bool kBf16>
 cudaError_t LaunchColumnsOf(const WeightPlan& plan, const void* layout, const MatMulArgs& args, cudaStream_t stream) {
   const ColumnParams params = MakeParams(plan, layout, args);
-  if (plan.warps == 4) return ColumnInstance<4, 4, kBf16>::Launch(plan, params, args.programmatic, stream);
+  if (plan.pairs == 4) return ColumnInstance<4, 4, kBf16>::Launch(plan, params, args.programmatic, stream);
   if (args.n <= 8) return ColumnInstance<1, 8, kBf16>::Launch(plan, params, args.programmatic, stream);
   if (args.n <= 16) return ColumnInstance<2, 8, kBf16>::Launch(plan, params, args.programmatic, stream);
   return ColumnInstance<4, 8, kBf16>::Launch(plan, params, args.programmatic, stream);

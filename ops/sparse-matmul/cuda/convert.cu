@@ -24,7 +24,7 @@ struct Source {
 };
 
 __device__ __forceinline__ uint32_t Word(const Source& s, int row, int unit) {
-  return row < s.rows ? s.bitmap[row * s.row_words + unit] : 0;
+  return row < s.rows && unit < s.units ? s.bitmap[row * s.row_words + unit] : 0;
 }
 
 /// One warp a row: how many values precede each unit of it.
@@ -102,25 +102,27 @@ struct Walk {
   }
 };
 
-/// What one warp of MeasureRuns and FillRuns walks.
+/// What one warp of MeasureRuns or FillRuns walks.
 struct Run {
   int panels, tiles, first_tile;
-  int unit_begin, unit_end;
+  int step_begin, step_end;
 };
 
-__device__ Run RunOf(const Partition& p, int warps, int index) {
-  const int lanes = warps * p.cluster, block = index / lanes, k_lane = index % lanes;
+__device__ Run RunOf(const Partition& p, int pairs, int index) {
+  const int lanes = pairs * p.cluster, block = index / lanes, k_lane = index % lanes;
   Run run;
   run.panels = p.panel_start[block + 1] - p.panel_start[block];
   run.first_tile = p.tile_start[block];
   run.tiles = p.tile_start[block + 1] - run.first_tile;
-  run.unit_begin = KLaneStart(k_lane, lanes, p.units);
-  run.unit_end = KLaneStart(k_lane + 1, lanes, p.units);
+  run.step_begin = KLaneStart(k_lane, lanes, p.steps);
+  run.step_end = KLaneStart(k_lane + 1, lanes, p.steps);
   return run;
 }
 
-/// Calls visit(first row of the panel, tiles, unit, masks, header, walk) for each stage; masks[i] as FragmentMasks of
-/// tile i.
+/// Bits of a lane's fragments in one stage: masks[unit][tile], as FragmentMasks.
+using StageMasks = uint32_t[2][kPanelTiles];
+
+/// Calls visit(first row of the panel, tiles, step, masks, header, walk) for each stage.
 template <typename Visit>
 __device__ int WalkRun(const Run& run, const Source& s, const Visit& visit) {
   const int lane = threadIdx.x & 31, g = lane >> 2, t = lane & 3;
@@ -129,29 +131,30 @@ __device__ int WalkRun(const Run& run, const Source& s, const Visit& visit) {
     const int begin = PanelTile(panel, run.panels, run.tiles);
     const int tiles = PanelTile(panel + 1, run.panels, run.tiles) - begin;
     const int row0 = (run.first_tile + begin) * kTileRows;
-    for (int unit = run.unit_begin; unit < run.unit_end; ++unit) {
-      uint32_t masks[kPanelTiles];
+    for (int step = run.step_begin; step < run.step_end; ++step) {
+      StageMasks masks;
       int count[2] = {0, 0};
 #pragma unroll
       for (int i = 0; i < kPanelTiles; ++i) {
-        masks[i] = 0;
-        if (i >= tiles) continue;
-        const int row = row0 + i * kTileRows + g;
-        masks[i] = FragmentMasks(Word(s, row, unit), Word(s, row + 8, unit), t);
-        count[0] += __popc(masks[i] & 0x5555), count[1] += __popc(masks[i] & 0xaaaa);
+#pragma unroll
+        for (int u = 0; u < 2; ++u) {
+          const int row = row0 + i * kTileRows + g, unit = 2 * step + u;
+          masks[u][i] = i < tiles ? FragmentMasks(Word(s, row, unit), Word(s, row + 8, unit), t) : 0;
+          count[0] += __popc(masks[u][i] & 0x5555), count[1] += __popc(masks[u][i] & 0xaaaa);
+        }
       }
       const StageHeader header = walk.Enter(count);
-      visit(row0, tiles, unit, masks, header, walk);
+      visit(row0, tiles, step, masks, header, walk);
       walk.Leave(count);
     }
   }
   return walk.end;
 }
 
-__global__ void __launch_bounds__(128) MeasureRuns(const __grid_constant__ Partition p, int warps, int runs, Source s) {
+__global__ void __launch_bounds__(128) MeasureRuns(const __grid_constant__ Partition p, int pairs, int runs, Source s) {
   const int index = (blockIdx.x * 128 + threadIdx.x) / 32;
   if (index >= runs) return;
-  const int rows = WalkRun(RunOf(p, warps, index), s, [](auto&&...) {});
+  const int rows = WalkRun(RunOf(p, pairs, index), s, [](auto&&...) {});
   if ((threadIdx.x & 31) == 0) s.run_blocks[index] = (rows + kBlockRows - 1) / kBlockRows;
 }
 
@@ -166,43 +169,56 @@ __device__ uint16_t ToBits(float value) {
   return __half_as_ushort(__float2half_rn(value));
 }
 
+/// Writes one tile's values of one unit into the lane's column.
+template <typename From>
+__device__ __forceinline__ void FillTile(const Source& s, int row0, int unit, uint32_t masks, const Walk& walk,
+                                         int (&at)[2], uint8_t* column) {
+  const int lane = threadIdx.x & 31, g = lane >> 2, t = lane & 3;
+  uint32_t words[2];
+  int64_t from[2];
+  for (int r = 0; r < 2; ++r) {
+    const int row = row0 + g + 8 * r;
+    words[r] = Word(s, row, unit);
+    from[r] = words[r] == 0 ? 0 : s.row_offsets[row] + s.prefix[static_cast<int64_t>(row) * s.units + unit];
+  }
+  for (uint32_t left = masks; left != 0; left &= left - 1) {
+    const int position = __ffs(left) - 1, bit = position & 7, h = bit & 1, r = bit >> 1 & 1;
+    const int k = 8 * t + 4 * (position >> 3) + 2 * (bit >> 2) + h;
+    const int64_t element = from[r] + __popc(words[r] & ((1u << k) - 1));
+    *reinterpret_cast<uint16_t*>(column + static_cast<int64_t>(at[h]++) * kValueRowBytes + 2 * walk.half[h]) =
+        ToBits(static_cast<const From*>(s.values)[element]);
+  }
+}
+
 template <typename From>
 __global__ void __launch_bounds__(128)
-    FillRuns(const __grid_constant__ Partition p, int warps, int runs, Source s, uint8_t* layout) {
-  const int index = (blockIdx.x * 128 + threadIdx.x) / 32, lane = threadIdx.x & 31, g = lane >> 2, t = lane & 3;
+    FillRuns(const __grid_constant__ Partition p, int pairs, int runs, Source s, uint8_t* layout) {
+  const int index = (blockIdx.x * 128 + threadIdx.x) / 32, lane = threadIdx.x & 31;
   if (index >= runs) return;
   const RunEntry entry = reinterpret_cast<const RunEntry*>(layout)[index];
-  uint8_t* masks_at = layout + static_cast<int64_t>(entry.masks) * 16;
+  uint8_t* block = layout + static_cast<int64_t>(entry.masks) * 16;
   uint8_t* const column = layout + static_cast<int64_t>(entry.values) * kValueRowBytes + 4 * lane;
-  WalkRun(RunOf(p, warps, index), s,
-          [&](int row0, int tiles, int unit, const uint32_t(&masks)[kPanelTiles], const StageHeader& header,
-              const Walk& walk) {
-            if (lane == 0) *reinterpret_cast<StageHeader*>(masks_at) = header;
-            auto* const words = reinterpret_cast<uint32_t*>(masks_at + sizeof(StageHeader));
-#pragma unroll
-            for (int w = 0; w < kPanelTiles / 2; ++w) {
-              if (2 * w < tiles) words[32 * w + lane] = masks[2 * w] | masks[2 * w + 1] << 16;
-            }
-            masks_at += MaskBlockBytes(tiles);
+  WalkRun(RunOf(p, pairs, index), s,
+          [&](int row0, int tiles, int step, const StageMasks& masks, const StageHeader& header, const Walk& walk) {
+            if (lane == 0) *reinterpret_cast<StageHeader*>(block) = header;
+            uint8_t* words = block + sizeof(StageHeader);
             int at[2] = {walk.row[0], walk.row[1]};
+            for (int half = 0, first = 0; half < 2; ++half) {
+              const int count = HalfTiles(tiles, half);
+              for (int u = 0, byte = 0; u < 2; ++u) {
+                for (int i = first; i < first + count; ++i, byte += 2) {
+                  uint32_t mask = 0;
 #pragma unroll
-            for (int i = 0; i < kPanelTiles; ++i) {
-              if (i >= tiles) break;
-              const int rows[2] = {row0 + i * kTileRows + g, row0 + i * kTileRows + g + 8};
-              const uint32_t source[2] = {Word(s, rows[0], unit), Word(s, rows[1], unit)};
-              int64_t from[2] = {0, 0};
-              for (int r = 0; r < 2; ++r) {
-                if (rows[r] < s.rows)
-                  from[r] = s.row_offsets[rows[r]] + s.prefix[static_cast<int64_t>(rows[r]) * s.units + unit];
+                  for (int j = 0; j < kPanelTiles; ++j) mask = j == i ? (u == 0 ? masks[0][j] : masks[1][j]) : mask;
+                  // Two bytes, at an even place of a word.
+                  *reinterpret_cast<uint16_t*>(words + byte / 4 * 128 + 4 * lane + byte % 4) = static_cast<uint16_t>(mask);
+                  FillTile<From>(s, row0 + i * kTileRows, 2 * step + u, mask, walk, at, column);
+                }
               }
-              for (uint32_t left = masks[i]; left != 0; left &= left - 1) {
-                const int position = __ffs(left) - 1, bit = position & 7, h = bit & 1, r = bit >> 1 & 1;
-                const int k = 8 * t + 4 * (position >> 3) + 2 * (bit >> 2) + h;
-                const int64_t element = from[r] + __popc(source[r] & ((1u << k) - 1));
-                *reinterpret_cast<uint16_t*>(column + static_cast<int64_t>(at[h]++) * kValueRowBytes +
-                                             2 * walk.half[h]) = ToBits(static_cast<const From*>(s.values)[element]);
-              }
+              words += 128 * count;
+              first += count;
             }
+            block += MaskBlockBytes(tiles);
           });
 }
 
@@ -213,7 +229,7 @@ __global__ void FindInexact(const float* values, int64_t count, uint32_t* inexac
   if (__any_sync(kAllLanes, differs) && (threadIdx.x & 31) == 0) *inexact = 1;
 }
 
-int RunCount(const WeightPlan& plan) { return plan.blocks * plan.cluster * plan.warps; }
+int RunCount(const WeightPlan& plan) { return plan.blocks * plan.cluster * plan.pairs; }
 
 Source MakeSource(const WeightPlan& plan, const DeviceParts& parts, const void* staging) {
   Source source;
@@ -230,18 +246,20 @@ Source MakeSource(const WeightPlan& plan, const DeviceParts& parts, const void* 
 
 /// Where each run's streams lie: the table, all mask streams, all value streams.
 void PlaceRuns(const std::vector<uint32_t>& blocks, WeightPlan* plan) {
-  const int lanes = plan->cluster * plan->warps;
-  const int units = static_cast<int>((plan->in_features + kUnitK - 1) / kUnitK);
+  const int lanes = plan->cluster * plan->pairs;
+  const int steps = static_cast<int>((plan->in_features + kStageK - 1) / kStageK);
   const auto align = [](int64_t bytes) { return (bytes + kValueRowBytes - 1) / kValueRowBytes * kValueRowBytes; };
   std::vector<RunEntry> table(blocks.size());
   const int64_t table_bytes = align(static_cast<int64_t>(table.size() * sizeof(RunEntry)));
   int64_t at = table_bytes;
   for (size_t i = 0; i < table.size(); ++i) {
     const int block = static_cast<int>(i) / lanes, k_lane = static_cast<int>(i) % lanes;
-    const int stages = KLaneStart(k_lane + 1, lanes, units) - KLaneStart(k_lane, lanes, units);
+    const int64_t stages = KLaneStart(k_lane + 1, lanes, steps) - KLaneStart(k_lane, lanes, steps);
+    const int panels = plan->panel_start[block + 1] - plan->panel_start[block];
+    const int tiles = plan->tile_start[block + 1] - plan->tile_start[block];
     table[i] = {static_cast<uint32_t>(at / 16), 0, blocks[i], 0};
-    at += stages * UnitMaskBytes(plan->panel_start[block + 1] - plan->panel_start[block],
-                                 plan->tile_start[block + 1] - plan->tile_start[block]);
+    for (int panel = 0; panel < panels; ++panel)
+      at += stages * MaskBlockBytes(PanelTile(panel + 1, panels, tiles) - PanelTile(panel, panels, tiles));
   }
   at = align(at);
   for (size_t i = 0; i < table.size(); ++i) {
@@ -275,7 +293,7 @@ cudaError_t Measure(const DeviceParts& parts, void* staging, cudaStream_t stream
   const Source source = MakeSource(*plan, parts, staging);
   const int runs = RunCount(*plan);
   CountPrefixes<<<static_cast<unsigned>((source.rows * 32ll + kThreads - 1) / kThreads), kThreads, 0, stream>>>(source);
-  MeasureRuns<<<(runs + 3) / 4, 128, 0, stream>>>(MakePartition(*plan), plan->warps, runs, source);
+  MeasureRuns<<<(runs + 3) / 4, 128, 0, stream>>>(MakePartition(*plan), plan->pairs, runs, source);
   std::vector<uint32_t> blocks(runs);
   cudaError_t error = cudaGetLastError();
   if (error == cudaSuccess)
@@ -298,9 +316,9 @@ cudaError_t Convert(const WeightPlan& plan, const DeviceParts& parts, const void
   if (error != cudaSuccess) return error;
   auto* const bytes = static_cast<uint8_t*>(layout);
   if (parts.value_type == ValueType::kFloat32) {
-    FillRuns<float><<<(runs + 3) / 4, 128, 0, stream>>>(MakePartition(plan), plan.warps, runs, source, bytes);
+    FillRuns<float><<<(runs + 3) / 4, 128, 0, stream>>>(MakePartition(plan), plan.pairs, runs, source, bytes);
   } else {
-    FillRuns<uint16_t><<<(runs + 3) / 4, 128, 0, stream>>>(MakePartition(plan), plan.warps, runs, source, bytes);
+    FillRuns<uint16_t><<<(runs + 3) / 4, 128, 0, stream>>>(MakePartition(plan), plan.pairs, runs, source, bytes);
   }
   return cudaGetLastError();
 }

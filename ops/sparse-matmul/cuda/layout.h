@@ -1,21 +1,24 @@
 // The column layout, as its converter writes and its kernels read it.
 //
 // A weight is cut into 16-row tiles; a row block (one thread block, or one cluster) owns consecutive tiles, in panels
-// of at most 8. K is cut into units of 32. A *run* is what one warp decodes: a row block's panels, one after the other,
-// over one K lane (unit range KLaneStart(q) .. KLaneStart(q + 1), of as many lanes as the row block has warps). Panel x
-// unit is a *stage*. A run has two streams.
+// of at most 8. K is cut into steps of 64. A *run* is what one pair of warps decodes: a row block's panels, one after the
+// other, over one K lane (steps KLaneStart(q) .. KLaneStart(q + 1), of as many lanes as the row block has pairs). Panel x
+// step is a *stage*; the first warp of the pair decodes its first HalfTiles(.., 0) tiles, the second the others. A run
+// has two streams.
 //
-// Mask stream: a block for every stage, of a 16-byte StageHeader and a u32[32 lanes] for each two tiles: one byte for
-// each of (tile 0, k16-step 0), (0, 1), (1, 0), (1, 1). Lane (g = lane / 4, t = lane % 4) owns in a tile and step the A
-// fragment of mma.m16n8k16: bit 2r + h of its byte is the element at
+// Mask stream: a block for every stage, of a 16-byte StageHeader and for each half as many u32[32 lanes] as it has tiles.
+// Their bytes, from the first word's lowest up, are for each of (unit of 32 k, tile, k16-step), the step running fastest.
+// Lane (g = lane / 4, t = lane % 4) owns in a tile and step the A fragment of mma.m16n8k16: bit 2r + h of its byte is the
+// element at
 //   row g + 8 (r & 1),  k = 8 t + 4 s + 2 (r >> 1) + h of the unit,
 // so that its B fragments of a whole unit are 16 contiguous bytes of one row of X.
 //
 // Value stream: rows of 128 bytes, a 4-byte column for each lane, so that a lane reads from one bank of shared memory
-// only and no two lanes conflict. Of a lane's nonzeros, those with h = 0 fill one half of its column downwards and those
-// with h = 1 the other; at a stage whose header says so for the lane, the two trade halves, which keeps them level.
-// Lanes proceed at their own pace, as their nonzeros come: no lane waits for another within a window of kWindowRows.
-// A lane that would fall out of the window jumps ahead to its first row (StageHeader::window).
+// only and no two lanes conflict. Of a lane's nonzeros, in the order of the mask bytes, those with h = 0 fill one half of
+// its column downwards and those with h = 1 the other; at a stage whose header says so for the lane, the two trade
+// halves, which keeps them level. Lanes proceed at their own pace, as their nonzeros come: no lane waits for another
+// within a window of kWindowRows. A lane that would fall out of the window jumps ahead to its first row
+// (StageHeader::window).
 #pragma once
 
 #include <cstdint>
@@ -23,13 +26,15 @@
 namespace flashllm::cuda {
 
 constexpr int kTileRows = 16;
-constexpr int kUnitK = 32;
+constexpr int kUnitK = 32;   // what a lane reads of X at once
+constexpr int kStageK = 64;  // two units
 constexpr int kPanelTiles = 8;
+constexpr int kHalfTiles = kPanelTiles / 2;
 constexpr int kValueRowBytes = 128;
 constexpr int kBlockRows = 16;  // value rows are copied in blocks
 constexpr int kBlockBytes = kBlockRows * kValueRowBytes;
-/// Rows between the first that a stage may read and the last. A stage of eight full tiles takes 64.
-constexpr int kWindowRows = 96;
+/// Rows between the first that a stage may read and the last. A stage of eight full tiles takes as many.
+constexpr int kWindowRows = 128;
 
 struct StageHeader {
   uint32_t exchange;  // bit for each lane: its halves of the column trade places before the stage
@@ -55,22 +60,16 @@ static_assert(sizeof(RunEntry) == 16, "the layout in memory");
 #define FLASHLLM_HD inline
 #endif
 
-FLASHLLM_HD int KLaneStart(int lane, int lanes, int units) {
-  return static_cast<int>(static_cast<int64_t>(lane) * units / lanes);
+FLASHLLM_HD int KLaneStart(int lane, int lanes, int steps) {
+  return static_cast<int>(static_cast<int64_t>(lane) * steps / lanes);
 }
 
 /// First tile of panel `panel` of the `panels` that `tiles` tiles are cut into.
 FLASHLLM_HD int PanelTile(int panel, int panels, int tiles) { return panel * tiles / panels; }
 
-/// Bytes of one stage's block in the mask stream.
-FLASHLLM_HD int MaskBlockBytes(int tiles) { return 16 + 128 * ((tiles + 1) / 2); }
+FLASHLLM_HD int HalfTiles(int panel_tiles, int half) { return half == 0 ? (panel_tiles + 1) / 2 : panel_tiles / 2; }
 
-/// Bytes of the mask blocks of one unit in all panels of a row block.
-FLASHLLM_HD int64_t UnitMaskBytes(int panels, int tiles) {
-  int64_t bytes = 0;
-  for (int panel = 0; panel < panels; ++panel)
-    bytes += MaskBlockBytes(PanelTile(panel + 1, panels, tiles) - PanelTile(panel, panels, tiles));
-  return bytes;
-}
+/// Bytes of one stage's block in the mask stream.
+FLASHLLM_HD int MaskBlockBytes(int panel_tiles) { return 16 + 128 * panel_tiles; }
 
 }  // namespace flashllm::cuda

@@ -8,7 +8,7 @@
 namespace flashllm::cuda {
 namespace {
 
-/// Value rows in flight for a warp: enough to keep the memory busy. More delays the reads of X, which queue behind.
+/// Value rows in flight for a pair of warps: enough to keep the memory busy. More delays the reads of X, which queue behind.
 constexpr int kAheadRows = 64;
 
 int BlocksOf(const DeviceInfo& device, int cluster) { return std::max(1, device.clusters[cluster / 2]); }
@@ -75,8 +75,8 @@ cudaError_t MakePlan(const PackedWeight& weight, const DeviceInfo& device, const
   if (inexact || tiles == 0 || units == 0 || tiles > UINT16_MAX || units > (int64_t{1} << 20)) return cudaSuccess;
 
   plan->layout = Layout::kColumns;
-  // A ring of eight warps takes some 160 KB (GPUs of 8.6 and 8.9 have 99).
-  plan->warps = device.shared_bytes >= (160 << 10) ? 8 : 4;
+  // The rings of eight pairs take some 200 KB (GPUs of 8.0 have 163, of 8.6 and 8.9 99).
+  plan->pairs = device.shared_bytes >= (220 << 10) ? 8 : 4;
   plan->ahead_rows = options.ahead_rows != 0 ? options.ahead_rows : kAheadRows;
   if (weight.value_type == ValueType::kFloat32) plan->value_type = ValueType::kFloat16;
   plan->cluster = options.cluster != 0 ? options.cluster : ChooseCluster(tiles, units, device);
@@ -91,7 +91,7 @@ cudaError_t MakePlan(const PackedWeight& weight, const DeviceInfo& device, const
   }
   // A prefix count for every (row, unit), then the number of value blocks of every run.
   plan->staging_bytes =
-      (weight.out_features * units + static_cast<int64_t>(plan->blocks) * plan->cluster * plan->warps) * 4;
+      (weight.out_features * units + static_cast<int64_t>(plan->blocks) * plan->cluster * plan->pairs) * 4;
   return cudaSuccess;
 }
 

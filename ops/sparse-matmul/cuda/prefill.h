@@ -1,5 +1,5 @@
 // SparseMatMul for many columns: the packed weight is expanded into dense float16 scratch, slab by slab, and multiplied
-// densely (ops/dense-matmul). docs/kernels.md tells from how many columns on it wins.
+// densely (ops/dense-matmul). docs/dense-matmul.md tells from how many columns on it wins.
 #pragma once
 
 #include "ops/dense-matmul/cuda/dense_matmul.h"

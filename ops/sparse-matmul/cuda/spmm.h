@@ -50,8 +50,8 @@ struct WeightPlan {
   int blocks = 0;                                    // row blocks; the grid has blocks * cluster thread blocks
   std::vector<uint16_t> tile_start;                  // [blocks + 1] first 16-row tile of each row block
   std::vector<uint16_t> panel_start;                 // [blocks + 1] first panel (at most 8 tiles) of each row block
-  int warps = 8;                                     // of a thread block; each decodes a K lane of its own
-  int ahead_rows = 0;                                // rows of values in flight for a warp
+  int pairs = 8;                                     // of warps of a thread block; each decodes a K lane of its own
+  int ahead_rows = 0;                                // rows of values in flight for a pair
   int64_t staging_bytes = 0;                         // device memory that Measure and Convert need
   int64_t layout_bytes = 0;                          // device memory of the layout; set by Measure
   int64_t stream_bytes = 0;                          // bytes that one multiplication streams; set by Measure
