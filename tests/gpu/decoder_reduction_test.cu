@@ -258,4 +258,28 @@ void RunReductions(Size size) {
   }
 }
 
+void TimeReductions(const GpuInfo& gpu) {
+  Timer timer;
+  std::printf("one launch of many in a row; pdl 0 and 1\n");
+  for (bool programmatic : {false, true}) {
+    if (programmatic && gpu.compute_capability < 90) continue;
+    for (int64_t rows : {1, 8, 32, 4096}) {
+      Buffer x(rows * 7168 * 2), y(rows * 7168 * 2), affine(7168 * 2);
+      cuda::LayerNormArgs args;
+      args.x = x.get(), args.y = y.get(), args.scale = args.shift = affine.get(), args.rows = rows, args.width = 7168;
+      args.programmatic = args.constant_affine = programmatic;
+      std::printf("layer norm [%lld, 7168] %d %8.2f us\n", static_cast<long long>(rows), programmatic,
+                  timer.Run(100, [&](int) { return cuda::LaunchLayerNorm(args, nullptr); }));
+    }
+    for (int64_t rows : {1, 8, 32}) {
+      Buffer x(rows * 50272 * 2), y(rows * 8);
+      cuda::ArgMaxArgs args;
+      args.x = x.get(), args.y = static_cast<int64_t*>(y.get()), args.rows = rows, args.width = 50272;
+      args.programmatic = programmatic;
+      std::printf("argmax [%lld, 50272] %d %8.2f us\n", static_cast<long long>(rows), programmatic,
+                  timer.Run(100, [&](int) { return cuda::LaunchArgMax(args, nullptr); }));
+    }
+  }
+}
+
 }  // namespace flashllm::test
