@@ -26,10 +26,20 @@ struct DecodeParams {
   bool cluster;
 };
 
-using Half8 = Vector<__half, 8>;
+/// 8 elements as they are loaded: taken apart only where they are used, since that waits for the load.
+using Half8 = uint4;
 
 __device__ __forceinline__ Half8 Load8(const void* base, int64_t offset) {
   return *reinterpret_cast<const Half8*>(static_cast<const __half*>(base) + offset);
+}
+
+__device__ __forceinline__ void Unpack(const Half8& packed, float (&values)[8]) {
+  const uint32_t words[4] = {packed.x, packed.y, packed.z, packed.w};
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    const float2 pair = __half22float2(*reinterpret_cast<const __half2*>(&words[i]));
+    values[2 * i] = pair.x, values[2 * i + 1] = pair.y;
+  }
 }
 
 /// A softmax under way: the largest score, the sum of exp2(score - largest), and the sum of values so weighted.
@@ -46,13 +56,15 @@ struct Work {
   int token, split, splits;
 
   __device__ __forceinline__ explicit Work(const DecodeParams& params) : splits(params.splits) {
-    const AttentionArgs& p = params.args;
-    query = blockIdx.x / splits;
-    split = static_cast<int>(blockIdx.x - query * splits);
-    const int64_t row = query / p.heads;
-    head = query - row * p.heads;
-    batch = row / p.sequence;
-    token = static_cast<int>(row - batch * p.sequence);
+    // 32-bit divisions: LaunchAttention has seen to it that the grid's size fits.
+    const uint32_t heads = static_cast<uint32_t>(params.args.heads);
+    const uint32_t sequence = static_cast<uint32_t>(params.args.sequence);
+    const uint32_t at = blockIdx.x / static_cast<uint32_t>(splits), row = at / heads, of_batch = row / sequence;
+    query = at;
+    split = static_cast<int>(blockIdx.x - at * splits);
+    head = at - row * heads;
+    batch = of_batch;
+    token = static_cast<int>(row - of_batch * sequence);
   }
 
   __device__ __forceinline__ int first(int visible) const {
@@ -110,62 +122,63 @@ __device__ __forceinline__ void PrefetchPast(const AttentionArgs& p, const Work&
   }
 }
 
-/// Writes a position's key and value to the present cache where this block is the one to do so: that of the last new
-/// token passes over everything that there is.
-__device__ __forceinline__ void WritePresent(const AttentionArgs& p, const Work& work, int position, int element,
-                                             const Half8& key, const Half8& value) {
-  const int64_t offset = CacheOffset(p, work.batch, work.head, p.present_capacity) + position * p.head_dim + element;
-  *reinterpret_cast<Half8*>(static_cast<__half*>(p.present_key) + offset) = key;
-  *reinterpret_cast<Half8*>(static_cast<__half*>(p.present_value) + offset) = value;
-}
+/// kAhead positions of a group: start, start + kGroups, …; those between are other groups'.
+struct Step {
+  Half8 keys[kAhead], values[kAhead];
+  __half biases[kAhead];
 
-/// The softmax of this thread's group over its share of the block's positions.
-template <int kLanes>
-__device__ __forceinline__ void Attend(const AttentionArgs& p, const Work& work, const Lengths& lengths,
-                                       Partial<8>* partial) {
-  constexpr int kGroups = Place<kLanes>::kGroups;
-  const Place<kLanes> place;
-  const Source source(p, work, place.element);
-  const bool active = place.element < p.head_dim;
-  const int visible = min(lengths.past + work.token + 1, lengths.length), end = work.end(visible);
-  const bool writes = active && work.token == p.sequence - 1;
-  const int write_from = p.past_key != p.present_key ? 0 : lengths.past;
-  const __half* const bias = static_cast<const __half*>(p.bias) + work.batch * p.bias_batch_stride +
-                             work.head * p.bias_head_stride + work.token * p.bias_query_stride;
-  float query[8] = {};
-  if (active) {
-    const Half8 q = Load8(p.query, TokenOffset(p, work.batch, work.token, work.head) + place.element);
+  /// Loads only, without a branch, so that all are under way before the first is waited for. Beyond the end, the last
+  /// position again.
+  template <int kGroups>
+  __device__ __forceinline__ void Load(const Source& source, const __half* bias, int start, int end, int past) {
 #pragma unroll
-    for (int i = 0; i < 8; ++i) query[i] = __half2float(q.at[i]) * (p.scale * kLog2E);
+    for (int u = 0; u < kAhead; ++u) source.Load(min(start + u * kGroups, end - 1), past, &keys[u], &values[u]);
+    if (bias == nullptr) return;
+#pragma unroll
+    for (int u = 0; u < kAhead; ++u) biases[u] = bias[min(start + u * kGroups, end - 1)];
   }
-  for (int start = work.first(visible); start < end; start += kGroups * kAhead) {
-    // Loads only, so that all are under way before the first is waited for; beyond the end the last position again.
-    Half8 keys[kAhead], values[kAhead];
-    __half biases[kAhead];
-    float scores[kAhead];
+
+  /// Puts the positions from `from` on into the present cache.
+  template <int kGroups>
+  __device__ __forceinline__ void Write(const AttentionArgs& p, int64_t offset, int start, int end, int from) const {
 #pragma unroll
     for (int u = 0; u < kAhead; ++u) {
-      const int position = min(start + u * kGroups + place.group, end - 1);
-      keys[u] = values[u] = Half8{};
-      biases[u] = __half();
-      if (active) source.Load(position, lengths.past, &keys[u], &values[u]);
-      if (p.bias != nullptr) biases[u] = bias[position];
+      const int position = start + u * kGroups;
+      if (position < from || position >= end) continue;
+      const int64_t at = offset + position * p.head_dim;
+      *reinterpret_cast<Half8*>(static_cast<__half*>(p.present_key) + at) = keys[u];
+      *reinterpret_cast<Half8*>(static_cast<__half*>(p.present_value) + at) = values[u];
     }
+  }
+
+  /// In powers of two; -∞ beyond the end.
+  template <int kLanes, int kGroups>
+  __device__ __forceinline__ void Score(const float (&query)[8], bool biased, int start, int end,
+                                        float (&scores)[kAhead]) const {
+#pragma unroll
+    for (int u = 0; u < kAhead; ++u) {
+      float key[8];
+      Unpack(keys[u], key);
+      scores[u] = 0.0f;
+#pragma unroll
+      for (int i = 0; i < 8; ++i) scores[u] = fmaf(query[i], key[i], scores[u]);
+    }
+#pragma unroll
+    for (int distance = kLanes / 2; distance > 0; distance /= 2) {
+#pragma unroll
+      for (int u = 0; u < kAhead; ++u) scores[u] += __shfl_xor_sync(0xffffffffu, scores[u], distance);
+    }
+#pragma unroll
+    for (int u = 0; u < kAhead; ++u) {
+      if (biased) scores[u] = fmaf(__half2float(biases[u]), kLog2E, scores[u]);
+      if (start + u * kGroups >= end) scores[u] = -INFINITY;
+    }
+  }
+
+  __device__ __forceinline__ void Add(const float (&scores)[kAhead], Partial<8>* partial) const {
     float largest = partial->largest;
 #pragma unroll
-    for (int u = 0; u < kAhead; ++u) {
-      const int position = start + u * kGroups + place.group;
-      if (writes && position < end && position >= write_from)
-        WritePresent(p, work, position, place.element, keys[u], values[u]);
-      float score = 0.0f;
-#pragma unroll
-      for (int i = 0; i < 8; ++i) score = fmaf(query[i], __half2float(keys[u].at[i]), score);
-#pragma unroll
-      for (int distance = kLanes / 2; distance > 0; distance /= 2)
-        score += __shfl_xor_sync(0xffffffffu, score, distance);
-      scores[u] = position < end ? fmaf(__half2float(biases[u]), kLog2E, score) : -INFINITY;
-      largest = fmaxf(largest, scores[u]);
-    }
+    for (int u = 0; u < kAhead; ++u) largest = fmaxf(largest, scores[u]);
     const float rescale = Rescale(partial->largest, largest);
     partial->largest = largest;
     partial->weight *= rescale;
@@ -174,10 +187,46 @@ __device__ __forceinline__ void Attend(const AttentionArgs& p, const Work& work,
 #pragma unroll
     for (int u = 0; u < kAhead; ++u) {
       const float weight = Rescale(scores[u], largest);
+      float value[8];
+      Unpack(values[u], value);
       partial->weight += weight;
 #pragma unroll
-      for (int i = 0; i < 8; ++i) partial->sums[i] = fmaf(weight, __half2float(values[u].at[i]), partial->sums[i]);
+      for (int i = 0; i < 8; ++i) partial->sums[i] = fmaf(weight, value[i], partial->sums[i]);
     }
+  }
+};
+
+/// The softmax of this thread's group over its share of the block's positions. Threads beyond the head's elements work
+/// on the first ones with a query of zeros; nobody reads their sums.
+template <int kLanes>
+__device__ __forceinline__ void Attend(const AttentionArgs& p, const Work& work, const Lengths& lengths,
+                                       Partial<8>* partial) {
+  constexpr int kGroups = Place<kLanes>::kGroups;
+  const Place<kLanes> place;
+  const bool active = place.element < p.head_dim;
+  const int element = active ? place.element : 0;
+  const Source source(p, work, element);
+  const __half* const bias = p.bias == nullptr ? nullptr
+                                               : static_cast<const __half*>(p.bias) + work.batch * p.bias_batch_stride +
+                                                     work.head * p.bias_head_stride + work.token * p.bias_query_stride;
+  float query[8];
+  Unpack(Load8(p.query, TokenOffset(p, work.batch, work.token, work.head) + element), query);
+#pragma unroll
+  for (int i = 0; i < 8; ++i) query[i] = active ? query[i] * (p.scale * kLog2E) : 0.0f;
+
+  const int visible = min(lengths.past + work.token + 1, lengths.length), end = work.end(visible);
+  // The block of the last new token passes over everything that there is, so it is the one to write the cache.
+  const bool writes = active && work.token == p.sequence - 1;
+  const int write_from = !writes ? end : p.past_key != p.present_key ? 0 : lengths.past;
+  const int64_t present = CacheOffset(p, work.batch, work.head, p.present_capacity) + element;
+  for (int first = work.first(visible); first < end; first += kGroups * kAhead) {
+    const int start = first + place.group;
+    Step step;
+    step.Load<kGroups>(source, bias, start, end, lengths.past);
+    if (first + kGroups * kAhead > write_from) step.Write<kGroups>(p, present, start, end, write_from);
+    float scores[kAhead];
+    step.Score<kLanes, kGroups>(query, bias != nullptr, start, end, scores);
+    step.Add(scores, partial);
   }
 }
 

@@ -102,9 +102,10 @@ struct Rows {
     for (int half = 0; half < 2; ++half) {
       token[half] = first_token + threadIdx.x / 32 * kWarpQueries + threadIdx.x % 32 / 4 + 8 * half;
       end[half] = token[half] < p.sequence ? min(lengths.past + token[half] + 1, lengths.length) : 0;
+      const int64_t row = min(static_cast<int64_t>(token[half]), p.sequence - 1);
       bias[half] = p.bias == nullptr ? nullptr
                                      : static_cast<const __half*>(p.bias) + batch * p.bias_batch_stride +
-                                           head * p.bias_head_stride + token[half] * p.bias_query_stride;
+                                           head * p.bias_head_stride + row * p.bias_query_stride;
     }
   }
 };
@@ -148,31 +149,45 @@ __device__ __forceinline__ void MultiplyKeys(const WarpState<kHeadDim>& state, u
 }
 
 /// The bias of a warp's 16 queries at a tile's positions, two neighbours a word, as a lane's accumulators lie. Loaded
-/// before the scores are computed, so that they hide the wait.
+/// before the scores are computed, so that they hide the wait, and without a branch, so that no load waits for another:
+/// beyond the end it is the last position's, which the mask hides.
 struct TileBias {
   uint32_t pairs[kTile / 8][2] = {};
 
-  __device__ __forceinline__ void Load(const Rows& rows, int first) {
+  __device__ __forceinline__ void Load(const Rows& rows, int first, int total) {
     if (rows.bias[0] == nullptr) return;
+    first += threadIdx.x % 4 * 2;
+    if (rows.bias_in_pairs)
+      LoadPairs(rows, first, total - 2);
+    else
+      LoadEach(rows, first, total - 1);
+  }
+
+  __device__ __forceinline__ void LoadPairs(const Rows& rows, int first, int last) {
+#pragma unroll
+    for (int n = 0; n < kTile / 8; ++n) {
+#pragma unroll
+      for (int half = 0; half < 2; ++half)
+        pairs[n][half] = *reinterpret_cast<const uint32_t*>(rows.bias[half] + min(first + n * 8, last));
+    }
+  }
+
+  __device__ __forceinline__ void LoadEach(const Rows& rows, int first, int last) {
+    uint16_t low[kTile / 8][2], high[kTile / 8][2];
 #pragma unroll
     for (int n = 0; n < kTile / 8; ++n) {
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
-        const int position = first + n * 8 + threadIdx.x % 4 * 2;
-        pairs[n][half] = 0;
-        if (position >= rows.end[half]) continue;
-        const __half* const at = rows.bias[half] + position;
-        if (rows.bias_in_pairs)
-          pairs[n][half] = *reinterpret_cast<const uint32_t*>(at);
-        else
-          pairs[n][half] = LoadEach(at, position + 1 < rows.end[half]);
+        const auto* const bits = reinterpret_cast<const uint16_t*>(rows.bias[half]);
+        low[n][half] = bits[min(first + n * 8, last)];
+        high[n][half] = bits[min(first + n * 8 + 1, last)];
       }
     }
-  }
-
-  static __device__ __forceinline__ uint32_t LoadEach(const __half* at, bool both) {
-    const auto* const bits = reinterpret_cast<const uint16_t*>(at);
-    return bits[0] | (both ? static_cast<uint32_t>(bits[1]) << 16 : 0);
+#pragma unroll
+    for (int n = 0; n < kTile / 8; ++n) {
+#pragma unroll
+      for (int half = 0; half < 2; ++half) pairs[n][half] = low[n][half] | static_cast<uint32_t>(high[n][half]) << 16;
+    }
   }
 
   __device__ __forceinline__ float at(int n, int i) const {
@@ -303,7 +318,7 @@ __global__ void __launch_bounds__(kWarps * 32) PrefillKernel(const __grid_consta
     WaitForCopies<1>();
     __syncthreads();
     TileBias bias;
-    bias.Load(rows, tile * kTile);
+    bias.Load(rows, tile * kTile, static_cast<int>(p.total));
     float scores[kTile / 8][4];
     MultiplyKeys<kHeadDim>(state, T::Keys(shared, tile % 2), scores);
     MaskScores(rows, tile * kTile, bias, scores);
