@@ -314,16 +314,20 @@ def out_of_memory(models):
     ones = np.ones((1, 4), np.int64)
     good, _ = decoder.run(ones * 7, ones, np.arange(4)[None])
     hoard = []
-    try:
-        while True:  # 8 GB at a time, until the GPU is nearly full
-            hoard.append(ort.OrtValue.ortvalue_from_shape_and_type([1 << 33], np.uint8, GPU, 0))
-            check(len(hoard) < 40, "memory without end")
-    except Exception as error:  # noqa: BLE001
-        print(f"    {len(hoard)} blocks of 8 GB, then: {str(error)[:160]}")
+    for size in (1 << 33, 1 << 30, 1 << 27):  # bytes: until the GPU is all but full
+        while True:
+            check(len(hoard) < 200, "memory without end")
+            block = ort.OrtValue.ortvalue_from_shape_and_type([size], np.uint8, GPU, 0)
+            if block.data_ptr() == 0:  # how ONNX Runtime shows that an allocator had nothing left
+                break
+            hoard.append(block)
+    print(f"    {len(hoard)} blocks fill the GPU")
     big = np.full((64, 1000), 7, np.int64)
     try:
         logits, _ = decoder.run(big, np.ones_like(big), np.tile(np.arange(1000), (64, 1)))
-        print("    the large batch fitted")
+        check(False, "a batch of 64 x 1000 fitted into a full GPU")
+    except AssertionError:
+        raise
     except Exception as error:  # noqa: BLE001
         print(f"    {str(error)[:300]}")
         check("memory" in str(error), str(error))

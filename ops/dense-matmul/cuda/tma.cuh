@@ -24,9 +24,6 @@ __device__ __forceinline__ void BarrierArriveCluster(uint32_t barrier, uint32_t 
       "r"(rank)
       : "memory");
 }
-__device__ __forceinline__ void BarrierArrive(uint32_t barrier) {
-  asm volatile("mbarrier.arrive.shared.b64 _,[%0];" ::"r"(barrier) : "memory");
-}
 
 /// Copies the map's box at (column, row) of a matrix into shared memory (9.7.9.27.1); what lies outside is zeros.
 __device__ __forceinline__ void LoadTensor(uint32_t destination, const CUtensorMap& map, int column, int row,
