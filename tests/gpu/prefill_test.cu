@@ -57,7 +57,7 @@ void CheckExpansion(const Packed& w, const std::string& pattern, const Resident&
   Buffer dense((offset + rows * w.k + kGuard) * 2);
   dense.Poison();
   Check(cuda::Expand(resident.plan, resident.layout->get(), first_block, end_block,
-                     static_cast<uint16_t*>(dense.get()) + offset, nullptr),
+                     static_cast<uint16_t*>(dense.get()) + offset, false, nullptr),
         "Expand");
   Check(cudaDeviceSynchronize(), "Expand");
   const std::vector<uint8_t> bytes = dense.Read();

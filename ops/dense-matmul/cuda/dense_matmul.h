@@ -35,6 +35,8 @@ struct DenseMatMulArgs {
   /// Programmatic dependent launch: W and bias are read while the previous kernel of the stream still runs; X and the
   /// residual are read, and Y is written, only after it.
   bool programmatic = false;
+  /// With `programmatic`: W too is read only after the previous kernel, which may be what writes it.
+  bool weights_late = false;
 };
 
 /// Enqueues the multiplication: one kernel, no workspace, no state between launches, bit-identical from run to run. Any

@@ -18,6 +18,7 @@ struct TmaGemmParams {
   int x_box_bytes;
   int k_steps;
   int m_tiles, n_tiles;  // a cluster's: kWidth rows of W; kCluster * kRows rows of X
+  bool weights_late;     // W is the previous kernel's work
   int group;             // tiles of X that are multiplied with one tile of W before the next tile of W is taken
 };
 
@@ -116,6 +117,7 @@ class TmaBlock {
     ptx::PrefetchTensorMap(p_.w_map);
     ptx::PrefetchTensorMap(p_.x_map);
     Steps steps(p_, rank_), x_steps(p_, rank_);
+    if (p_.weights_late) ptx::WaitForPrevious();
     // The first round of the ring waits for nobody; X is the previous kernel's, the weights are not.
     for (int i = 0; i < Tile::kStages && steps.valid(); ++i, steps.Next()) LoadW(steps, i);
     ptx::WaitForPrevious();

@@ -33,7 +33,9 @@ DenseMatMulArgs SlabArgs(const WeightPlan& plan, const MatMulArgs& args, int fir
   slab.n = args.n;
   slab.y_stride = plan.out_features;
   slab.relu = args.activation == Activation::kRelu;
-  return slab;  // not programmatic: the previous kernel is what writes W
+  slab.programmatic = true;  // its previous kernel is Expand
+  slab.weights_late = true;
+  return slab;
 }
 
 }  // namespace
@@ -57,7 +59,7 @@ cudaError_t PrefillMatMul(const WeightPlan& plan, const void* layout, const Dens
   for (int first = 0; first < plan.blocks;) {
     const int end = EndOfSlab(plan, first, scratch_bytes);
     if (end == first) return cudaErrorInvalidValue;
-    cudaError_t error = Expand(plan, layout, first, end, scratch, stream);
+    cudaError_t error = Expand(plan, layout, first, end, scratch, args.programmatic || first > 0, stream);
     if (error == cudaSuccess) error = LaunchDenseMatMul(device, SlabArgs(plan, args, first, end, scratch), stream);
     if (error != cudaSuccess) return error;
     first = end;
