@@ -5,7 +5,7 @@ import { ModelFolderError } from './errors.js';
 import { type CacheMemory, hostMemory } from './generation/cache-memory.js';
 import { IN_PLACE_LENGTH } from './opt/graph-context.js';
 
-/** Output of the likeliest tokens [batch × new tokens], which float16 exports have. */
+/** Output of the likeliest tokens [batch, new tokens], which float16 exports have. */
 const LIKELIEST = 'likeliest';
 
 /** Shape of a decoder's cache, read off the session. */

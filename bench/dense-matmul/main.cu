@@ -24,6 +24,7 @@ namespace flashllm::bench {
 namespace {
 
 constexpr int64_t kVocabulary = 50272;  // OPT's
+constexpr int kMostPacked = 512;        // columns up to which the packed weight is multiplied as it is, too
 
 struct Options {
   std::string model = "opt-30b", json, commit = "unknown";
@@ -107,7 +108,7 @@ class Bench {
     Check(cudaGetDeviceProperties(&properties_, 0), "device");
     Check(cuda::GetDenseDevice(0, &device_), "GetDenseDevice");
     Check(cuda::GetDeviceInfo(0, &sparse_device_), "GetDeviceInfo");
-    Check(cuda::PreparePrefill(), "PreparePrefill");
+    Check(cuda::PreparePrefill(sparse_device_), "PreparePrefill");
     bandwidth_ = ReadBandwidth();
     has_cublas_ = options.cublas && cublas_.Open();
     std::printf("%s, %d SMs, read bandwidth %.0f GB/s, cuBLAS %d\n", properties_.name, device_.sm_count, bandwidth_,
@@ -134,63 +135,69 @@ class Bench {
  private:
   using Launcher = std::function<void(int, bool, cudaStream_t)>;  // number, programmatic, stream
 
+  struct Candidate {
+    const char* kernel;
+    Launcher launch;
+  };
+
   void RunMatrix(const std::string& name, int64_t m, int64_t k) {
     const int64_t most = *std::max_element(options_.columns.begin(), options_.columns.end());
     const Memory x(most * k * 2), y(most * m * 2);
     FillRandom(x.half(), most * k, 42);
-    std::map<int, double> cublas_us;
-    {
-      const Workload dense(m, k, 0.0, 5);
-      const Rotation weights(dense.dense, m * k * 2);
-      for (int n : options_.columns) {
-        if (has_cublas_) {
-          cublas_us[n] = TimeLaunches(weights.launches(), [&](int i, cudaStream_t stream) {
-            cublas_.Gemm(static_cast<const __half*>(weights.at(i)), x.half(), y.half(), m, k, n, stream);
-          });
-        }
-        if (options_.dense) RunDense(name, "dense", device_, dense, weights, n, x.half(), y.half(), cublas_us[n]);
-        if (!options_.sm80) continue;
-        cuda::DenseDevice older = device_;
-        older.encode_tensor_map = nullptr;
-        RunDense(name, "dense-sm80", older, dense, weights, n, x.half(), y.half(), cublas_us[n]);
-      }
-    }
+    if (options_.dense) RunDense(name, Workload(m, k, 0.0, 5), x.half(), y.half());
     for (double sparsity : options_.sparsities)
-      RunPrefill(name, Workload(m, k, sparsity, 1234), sparsity, x.half(), y.half(), cublas_us);
+      RunPrefill(name, Workload(m, k, sparsity, 1234), sparsity, x.half(), y.half());
   }
 
-  void RunDense(const std::string& name, const char* kernel, const cuda::DenseDevice& device, const Workload& w,
-                const Rotation& weights, int n, const __half* x, __half* y, double cublas_us) {
-    cuda::DenseMatMulArgs args;
-    args.x = x, args.y = y, args.m = w.m, args.k = w.k, args.n = n;
-    Measure({name, kernel, w.m, w.k, n, 0.0}, w, x, y, weights.launches(), cublas_us,
-            [&](int i, bool programmatic, cudaStream_t stream) {
-              args.w = weights.at(i), args.programmatic = programmatic;
-              Check(cuda::LaunchDenseMatMul(device, args, stream), "LaunchDenseMatMul");
-            });
+  void RunDense(const std::string& name, const Workload& w, const __half* x, __half* y) {
+    const Rotation weights(w.dense, w.m * w.k * 2);
+    cuda::DenseDevice older = device_;
+    older.encode_tensor_map = nullptr;
+    for (int n : options_.columns) {
+      const auto launch_on = [&, n](const cuda::DenseDevice& device) {
+        return [&, n](int i, bool programmatic, cudaStream_t stream) {
+          cuda::DenseMatMulArgs args;
+          args.w = weights.at(i), args.x = x, args.y = y, args.m = w.m, args.k = w.k, args.n = n;
+          args.programmatic = programmatic;
+          Check(cuda::LaunchDenseMatMul(device, args, stream), "LaunchDenseMatMul");
+        };
+      };
+      std::vector<Candidate> candidates = {{"dense", launch_on(device_)}};
+      if (options_.sm80) candidates.push_back({"dense-sm80", launch_on(older)});
+      Compare({name, "", w.m, w.k, n, 0.0}, w, weights, x, y, candidates);
+    }
   }
 
-  void RunPrefill(const std::string& name, const Workload& w, double sparsity, const __half* x, __half* y,
-                  const std::map<int, double>& cublas_us) {
+  void RunPrefill(const std::string& name, const Workload& w, double sparsity, const __half* x, __half* y) {
     cuda::WeightPlan plan;
     Check(cuda::MakePlan(w.view(), sparse_device_, {}, &plan), "MakePlan");
-    const Memory layout(plan.layout_bytes), staging(plan.staging_bytes);
     const cuda::DeviceParts parts{w.bitmap, w.row_offsets, w.values, ValueType::kFloat16};
-    Check(cuda::Convert(parts, staging.get(), layout.get(), nullptr, &plan), "Convert");
-    const Rotation weights(layout.get(), plan.layout_bytes);
-    MeasureExpansion(name, plan, weights, sparsity);
+    const Memory staging(plan.staging_bytes);
+    Check(cuda::Measure(parts, staging.get(), nullptr, &plan), "Measure");
+    const Memory layout(plan.layout_bytes);
+    Check(cuda::Convert(plan, parts, staging.get(), layout.get(), nullptr), "Convert");
+    Check(cudaDeviceSynchronize(), "Convert");
+    const Rotation packed(layout.get(), plan.layout_bytes), dense(w.dense, w.m * w.k * 2);
+    MeasureExpansion(name, plan, packed, sparsity);
+    const int64_t scratch_bytes =
+        options_.scratch_mib > 0 ? options_.scratch_mib << 20 : cuda::PrefillScratchBytes(plan);
+    const Memory scratch(scratch_bytes);
     for (int n : options_.columns) {
-      const int64_t scratch_bytes =
-          options_.scratch_mib > 0 ? options_.scratch_mib << 20 : cuda::PrefillScratchBytes(plan, n);
-      const Memory scratch(scratch_bytes);
       cuda::MatMulArgs args;
       args.x = x, args.y = y, args.n = n;
-      Measure({name, "prefill", w.m, w.k, n, sparsity}, w, x, y, weights.launches(),
-              cublas_us.count(n) ? cublas_us.at(n) : 0, [&](int i, bool programmatic, cudaStream_t stream) {
-                args.programmatic = programmatic;
-                Check(cuda::PrefillMatMul(plan, weights.at(i), device_, args, scratch.get(), scratch_bytes, stream),
-                      "PrefillMatMul");
-              });
+      std::vector<Candidate> candidates = {
+          {"prefill", [&, args](int i, bool programmatic, cudaStream_t stream) mutable {
+             args.programmatic = programmatic;
+             Check(cuda::PrefillMatMul(plan, packed.at(i), device_, args, scratch.get(), scratch_bytes, stream),
+                   "PrefillMatMul");
+           }}};
+      if (n <= kMostPacked) {
+        candidates.push_back({"packed", [&, args](int i, bool programmatic, cudaStream_t stream) mutable {
+                                args.programmatic = programmatic;
+                                Check(cuda::Launch(plan, packed.at(i), parts, args, stream), "Launch");
+                              }});
+      }
+      Compare({name, "", w.m, w.k, n, sparsity}, w, dense, x, y, candidates);
     }
   }
 
@@ -199,37 +206,76 @@ class Bench {
                         double sparsity) {
     const double bytes = plan.layout_bytes + 2.0 * plan.out_features * plan.in_features;
     const Memory dense(2 * plan.out_features * plan.in_features);
-    const double us = TimeLaunches(weights.launches(), [&](int i, cudaStream_t stream) {
-      Check(cuda::Expand(plan, weights.at(i), 0, plan.out_features, dense.get(), stream), "Expand");
+    Result r{name, "expansion", plan.out_features, plan.in_features, 0, sparsity};
+    r.us = TimeLaunches(weights.launches(), [&](int i, cudaStream_t stream) {
+      Check(cuda::Expand(plan, weights.at(i), 0, plan.blocks, dense.get(), false, stream), "Expand");
     });
-    std::printf("%-8s expansion  s=%.2f          %9.2f us, %.0f GB/s = %.2f of read\n", name.c_str(), sparsity, us,
-                bytes / us * 1e-3, bytes / us * 1e-3 / bandwidth_);
+    results_.push_back(r);
+    std::printf("%-8s expansion  s=%.2f          %9.2f us, %.0f GB/s = %.2f of read\n", name.c_str(), sparsity, r.us,
+                bytes / r.us * 1e-3, bytes / r.us * 1e-3 / bandwidth_);
   }
 
-  /// Checks the first and last columns of one launch, then times it, alone and with programmatic dependent launch.
-  void Measure(Result r, const Workload& w, const __half* x, __half* y, int launches, double cublas_us,
-               const Launcher& launch) {
-    Check(cudaMemset(y, 0xff, w.m * r.n * 2), "poison");
-    launch(1, false, nullptr);
-    Check(cudaDeviceSynchronize(), "multiplication");
-    const int64_t sample = std::min(r.n, 32), last = r.n - sample;
-    r.worst_error = std::max(WorstError(w, x, y, sample), WorstError(w, x + last * w.k, y + last * w.m, sample));
-    r.us = TimeLaunches(launches, [&](int i, cudaStream_t stream) { launch(i, false, stream); });
-    r.pdl_us = TimeLaunches(launches, [&](int i, cudaStream_t stream) { launch(i, true, stream); });
-    r.cublas_us = cublas_us;
-    results_.push_back(r);
-    const double flops = 2.0 * w.m * w.k * r.n, bytes = 2.0 * (w.m * w.k + w.k * r.n + w.m * r.n);
+  /// Checks the first and last columns of each candidate, then times all, cuBLAS on the same weights among them, in
+  /// turns, so that none has the cooler GPU: medians of the rounds. Each is timed alone and with programmatic dependent
+  /// launch.
+  void Compare(const Result& base, const Workload& w, const Rotation& dense, const __half* x, __half* y,
+               const std::vector<Candidate>& candidates) {
+    constexpr int kRounds = 3, kLongColumns = 512;
+    const int n = base.n, launches = n > kLongColumns ? 4 : dense.launches();
+    const int64_t sample = std::min(n, 32), last = n - sample;
+    std::vector<Result> found;
+    for (const Candidate& candidate : candidates) {
+      Check(cudaMemset(y, 0xff, w.m * n * 2), "poison");
+      candidate.launch(1, false, nullptr);
+      Check(cudaDeviceSynchronize(), candidate.kernel);
+      found.push_back(base);
+      found.back().kernel = candidate.kernel;
+      found.back().worst_error =
+          std::max(WorstError(w, x, y, sample), WorstError(w, x + last * w.k, y + last * w.m, sample));
+    }
+    std::vector<double> cublas;
+    std::vector<std::vector<double>> plain(candidates.size()), pdl(candidates.size());
+    for (int round = 0; round < kRounds; ++round) {
+      if (has_cublas_) {
+        cublas.push_back(TimeLaunches(launches, [&](int i, cudaStream_t stream) {
+          cublas_.Gemm(static_cast<const __half*>(dense.at(i)), x, y, w.m, w.k, n, stream);
+        }));
+      }
+      for (size_t c = 0; c < candidates.size(); ++c) {
+        for (bool programmatic : {false, true}) {
+          (programmatic ? pdl : plain)[c].push_back(TimeLaunches(
+              launches, [&](int i, cudaStream_t stream) { candidates[c].launch(i, programmatic, stream); }));
+        }
+      }
+    }
+    for (size_t c = 0; c < candidates.size(); ++c) {
+      found[c].us = Median(plain[c]), found[c].pdl_us = Median(pdl[c]);
+      found[c].cublas_us = has_cublas_ ? Median(cublas) : 0;
+      results_.push_back(found[c]);
+      Print(found[c]);
+    }
+  }
+
+  static double Median(std::vector<double> values) {
+    std::sort(values.begin(), values.end());
+    return values[values.size() / 2];
+  }
+
+  void Print(const Result& r) const {
+    const double flops = 2.0 * r.m * r.k * r.n, bytes = 2.0 * (r.m * r.k + r.k * r.n + r.m * r.n);
     std::printf(
         "%-8s %-10s s=%.2f N=%-5d err %.2f | %9.2f us x%.3f | PDL %9.2f us x%.3f | cuBLAS %9.2f us | %4.0f "
         "TFLOP/s, %4.0f GB/s = %.2f of read\n",
-        r.matrix.c_str(), r.kernel.c_str(), r.sparsity, r.n, r.worst_error, r.us, cublas_us / r.us, r.pdl_us,
-        cublas_us / r.pdl_us, cublas_us, flops / r.us * 1e-6, bytes / r.us * 1e-3, bytes / r.us * 1e-3 / bandwidth_);
+        r.matrix.c_str(), r.kernel.c_str(), r.sparsity, r.n, r.worst_error, r.us, r.cublas_us / r.us, r.pdl_us,
+        r.cublas_us / r.pdl_us, r.cublas_us, flops / r.us * 1e-6, bytes / r.us * 1e-3,
+        bytes / r.us * 1e-3 / bandwidth_);
     std::fflush(stdout);
   }
 
   void PrintMeans() const {
     std::map<std::tuple<std::string, double, int>, std::pair<double, int>> logs;
     for (const Result& r : results_) {
+      if (r.cublas_us == 0) continue;
       auto& [sum, count] = logs[{r.kernel, r.sparsity, r.n}];
       sum += std::log(r.cublas_us / r.us), ++count;
     }

@@ -79,7 +79,7 @@ class OptGraph {
       }
     }
     // For GPUs: a greedy step copies one token from the device, not the whole row of logits.
-    if (type === 'float16') graph.output('likeliest', 'int64', [tokens]);
+    if (type === 'float16') graph.output('likeliest', 'int64', [batch, sequence]);
     const context = buildContext(graph, this.options);
     let hidden = this.embed();
     for (let i = 0; i < config.layers; i++) hidden = this.layer(i, hidden, context);
@@ -190,7 +190,7 @@ class OptGraph {
     });
     graph.addNode('Reshape', [flat, context.split], ['logits'], '/lm_head/logits');
     if (type === 'float16')
-      graph.addNode('ArgMax', [flat], ['likeliest'], '/lm_head/likeliest', { axis: 1, keepdims: 0 });
+      graph.addNode('ArgMax', ['logits'], ['likeliest'], '/lm_head/likeliest', { axis: -1, keepdims: 0 });
   }
 
   private activate(at: string, hidden: string): string {

@@ -321,33 +321,6 @@ void RunAttention(const GpuInfo& gpu, Size size) {
 
 namespace {
 
-/// Medians of launches on caches taken by turns, so that each comes from memory.
-struct Timer {
-  cudaEvent_t start, stop;
-  Timer() {
-    Check(cudaEventCreate(&start), "cudaEventCreate");
-    Check(cudaEventCreate(&stop), "cudaEventCreate");
-  }
-  ~Timer() { cudaEventDestroy(start), cudaEventDestroy(stop); }
-
-  /// Microseconds of one of `count` launches in a row.
-  template <typename Launch>
-  double Run(int count, Launch launch) {
-    std::vector<float> times;
-    for (int repeat = 0; repeat < 5; ++repeat) {
-      Check(cudaEventRecord(start), "cudaEventRecord");
-      for (int i = 0; i < count; ++i) Check(launch(i), "timed launch");
-      Check(cudaEventRecord(stop), "cudaEventRecord");
-      Check(cudaEventSynchronize(stop), "timed launches");
-      float milliseconds;
-      Check(cudaEventElapsedTime(&milliseconds, start, stop), "cudaEventElapsedTime");
-      times.push_back(milliseconds * 1e3f / static_cast<float>(count));
-    }
-    std::sort(times.begin(), times.end());
-    return times[times.size() / 2];
-  }
-};
-
 cuda::AttentionArgs TimedArgs(const GpuInfo& gpu, int64_t batch, int64_t sequence, int64_t total, const Buffer& qkv,
                               const Buffer& bias, const Buffer& output, const Buffer& seqlens) {
   cuda::AttentionArgs args;

@@ -5,6 +5,7 @@
 #include <cuda_fp16.h>
 #include <cuda_runtime.h>
 
+#include <algorithm>
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
@@ -180,5 +181,33 @@ void Compare(const std::string& what, const std::vector<double>& got, const std:
 inline void CompareExact(const std::string& what, const std::vector<double>& got, const std::vector<double>& expected) {
   Compare(what, got, expected, [](size_t) { return 0.0; });
 }
+
+/// Times of launches in a row; a launch that is given its number can take its memory by turns, so that it comes from
+/// memory and not from a cache.
+struct Timer {
+  cudaEvent_t start, stop;
+  Timer() {
+    Check(cudaEventCreate(&start), "cudaEventCreate");
+    Check(cudaEventCreate(&stop), "cudaEventCreate");
+  }
+  ~Timer() { cudaEventDestroy(start), cudaEventDestroy(stop); }
+
+  /// Microseconds of one of `count` launches; the median of five tries.
+  template <typename Launch>
+  double Run(int count, Launch launch) {
+    std::vector<float> times;
+    for (int repeat = 0; repeat < 5; ++repeat) {
+      Check(cudaEventRecord(start), "cudaEventRecord");
+      for (int i = 0; i < count; ++i) Check(launch(i), "timed launch");
+      Check(cudaEventRecord(stop), "cudaEventRecord");
+      Check(cudaEventSynchronize(stop), "timed launches");
+      float milliseconds;
+      Check(cudaEventElapsedTime(&milliseconds, start, stop), "cudaEventElapsedTime");
+      times.push_back(milliseconds * 1e3f / static_cast<float>(count));
+    }
+    std::sort(times.begin(), times.end());
+    return times[times.size() / 2];
+  }
+};
 
 }  // namespace flashllm::test

@@ -1,6 +1,7 @@
-// LayerNormalization, reductions, CumSum, Softmax, ArgMax and Range of the decode graph against float64.
+// LayerNormalization, reductions, CumSum, Softmax, ArgMax, Range and MatMul of the decode graph against float64.
 #include <algorithm>
 
+#include "ops/decoder/cuda/batched_matmul.h"
 #include "ops/decoder/cuda/layer_norm.h"
 #include "ops/decoder/cuda/reduce.h"
 #include "tests/gpu/decoder_fixture.h"
@@ -241,6 +242,50 @@ void RunRange(DataType type, int64_t count, double start, double delta) {
   CompareExact(what, Decode(bytes, type), expected);
 }
 
+/// Batches of `a_batch` and `b_batch` matrices; one of them may be 1, to be broadcast.
+void RunMatMul(DataType type, int64_t a_batch, int64_t b_batch, int64_t m, int64_t k, int64_t n) {
+  char what[120];
+  std::snprintf(what, sizeof(what), "matmul %s [%lld,%lld,%lld] [%lld,%lld,%lld]", Name(type),
+                static_cast<long long>(a_batch), static_cast<long long>(m), static_cast<long long>(k),
+                static_cast<long long>(b_batch), static_cast<long long>(k), static_cast<long long>(n));
+  const Tensor a = Random(a_batch * m * k, type, 1), b = Random(b_batch * k * n, type, 2);
+  cuda::BatchedMatMulArgs args;
+  args.a_shape = {3, {a_batch, m, k}}, args.b_shape = {3, {b_batch, k, n}};
+  if (b_batch == 1) args.b_shape = {2, {k, n}};
+  Shape shape;
+  Expect(cuda::MatMulShape(args.a_shape, args.b_shape, &shape), what, "shapes");
+  Buffer a_device(a.bytes()), b_device(b.bytes()), y(shape.count() * SizeOf(type));
+  args.a = a_device.get(), args.b = b_device.get(), args.y = y.get(), args.type = type;
+  const auto bytes = RunThrice(what, y, [&] { return cuda::LaunchBatchedMatMul(args, nullptr); });
+  std::vector<double> expected(shape.count()), size(shape.count());
+  for (int64_t i = 0; i < shape.count(); ++i) {
+    const int64_t batch = i / (m * n), row = i / n % m, column = i % n;
+    for (int64_t j = 0; j < k; ++j) {
+      const double product = a.values[((a_batch == 1 ? 0 : batch) * m + row) * k + j] *
+                             b.values[((b_batch == 1 ? 0 : batch) * k + j) * n + column];
+      expected[i] += product, size[i] += std::abs(product);
+    }
+  }
+  Compare(what, Decode(bytes, type), expected,
+          [&](size_t i) { return HalfUlp(expected[i], type) + 6e-8 * static_cast<double>(k + 2) * size[i]; });
+}
+
+void RunMatMuls() {
+  for (DataType type : {DataType::kFloat16, DataType::kFloat32}) {
+    RunMatMul(type, 1, 1, 1, 1, 1);
+    RunMatMul(type, 6, 6, 70, 64, 77);
+    RunMatMul(type, 6, 6, 1, 131, 64);
+    RunMatMul(type, 3, 1, 65, 17, 129);
+    RunMatMul(type, 1, 5, 5, 33, 3);
+    RunMatMul(type, 2, 2, 3, 0, 4);
+    RunMatMul(type, 2, 2, 0, 3, 4);
+  }
+  Shape shape;
+  Expect(!cuda::MatMulShape({2, {2, 3}}, {2, {2, 3}}, &shape), "MatMulShape", "took inner 3 and 2");
+  Expect(!cuda::MatMulShape({3, {2, 2, 3}}, {3, {3, 3, 2}}, &shape), "MatMulShape", "took batches of 2 and 3");
+  Expect(!cuda::MatMulShape({1, {3}}, {2, {3, 2}}, &shape), "MatMulShape", "took a vector");
+}
+
 }  // namespace
 
 void RunReductions(Size size) {
@@ -250,11 +295,36 @@ void RunReductions(Size size) {
     for (int64_t width : {1, 5, 32, 33, 257, 2048, 5000}) RunSoftmax(type, 3, width);
   }
   RunArgMaxes();
+  RunMatMuls();
   for (DataType type : {DataType::kFloat32, DataType::kFloat16, DataType::kInt32, DataType::kInt64}) {
     RunRange(type, 1000, -3, 2);
     RunRange(type, 5, 0.25, -0.75);
     RunRange(type, 300, 7, 0);
     RunRange(type, 0, 0, 1);
+  }
+}
+
+void TimeReductions(const GpuInfo& gpu) {
+  Timer timer;
+  std::printf("one launch of many in a row; pdl 0 and 1\n");
+  for (bool programmatic : {false, true}) {
+    if (programmatic && gpu.compute_capability < 90) continue;
+    for (int64_t rows : {1, 8, 32, 4096}) {
+      Buffer x(rows * 7168 * 2), y(rows * 7168 * 2), affine(7168 * 2);
+      cuda::LayerNormArgs args;
+      args.x = x.get(), args.y = y.get(), args.scale = args.shift = affine.get(), args.rows = rows, args.width = 7168;
+      args.programmatic = args.constant_affine = programmatic;
+      std::printf("layer norm [%lld, 7168] %d %8.2f us\n", static_cast<long long>(rows), programmatic,
+                  timer.Run(100, [&](int) { return cuda::LaunchLayerNorm(args, nullptr); }));
+    }
+    for (int64_t rows : {1, 8, 32}) {
+      Buffer x(rows * 50272 * 2), y(rows * 8);
+      cuda::ArgMaxArgs args;
+      args.x = x.get(), args.y = static_cast<int64_t*>(y.get()), args.rows = rows, args.width = 50272;
+      args.programmatic = programmatic;
+      std::printf("argmax [%lld, 50272] %d %8.2f us\n", static_cast<long long>(rows), programmatic,
+                  timer.Run(100, [&](int) { return cuda::LaunchArgMax(args, nullptr); }));
+    }
   }
 }
 

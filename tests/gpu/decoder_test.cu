@@ -1,6 +1,6 @@
 // The CUDA kernels of the decode graph (ops/decoder/cuda) on a real GPU, element by element against float64. Exit code
 // 0: all passed; 1: a failure; 77: no GPU.
-//   decoder_test [--tiny | --time]     --tiny: a few cases, for compute-sanitizer; --time: no tests, times of attention
+//   decoder_test [--tiny | --time]     --tiny: a few cases, for compute-sanitizer; --time: no tests, times
 #include "tests/gpu/decoder_test.h"
 
 #include "tests/gpu/decoder_fixture.h"
@@ -19,6 +19,7 @@ int main(int argc, char** argv) {
   const std::string option = argc > 1 ? argv[1] : "";
   if (option == "--time") {
     TimeAttention(gpu);
+    TimeReductions(gpu);
     return 0;
   }
   const Size size = option == "--tiny" ? Size::kTiny : Size::kFull;

@@ -15,5 +15,6 @@ void RunMovement(Size size);    // gather and strided copies
 void RunReductions(Size size);  // layer norm, reductions, softmax, argmax
 
 void TimeAttention(const GpuInfo& gpu);
+void TimeReductions(const GpuInfo& gpu);
 
 }  // namespace flashllm::test

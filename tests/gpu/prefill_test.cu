@@ -3,6 +3,7 @@
 //   prefill_test [--quick]     --quick: small shapes, for compute-sanitizer
 #include <cmath>
 #include <cstring>
+#include <memory>
 
 #include "ops/sparse-matmul/cuda/expand.h"
 #include "ops/sparse-matmul/cuda/prefill.h"
@@ -29,36 +30,34 @@ std::vector<uint16_t> RandomHalves(int64_t count, uint32_t seed) {
   return halves;
 }
 
-/// A weight on the device, in the gather layout.
+/// A weight on the device, in the column layout.
 struct Resident {
   cuda::WeightPlan plan;
-  Buffer layout;
+  std::unique_ptr<Buffer> layout;
 
-  Resident(const Packed& w, const cuda::DeviceInfo& device, const cuda::PlanOptions& options)
-      : plan(Planned(w, device, options)), layout(plan.layout_bytes) {
+  Resident(const Packed& w, const cuda::DeviceInfo& device, const cuda::PlanOptions& options) {
+    Check(cuda::MakePlan(w.view(), device, options, &plan), "MakePlan");
     Buffer bitmap(w.bitmap.data(), w.bitmap.size()), offsets(w.row_offsets.data(), w.row_offsets.size() * 4),
         values(w.values.data(), w.values.size()), staging(plan.staging_bytes);
     const cuda::DeviceParts parts{static_cast<const uint8_t*>(bitmap.get()), static_cast<const int32_t*>(offsets.get()),
                                   values.get(), w.type};
-    Check(cuda::Convert(parts, staging.get(), layout.get(), nullptr, &plan), "Convert");
-  }
-
- private:
-  static cuda::WeightPlan Planned(const Packed& w, const cuda::DeviceInfo& device, const cuda::PlanOptions& options) {
-    cuda::WeightPlan plan;
-    Check(cuda::MakePlan(w.view(), device, options, &plan), "MakePlan");
-    return plan;
+    Check(cuda::Measure(parts, staging.get(), nullptr, &plan), "Measure");
+    layout = std::make_unique<Buffer>(plan.layout_bytes);
+    Check(cuda::Convert(plan, parts, staging.get(), layout->get(), nullptr), "Convert");
+    Check(cudaDeviceSynchronize(), "Convert");
   }
 };
 
-/// Rows [first, first + rows): each element as packed, nothing written outside.
-void CheckExpansion(const Packed& w, const std::string& pattern, const Resident& resident, int64_t first, int64_t rows,
-                    int64_t offset) {
+/// Row blocks [first_block, end_block): each element as packed, nothing written outside.
+void CheckExpansion(const Packed& w, const std::string& pattern, const Resident& resident, int first_block,
+                    int end_block, int64_t offset) {
   constexpr int64_t kGuard = 64;
+  const int64_t first = cuda::RowOfBlock(resident.plan, first_block);
+  const int64_t rows = cuda::RowOfBlock(resident.plan, end_block) - first;
   Buffer dense((offset + rows * w.k + kGuard) * 2);
   dense.Poison();
-  Check(cuda::Expand(resident.plan, resident.layout.get(), first, rows, static_cast<uint16_t*>(dense.get()) + offset,
-                     nullptr),
+  Check(cuda::Expand(resident.plan, resident.layout->get(), first_block, end_block,
+                     static_cast<uint16_t*>(dense.get()) + offset, false, nullptr),
         "Expand");
   Check(cudaDeviceSynchronize(), "Expand");
   const std::vector<uint8_t> bytes = dense.Read();
@@ -78,11 +77,11 @@ void CheckExpansion(const Packed& w, const std::string& pattern, const Resident&
 }
 
 void CheckPrefill(const Packed& w, const std::string& pattern, const Resident& resident,
-                  const cuda::DenseDevice& device, int64_t n, int64_t scratch_rows) {
+                  const cuda::DenseDevice& device, int64_t n, int64_t scratch_bytes) {
   const std::vector<uint16_t> x = RandomHalves(n * w.k, 11), bias = RandomHalves(w.m, 13),
                               residual = RandomHalves(n * w.m, 17);
   Buffer x_device(x.data(), x.size() * 2), bias_device(bias.data(), bias.size() * 2),
-      residual_device(residual.data(), residual.size() * 2), y(n * w.m * 2), scratch(scratch_rows * w.k * 2);
+      residual_device(residual.data(), residual.size() * 2), y(n * w.m * 2), scratch(scratch_bytes);
   y.Poison();
   scratch.Poison();
   cuda::MatMulArgs args;
@@ -90,9 +89,9 @@ void CheckPrefill(const Packed& w, const std::string& pattern, const Resident& r
   args.n = n, args.activation = cuda::Activation::kRelu;
   std::vector<uint8_t> bytes;
   for (int repeat = 0; repeat < 2; ++repeat) {
-    Check(cuda::PrefillMatMul(resident.plan, resident.layout.get(), device, args, scratch.get(), scratch_rows * w.k * 2,
-                              nullptr),
-          "PrefillMatMul");
+    Check(
+        cuda::PrefillMatMul(resident.plan, resident.layout->get(), device, args, scratch.get(), scratch_bytes, nullptr),
+        "PrefillMatMul");
     Check(cudaDeviceSynchronize(), "PrefillMatMul");
     std::vector<uint8_t> again = y.Read();
     if (repeat > 0 && again != bytes) return Fail(w, pattern, "two runs differ");
@@ -116,8 +115,8 @@ void CheckPrefill(const Packed& w, const std::string& pattern, const Resident& r
     ++checked;
     if (std::abs(number(got[i]) - sum) <= bound) continue;  // NaN fails
     char why[160];
-    std::snprintf(why, sizeof(why), "N=%lld, %lld rows a slab: Y[%lld, %lld] = %g, expected %g within %g",
-                  static_cast<long long>(n), static_cast<long long>(scratch_rows), static_cast<long long>(row),
+    std::snprintf(why, sizeof(why), "N=%lld, scratch of %lld bytes: Y[%lld, %lld] = %g, expected %g within %g",
+                  static_cast<long long>(n), static_cast<long long>(scratch_bytes), static_cast<long long>(row),
                   static_cast<long long>(m), number(got[i]), sum, bound);
     return Fail(w, pattern, why);
   }
@@ -129,16 +128,23 @@ void RunWeight(const cuda::DeviceInfo& info, const cuda::DenseDevice& device, in
   cuda::PlanOptions options;
   options.cluster = cluster, options.float32_is_half = pattern == "halves";
   const Resident resident(w, info, options);
-  CheckExpansion(w, pattern, resident, 0, m, 0);
-  CheckExpansion(w, pattern, resident, 0, m, 1);
-  for (int64_t first = 16; first < m; first = first * 2 + 16)
-    CheckExpansion(w, pattern, resident, first, std::min<int64_t>(m - first, first % 3 == 0 ? 7 : 48), 8);
+  const int blocks = resident.plan.blocks;
+  for (int64_t offset : {0, 1}) CheckExpansion(w, pattern, resident, 0, blocks, offset);
+  if (blocks > 2) {
+    CheckExpansion(w, pattern, resident, 0, 1, 8);
+    CheckExpansion(w, pattern, resident, 1, blocks - 1, 8);
+    CheckExpansion(w, pattern, resident, blocks - 1, blocks, 8);
+  }
   const bool supported = cuda::SupportsPrefill(resident.plan, cuda::ElementType::kFloat16);
   if (supported != (type != ValueType::kBFloat16)) return Fail(w, pattern, "SupportsPrefill is wrong");
   if (!supported || cluster == 1 || cluster == 4) return;  // layouts differ by cluster, what is multiplied does not
-  for (int64_t n : {1, 70, 130}) CheckPrefill(w, pattern, resident, device, n, std::max<int64_t>(m, 16));
-  CheckPrefill(w, pattern, resident, device, 65, 16);
-  CheckPrefill(w, pattern, resident, device, 129, std::min<int64_t>(std::max<int64_t>(m, 16), 300));
+  const int64_t whole = cuda::PrefillScratchBytes(resident.plan);
+  for (int64_t n : {1, 70, 130}) CheckPrefill(w, pattern, resident, device, n, whole);
+  int64_t largest = 0;  // row block: scratch for one, and for two
+  for (int block = 0; block < blocks; ++block)
+    largest = std::max(largest, cuda::RowOfBlock(resident.plan, block + 1) - cuda::RowOfBlock(resident.plan, block));
+  CheckPrefill(w, pattern, resident, device, 65, largest * k * 2);
+  CheckPrefill(w, pattern, resident, device, 129, 2 * largest * k * 2);
 }
 
 void RunAll(const cuda::DeviceInfo& info, const cuda::DenseDevice& device, bool quick) {
@@ -168,7 +174,7 @@ int main(int argc, char** argv) {
   cuda::DenseDevice device;
   test::Check(cuda::GetDeviceInfo(0, &info), "GetDeviceInfo");
   test::Check(cuda::GetDenseDevice(0, &device), "GetDenseDevice");
-  test::Check(cuda::PreparePrefill(), "PreparePrefill");
+  test::Check(cuda::PreparePrefill(info), "PreparePrefill");
   test::RunAll(info, device, argc > 1 && std::strcmp(argv[1], "--quick") == 0);
   std::printf("%lld elements checked, %d cases failed\n", static_cast<long long>(test::checked), test::failures);
   return test::failures == 0 ? 0 : 1;

@@ -47,6 +47,7 @@ __global__ void __launch_bounds__(kThreads) AppendKernel(const __grid_constant__
 struct PrefillParams {
   AttentionArgs args;
   int64_t query_tiles;
+  bool bias_in_pairs;
 };
 
 /// One warp's 16 queries against tiles of positions. A lane holds rows lane / 4 and lane / 4 + 8 of every fragment.
@@ -86,16 +87,26 @@ struct Tiles {
   }
 };
 
-/// What a warp knows of its rows.
+/// A lane's two rows.
 struct Rows {
-  int first;  // the lane's upper row, a token's number
-  int sequence, past, length;
-  const __half* bias[2];  // of the lane's two rows, or null
+  int token[2];           // their numbers; at and beyond the sequence: no row
+  int end[2];             // they see the positions below
+  const __half* bias[2];  // or null
+  bool bias_in_pairs;     // every even position's bias is aligned to 4 bytes and has a neighbour
   float scale;
 
-  __device__ __forceinline__ int token(int half) const { return first + 8 * half; }
-  __device__ __forceinline__ bool sees(int half, int position) const {
-    return token(half) < sequence && position <= past + token(half) && position < length;
+  __device__ __forceinline__ Rows(const PrefillParams& params, int64_t batch, int64_t head, int first_token,
+                                  const Lengths& lengths)
+      : bias_in_pairs(params.bias_in_pairs), scale(params.args.scale * kLog2E) {
+    const AttentionArgs& p = params.args;
+    for (int half = 0; half < 2; ++half) {
+      token[half] = first_token + threadIdx.x / 32 * kWarpQueries + threadIdx.x % 32 / 4 + 8 * half;
+      end[half] = token[half] < p.sequence ? min(lengths.past + token[half] + 1, lengths.length) : 0;
+      const int64_t row = min(static_cast<int64_t>(token[half]), p.sequence - 1);
+      bias[half] = p.bias == nullptr ? nullptr
+                                     : static_cast<const __half*>(p.bias) + batch * p.bias_batch_stride +
+                                           head * p.bias_head_stride + row * p.bias_query_stride;
+    }
   }
 };
 
@@ -106,7 +117,7 @@ __device__ __forceinline__ void LoadQuery(const AttentionArgs& p, const Rows& ro
   for (int step = 0; step < WarpState<kHeadDim>::kSteps; ++step) {
 #pragma unroll
     for (int part = 0; part < 4; ++part) {
-      const int token = rows.token(part % 2), element = step * 16 + part / 2 * 8 + threadIdx.x % 4 * 2;
+      const int token = rows.token[part % 2], element = step * 16 + part / 2 * 8 + threadIdx.x % 4 * 2;
       state->query[step][part] = 0;
       if (token >= p.sequence || element >= p.head_dim) continue;
       const int64_t at = TokenOffset(p, batch, token, head) + element;
@@ -137,20 +148,68 @@ __device__ __forceinline__ void MultiplyKeys(const WarpState<kHeadDim>& state, u
   }
 }
 
+/// The bias of a warp's 16 queries at a tile's positions, two neighbours a word, as a lane's accumulators lie. Loaded
+/// before the scores are computed, so that they hide the wait, and without a branch, so that no load waits for another:
+/// beyond the end it is the last position's, which the mask hides.
+struct TileBias {
+  uint32_t pairs[kTile / 8][2] = {};
+
+  __device__ __forceinline__ void Load(const Rows& rows, int first, int total) {
+    if (rows.bias[0] == nullptr) return;
+    first += threadIdx.x % 4 * 2;
+    if (rows.bias_in_pairs)
+      LoadPairs(rows, first, total - 2);
+    else
+      LoadEach(rows, first, total - 1);
+  }
+
+  __device__ __forceinline__ void LoadPairs(const Rows& rows, int first, int last) {
+#pragma unroll
+    for (int n = 0; n < kTile / 8; ++n) {
+#pragma unroll
+      for (int half = 0; half < 2; ++half)
+        pairs[n][half] = *reinterpret_cast<const uint32_t*>(rows.bias[half] + min(first + n * 8, last));
+    }
+  }
+
+  __device__ __forceinline__ void LoadEach(const Rows& rows, int first, int last) {
+    uint16_t low[kTile / 8][2], high[kTile / 8][2];
+#pragma unroll
+    for (int n = 0; n < kTile / 8; ++n) {
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        const auto* const bits = reinterpret_cast<const uint16_t*>(rows.bias[half]);
+        low[n][half] = bits[min(first + n * 8, last)];
+        high[n][half] = bits[min(first + n * 8 + 1, last)];
+      }
+    }
+#pragma unroll
+    for (int n = 0; n < kTile / 8; ++n) {
+#pragma unroll
+      for (int half = 0; half < 2; ++half) pairs[n][half] = low[n][half] | static_cast<uint32_t>(high[n][half]) << 16;
+    }
+  }
+
+  __device__ __forceinline__ float at(int n, int i) const {
+    const __half2 pair = *reinterpret_cast<const __half2*>(&pairs[n][i / 2]);
+    return i % 2 == 0 ? __low2float(pair) : __high2float(pair);
+  }
+};
+
 /// Scaled, in powers of two, with the bias; -∞ where a query does not see a position.
-__device__ __forceinline__ void MaskScores(const Rows& rows, int first, float (&scores)[kTile / 8][4]) {
-  const bool all_seen = rows.token(1) < rows.sequence && first + kTile <= min(rows.past + rows.first + 1, rows.length);
+__device__ __forceinline__ void MaskScores(const Rows& rows, int first, const TileBias& bias,
+                                           float (&scores)[kTile / 8][4]) {
+#pragma unroll
+  for (int n = 0; n < kTile / 8; ++n) {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) scores[n][i] = fmaf(scores[n][i], rows.scale, bias.at(n, i) * kLog2E);
+  }
+  if (first + kTile <= rows.end[0] && first + kTile <= rows.end[1]) return;
 #pragma unroll
   for (int n = 0; n < kTile / 8; ++n) {
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
-      const int position = first + n * 8 + threadIdx.x % 4 * 2 + i % 2;
-      float score = scores[n][i] * rows.scale;
-      if (!all_seen && !rows.sees(i / 2, position))
-        score = -INFINITY;
-      else if (rows.bias[0] != nullptr)
-        score = fmaf(__half2float(rows.bias[i / 2][position]), kLog2E, score);
-      scores[n][i] = score;
+      if (first + n * 8 + static_cast<int>(threadIdx.x) % 4 * 2 + i % 2 >= rows.end[i / 2]) scores[n][i] = -INFINITY;
     }
   }
 }
@@ -215,9 +274,9 @@ __device__ __forceinline__ void StoreRows(const AttentionArgs& p, const Rows& ro
     float weight = state.weight[half];
     weight += __shfl_xor_sync(0xffffffffu, weight, 1);
     weight += __shfl_xor_sync(0xffffffffu, weight, 2);
-    if (rows.token(half) >= p.sequence) continue;
+    if (rows.token[half] >= p.sequence) continue;
     const float inverse = weight == 0.0f ? 0.0f : 1.0f / weight;
-    const int64_t at = ((batch * p.sequence + rows.token(half)) * p.heads + head) * p.head_dim;
+    const int64_t at = ((batch * p.sequence + rows.token[half]) * p.heads + head) * p.head_dim;
 #pragma unroll
     for (int n = 0; n < kHeadDim / 8; ++n) {
       if (n * 8 >= p.head_dim) continue;
@@ -244,18 +303,7 @@ __global__ void __launch_bounds__(kWarps * 32) PrefillKernel(const __grid_consta
   const int visible = min(lengths.past + end_token, lengths.length);
   const int tiles = (visible + kTile - 1) / kTile;
 
-  Rows rows{first_token + static_cast<int>(threadIdx.x / 32) * kWarpQueries + static_cast<int>(threadIdx.x % 32 / 4),
-            static_cast<int>(p.sequence),
-            lengths.past,
-            lengths.length,
-            {nullptr, nullptr},
-            p.scale * kLog2E};
-  if (p.bias != nullptr) {
-    const __half* const bias =
-        static_cast<const __half*>(p.bias) + batch * p.bias_batch_stride + head * p.bias_head_stride;
-    for (int half = 0; half < 2; ++half)
-      rows.bias[half] = bias + static_cast<int64_t>(rows.token(half)) * p.bias_query_stride;
-  }
+  const Rows rows(params, batch, head, first_token, lengths);
   WarpState<kHeadDim> state = {};
   state.largest[0] = state.largest[1] = -INFINITY;
   LoadQuery<kHeadDim>(p, rows, batch, head, &state);
@@ -269,9 +317,11 @@ __global__ void __launch_bounds__(kWarps * 32) PrefillKernel(const __grid_consta
     CommitCopies();
     WaitForCopies<1>();
     __syncthreads();
+    TileBias bias;
+    bias.Load(rows, tile * kTile, static_cast<int>(p.total));
     float scores[kTile / 8][4];
     MultiplyKeys<kHeadDim>(state, T::Keys(shared, tile % 2), scores);
-    MaskScores(rows, tile * kTile, scores);
+    MaskScores(rows, tile * kTile, bias, scores);
     Softmax<kHeadDim>(scores, &state);
     MultiplyValues<kHeadDim>(scores, T::Values(shared, tile % 2), &state);
     __syncthreads();
@@ -279,9 +329,14 @@ __global__ void __launch_bounds__(kWarps * 32) PrefillKernel(const __grid_consta
   StoreRows<kHeadDim>(p, rows, batch, head, state);
 }
 
+bool BiasComesInPairs(const AttentionArgs& args) {
+  const int64_t strides = args.bias_batch_stride | args.bias_head_stride | args.bias_query_stride;
+  return args.total % 2 == 0 && strides % 2 == 0 && IsAligned(args.bias, 4);
+}
+
 template <int kHeadDim>
 cudaError_t LaunchTiles(const AttentionArgs& args, cudaStream_t stream) {
-  const PrefillParams params{args, (args.sequence + kBlockQueries - 1) / kBlockQueries};
+  const PrefillParams params{args, (args.sequence + kBlockQueries - 1) / kBlockQueries, BiasComesInPairs(args)};
   LaunchConfig how;
   how.blocks = args.batch * args.heads * params.query_tiles;
   how.threads = kWarps * 32;

@@ -1,5 +1,5 @@
 // Dense float16 matrix products on NVIDIA GPUs, from sm_80: Y[N, M] = act(X[N, K] · Wᵀ + bias) + residual, accumulated
-// in float32. W is a weight [M, K] = [out_features, in_features]. docs/kernels.md tells how and why.
+// in float32. W is a weight [M, K] = [out_features, in_features]. docs/dense-matmul.md tells how and why.
 #pragma once
 
 #include <cuda_runtime_api.h>
@@ -35,6 +35,8 @@ struct DenseMatMulArgs {
   /// Programmatic dependent launch: W and bias are read while the previous kernel of the stream still runs; X and the
   /// residual are read, and Y is written, only after it.
   bool programmatic = false;
+  /// With `programmatic`: W too is read only after the previous kernel, which may be what writes it.
+  bool weights_late = false;
 };
 
 /// Enqueues the multiplication: one kernel, no workspace, no state between launches, bit-identical from run to run. Any

@@ -27,10 +27,6 @@ __device__ __forceinline__ void LoadMatrices(uint32_t (&to)[4], uint32_t address
                : "r"(address)
                : "memory");
 }
-__device__ __forceinline__ void StoreShared128(uint32_t address, uint4 v) {
-  asm volatile("st.shared.v4.u32 [%0],{%1,%2,%3,%4};" ::"r"(address), "r"(v.x), "r"(v.y), "r"(v.z), "r"(v.w)
-               : "memory");
-}
 
 /// 16 bytes that are read once: they stay out of L1, which then keeps what is read again.
 __device__ __forceinline__ uint4 LoadStreaming(const void* from) {

@@ -18,9 +18,14 @@ struct SkinnyParams {
   Operand w, x;
   Epilogue epilogue;
   int units;
+  bool weights_late;  // W is the previous kernel's work
 };
 
-/// kTiles tiles of 16 rows of W, kColumnTiles tiles of 8 columns (rows of X), kDepth units of K in flight a warp.
+/// The i-th unit of a warp: two neighbours, 128 bytes of a row, then those of the next round.
+__device__ __forceinline__ int UnitAt(int warp, int i) { return (i >> 1) * 2 * kWarps + 2 * warp + (i & 1); }
+
+/// kTiles tiles of 16 rows of W, kColumnTiles tiles of 8 columns (rows of X), kDepth units of K (an even number) in
+/// flight a warp.
 template <int kTiles, int kColumnTiles, int kDepth, bool kAligned>
 class SkinnyWarp {
  public:
@@ -98,23 +103,26 @@ __device__ __forceinline__ void SumAndStore(const SkinnyParams& p, const float (
 }
 
 template <int kTiles, int kColumnTiles, int kDepth, bool kAligned>
-__global__ void __launch_bounds__(kWarps * 32, kColumnTiles <= 2 ? 2 : 1)
+__global__ void __launch_bounds__(kWarps * 32, kColumnTiles <= 4 ? 2 : 1)
     SkinnyMatMul(const __grid_constant__ SkinnyParams p) {
   const int warp = threadIdx.x / 32, lane = threadIdx.x & 31, row0 = blockIdx.x * kTiles * kRowsOfTile;
   SkinnyWarp<kTiles, kColumnTiles, kDepth, kAligned> work(p, row0, lane);
+#if __CUDA_ARCH__ >= 900
+  if (p.weights_late) ptx::WaitForPrevious();
+#endif
 #pragma unroll
-  for (int slot = 0; slot < kDepth; ++slot) work.LoadW(slot, warp + slot * kWarps);
+  for (int slot = 0; slot < kDepth; ++slot) work.LoadW(slot, UnitAt(warp, slot));
 #if __CUDA_ARCH__ >= 900
   ptx::LaunchDependents();
   ptx::WaitForPrevious();  // X is the previous kernel's; the weights above are not
 #endif
 #pragma unroll
-  for (int slot = 0; slot < kDepth; ++slot) work.LoadX(slot, warp + slot * kWarps);
-  for (int unit = warp; unit < p.units; unit += kDepth * kWarps) {
+  for (int slot = 0; slot < kDepth; ++slot) work.LoadX(slot, UnitAt(warp, slot));
+  for (int i = 0; UnitAt(warp, i) < p.units; i += kDepth) {
 #pragma unroll
     for (int slot = 0; slot < kDepth; ++slot) {  // beyond K everything is zero
       work.Multiply(slot);
-      const int next = unit + (slot + kDepth) * kWarps;
+      const int next = UnitAt(warp, i + slot + kDepth);
       work.LoadW(slot, next);
       work.LoadX(slot, next);
     }
@@ -129,6 +137,7 @@ cudaError_t LaunchInstance(const DenseDevice& device, const DenseMatMulArgs& arg
   params.x = {static_cast<const __half*>(args.x), args.x_stride, static_cast<int>(args.n), static_cast<int>(args.k)};
   params.epilogue = MakeEpilogue(args);
   params.units = static_cast<int>((args.k + kUnitOfK - 1) / kUnitOfK);
+  params.weights_late = args.weights_late;
   constexpr int kRows = kTiles * kRowsOfTile;
   cudaLaunchConfig_t config = {};
   config.gridDim = dim3(static_cast<unsigned>((args.m + kRows - 1) / kRows));
@@ -147,8 +156,8 @@ cudaError_t LaunchInstance(const DenseDevice& device, const DenseMatMulArgs& arg
 template <int kTiles, bool kAligned>
 cudaError_t LaunchColumns(const DenseDevice& device, const DenseMatMulArgs& args, cudaStream_t stream) {
   if (args.n <= 8) return LaunchInstance<kTiles, 1, 4, kAligned>(device, args, stream);
-  if (args.n <= 16) return LaunchInstance<kTiles, 2, 3, kAligned>(device, args, stream);
-  if (args.n <= 32) return LaunchInstance<kTiles, 4, 3, kAligned>(device, args, stream);
+  if (args.n <= 16) return LaunchInstance<kTiles, 2, 2, kAligned>(device, args, stream);
+  if (args.n <= 32) return LaunchInstance<kTiles, 4, 2, kAligned>(device, args, stream);
   return LaunchInstance<kTiles, 8, 2, kAligned>(device, args, stream);
 }
 

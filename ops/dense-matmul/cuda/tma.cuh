@@ -15,16 +15,14 @@ namespace flashllm::cuda::ptx {
 __device__ __forceinline__ void BarrierExpect(uint32_t barrier, uint32_t bytes) {
   asm volatile("mbarrier.arrive.expect_tx.shared.b64 _,[%0],%1;" ::"r"(barrier), "r"(bytes) : "memory");
 }
-/// Arrives at the barrier that block `rank` of the cluster has at the same address.
+/// Arrives at the barrier that block `rank` of the cluster has at the same address. It orders no memory of the cluster
+/// (a release of that scope costs a fence of the whole GPU): for threads that have only read.
 __device__ __forceinline__ void BarrierArriveCluster(uint32_t barrier, uint32_t rank) {
   asm volatile(
       "{\n.reg .b32 remote;\nmapa.shared::cluster.u32 remote,%0,%1;\n"
-      "mbarrier.arrive.release.cluster.shared::cluster.b64 _,[remote];\n}" ::"r"(barrier),
+      "mbarrier.arrive.shared::cluster.b64 _,[remote];\n}" ::"r"(barrier),
       "r"(rank)
       : "memory");
-}
-__device__ __forceinline__ void BarrierArrive(uint32_t barrier) {
-  asm volatile("mbarrier.arrive.shared.b64 _,[%0];" ::"r"(barrier) : "memory");
 }
 
 /// Copies the map's box at (column, row) of a matrix into shared memory (9.7.9.27.1); what lies outside is zeros.

@@ -44,6 +44,7 @@ struct TmaInstance {
     params.k_steps = static_cast<int>(CeilDivide(args.k, kStepK));
     params.m_tiles = static_cast<int>(CeilDivide(args.m, Tile::kWidth));
     params.n_tiles = static_cast<int>(CeilDivide(args.n, Tile::kRows * Tile::kCluster));
+    params.weights_late = args.weights_late;
     params.group = std::min(params.n_tiles, 16 / Tile::kCluster);
     cudaError_t error = EncodeMap(device, args.x, args.n, args.k, args.x_stride, x_rows, &params.x_map);
     if (error == cudaSuccess)

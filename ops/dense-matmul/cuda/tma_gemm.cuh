@@ -18,6 +18,7 @@ struct TmaGemmParams {
   int x_box_bytes;
   int k_steps;
   int m_tiles, n_tiles;  // a cluster's: kWidth rows of W; kCluster * kRows rows of X
+  bool weights_late;     // W is the previous kernel's work
   int group;             // tiles of X that are multiplied with one tile of W before the next tile of W is taken
 };
 
@@ -116,6 +117,7 @@ class TmaBlock {
     ptx::PrefetchTensorMap(p_.w_map);
     ptx::PrefetchTensorMap(p_.x_map);
     Steps steps(p_, rank_), x_steps(p_, rank_);
+    if (p_.weights_late) ptx::WaitForPrevious();
     // The first round of the ring waits for nobody; X is the previous kernel's, the weights are not.
     for (int i = 0; i < Tile::kStages && steps.valid(); ++i, steps.Next()) LoadW(steps, i);
     ptx::WaitForPrevious();
@@ -129,7 +131,8 @@ class TmaBlock {
 
   /// One warpgroup.
   __device__ __forceinline__ void Consume() const {
-    const int warp = threadIdx.x / 32, lane = threadIdx.x & 31, group = warp / 4;
+    // The shuffle tells the compiler that the whole warp has one value.
+    const int warp = __shfl_sync(0xffffffffu, threadIdx.x / 32, 0), lane = threadIdx.x & 31, group = warp / 4;
     const uint64_t x0 = ptx::MatrixDescriptor(ring_ + group * 64 * 128);
     const uint64_t w0 = ptx::MatrixDescriptor(ring_ + Tile::kXBytes);
     ptx::WaitForPrevious();  // its readers of Y and writers of the residual

@@ -5,13 +5,19 @@
 
 namespace flashllm::cuda {
 
-/// Writes rows first_row … first_row + rows - 1 of a kGather weight to `dense`, [rows, in_features] in the plan's value
-/// type, contiguous, at any address aligned to an element (fastest at multiples of 16 bytes, with in_features a
-/// multiple of 8). first_row is a multiple of 16. Enqueues one kernel.
-cudaError_t Expand(const WeightPlan& plan, const void* layout, int64_t first_row, int64_t rows, void* dense,
-                   cudaStream_t stream);
+/// First row of row block `block` of the plan's partition; out_features for block = plan.blocks.
+int64_t RowOfBlock(const WeightPlan& plan, int block);
 
-/// Raises the kernel's limit of shared memory on the current device: call it before the first Expand.
-cudaError_t PrepareExpand();
+/// Writes row blocks [first_block, end_block) of a kColumns weight to `dense`: rows RowOfBlock(first_block) …
+/// RowOfBlock(end_block) - 1, [rows, in_features] in the plan's value type, contiguous, at any address aligned to an
+/// element (fastest at multiples of 16 bytes, with in_features a multiple of 8). Enqueues one kernel, whose time hardly
+/// falls with the number of row blocks: every one is expanded by a thread block of its own. `programmatic`
+/// (programmatic dependent launch): the layout is read while the previous kernel of the stream still runs; `dense` is
+/// written only after it.
+cudaError_t Expand(const WeightPlan& plan, const void* layout, int first_block, int end_block, void* dense,
+                   bool programmatic, cudaStream_t stream);
+
+/// Raises the kernels' limits of shared memory on the current device: call it before the first Expand.
+cudaError_t PrepareExpand(const DeviceInfo& info);
 
 }  // namespace flashllm::cuda

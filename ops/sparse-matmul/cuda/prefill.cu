@@ -3,57 +3,66 @@
 #include <algorithm>
 
 #include "ops/sparse-matmul/cuda/expand.h"
-#include "ops/sparse-matmul/cuda/layout.h"
 
 namespace flashllm::cuda {
 namespace {
 
-/// Rows of a slab: what the scratch holds, in equal parts, multiples of the dense kernels' tiles where there are
-/// several.
-int64_t SlabRows(const WeightPlan& plan, int64_t scratch_bytes) {
-  constexpr int64_t kTile = 256;
-  const int64_t m = plan.out_features, most = scratch_bytes / (2 * plan.in_features);
-  if (most >= m) return m;
-  const int64_t step = most >= kTile ? kTile : kTileRows, fit = most / step * step;
-  if (fit == 0) return 0;
-  const int64_t slabs = (m + fit - 1) / fit;
-  return std::min(fit, ((m + slabs - 1) / slabs + step - 1) / step * step);
+int64_t SlabBytes(const WeightPlan& plan, int first_block, int end_block) {
+  return (RowOfBlock(plan, end_block) - RowOfBlock(plan, first_block)) * plan.in_features * 2;
+}
+
+/// The row block after the last that a slab from first_block on can take; first_block where not one fits.
+int EndOfSlab(const WeightPlan& plan, int first_block, int64_t scratch_bytes) {
+  int end = first_block;
+  while (end < plan.blocks && SlabBytes(plan, first_block, end + 1) <= scratch_bytes) ++end;
+  return end;
+}
+
+/// The product with rows RowOfBlock(first_block) … of the weight, which lie in `dense`.
+DenseMatMulArgs SlabArgs(const WeightPlan& plan, const MatMulArgs& args, int first_block, int end_block,
+                         const void* dense) {
+  const int64_t row = RowOfBlock(plan, first_block);
+  DenseMatMulArgs slab;
+  slab.w = dense;
+  slab.x = args.x;
+  slab.y = static_cast<uint16_t*>(args.y) + row;
+  if (args.bias != nullptr) slab.bias = static_cast<const uint16_t*>(args.bias) + row;
+  if (args.residual != nullptr) slab.residual = static_cast<const uint16_t*>(args.residual) + row;
+  slab.m = RowOfBlock(plan, end_block) - row;
+  slab.k = plan.in_features;
+  slab.n = args.n;
+  slab.y_stride = plan.out_features;
+  slab.relu = args.activation == Activation::kRelu;
+  slab.programmatic = true;  // its previous kernel is Expand
+  slab.weights_late = true;
+  return slab;
 }
 
 }  // namespace
 
 bool SupportsPrefill(const WeightPlan& plan, ElementType type) {
-  return plan.layout == Layout::kGather && plan.value_type == ValueType::kFloat16 && type == ElementType::kFloat16;
+  return plan.layout == Layout::kColumns && plan.value_type == ValueType::kFloat16 && type == ElementType::kFloat16;
 }
 
-cudaError_t PreparePrefill() { return PrepareExpand(); }
-
-int64_t PrefillScratchBytes(const WeightPlan& plan, int64_t) {
-  constexpr int64_t kMost = int64_t{128} << 20;
-  const int64_t row_bytes = 2 * plan.in_features;
-  return std::min(plan.out_features * row_bytes, std::max(kMost, row_bytes * kTileRows));
+int64_t PrefillScratchBytes(const WeightPlan& plan) {
+  constexpr int64_t kMost = int64_t{768} << 20;  // of OPT's weights, only 175B's largest need more
+  int64_t least = 0;
+  for (int block = 0; block < plan.blocks; ++block) least = std::max(least, SlabBytes(plan, block, block + 1));
+  return std::min(std::max(kMost, least), SlabBytes(plan, 0, plan.blocks));
 }
+
+cudaError_t PreparePrefill(const DeviceInfo& info) { return PrepareExpand(info); }
 
 cudaError_t PrefillMatMul(const WeightPlan& plan, const void* layout, const DenseDevice& device, const MatMulArgs& args,
                           void* scratch, int64_t scratch_bytes, cudaStream_t stream) {
-  const int64_t slab = SlabRows(plan, scratch_bytes);
-  if (!SupportsPrefill(plan, args.type) || slab == 0) return cudaErrorInvalidValue;
-  for (int64_t first = 0; first < plan.out_features; first += slab) {
-    DenseMatMulArgs dense;
-    dense.w = scratch;
-    dense.x = args.x;
-    dense.y = static_cast<uint16_t*>(args.y) + first;
-    if (args.bias != nullptr) dense.bias = static_cast<const uint16_t*>(args.bias) + first;
-    if (args.residual != nullptr) dense.residual = static_cast<const uint16_t*>(args.residual) + first;
-    dense.m = std::min(slab, plan.out_features - first);
-    dense.k = plan.in_features;
-    dense.n = args.n;
-    dense.y_stride = plan.out_features;
-    dense.relu = args.activation == Activation::kRelu;
-    // Not programmatic: the previous kernel is what writes W.
-    cudaError_t error = Expand(plan, layout, first, dense.m, scratch, stream);
-    if (error == cudaSuccess) error = LaunchDenseMatMul(device, dense, stream);
+  if (!SupportsPrefill(plan, args.type)) return cudaErrorInvalidValue;
+  for (int first = 0; first < plan.blocks;) {
+    const int end = EndOfSlab(plan, first, scratch_bytes);
+    if (end == first) return cudaErrorInvalidValue;
+    cudaError_t error = Expand(plan, layout, first, end, scratch, args.programmatic || first > 0, stream);
+    if (error == cudaSuccess) error = LaunchDenseMatMul(device, SlabArgs(plan, args, first, end, scratch), stream);
     if (error != cudaSuccess) return error;
+    first = end;
   }
   return cudaSuccess;
 }

@@ -9,7 +9,7 @@
 namespace flashllm::ep {
 
 /// An allocator over a pool; `info` must outlive it. A failed allocation returns null and is logged:
-/// pool->LastFailure() says how much was needed and free.
+/// LastMemoryFailure() says how much was needed and free.
 OrtAllocator* MakeAllocator(const OrtMemoryInfo* info, std::shared_ptr<MemoryPool> pool, const OrtLogger* logger);
 void ReleaseAllocator(OrtAllocator* allocator);
 

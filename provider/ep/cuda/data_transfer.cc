@@ -1,6 +1,7 @@
 #include "provider/ep/cuda/data_transfer.h"
 
 #include "provider/ep/cuda/call.h"
+#include "provider/ep/cuda/memory_pool.h"
 #include "provider/ep/cuda/stream.h"
 #include "provider/ep/cuda/upload.h"
 
@@ -67,8 +68,9 @@ void CopyTensor(const OrtValue* from, OrtValue* to, OrtSyncStream* ort_stream) {
   Check(g_ort.api->GetTensorData(from, &source));
   Check(g_ort.api->GetTensorMutableData(to, &target));
   if (source == nullptr || target == nullptr) {
-    throw Error(ORT_EP_FAIL, "flashllm: out of memory: " + std::to_string(bytes) +
-                                 " bytes for a tensor could not be allocated; the error logged before says where");
+    const std::string reason = LastMemoryFailure();
+    throw Error(ORT_EP_FAIL, "flashllm: there was no memory for a tensor of " + std::to_string(bytes) + " bytes" +
+                                 (reason.empty() ? "" : ". " + reason));
   }
   if (source == target) return;
   const Place source_place = PlaceOf(g_ort.ep->Value_GetMemoryDevice(from));

@@ -79,10 +79,11 @@ void DeviceWeight::LayOut(const PackedWeight& weight, cuda::ElementType type, co
   CheckCuda(cuda::MakePlan(aligned, device, options, &plan_), "planning a weight");
   if (!cuda::Supports(plan_, type)) plan_.layout = cuda::Layout::kCanonical;  // the parts serve every type
   if (plan_.layout == cuda::Layout::kCanonical) return;
-  layout_ = pool_->Allocate(static_cast<size_t>(plan_.layout_bytes), nullptr);
   const Scratch staging(pool_.get(), static_cast<size_t>(plan_.staging_bytes), nullptr);
-  // Synchronises: staging and parts are free afterwards.
-  CheckCuda(cuda::Convert(parts_, staging.get(), layout_, stream, &plan_), "laying a weight out");
+  CheckCuda(cuda::Measure(parts_, staging.get(), stream, &plan_), "measuring a weight");
+  layout_ = pool_->Allocate(static_cast<size_t>(plan_.layout_bytes), nullptr);
+  CheckCuda(cuda::Convert(plan_, parts_, staging.get(), layout_, stream), "laying a weight out");
+  WaitForStream(stream);  // staging and parts are freed
   FreeParts();
 }
 

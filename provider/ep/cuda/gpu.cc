@@ -49,7 +49,7 @@ void Gpu::Open() {
   const DeviceScope scope(ordinal_);
   CheckCuda(cuda::GetDeviceInfo(ordinal_, &device_), "readying the kernels on the GPU");
   CheckCuda(cuda::GetDenseDevice(ordinal_, &dense_device_), "readying the dense kernels on the GPU");
-  CheckCuda(cuda::PreparePrefill(), "readying the prefill kernels on the GPU");
+  CheckCuda(cuda::PreparePrefill(device_), "readying the prefill kernels on the GPU");
   open_ = true;
 }
 

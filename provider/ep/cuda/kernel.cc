@@ -126,7 +126,7 @@ void* Call::Output(size_t index, const cuda::Shape& shape, ONNXTensorElementData
   void* data = nullptr;
   Check(g_ort.api->GetTensorMutableData(value, &data));
   if (data != nullptr) return data;
-  const std::string reason = kernel_.ep().pool().LastFailure();
+  const std::string reason = LastMemoryFailure();
   throw Error(ORT_EP_FAIL, kernel_.where() + ": no memory for an output of shape " + ShapeText(shape) + " (" +
                                std::to_string(shape.count() * ElementBytes(type)) + " bytes)" +
                                (reason.empty() ? "" : ". " + reason));

@@ -19,6 +19,13 @@ size_t RoundUp(size_t bytes, size_t grain) { return (bytes + grain - 1) / grain 
 struct Pools {
   std::mutex mutex;
   std::set<MemoryPool*> all;
+
+  void Record(const std::string& message) {
+    std::lock_guard<std::mutex> lock(failure_mutex);
+    failure = message;
+  }
+  std::mutex failure_mutex;
+  std::string failure;  // the last one
 };
 Pools& ThePools() {
   static Pools* pools = new Pools();
@@ -70,8 +77,9 @@ void* MemoryPool::Allocate(size_t bytes, cudaStream_t stream) {
   std::lock_guard<std::mutex> lock(mutex_);
   Block* block = wanted >= bytes ? Grow(wanted) : nullptr;
   if (block != nullptr) return Take(block, wanted, stream);
-  failure_ = Describe(bytes);
-  throw Error(ORT_EP_FAIL, failure_);
+  const std::string failure = Describe(bytes);
+  ThePools().Record(failure);
+  throw Error(ORT_EP_FAIL, failure);
 }
 
 bool MemoryPool::MayFollow(const Block& block, cudaStream_t stream) const {
@@ -258,14 +266,15 @@ std::string MemoryPool::Describe(size_t bytes) const {
   return "flashllm: out of pinned host memory: " + Megabytes(bytes) + " were needed";
 }
 
-std::string MemoryPool::LastFailure() const {
-  std::lock_guard<std::mutex> lock(mutex_);
-  return failure_;
-}
-
 MemoryStatistics MemoryPool::statistics() const {
   std::lock_guard<std::mutex> lock(mutex_);
   return statistics_;
+}
+
+std::string LastMemoryFailure() {
+  Pools& pools = ThePools();
+  std::lock_guard<std::mutex> lock(pools.failure_mutex);
+  return pools.failure;
 }
 
 void StreamIsIdleInAllPools(cudaStream_t stream) noexcept {

@@ -40,10 +40,6 @@ class MemoryPool {
   void* Allocate(size_t bytes, cudaStream_t stream);
   void Free(void* block) noexcept;
 
-  /// The message of the last Allocate() that failed; empty if none has. For callers behind an interface that knows null
-  /// only.
-  std::string LastFailure() const;
-
   /// Everything that was enqueued on the stream has run.
   void StreamIsIdle(cudaStream_t stream) noexcept;
 
@@ -100,8 +96,11 @@ class MemoryPool {
   std::set<cudaStream_t> streams_;  // that some block may be tagged with
   uint64_t owner_ = 0;
   MemoryStatistics statistics_;
-  std::string failure_;
 };
+
+/// The message of the last Allocate() of any pool that failed; empty if none has. For those who find null in a tensor:
+/// ONNX Runtime's allocators have no other way to fail, and it does not look.
+std::string LastMemoryFailure();
 
 /// Tells every pool of the process that a stream is idle, or is about to be destroyed.
 void StreamIsIdleInAllPools(cudaStream_t stream) noexcept;

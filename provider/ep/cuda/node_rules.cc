@@ -130,7 +130,7 @@ std::string AttentionRule(const OrtNode* node) {
   if (IntAttribute(node, "do_rotary", 0) != 0) return "the GPU kernel has no rotary embedding";
   if (IntAttribute(node, "local_window_size", -1) != -1) return "the GPU kernel has no local window";
   if (FloatAttribute(node, "softcap", 0.0f) != 0.0f) return "the GPU kernel has no soft cap";
-  if (IntAttribute(node, "smooth_softmax", 0) != 0) return "the GPU kernel has no smooth softmax";
+  if (IntAttribute(node, "smooth_softmax", -1) > 0) return "the GPU kernel has no smooth softmax";
   if (IntAttribute(node, "qk_output", 0) != 0) return "the GPU kernel does not output scores";
   for (size_t i = 7; i < inputs.size(); ++i) {
     if (i != 10 && Has(inputs, i)) return "the GPU kernel does not take input " + std::to_string(i);

@@ -67,3 +67,40 @@ class InPlace:
             binding.bind_ortvalue_output(cache.name.replace("past_key_values", "present"), buffer)
         self.decoder.session.run_with_iobinding(binding, run_options)
         return binding.get_outputs()[0].numpy()
+
+
+class Static:
+    """A batch whose every input and output lies in one place on the GPU and never changes its shape, as CUDA graphs want it: the
+    attention mask is as wide as the caches and filled as decoding goes on."""
+
+    def __init__(self, decoder, batch, capacity, vocabulary):
+        self.decoder, self.mask = decoder, np.zeros((batch, capacity), np.int64)
+        place = lambda array: ort.OrtValue.ortvalue_from_numpy(array, GPU, 0)  # noqa: E731
+        one = np.zeros((batch, 1), np.int64)
+        self.inputs = {"input_ids": place(one), "attention_mask": place(self.mask), "position_ids": place(one)}
+        self.logits = place(np.zeros((batch, 1, vocabulary), np.float16))
+        self.caches = InPlace(decoder, batch, capacity).buffers
+        self.binding = decoder.session.io_binding()
+        for name, value in self.inputs.items():
+            self.binding.bind_ortvalue_input(name, value)
+        self.binding.bind_ortvalue_output("logits", self.logits)
+        for cache, buffer in zip(decoder.caches, self.caches):
+            self.binding.bind_ortvalue_input(cache.name, buffer)
+            self.binding.bind_ortvalue_output(cache.name.replace("past_key_values", "present"), buffer)
+
+    def prefill(self, ids, mask, positions):
+        """An ordinary run into the same caches. Its shapes are its own."""
+        options = ort.RunOptions()
+        options.add_run_config_entry("gpu_graph_id", "-1")
+        state = InPlace.__new__(InPlace)
+        state.decoder, state.buffers, state.logits = self.decoder, self.caches, "cpu"
+        self.mask[:, : mask.shape[1]] = mask
+        return state.run(ids, mask, positions, options)
+
+    def step(self, ids, column, positions):
+        self.mask[:, column] = 1
+        self.inputs["input_ids"].update_inplace(np.ascontiguousarray(ids))
+        self.inputs["attention_mask"].update_inplace(self.mask)
+        self.inputs["position_ids"].update_inplace(np.ascontiguousarray(positions))
+        self.decoder.session.run_with_iobinding(self.binding)
+        return self.logits.numpy()

@@ -64,7 +64,7 @@ void SparseMatMul::Run(const Call& call) {
   args.y = call.Output(0, y_shape, x.type);
   if (args.y == nullptr) return;
   if (args.n >= kPrefillColumns && cuda::SupportsPrefill(plan, type_)) {
-    const int64_t bytes = cuda::PrefillScratchBytes(plan, args.n);
+    const int64_t bytes = cuda::PrefillScratchBytes(plan);
     const Scratch scratch(&ep().pool(), static_cast<size_t>(bytes), call.stream());
     CheckLaunch(cuda::PrefillMatMul(plan, weight_->layout(), ep().gpu().dense_device(), args, scratch.get(), bytes,
                                     call.stream()));
