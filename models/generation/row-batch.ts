@@ -1,6 +1,5 @@
-import type { Tensor } from 'onnxruntime-node';
 import { type CacheArray, cacheArray, cacheTensor } from '../cache-tensor.js';
-import type { Decoder } from '../decoder.js';
+import type { Decoder, RunInput } from '../decoder.js';
 import { type Batch, type BatchLimits, choose, type ScheduledSequence, StepIntegers, takePrompts } from './batch.js';
 import { breathe } from './event-loop.js';
 import { RowCache } from './row-cache.js';
@@ -88,7 +87,7 @@ export class RowBatch implements Batch {
       const chunk = members.length > 1 ? prompt : prompt.slice(done, done + this.limits.prefillTokens);
       return { past: done, ids: chunk };
     });
-    const { logits } = await this.decoder.run(this.input(first, rows));
+    const { logits } = await this.decoder.run(this.withLogits(this.input(first, rows)));
     const [only] = members;
     work.done += (rows[0] as RowInput).ids.length;
     if (members.length === 1 && only && work.done < only.prompt.length) return;
@@ -128,7 +127,7 @@ export class RowBatch implements Batch {
     const input = this.input(first, rows);
     const greedy = decoder.prefersLikeliest && this.decoding.every((sequence) => sequence.greedy);
     const likeliest = greedy ? await decoder.likeliest(input) : undefined;
-    const logits = greedy ? undefined : (await decoder.run(input)).logits;
+    const logits = greedy ? undefined : (await decoder.run(this.withLogits(input))).logits;
     for (const [i, slot] of slots.slice(first, end).entries()) {
       // Cancelled during the step.
       if (!slot || this.slots[first + i] !== slot) continue;
@@ -160,15 +159,17 @@ export class RowBatch implements Batch {
       for (const [i, id] of ids.entries()) integers.set(row, i, id, past + i);
     }
     const cache = this.cache.view(first, rows.length);
-    return { ...integers.tensors(), cache, present: cache, logits: this.logitsTensor(rows.length, fresh) };
+    return { ...integers.tensors(), cache, present: cache };
   }
 
-  private logitsTensor(rows: number, fresh: number): Tensor | undefined {
+  /** The input, with memory that its logits are written into. */
+  private withLogits(input: RunInput): RunInput {
     const { shape, vocabulary } = this.decoder;
-    if (vocabulary === undefined) return undefined;
-    const length = rows * fresh * vocabulary;
+    if (vocabulary === undefined) return input;
+    const dims = [...input.ids.dims, vocabulary];
+    const length = dims.reduce((product, dim) => product * dim, 1);
     if (this.logits === undefined || this.logits.length < length) this.logits = cacheArray(shape, length);
-    return cacheTensor(shape, this.logits.subarray(0, length), [rows, fresh, vocabulary]);
+    return { ...input, logits: cacheTensor(shape, this.logits.subarray(0, length), dims) };
   }
 
   /** Tokens of a prompt that the row holds so far. */
