@@ -44,6 +44,7 @@ std::vector<Entry> Table() {
       {"com.microsoft", "Gelu", 1, 1, GeluOnGpu(), {{"T", kFloats}}},
       {"", "LayerNormalization", 17, 17, LayerNormalizationOnGpu(), {{"T", kFloats}}},
       {"", "Gemm", 7, 13, GemmOnGpu(), {{"T", {kHalf}}}},
+      {"", "MatMul", 1, 13, MatMulOnGpu(), {{"T", kFloats}}},
       {"", "Gather", 1, 13, GatherOnGpu(), {{"T", {kFloat, kHalf, kBFloat}}, {"Tind", {kInt32, kInt64}}}},
       {"", "Add", 7, 14, AddOnGpu(), {{"T", kNumbers}}},
       {"", "Sub", 7, 14, SubOnGpu(), {{"T", kFloats}}},
