@@ -26,8 +26,6 @@ OrtKernelCreateFunc ArgMaxOnGpu();                  //
 OrtKernelCreateFunc RangeOnGpu();                   //
 OrtKernelCreateFunc ExpandOnGpu();                  // moves.cc
 OrtKernelCreateFunc TransposeOnGpu();               //
-OrtKernelCreateFunc ConcatOnGpu();                  //
-OrtKernelCreateFunc SplitOnGpu();                   //
 OrtKernelCreateFunc ReshapeOnGpu();                 // views.cc
 OrtKernelCreateFunc SqueezeOnGpu();                 //
 OrtKernelCreateFunc UnsqueezeOnGpu();               //
