@@ -77,8 +77,8 @@ std::vector<Entry> Table() {
       {"", "Squeeze", 13, kNewest, SqueezeOnGpu(), {{"T", {kFloat, kHalf, kBFloat, kBool}}}, {1}, {}, true},
       {"", "Squeeze", 13, kNewest, SqueezeOnGpu(), {{"T", {kInt32}}}, {0, 1}, {0}, true},
       {"", "Shape", 1, kNewest, ShapeOnHost(), {}, {}, {0}},
-      {"", "MemcpyFromHost", 1, 1, MemcpyOnGpu(), {}, {0}},
-      {"", "MemcpyToHost", 1, 1, MemcpyOnGpu(), {}, {}, {0}},
+      {"", "MemcpyFromHost", 1, 1, MemcpyFromHostOnGpu(), {}, {0}},
+      {"", "MemcpyToHost", 1, 1, MemcpyToHostOnGpu(), {}, {}, {0}},
   };
 }
 

@@ -35,6 +35,7 @@ OrtKernelCreateFunc ShapeOnHost();                  // shapes.cc
 OrtKernelCreateFunc ConcatOnHost();                 //
 OrtKernelCreateFunc CastOnHost();                   //
 OrtKernelCreateFunc SubOnHost();                    //
-OrtKernelCreateFunc MemcpyOnGpu();                  // memcpy.cc
+OrtKernelCreateFunc MemcpyFromHostOnGpu();          // memcpy.cc
+OrtKernelCreateFunc MemcpyToHostOnGpu();            //
 
 }  // namespace flashllm::ep
