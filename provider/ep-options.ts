@@ -5,7 +5,7 @@ export interface FlashLLMOptions {
   readonly name: 'flashllm';
   /** Where the provider's nodes run. auto takes an NVIDIA GPU that can be used, else the CPU. In other languages the OrtEpDevice that is appended decides, and this must not contradict it. Default: 'auto'. */
   readonly device?: 'auto' | 'cpu' | 'cuda';
-  /** Which GPU, counted as the CUDA runtime counts them. Default: 0. */
+  /** Which GPU, counted as the CUDA runtime counts them. In other languages the OrtEpDevice tells. Default: 0. */
   readonly deviceId?: number;
   /** Whether runs on a GPU are recorded as CUDA graphs and replayed. Inputs and outputs must be bound to memory that stays where it is; run option gpu_graph_id tells graphs of different shapes apart (-1: an ordinary run). Default: false. */
   readonly cudaGraph?: boolean;

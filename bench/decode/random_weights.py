@@ -55,7 +55,9 @@ def fill(path):
         (location, offset, length), _ = places[name]
         if len(data) != length:
             raise ValueError(f"{name}: {len(data)} bytes were made, the model says {length}")
-        file = files.setdefault(location, open(os.path.join(folder, location), "wb"))
+        if location not in files:
+            files[location] = open(os.path.join(folder, location), "wb")
+        file = files[location]
         file.seek(offset)
         file.write(data)
         written.add(places[name][0])

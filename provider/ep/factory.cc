@@ -129,23 +129,25 @@ void Factory::ClaimDevices(const OrtHardwareDevice* const* devices, size_t count
   }
 }
 
+/// The provider on the first GPU among the devices that the session was given, or on the CPU where it was given no GPU.
 SessionEp* Factory::MakeEp(const OrtHardwareDevice* const* devices, size_t count,
                            const OrtSessionOptions* session_options, const OrtLogger* logger) {
   const Options options = ReadOptions(session_options);
-  if (count != 1) {
-    throw Error(ORT_INVALID_ARGUMENT, "flashllm: a session was given " + std::to_string(count) +
-                                          " of the provider's devices, expected one. Append the CPU's or one GPU's");
+  const OrtHardwareDevice* gpu = nullptr;
+  for (size_t i = 0; i < count && gpu == nullptr; ++i) {
+    if (g_ort.api->HardwareDevice_Type(devices[i]) != OrtHardwareDeviceType_CPU) gpu = devices[i];
   }
-  if (g_ort.api->HardwareDevice_Type(devices[0]) == OrtHardwareDeviceType_CPU) {
-    if (options.device != Device::kCuda) return new Ep(options, registry_.get(), logger);
+  if (gpu == nullptr && options.device == Device::kCuda) {
     throw Error(ORT_INVALID_ARGUMENT, "flashllm: option device is 'cuda', but " + gpus_.WhyNotUsed());
   }
+  if (gpu == nullptr) return new Ep(options, registry_.get(), logger);
+  // ONNX Runtime takes a session for the GPU's whose provider was given one.
   if (options.device == Device::kCpu) {
-    throw Error(
-        ORT_INVALID_ARGUMENT,
-        "flashllm: option device is 'cpu', but the session was given a GPU of the provider. Append its CPU device");
+    throw Error(ORT_INVALID_ARGUMENT,
+                "flashllm: option device is 'cpu', but the session was given a GPU of the provider. Append its CPU "
+                "device alone");
   }
-  return gpus_.MakeEp(options, devices[0], logger);
+  return gpus_.MakeEp(options, gpu, logger);
 }
 
 }  // namespace

@@ -1,6 +1,8 @@
 // The dense products on a real GPU, element by element against float64. Exit code 0: all passed; 1: a failure; 77: no
 // GPU.
-//   dense_matmul_test [--quick]     --quick: small shapes, for compute-sanitizer
+//   dense_matmul_test [--quick] [--sm80]     --quick: small shapes, for compute-sanitizer
+//   --sm80: launches as on compute capability 8.0 alone. Built from PTX of compute_80, it tests that path on a newer
+//   GPU.
 #include <cuda_fp16.h>
 
 #include <cstring>
@@ -183,9 +185,11 @@ void RunPath(const DenseDevice& device, const char* path, bool quick) {
   }
   if (quick) return;
   // Several tiles a multiprocessor, and rings that go round many times.
-  for (int64_t n : {1, 8, 16, 32, 64}) {
+  for (int64_t n : {1, 8, 16, 17, 32, 64}) {
     Run(device, {20000, 1024, n, true, false, false, true}, path);
     Run(device, {9000, 2056, n, false, true, true}, path);
+    Run(device, {4000, 2048, n, true, true, true}, path);   // K cut by a cluster of 2
+    Run(device, {1999, 4104, n, true, false, true}, path);  // of 4
   }
   for (int64_t n : {65, 128, 200, 512, 1100, 4096}) {
     Run(device, {7168, 520, n, true, false, true, true}, path);
@@ -207,7 +211,12 @@ int main(int argc, char** argv) {
   test::Check(cuda::GetDenseDevice(0, &device), "GetDenseDevice");
   std::printf("compute capability %d, %d multiprocessors, tensor maps: %s\n", device.compute_capability,
               device.sm_count, device.encode_tensor_map != nullptr ? "yes" : "no");
-  const bool quick = argc > 1 && std::strcmp(argv[1], "--quick") == 0;
+  bool quick = false, sm80 = false;
+  for (int i = 1; i < argc; ++i) {
+    if (std::strcmp(argv[i], "--quick") == 0) quick = true;
+    if (std::strcmp(argv[i], "--sm80") == 0) sm80 = true;
+  }
+  if (sm80) device.compute_capability = 80, device.encode_tensor_map = nullptr;
   if (device.encode_tensor_map != nullptr) test::RunPath(device, "sm_90a", quick);
   device.encode_tensor_map = nullptr;
   test::RunPath(device, "sm_80", quick);

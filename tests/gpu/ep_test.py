@@ -1,9 +1,10 @@
 """The execution provider on a GPU, through Python's onnxruntime.
 
-    python tests/gpu/ep_test.py --library native/linux-x64/libonnxruntime_ep_flashllm.so --models build/gpu-models [SECTION ...]
+    npm run test:gpu:provider        makes the models and runs this
+    python tests/gpu/ep_test.py [--library native/linux-x64/libonnxruntime_ep_flashllm.so] [--models build/gpu-models] [SECTION ...]
 
-`models` holds opt-14m as `npm run build:gpu-models` writes it: dense16/ and sparse80/ in float16. Tolerances are stated
-where they are used. Exit code 0: every section passed.
+It needs onnxruntime 1.30 (the CPU package), onnx and NumPy. `models` is what make-models.mjs writes. Tolerances are stated where
+they are used. Exit code 0: every section passed.
 """
 
 import argparse

@@ -62,6 +62,8 @@ struct WarpState {
 template <int kHeadDim>
 struct Tiles {
   static constexpr int kStride = kHeadDim + 8;  // elements of a row: eight rows meet all banks once
+  static constexpr int kChunks = kHeadDim / 8;  // of 16 bytes, in a row
+  static_assert(kTile * kChunks % (kWarps * 32) == 0);
   static constexpr int kTileElements = kTile * kStride;
   static constexpr int kBytes = 4 * kTileElements * 2;  // keys and values, two stages
 
@@ -75,14 +77,27 @@ struct Tiles {
   /// Starts the copy of positions first … first + 63; those from `length` on, and elements beyond the head, are zeros.
   static __device__ __forceinline__ void Load(const AttentionArgs& p, int64_t cache, int first, int length,
                                               uint32_t shared, int stage) {
-    constexpr int kChunks = kHeadDim / 8;
+    const __half* const keys = static_cast<const __half*>(p.present_key) + cache + first * p.head_dim;
+    const __half* const values = static_cast<const __half*>(p.present_value) + cache + first * p.head_dim;
+    const uint32_t to_keys = Keys(shared, stage), to_values = Values(shared, stage);
+    if (p.head_dim == kHeadDim && first + kTile <= length) return LoadWhole(keys, values, to_keys, to_values);
     for (int i = threadIdx.x; i < kTile * kChunks; i += kWarps * 32) {
       const int row = i / kChunks, element = i % kChunks * 8;
       const bool inside = first + row < length && element < p.head_dim;
-      const int64_t from = inside ? cache + static_cast<int64_t>(first + row) * p.head_dim + element : cache;
-      const uint32_t to = (row * kStride + element) * 2;
-      CopyAsync16(Keys(shared, stage) + to, static_cast<const __half*>(p.present_key) + from, inside);
-      CopyAsync16(Values(shared, stage) + to, static_cast<const __half*>(p.present_value) + from, inside);
+      const int64_t from = inside ? row * p.head_dim + element : 0;
+      CopyAsync16OrZeros(to_keys + (row * kStride + element) * 2, keys + from, inside);
+      CopyAsync16OrZeros(to_values + (row * kStride + element) * 2, values + from, inside);
+    }
+  }
+
+  /// The same where all of it exists: one piece of memory.
+  static __device__ __forceinline__ void LoadWhole(const __half* keys, const __half* values, uint32_t to_keys,
+                                                   uint32_t to_values) {
+#pragma unroll
+    for (int first = 0; first < kTile * kChunks; first += kWarps * 32) {
+      const int i = first + threadIdx.x, row = i / kChunks, element = i % kChunks * 8;
+      CopyAsync16(to_keys + (row * kStride + element) * 2, keys + i * 8);
+      CopyAsync16(to_values + (row * kStride + element) * 2, values + i * 8);
     }
   }
 };
@@ -97,7 +112,7 @@ struct Rows {
 
   __device__ __forceinline__ Rows(const PrefillParams& params, int64_t batch, int64_t head, int first_token,
                                   const Lengths& lengths)
-      : bias_in_pairs(params.bias_in_pairs), scale(params.args.scale * kLog2E) {
+      : bias_in_pairs(params.bias_in_pairs), scale(params.args.scale) {
     const AttentionArgs& p = params.args;
     for (int half = 0; half < 2; ++half) {
       token[half] = first_token + threadIdx.x / 32 * kWarpQueries + threadIdx.x % 32 / 4 + 8 * half;
@@ -196,13 +211,13 @@ struct TileBias {
   }
 };
 
-/// Scaled, in powers of two, with the bias; -∞ where a query does not see a position.
+/// Scaled, with the bias; -∞ where a query does not see a position.
 __device__ __forceinline__ void MaskScores(const Rows& rows, int first, const TileBias& bias,
                                            float (&scores)[kTile / 8][4]) {
 #pragma unroll
   for (int n = 0; n < kTile / 8; ++n) {
 #pragma unroll
-    for (int i = 0; i < 4; ++i) scores[n][i] = fmaf(scores[n][i], rows.scale, bias.at(n, i) * kLog2E);
+    for (int i = 0; i < 4; ++i) scores[n][i] = fmaf(scores[n][i], rows.scale, bias.at(n, i));
   }
   if (first + kTile <= rows.end[0] && first + kTile <= rows.end[1]) return;
 #pragma unroll
@@ -224,19 +239,21 @@ __device__ __forceinline__ void Softmax(float (&scores)[kTile / 8][4], WarpState
     for (int n = 0; n < kTile / 8; ++n) largest = fmaxf(largest, fmaxf(scores[n][2 * half], scores[n][2 * half + 1]));
     largest = fmaxf(largest, __shfl_xor_sync(0xffffffffu, largest, 1));
     largest = fmaxf(largest, __shfl_xor_sync(0xffffffffu, largest, 2));
-    const float rescale = Rescale(state->largest[half], largest);
-    const float base = largest == -INFINITY ? 0.0f : largest;
+    const float before = state->largest[half];
+    const float rescale = before == -INFINITY ? 0.0f : Exp2((before - largest) * kLog2E);
+    const float base = largest == -INFINITY ? 0.0f : largest * kLog2E;
     state->largest[half] = largest;
     float weight = state->weight[half] * rescale;
 #pragma unroll
     for (int n = 0; n < kTile / 8; ++n) {
 #pragma unroll
       for (int i = 2 * half; i < 2 * half + 2; ++i) {
-        scores[n][i] = Exp2(scores[n][i] - base);
+        scores[n][i] = Exp2(fmaf(scores[n][i], kLog2E, -base));
         weight += scores[n][i];
       }
     }
     state->weight[half] = weight;
+    if (__all_sync(0xffffffffu, before == largest)) continue;  // as soon as the largest has been met
 #pragma unroll
     for (int n = 0; n < kHeadDim / 8; ++n) {
       state->output[n][2 * half] *= rescale;

@@ -8,8 +8,12 @@
 
 namespace flashllm::cuda::decoder {
 
-/// cp.async (9.7.9.25.3): 16 bytes to shared memory, or 16 zero bytes and no read at all.
-__device__ __forceinline__ void CopyAsync16(uint32_t destination, const void* source, bool inside) {
+/// cp.async (9.7.9.25.3): 16 bytes to shared memory.
+__device__ __forceinline__ void CopyAsync16(uint32_t destination, const void* source) {
+  asm volatile("cp.async.cg.shared.global [%0],[%1],16;" ::"r"(destination), "l"(source) : "memory");
+}
+/// The same, or 16 zero bytes and no read at all.
+__device__ __forceinline__ void CopyAsync16OrZeros(uint32_t destination, const void* source, bool inside) {
   asm volatile("cp.async.cg.shared.global [%0],[%1],16,%2;" ::"r"(destination), "l"(source), "r"(inside ? 16 : 0)
                : "memory");
 }

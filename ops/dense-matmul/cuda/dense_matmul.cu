@@ -17,15 +17,14 @@ bool IsValid(const DenseMatMulArgs& args) {
          args.k >= 1 && args.k <= kLargestSide && args.x_stride >= args.k && args.y_stride >= args.m;
 }
 
-/// With few rows of W, tiles of 64 would leave multiprocessors idle.
-bool IsShort(const DenseDevice& device, const DenseMatMulArgs& args) {
-  return args.m < int64_t{64} * device.sm_count * 3 / 4;
+/// Few columns and few rows of W: tiles of 64 rows would leave multiprocessors idle, and cutting K costs an exchange.
+bool IsSmall(const DenseDevice& device, const DenseMatMulArgs& args) {
+  return args.n <= 16 && args.m < int64_t{48} * device.sm_count;
 }
 
 cudaError_t LaunchRows(const DenseDevice& device, const DenseMatMulArgs& args, cudaStream_t stream) {
-  const bool skinny = args.n <= kSkinnyColumns, tma = SuitsTmaGemm(device, args);
-  if (tma && !(skinny && IsShort(device, args))) return LaunchTmaGemm(device, args, stream);
-  return skinny ? LaunchSkinny(device, args, stream) : LaunchMmaGemm(device, args, stream);
+  if (SuitsTmaGemm(device, args) && !IsSmall(device, args)) return LaunchTmaGemm(device, args, stream);
+  return args.n <= kSkinnyColumns ? LaunchSkinny(device, args, stream) : LaunchMmaGemm(device, args, stream);
 }
 
 }  // namespace

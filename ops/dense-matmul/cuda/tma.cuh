@@ -25,6 +25,23 @@ __device__ __forceinline__ void BarrierArriveCluster(uint32_t barrier, uint32_t 
       : "memory");
 }
 
+/// The same with release and acquire in the cluster: what the arriving thread (and those it has synchronised with)
+/// wrote to shared memory anywhere in the cluster can be read after the wait.
+__device__ __forceinline__ void BarrierReleaseCluster(uint32_t barrier, uint32_t rank) {
+  asm volatile(
+      "{\n.reg .b32 remote;\nmapa.shared::cluster.u32 remote,%0,%1;\n"
+      "mbarrier.arrive.release.cluster.shared::cluster.b64 _,[remote];\n}" ::"r"(barrier),
+      "r"(rank)
+      : "memory");
+}
+__device__ __forceinline__ void BarrierAcquireCluster(uint32_t barrier, uint32_t parity) {
+  asm volatile(
+      "{\n.reg .pred done;\nWAIT: mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 done,[%0],%1;\n"
+      "@done bra DONE;\nbra WAIT;\nDONE:\n}" ::"r"(barrier),
+      "r"(parity)
+      : "memory");
+}
+
 /// Copies the map's box at (column, row) of a matrix into shared memory (9.7.9.27.1); what lies outside is zeros.
 __device__ __forceinline__ void LoadTensor(uint32_t destination, const CUtensorMap& map, int column, int row,
                                            uint32_t barrier) {

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <iterator>
+#include <limits>
 
 #include "ops/dense-matmul/cuda/tma_gemm.cuh"
 
@@ -29,10 +30,16 @@ struct TmaInstance {
     return CeilDivide(args.m, Tile::kWidth) * CeilDivide(args.n, Tile::kRows * Tile::kCluster);
   }
 
-  /// Time of the busiest multiprocessor, in columns of W per multiprocessor: the tiles it gets, each with a fixed cost.
+  /// Time of the busiest multiprocessor, in rows of W times steps of K: the tiles it gets, each with fixed costs (about
+  /// those of a start, and of an exchange of sums, on an H100).
   static double Cost(const DenseDevice& device, const DenseMatMulArgs& args) {
-    constexpr double kFixed = 8;
-    return CeilDivide(Tiles(args), device.sm_count / Tile::kCluster) * (Tile::kWidth + kFixed);
+    constexpr double kTile = 260, kExchange = 350, kWideTile = 8;
+    const int64_t steps = CeilDivide(args.k, kStepK), blocks = device.sm_count / Tile::kBlocks;
+    if (Tile::kSplit > 1 && steps < 4 * Tile::kSplit) return std::numeric_limits<double>::infinity();
+    const int64_t waves = CeilDivide(Tiles(args), blocks);
+    if (Tile::kConsumers > 1) return waves * (Tile::kWidth + kWideTile);
+    return waves * (static_cast<double>(Tile::kWidth) * CeilDivide(steps, Tile::kSplit) + kTile +
+                    (Tile::kSplit > 1 ? kExchange : 0));
   }
 
   static cudaError_t Launch(const DenseDevice& device, const DenseMatMulArgs& args, cudaStream_t stream) {
@@ -52,16 +59,18 @@ struct TmaInstance {
     if (error != cudaSuccess) return error;
 
     cudaLaunchConfig_t config = {};
-    const int64_t clusters = std::min<int64_t>(device.sm_count / Tile::kCluster, Tiles(args));
-    config.gridDim = dim3(static_cast<unsigned>(clusters * Tile::kCluster));
+    // A split cluster exchanges sums once.
+    const int64_t clusters =
+        Tile::kSplit > 1 ? Tiles(args) : std::min<int64_t>(device.sm_count / Tile::kBlocks, Tiles(args));
+    config.gridDim = dim3(static_cast<unsigned>(clusters * Tile::kBlocks));
     config.blockDim = dim3(Tile::kThreads);
     config.dynamicSmemBytes = Tile::kTotalBytes;
     config.stream = stream;
     cudaLaunchAttribute attributes[2];
     config.attrs = attributes;
-    if (Tile::kCluster > 1) {
+    if (Tile::kBlocks > 1) {
       attributes[config.numAttrs].id = cudaLaunchAttributeClusterDimension;
-      attributes[config.numAttrs].val.clusterDim.x = Tile::kCluster;
+      attributes[config.numAttrs].val.clusterDim.x = Tile::kBlocks;
       attributes[config.numAttrs].val.clusterDim.y = 1;
       attributes[config.numAttrs++].val.clusterDim.z = 1;
     }
@@ -79,6 +88,8 @@ struct TmaInstance {
 
 using Skinny64 = TmaInstance<TmaTile<1, 64, 1>>;
 using Skinny128 = TmaInstance<TmaTile<1, 128, 1>>;
+using Split64By2 = TmaInstance<TmaTile<1, 64, 1, 2>>;
+using Split64By4 = TmaInstance<TmaTile<1, 64, 1, 4>>;
 using Wide128 = TmaInstance<TmaTile<2, 128, 1>>;
 using Wide224 = TmaInstance<TmaTile<2, 224, 1>>;
 using Wide256 = TmaInstance<TmaTile<2, 256, 1>>;
@@ -112,7 +123,8 @@ cudaError_t PrepareTmaGemm(DenseDevice* info) {
                                                              kCuda12, cudaEnableDefault, &found);
   if (error != cudaSuccess) return error;
   if (found != cudaDriverEntryPointSuccess) info->encode_tensor_map = nullptr;
-  return PrepareAll<Skinny64, Skinny128, Wide128, Wide224, Wide256, Pair128, Pair224, Pair256>();
+  return PrepareAll<Skinny64, Skinny128, Split64By2, Split64By4, Wide128, Wide224, Wide256, Pair128, Pair224,
+                    Pair256>();
 }
 
 bool SuitsTmaGemm(const DenseDevice& device, const DenseMatMulArgs& args) {
@@ -121,7 +133,7 @@ bool SuitsTmaGemm(const DenseDevice& device, const DenseMatMulArgs& args) {
 }
 
 cudaError_t LaunchTmaGemm(const DenseDevice& device, const DenseMatMulArgs& args, cudaStream_t stream) {
-  if (args.n <= 64) return LaunchCheapest<Skinny128, Skinny64>(device, args, stream);
+  if (args.n <= 64) return LaunchCheapest<Skinny128, Skinny64, Split64By2, Split64By4>(device, args, stream);
   if (args.n <= 128) return LaunchCheapest<Wide256, Wide224, Wide128>(device, args, stream);
   return LaunchCheapest<Pair256, Pair224, Pair128, Wide256, Wide224, Wide128>(device, args, stream);
 }

@@ -22,17 +22,24 @@ struct TmaGemmParams {
   int group;             // tiles of X that are multiplied with one tile of W before the next tile of W is taken
 };
 
-/// Of Y, a tile is kRows = 64 kConsumers rows (of X) by kWidth columns (rows of W).
-template <int kConsumersOf, int kWidthOf, int kClusterOf>
+/// Of Y, a tile is kRows = 64 kConsumers rows (of X) by kWidth columns (rows of W). kCluster blocks take tiles of
+/// different rows and the same columns, or kSplit blocks take shares of K of one tile.
+template <int kConsumersOf, int kWidthOf, int kClusterOf, int kSplitOf = 1>
 struct TmaTile {
-  static constexpr int kConsumers = kConsumersOf, kWidth = kWidthOf, kCluster = kClusterOf;
+  static constexpr int kConsumers = kConsumersOf, kWidth = kWidthOf, kCluster = kClusterOf, kSplit = kSplitOf;
+  static constexpr int kBlocks = kCluster * kSplit;
+  static_assert(kCluster == 1 || kSplit == 1, "the cluster has one purpose");
+  static_assert(kSplit == 1 || kConsumers == 1, "128 threads exchange sums");
   static constexpr int kRows = 64 * kConsumers, kThreads = 128 * (kConsumers + 1);
   static constexpr int kXBytes = kRows * 128, kStageBytes = kXBytes + kWidth * 128;
   static constexpr int kAlign = 1024;
-  static constexpr int kMostStages = 16;
-  static constexpr int kFit = (kSharedBytes - kAlign - kMostStages * 16) / kStageBytes;
+  /// Sums of 64 x 32 of Y that a block receives, from each of the cluster: of every kSplit-th 32 columns.
+  static constexpr int kSumBytes = 64 * 32 * 4, kOwned = (kWidth / 32 + kSplit - 1) / kSplit;
+  static constexpr int kReceiveBytes = kSplit == 1 ? 0 : kOwned * kSplit * kSumBytes;
+  static constexpr int kMostStages = 16, kBarrierBytes = (2 * kMostStages + 1) * 8;
+  static constexpr int kFit = (kSharedBytes - kAlign - kBarrierBytes - kReceiveBytes) / kStageBytes;
   static constexpr int kStages = kFit < kMostStages ? kFit : kMostStages;
-  static constexpr int kTotalBytes = kAlign + kMostStages * 16 + kStages * kStageBytes;
+  static constexpr int kTotalBytes = kAlign + kStages * kStageBytes + kReceiveBytes + kBarrierBytes;
 };
 
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
@@ -40,24 +47,30 @@ struct TmaTile {
 template <class Tile>
 struct TmaSteps {
   const TmaGemmParams& p;
-  int tile, stride, tiles, rank, k = 0, row_x = 0, row_w = 0;
+  int tile, stride, tiles, rank, k_begin = 0, k_end, k = 0, row_x = 0, row_w = 0;
 
   __device__ __forceinline__ TmaSteps(const TmaGemmParams& params, int rank)
       : p(params),
-        tile(blockIdx.x / Tile::kCluster),
-        stride(gridDim.x / Tile::kCluster),
+        tile(blockIdx.x / Tile::kBlocks),
+        stride(gridDim.x / Tile::kBlocks),
         tiles(params.m_tiles * params.n_tiles),
-        rank(rank) {
+        rank(rank),
+        k_end(params.k_steps) {
+    if constexpr (Tile::kSplit > 1) {
+      k_begin = static_cast<int>(static_cast<int64_t>(params.k_steps) * rank / Tile::kSplit);
+      k_end = static_cast<int>(static_cast<int64_t>(params.k_steps) * (rank + 1) / Tile::kSplit);
+      k = k_begin;
+    }
     Locate();
   }
   __device__ __forceinline__ bool valid() const { return tile < tiles; }
   __device__ __forceinline__ void NextTile() {
     tile += stride;
-    k = 0;
+    k = k_begin;
     Locate();
   }
   __device__ __forceinline__ void Next() {
-    if (++k == p.k_steps) NextTile();
+    if (++k == k_end) NextTile();
   }
 
  private:
@@ -67,7 +80,7 @@ struct TmaSteps {
     const int size = min(p.group, p.n_tiles - g * p.group);
     const int m_tile = at / max(size, 1), n_tile = g * p.group + at - m_tile * size;
     row_w = m_tile * Tile::kWidth;
-    row_x = (n_tile * Tile::kCluster + rank) * Tile::kRows;
+    row_x = (n_tile * Tile::kCluster + (Tile::kCluster > 1 ? rank : 0)) * Tile::kRows;
   }
 };
 
@@ -89,14 +102,17 @@ class TmaBlock {
 
   __device__ __forceinline__ TmaBlock(const TmaGemmParams& params, uint32_t shared) : p_(params) {
     ring_ = (shared + Tile::kAlign - 1) / Tile::kAlign * Tile::kAlign;
-    full_ = ring_ + Tile::kStages * Tile::kStageBytes;
+    receive_ = ring_ + Tile::kStages * Tile::kStageBytes;
+    full_ = receive_ + Tile::kReceiveBytes;
     empty_ = full_ + Tile::kMostStages * 8;
-    if constexpr (Tile::kCluster > 1) rank_ = ptx::ClusterRank();
+    received_ = empty_ + Tile::kMostStages * 8;
+    if constexpr (Tile::kBlocks > 1) rank_ = ptx::ClusterRank();
     if (threadIdx.x == 0) {
       for (int i = 0; i < Tile::kStages; ++i) {
         ptx::BarrierInit(full_ + 8 * i, 1);
         ptx::BarrierInit(empty_ + 8 * i, 4 * Tile::kConsumers * Tile::kCluster);
       }
+      if constexpr (Tile::kSplit > 1) ptx::BarrierInit(received_, 4 * Tile::kSplit);
       ptx::BarrierInitFence();
     }
     Synchronise();
@@ -104,7 +120,7 @@ class TmaBlock {
 
   /// All threads of the cluster: before the first remote access, and after the last one.
   __device__ __forceinline__ void Synchronise() const {
-    if constexpr (Tile::kCluster > 1) {
+    if constexpr (Tile::kBlocks > 1) {
       ptx::ClusterArrive();
       ptx::ClusterWait();
     } else {
@@ -140,25 +156,29 @@ class TmaBlock {
     for (Steps steps(p_, rank_); steps.valid(); steps.NextTile()) {
       float sums[Tile::kWidth / 2];
       int previous = 0;
-      for (int k = 0; k < p_.k_steps; ++k) {
+      for (int k = steps.k_begin; k < steps.k_end; ++k) {
+        const bool first = k == steps.k_begin;
         ptx::BarrierWait(full_ + 8 * stage.index, stage.parity);
         const uint64_t offset = stage.index * (Tile::kStageBytes >> 4);
         ptx::WgmmaFence();
 #pragma unroll
         for (int i = 0; i < kStepK / 16; ++i)
-          ptx::Wgmma<Tile::kWidth>(sums, x0 + offset + 2 * i, w0 + offset + 2 * i, k + i > 0);
+          ptx::Wgmma<Tile::kWidth>(sums, x0 + offset + 2 * i, w0 + offset + 2 * i, !first || i > 0);
         ptx::WgmmaCommit();
         ptx::WgmmaWait<1>();  // the step before has been read
-        if (k > 0) Release(previous, lane);
+        if (!first) Release(previous, lane);
         previous = stage.index;
         stage.Next();
       }
       ptx::WgmmaWait<0>();
       Release(previous, lane);
+      if constexpr (Tile::kSplit > 1) SumOverCluster(sums, lane);
 #pragma unroll
-      for (int block = 0; block < Tile::kWidth / 32; ++block)
+      for (int block = 0; block < Tile::kWidth / 32; ++block) {
+        if (Tile::kSplit > 1 && block % Tile::kSplit != rank_) continue;
         StoreFragments(p_.epilogue, sums + 16 * block, steps.row_x + warp * 16 + (lane >> 2), steps.row_w + 32 * block,
                        lane);
+      }
     }
   }
 
@@ -178,6 +198,34 @@ class TmaBlock {
   __device__ __forceinline__ void LoadX(const Steps& steps, int stage) const {
     ptx::LoadTensor(ring_ + stage * Tile::kStageBytes, p_.x_map, steps.k * kStepK, steps.row_x, full_ + 8 * stage);
   }
+  /// The shares of K, added in the order of rank: the block that stores 32 columns receives everyone's sums of them.
+  /// Once a launch: no block may overwrite what another has not read.
+  __device__ __forceinline__ void SumOverCluster(float (&sums)[Tile::kWidth / 2], int lane) const {
+    constexpr int kBlocksOfY = Tile::kWidth / 32, kFloats = 16;
+    const auto slot = [&](int block, int from, int i) {
+      return receive_ + (block / Tile::kSplit * Tile::kSplit + from) * Tile::kSumBytes + i * 512 + threadIdx.x * 4;
+    };
+#pragma unroll
+    for (int block = 0; block < kBlocksOfY; ++block) {
+#pragma unroll
+      for (int i = 0; i < kFloats; ++i)
+        ptx::StoreCluster(slot(block, rank_, i), block % Tile::kSplit, sums[kFloats * block + i]);
+    }
+    __syncwarp();
+    if (lane < Tile::kSplit) ptx::BarrierReleaseCluster(received_, lane);
+    ptx::BarrierAcquireCluster(received_, 0);
+#pragma unroll
+    for (int block = 0; block < kBlocksOfY; ++block) {
+      if (block % Tile::kSplit != rank_) continue;
+#pragma unroll
+      for (int i = 0; i < kFloats; ++i) {
+        float sum = 0.0f;
+#pragma unroll
+        for (int from = 0; from < Tile::kSplit; ++from) sum += __uint_as_float(ptx::LoadShared32(slot(block, from, i)));
+        sums[kFloats * block + i] = sum;
+      }
+    }
+  }
   /// A warp has read a stage: every block that writes to it is told.
   __device__ __forceinline__ void Release(int stage, int lane) const {
     if constexpr (Tile::kCluster > 1) {
@@ -188,7 +236,7 @@ class TmaBlock {
   }
 
   const TmaGemmParams& p_;
-  uint32_t ring_, full_, empty_;
+  uint32_t ring_, receive_, full_, empty_, received_;
   int rank_ = 0;
 };
 #endif

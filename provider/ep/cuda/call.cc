@@ -41,6 +41,9 @@ bool IsCapturing(cudaStream_t stream) {
 
 void WaitForStream(cudaStream_t stream) {
   if (IsCapturing(stream)) return;
+  const cudaError_t state = cudaStreamQuery(stream);
+  if (state == cudaSuccess) return;
+  if (state != cudaErrorNotReady) CheckCuda(state, "the work on the GPU");
   static thread_local BlockingEvent event;
   int device = 0;
   CheckCuda(cudaGetDevice(&device), "the current device");

@@ -122,6 +122,14 @@ std::string GemmRule(const OrtNode* node) {
   return row ? "" : "the GPU kernel takes C of shape [M] only";
 }
 
+std::string MatMulRule(const OrtNode* node) {
+  for (const OrtValueInfo* input : InputsOf(node)) {
+    const ValueType type = TypeOf(input);
+    if (!type.dims || type.dims->size() < 2) return "the GPU kernel multiplies matrices, not vectors";
+  }
+  return "";
+}
+
 std::string AttentionRule(const OrtNode* node) {
   const std::vector<const OrtValueInfo*> inputs = InputsOf(node);
   const int64_t heads = IntAttribute(node, "num_heads", 0);
@@ -182,6 +190,7 @@ const std::map<std::string, Rule>& Rules() {
       {"Gather", GatherRule},
       {"LayerNormalization", LayerNormRule},
       {"Gemm", GemmRule},
+      {"MatMul", MatMulRule},
       {"Softmax", SoftmaxRule},
       {"ReduceMax", ReduceRule},
       {"ArgMax", ArgMaxRule},

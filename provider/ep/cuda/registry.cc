@@ -44,6 +44,7 @@ std::vector<Entry> Table() {
       {"com.microsoft", "Gelu", 1, 1, GeluOnGpu(), {{"T", kFloats}}},
       {"", "LayerNormalization", 17, 17, LayerNormalizationOnGpu(), {{"T", kFloats}}},
       {"", "Gemm", 7, 13, GemmOnGpu(), {{"T", {kHalf}}}},
+      {"", "MatMul", 1, 13, MatMulOnGpu(), {{"T", kFloats}}},
       {"", "Gather", 1, 13, GatherOnGpu(), {{"T", {kFloat, kHalf, kBFloat}}, {"Tind", {kInt32, kInt64}}}},
       {"", "Add", 7, 14, AddOnGpu(), {{"T", kNumbers}}},
       {"", "Sub", 7, 14, SubOnGpu(), {{"T", kFloats}}},
@@ -76,8 +77,8 @@ std::vector<Entry> Table() {
       {"", "Squeeze", 13, kNewest, SqueezeOnGpu(), {{"T", {kFloat, kHalf, kBFloat, kBool}}}, {1}, {}, true},
       {"", "Squeeze", 13, kNewest, SqueezeOnGpu(), {{"T", {kInt32}}}, {0, 1}, {0}, true},
       {"", "Shape", 1, kNewest, ShapeOnHost(), {}, {}, {0}},
-      {"", "MemcpyFromHost", 1, 1, MemcpyOnGpu(), {}, {0}},
-      {"", "MemcpyToHost", 1, 1, MemcpyOnGpu(), {}, {}, {0}},
+      {"", "MemcpyFromHost", 1, 1, MemcpyFromHostOnGpu(), {}, {0}},
+      {"", "MemcpyToHost", 1, 1, MemcpyToHostOnGpu(), {}, {}, {0}},
   };
 }
 

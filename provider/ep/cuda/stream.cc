@@ -16,33 +16,37 @@ class Notification : public OrtSyncNotificationImpl {
       delete static_cast<Notification*>(self);
     };
     OrtSyncNotificationImpl::Activate = [](OrtSyncNotificationImpl* self) noexcept -> OrtStatus* {
-      return Guard([&] {
-        auto* it = static_cast<Notification*>(self);
-        const DeviceScope scope(it->device_);
-        CheckCuda(cudaEventRecord(it->event_, it->stream_), "recording an event");
-      });
+      return Guard([&] { static_cast<Notification*>(self)->Record(); });
     };
     WaitOnDevice = [](OrtSyncNotificationImpl* self, OrtSyncStream* consumer) noexcept -> OrtStatus* {
-      return Guard([&] {
-        auto* it = static_cast<Notification*>(self);
-        CheckCuda(cudaStreamWaitEvent(HandleOf(consumer), it->event_, 0), "letting a stream wait");
-      });
+      return Guard([&] { static_cast<Notification*>(self)->LetWait(HandleOf(consumer)); });
     };
-    WaitOnHost = [](OrtSyncNotificationImpl* self) noexcept -> OrtStatus* {
-      return Guard(
-          [&] { CheckCuda(cudaEventSynchronize(static_cast<Notification*>(self)->event_), "the work on the GPU"); });
-    };
+    // What this provider leaves in host memory is there when its kernel returns: shapes are computed on the host, and
+    // MemcpyToHost waits. ONNX Runtime asks for a wait behind each of these nodes.
+    WaitOnHost = [](OrtSyncNotificationImpl*) noexcept -> OrtStatus* { return nullptr; };
     const DeviceScope scope(device);
-    CheckCuda(cudaEventCreateWithFlags(&event_, cudaEventDisableTiming | cudaEventBlockingSync), "creating an event");
+    CheckCuda(cudaEventCreateWithFlags(&event_, cudaEventDisableTiming), "creating an event");
   }
   ~Notification() {
     if (event_ != nullptr) static_cast<void>(cudaEventDestroy(event_));
   }
 
  private:
+  void Record() {
+    const DeviceScope scope(device_);
+    // A stream that is recorded as a graph is the only one of its session: nobody on the device waits for it.
+    recorded_ = !IsCapturing(stream_);
+    if (recorded_) CheckCuda(cudaEventRecord(event_, stream_), "recording an event");
+  }
+
+  void LetWait(cudaStream_t consumer) {
+    if (recorded_ && consumer != stream_) CheckCuda(cudaStreamWaitEvent(consumer, event_, 0), "letting a stream wait");
+  }
+
   const int device_;
   const cudaStream_t stream_;
   cudaEvent_t event_ = nullptr;
+  bool recorded_ = false;
 };
 
 class SyncStream : public OrtSyncStreamImpl {

@@ -1,5 +1,7 @@
-// Gemm with W as torch.nn.Linear has it (transB = 1), float16: lm_head, and linears that were not packed.
+// Gemm with W as torch.nn.Linear has it (transB = 1), float16: lm_head, and linears that were not packed. MatMul of any
+// shapes by a plain kernel: what exporters write where `flashllm export` has Gemm and attention.
 #include "ops/dense-matmul/cuda/dense_matmul.h"
+#include "ops/decoder/cuda/batched_matmul.h"
 
 #include "provider/ep/cuda/kernel.h"
 #include "provider/ep/cuda/kernels/kernels.h"
@@ -33,8 +35,32 @@ class Gemm : public CudaKernel {
   }
 };
 
+class MatMul : public CudaKernel {
+ public:
+  explicit MatMul(const OrtKernelInfo* info) : CudaKernel(info, "MatMul") {}
+
+ private:
+  void Run(const Call& call) override {
+    const Tensor a = call.Required(0, "A"), b = call.Required(1, "B");
+    cuda::Shape shape;
+    if (!cuda::MatMulShape(a.shape, b.shape, &shape)) {
+      Reject("has A of shape " + ShapeText(a.shape) + " and B of shape " + ShapeText(b.shape) +
+             ", which the GPU kernel cannot multiply");
+    }
+    cuda::BatchedMatMulArgs args;
+    args.y = call.Output(0, shape, a.type);
+    if (args.y == nullptr) return;
+    args.a = a.data, args.b = b.data;
+    args.a_shape = a.shape, args.b_shape = b.shape;
+    args.type = DataTypeOf(a.type);
+    args.programmatic = ep().programmatic();
+    CheckLaunch(cuda::LaunchBatchedMatMul(args, call.stream()));
+  }
+};
+
 }  // namespace
 
+OrtKernelCreateFunc MatMulOnGpu() { return Create<MatMul>; }
 OrtKernelCreateFunc GemmOnGpu() { return Create<Gemm>; }
 
 }  // namespace flashllm::ep

@@ -26,8 +26,6 @@ OrtKernelCreateFunc ArgMaxOnGpu();                  //
 OrtKernelCreateFunc RangeOnGpu();                   //
 OrtKernelCreateFunc ExpandOnGpu();                  // moves.cc
 OrtKernelCreateFunc TransposeOnGpu();               //
-OrtKernelCreateFunc ConcatOnGpu();                  //
-OrtKernelCreateFunc SplitOnGpu();                   //
 OrtKernelCreateFunc ReshapeOnGpu();                 // views.cc
 OrtKernelCreateFunc SqueezeOnGpu();                 //
 OrtKernelCreateFunc UnsqueezeOnGpu();               //
@@ -37,6 +35,7 @@ OrtKernelCreateFunc ShapeOnHost();                  // shapes.cc
 OrtKernelCreateFunc ConcatOnHost();                 //
 OrtKernelCreateFunc CastOnHost();                   //
 OrtKernelCreateFunc SubOnHost();                    //
-OrtKernelCreateFunc MemcpyOnGpu();                  // memcpy.cc
+OrtKernelCreateFunc MemcpyFromHostOnGpu();          // memcpy.cc
+OrtKernelCreateFunc MemcpyToHostOnGpu();            //
 
 }  // namespace flashllm::ep

@@ -6,9 +6,16 @@
 namespace flashllm::ep {
 namespace {
 
+bool IsPinned(const void* memory) {
+  cudaPointerAttributes attributes{};
+  CheckCuda(cudaPointerGetAttributes(&attributes, memory), "looking at an address");
+  return attributes.type == cudaMemoryTypeHost;
+}
+
+template <bool kToHost>
 class Memcpy : public CudaKernel {
  public:
-  explicit Memcpy(const OrtKernelInfo* info) : CudaKernel(info, "Memcpy") {}
+  explicit Memcpy(const OrtKernelInfo* info) : CudaKernel(info, kToHost ? "MemcpyToHost" : "MemcpyFromHost") {}
 
  private:
   void Run(const Call& call) override {
@@ -21,11 +28,15 @@ class Memcpy : public CudaKernel {
     }
     CheckLaunch(cudaMemcpyAsync(y, x.data, static_cast<size_t>(x.count() * ElementBytes(x.type)), cudaMemcpyDefault,
                                 call.stream()));
+    // The host reads what was copied next (stream.cc), or may write anew where it was copied from. The driver has
+    // copied pageable memory when the call returns.
+    if (kToHost || IsPinned(x.data)) WaitForStream(call.stream());
   }
 };
 
 }  // namespace
 
-OrtKernelCreateFunc MemcpyOnGpu() { return Create<Memcpy>; }
+OrtKernelCreateFunc MemcpyFromHostOnGpu() { return Create<Memcpy<false>>; }
+OrtKernelCreateFunc MemcpyToHostOnGpu() { return Create<Memcpy<true>>; }
 
 }  // namespace flashllm::ep
