@@ -214,7 +214,7 @@ def decode_in_place(models):
 @section
 def rows(models):
     """Rows of one buffer that end where their masks do, in steps of one fixed width, equal to recomputing each alone."""
-    path = os.path.join(models, "dense16", "model.onnx")
+    path = os.path.join(models, "sparse80", "model.onnx")
     decoder = Decoder(gpu_session(path, config=ON_GPU_ONLY))
     reference = OptReference(path)
     generator = np.random.default_rng(7)
