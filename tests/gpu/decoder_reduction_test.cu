@@ -83,7 +83,8 @@ void RunLayerNorms(Size size) {
     RunLayerNorm({2, 384, type, true, true, true, false, true, static_cast<size_t>(SizeOf(type))});
     RunLayerNorm({2, 384, type, true, false, false, false, false, 0, 100.0});
     if (size == Size::kFull)
-      RunLayerNorm({70000, 64, type}), RunLayerNorm({0, 64, type}), RunLayerNorm({1, 100003, type});
+      RunLayerNorm({70000, 64, type}), RunLayerNorm({600, 7168, type, true, true, true, true}),
+          RunLayerNorm({520, 1001, type}), RunLayerNorm({0, 64, type}), RunLayerNorm({1, 100003, type});
   }
 }
 

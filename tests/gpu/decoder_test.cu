@@ -1,7 +1,8 @@
 // The CUDA kernels of the decode graph (ops/decoder/cuda) on a real GPU, element by element against float64. Exit code
 // 0: all passed; 1: a failure; 77: no GPU.
 //   decoder_test [--tiny | --time] [--sm80]     --tiny: a few cases, for compute-sanitizer; --time: no tests, times
-//   --sm80: launches as on compute capability 8.0. Built from PTX of compute_80 alone, it tests that code on a newer GPU.
+//   --sm80: launches as on compute capability 8.0. Built from PTX of compute_80 alone, it tests that code on a newer
+//   GPU.
 #include "tests/gpu/decoder_test.h"
 
 #include "tests/gpu/decoder_fixture.h"

@@ -183,13 +183,14 @@ void RunPath(const DenseDevice& device, const char* path, bool quick) {
     c.in_place = true;
     Run(device, c, path);
   }
+  for (int64_t n : {33, 64}) Run(device, {500, 2048, n, true, true, true}, path);  // K cut by a cluster of 4
   if (quick) return;
   // Several tiles a multiprocessor, and rings that go round many times.
   for (int64_t n : {1, 8, 16, 17, 32, 64}) {
     Run(device, {20000, 1024, n, true, false, false, true}, path);
     Run(device, {9000, 2056, n, false, true, true}, path);
-    Run(device, {4000, 2048, n, true, true, true}, path);   // K cut by a cluster of 2
-    Run(device, {1999, 4104, n, true, false, true}, path);  // of 4
+    Run(device, {4000, 4104, n, true, true, true}, path);   // K cut by a cluster of 2
+    Run(device, {1900, 4104, n, true, false, true}, path);  // of 4
   }
   for (int64_t n : {65, 128, 200, 512, 1100, 4096}) {
     Run(device, {7168, 520, n, true, false, true, true}, path);

@@ -123,10 +123,11 @@ void CheckPrefill(const Packed& w, const std::string& pattern, const Resident& r
 }
 
 void RunWeight(const cuda::DeviceInfo& info, const cuda::DenseDevice& device, int64_t m, int64_t k,
-               const std::string& pattern, ValueType type, int cluster) {
+               const std::string& pattern, ValueType type, int cluster, cuda::Columns columns) {
   const Packed w = MakePacked(m, k, pattern, type, 7);
   cuda::PlanOptions options;
-  options.cluster = cluster, options.float32_is_half = pattern == "halves";
+  options.cluster = cluster, options.columns = static_cast<int>(columns);
+  options.float32_is_half = pattern == "halves";
   const Resident resident(w, info, options);
   const int blocks = resident.plan.blocks;
   for (int64_t offset : {0, 1}) CheckExpansion(w, pattern, resident, 0, blocks, offset);
@@ -152,11 +153,14 @@ void RunAll(const cuda::DeviceInfo& info, const cuda::DenseDevice& device, bool 
       quick ? std::vector<std::pair<int64_t, int64_t>>{{65, 136}}
             : std::vector<std::pair<int64_t, int64_t>>{{1, 1}, {17, 33}, {65, 136}, {515, 264}, {2300, 72}};
   for (const auto& [m, k] : shapes) {
-    for (const char* pattern : {"uniform50", "uniform80", "uniform95", "full", "empty", "one-row", "tiles", "corner"}) {
-      for (int cluster : {1, 2, 4}) RunWeight(info, device, m, k, pattern, ValueType::kFloat16, cluster);
-      RunWeight(info, device, m, k, pattern, ValueType::kBFloat16, 0);
+    for (cuda::Columns columns : {cuda::Columns::kHalves, cuda::Columns::kWords}) {
+      for (const char* pattern :
+           {"uniform50", "uniform80", "uniform95", "full", "empty", "one-row", "tiles", "corner"}) {
+        for (int cluster : {1, 2, 4}) RunWeight(info, device, m, k, pattern, ValueType::kFloat16, cluster, columns);
+        RunWeight(info, device, m, k, pattern, ValueType::kBFloat16, 0, columns);
+      }
+      RunWeight(info, device, m, k, "halves", ValueType::kFloat32, 0, columns);
     }
-    RunWeight(info, device, m, k, "halves", ValueType::kFloat32, 0);
   }
 }
 

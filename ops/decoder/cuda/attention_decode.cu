@@ -155,10 +155,11 @@ cudaError_t LaunchSplits(const DecodeParams& params, const LaunchConfig& how, cu
 
 int ChooseSplits(const AttentionArgs& args) {
   if (args.splits > 0) return args.splits;
-  // A part of less than 64 positions is not worth meeting for.
-  const int64_t queries = args.batch * args.sequence * args.heads;
-  const int64_t wanted =
-      std::min<int64_t>(int64_t{kDecodeBlocks} * args.sm_count / std::max<int64_t>(1, queries), args.total / 64);
+  // As many as fill the GPU, though no part shorter than 64 positions: it is not worth meeting for. Beyond that parts
+  // of 256 positions and more, which even out the end of a launch.
+  const int64_t queries = std::max<int64_t>(1, args.batch * args.sequence * args.heads);
+  const int64_t filling = int64_t{kDecodeBlocks} * args.sm_count / queries;
+  const int64_t wanted = std::max(std::min(filling, args.total / 64), args.total / 256);
   int splits = 1;
   while (splits * 2 <= wanted && splits < kMaxCluster) splits *= 2;
   return splits;

@@ -9,6 +9,8 @@ namespace decoder {
 namespace {
 
 constexpr int kMaxRowThreads = 1024;
+constexpr int64_t kManyRows = 512;  // from here on a multiprocessor should have several under way
+constexpr int kManyItems = 4;       // vectors of a row that a thread then has
 
 /// A thread's share of a row: vectors threadIdx.x, + blockDim.x, …
 template <typename T, int kVector>
@@ -59,23 +61,23 @@ struct Row {
 
 /// One thread block a row, which stays in registers.
 template <typename T, int kVector, int kItems>
-__global__ void __launch_bounds__(kMaxRowThreads) RegisterLayerNorm(const __grid_constant__ LayerNormArgs p) {
+__global__ void __launch_bounds__(kItems == kManyItems ? kMaxRowThreads / kManyItems : kMaxRowThreads)
+    RegisterLayerNorm(const __grid_constant__ LayerNormArgs p) {
   using R = Row<T, kVector>;
   __shared__ float sums[kWarpLanes], squares[kWarpLanes];
   typename R::Pack scale[kItems], shift[kItems];
-  const auto load_affine = [&] {
-#pragma unroll
-    for (int item = 0; item < kItems; ++item) {
-      const int64_t at = (threadIdx.x + item * static_cast<int64_t>(blockDim.x)) * kVector;
-      if (at >= p.width) continue;
-      scale[item] = R::LoadAffine(p.scale, at);
-      if (p.shift != nullptr) shift[item] = R::LoadAffine(p.shift, at);
-    }
+  const auto load_affine = [&](int item) {
+    const int64_t at = (threadIdx.x + item * static_cast<int64_t>(blockDim.x)) * kVector;
+    if (at >= p.width) return;
+    scale[item] = R::LoadAffine(p.scale, at);
+    if (p.shift != nullptr) shift[item] = R::LoadAffine(p.shift, at);
   };
+  constexpr bool kAffineFirst = kItems < kManyItems;  // with many rows registers count for more than the wait
   LetNextStart();
-  if (p.constant_affine) load_affine();
-  WaitForPrevious();
-  if (!p.constant_affine) load_affine();
+  if (!p.constant_affine) WaitForPrevious();
+#pragma unroll
+  for (int item = 0; kAffineFirst && item < kItems; ++item) load_affine(item);
+  if (p.constant_affine) WaitForPrevious();
 
   const int64_t row = blockIdx.x;
   float s[kItems][kVector], sum = 0.0f, square = 0.0f;
@@ -101,6 +103,7 @@ __global__ void __launch_bounds__(kMaxRowThreads) RegisterLayerNorm(const __grid
 #pragma unroll
   for (int item = 0; item < kItems; ++item) {
     const int64_t at = (threadIdx.x + item * static_cast<int64_t>(blockDim.x)) * kVector;
+    if (!kAffineFirst) load_affine(item);
     if (at < p.width) R::Finish(p, row, at, mean, inverse, scale[item], shift[item], s[item]);
   }
 }
@@ -135,15 +138,24 @@ __global__ void __launch_bounds__(kMaxRowThreads) LoopLayerNorm(const __grid_con
   }
 }
 
+/// Few rows: as many threads as there are vectors, for each row's own time counts. Many: less of them, so that a
+/// multiprocessor has more rows under way.
+int RowThreads(int64_t rows, int64_t vectors) {
+  const int64_t wanted = rows < kManyRows ? vectors : (vectors + kManyItems - 1) / kManyItems;
+  return static_cast<int>(std::min<int64_t>(kMaxRowThreads, (wanted + kWarpLanes - 1) / kWarpLanes * kWarpLanes));
+}
+
 template <typename T, int kVector>
 cudaError_t LaunchRows(const LayerNormArgs& args, cudaStream_t stream) {
   LaunchConfig how;
   how.blocks = args.rows;
   how.programmatic = args.programmatic;
   const int64_t vectors = args.width / kVector;
-  how.threads = static_cast<int>(std::min<int64_t>(kMaxRowThreads, (vectors + 31) / 32 * 32));
+  how.threads = RowThreads(args.rows, vectors);
   const int64_t items = (vectors + how.threads - 1) / how.threads;
   if (items <= 1) return Launch(RegisterLayerNorm<T, kVector, 1>, args, how, stream);
+  if (how.threads <= kMaxRowThreads / kManyItems && items <= kManyItems)
+    return Launch(RegisterLayerNorm<T, kVector, kManyItems>, args, how, stream);
   if (items <= 2) return Launch(RegisterLayerNorm<T, kVector, 2>, args, how, stream);
   return Launch(LoopLayerNorm<T, kVector>, args, how, stream);
 }

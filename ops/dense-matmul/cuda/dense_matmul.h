@@ -13,6 +13,7 @@ struct DenseDevice {
   int device = 0;
   int compute_capability = 0;  // 90 = 9.0
   int sm_count = 0;
+  int clusters[3] = {};               // thread-block clusters of 1, 2 and 4 blocks that run at once
   void* encode_tensor_map = nullptr;  // the driver's cuTensorMapEncodeTiled; null before 9.0
 };
 

@@ -30,16 +30,20 @@ struct TmaInstance {
     return CeilDivide(args.m, Tile::kWidth) * CeilDivide(args.n, Tile::kRows * Tile::kCluster);
   }
 
-  /// Time of the busiest multiprocessor, in rows of W times steps of K: the tiles it gets, each with fixed costs (about
-  /// those of a start, and of an exchange of sums, on an H100).
+  /// What a launch takes, in rows of W times steps of K of one multiprocessor, with fixed costs as on an H100.
   static double Cost(const DenseDevice& device, const DenseMatMulArgs& args) {
-    constexpr double kTile = 260, kExchange = 350, kWideTile = 8;
-    const int64_t steps = CeilDivide(args.k, kStepK), blocks = device.sm_count / Tile::kBlocks;
-    if (Tile::kSplit > 1 && steps < 4 * Tile::kSplit) return std::numeric_limits<double>::infinity();
-    const int64_t waves = CeilDivide(Tiles(args), blocks);
+    if (device.clusters[Tile::kBlocks / 2] == 0) return std::numeric_limits<double>::infinity();
+    const double waves = static_cast<double>(CeilDivide(Tiles(args), device.clusters[Tile::kBlocks / 2]));
+    constexpr double kWideTile = 8;
     if (Tile::kConsumers > 1) return waves * (Tile::kWidth + kWideTile);
-    return waves * (static_cast<double>(Tile::kWidth) * CeilDivide(steps, Tile::kSplit) + kTile +
-                    (Tile::kSplit > 1 ? kExchange : 0));
+    // Few columns: memory limits, unless so few multiprocessors work that it is they; each can take kBurst of its
+    // share.
+    constexpr double kBurst = 1.5, kTile = 260, kExchange = 600;
+    const int64_t steps = CeilDivide(args.k, kStepK);
+    if (Tile::kSplit > 1 && steps < 4 * Tile::kSplit) return std::numeric_limits<double>::infinity();
+    const double busiest = waves * Tile::kWidth * CeilDivide(steps, Tile::kSplit);
+    const double even = static_cast<double>(args.m) * steps / device.sm_count;
+    return std::max(busiest / kBurst, even) + (Tile::kSplit > 1 ? waves * (kTile + kExchange) : kTile);
   }
 
   static cudaError_t Launch(const DenseDevice& device, const DenseMatMulArgs& args, cudaStream_t stream) {
@@ -61,7 +65,7 @@ struct TmaInstance {
     cudaLaunchConfig_t config = {};
     // A split cluster exchanges sums once.
     const int64_t clusters =
-        Tile::kSplit > 1 ? Tiles(args) : std::min<int64_t>(device.sm_count / Tile::kBlocks, Tiles(args));
+        Tile::kSplit > 1 ? Tiles(args) : std::min<int64_t>(device.clusters[Tile::kBlocks / 2], Tiles(args));
     config.gridDim = dim3(static_cast<unsigned>(clusters * Tile::kBlocks));
     config.blockDim = dim3(Tile::kThreads);
     config.dynamicSmemBytes = Tile::kTotalBytes;
@@ -79,6 +83,21 @@ struct TmaInstance {
       attributes[config.numAttrs++].val.programmaticStreamSerializationAllowed = 1;
     }
     return cudaLaunchKernelEx(&config, TmaGemm<Tile>, params);
+  }
+
+  /// How many clusters of this instance run at once.
+  static cudaError_t CountClusters(int sm_count, int* clusters) {
+    cudaLaunchAttribute attribute;
+    attribute.id = cudaLaunchAttributeClusterDimension;
+    attribute.val.clusterDim.x = Tile::kBlocks;
+    attribute.val.clusterDim.y = attribute.val.clusterDim.z = 1;
+    cudaLaunchConfig_t config = {};
+    config.gridDim = dim3(Tile::kBlocks * sm_count);
+    config.blockDim = dim3(Tile::kThreads);
+    config.dynamicSmemBytes = Tile::kTotalBytes;
+    config.attrs = &attribute;
+    config.numAttrs = 1;
+    return cudaOccupancyMaxActiveClusters(clusters, TmaGemm<Tile>, &config);
   }
 
   static cudaError_t Prepare() {
@@ -123,8 +142,8 @@ cudaError_t PrepareTmaGemm(DenseDevice* info) {
                                                              kCuda12, cudaEnableDefault, &found);
   if (error != cudaSuccess) return error;
   if (found != cudaDriverEntryPointSuccess) info->encode_tensor_map = nullptr;
-  return PrepareAll<Skinny64, Skinny128, Split64By2, Split64By4, Wide128, Wide224, Wide256, Pair128, Pair224,
-                    Pair256>();
+  const cudaError_t prepared =
+      PrepareAll<Skinny64, Skinny128, Split64By2, Split64By4, Wide128, Wide224, Wide256, Pair128, Pair224, Pair256>();
 }
 
 bool SuitsTmaGemm(const DenseDevice& device, const DenseMatMulArgs& args) {

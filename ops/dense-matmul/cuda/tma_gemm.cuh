@@ -1,6 +1,6 @@
 // The kernel of sm_90a: one persistent thread block a multiprocessor. A producer warp brings tiles of X and W through a
-// ring of stages (TMA, mbarrier), consumer warpgroups multiply (wgmma). Clusters of two share each tile of W: each
-// block fetches half of it for both.
+// ring of stages (TMA, mbarrier), consumer warpgroups multiply (wgmma). The blocks of a cluster either share each tile of
+// W, of which each fetches its part for all, or cut K among themselves.
 #pragma once
 
 #include "ops/dense-matmul/cuda/epilogue.cuh"
@@ -184,13 +184,12 @@ class TmaBlock {
 
  private:
   __device__ __forceinline__ void LoadW(const Steps& steps, int stage) const {
-    constexpr int kShare = Tile::kWidth / Tile::kCluster;
-    const uint32_t barrier = full_ + 8 * stage;
-    const uint32_t to = ring_ + stage * Tile::kStageBytes + Tile::kXBytes + rank_ * kShare * 128;
+    const uint32_t barrier = full_ + 8 * stage, to = ring_ + stage * Tile::kStageBytes + Tile::kXBytes;
     ptx::BarrierExpect(barrier, p_.x_box_bytes + Tile::kWidth * 128);
     if constexpr (Tile::kCluster > 1) {
-      ptx::LoadTensorMulticast(to, p_.w_map, steps.k * kStepK, steps.row_w + rank_ * kShare, barrier,
-                               (1 << Tile::kCluster) - 1);
+      constexpr int kShare = Tile::kWidth / Tile::kCluster;
+      ptx::LoadTensorMulticast(to + rank_ * kShare * 128, p_.w_map, steps.k * kStepK, steps.row_w + rank_ * kShare,
+                               barrier, (1 << Tile::kCluster) - 1);
     } else {
       ptx::LoadTensor(to, p_.w_map, steps.k * kStepK, steps.row_w, barrier);
     }
@@ -198,6 +197,7 @@ class TmaBlock {
   __device__ __forceinline__ void LoadX(const Steps& steps, int stage) const {
     ptx::LoadTensor(ring_ + stage * Tile::kStageBytes, p_.x_map, steps.k * kStepK, steps.row_x, full_ + 8 * stage);
   }
+
   /// The shares of K, added in the order of rank: the block that stores 32 columns receives everyone's sums of them.
   /// Once a launch: no block may overwrite what another has not read.
   __device__ __forceinline__ void SumOverCluster(float (&sums)[Tile::kWidth / 2], int lane) const {
@@ -226,6 +226,7 @@ class TmaBlock {
       }
     }
   }
+
   /// A warp has read a stage: every block that writes to it is told.
   __device__ __forceinline__ void Release(int stage, int lane) const {
     if constexpr (Tile::kCluster > 1) {

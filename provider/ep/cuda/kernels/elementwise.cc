@@ -7,11 +7,20 @@
 namespace flashllm::ep {
 namespace {
 
+constexpr const char* NameOf(cuda::BinaryOp op) {
+  return op == cuda::BinaryOp::kAdd   ? "Add"
+         : op == cuda::BinaryOp::kSub ? "Sub"
+         : op == cuda::BinaryOp::kMul ? "Mul"
+                                      : "Div";
+}
+
+constexpr const char* NameOf(cuda::UnaryOp op) { return op == cuda::UnaryOp::kRelu ? "Relu" : "Gelu"; }
+
 template <cuda::BinaryOp kOp>
 class Binary : public CudaKernel {
  public:
   explicit Binary(const OrtKernelInfo* info)
-      : CudaKernel(info, "Elementwise"), fault_(kOp == cuda::BinaryOp::kDiv ? ep().faults().Add(where()) : nullptr) {}
+      : CudaKernel(info, NameOf(kOp)), fault_(kOp == cuda::BinaryOp::kDiv ? ep().faults().Add(where()) : nullptr) {}
 
  private:
   void Run(const Call& call) override {
@@ -38,7 +47,7 @@ class Binary : public CudaKernel {
 template <cuda::UnaryOp kOp>
 class Unary : public CudaKernel {
  public:
-  explicit Unary(const OrtKernelInfo* info) : CudaKernel(info, "Elementwise") {}
+  explicit Unary(const OrtKernelInfo* info) : CudaKernel(info, NameOf(kOp)) {}
 
  private:
   void Run(const Call& call) override {

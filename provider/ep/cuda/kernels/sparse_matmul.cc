@@ -9,7 +9,7 @@ namespace flashllm::ep {
 namespace {
 
 /// From how many columns on expanding the weight and multiplying densely is faster (docs/kernels.md).
-constexpr int64_t kPrefillColumns = 65;
+constexpr int64_t kPrefillColumns = 97;
 
 class SparseMatMul : public CudaKernel {
  public:
