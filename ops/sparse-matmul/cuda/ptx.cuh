@@ -57,6 +57,10 @@ __device__ __forceinline__ void BarrierInit(uint32_t barrier, int arrivals) {
   asm volatile("mbarrier.init.shared.b64 [%0],%1;" ::"r"(barrier), "r"(arrivals) : "memory");
 }
 
+__device__ __forceinline__ void BarrierArrive(uint32_t barrier) {
+  asm volatile("{\n.reg .b64 state;\nmbarrier.arrive.shared.b64 state,[%0];\n}" ::"r"(barrier) : "memory");
+}
+
 #if __CUDA_ARCH__ >= 900
 constexpr int kCopyArrivals = 1;  // of a barrier's phase, by Copy
 __device__ __forceinline__ void BarrierInitFence() {
@@ -69,14 +73,34 @@ __device__ __forceinline__ void BarrierWait(uint32_t barrier, uint32_t parity) {
       "r"(parity)
       : "memory");
 }
-/// A warp's copy of `bytes`, a positive multiple of 16; completes one phase of the barrier (bulk copy, 9.7.9.25.4).
-__device__ __forceinline__ void Copy(uint32_t destination, const void* source, uint32_t bytes, uint32_t barrier) {
-  if ((threadIdx.x & 31) != 0) return;
-  asm volatile("mbarrier.arrive.expect_tx.shared.b64 _,[%0],%1;" ::"r"(barrier), "r"(bytes) : "memory");
+/// One lane of a converged warp (9.7.13.14): the compiler then knows that bulk copies under it need no loop over lanes.
+__device__ __forceinline__ bool ElectLane() {
+  uint32_t elected;
+  asm volatile("{\n.reg .pred p;\nelect.sync _|p,0xffffffff;\nselp.u32 %0,1,0,p;\n}" : "=r"(elected));
+  return elected != 0;
+}
+__device__ __forceinline__ void BulkCopy(uint32_t destination, const void* source, uint32_t bytes, uint32_t barrier) {
   asm volatile(
       "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0],[%1],%2,[%3];" ::"r"(destination),
       "l"(source), "r"(bytes), "r"(barrier)
       : "memory");
+}
+__device__ __forceinline__ void ArriveExpect(uint32_t barrier, uint32_t bytes) {
+  asm volatile("mbarrier.arrive.expect_tx.shared.b64 _,[%0],%1;" ::"r"(barrier), "r"(bytes) : "memory");
+}
+/// A warp's copy of `bytes`, a positive multiple of 16; completes one phase of the barrier (bulk copy, 9.7.9.25.4).
+__device__ __forceinline__ void Copy(uint32_t destination, const void* source, uint32_t bytes, uint32_t barrier) {
+  if (!ElectLane()) return;
+  ArriveExpect(barrier, bytes);
+  BulkCopy(destination, source, bytes, barrier);
+}
+/// The same, and the first `other_bytes` to a second place.
+__device__ __forceinline__ void CopyTwice(uint32_t destination, uint32_t other, const void* source, uint32_t bytes,
+                                          uint32_t other_bytes, uint32_t barrier) {
+  if (!ElectLane()) return;
+  ArriveExpect(barrier, bytes + other_bytes);
+  BulkCopy(destination, source, bytes, barrier);
+  BulkCopy(other, source, other_bytes, barrier);
 }
 /// Thread-block clusters: barrier (9.7.13.4) and stores to another block's shared memory.
 __device__ __forceinline__ uint32_t ClusterRank() {
@@ -107,12 +131,24 @@ __device__ __forceinline__ void BarrierWait(uint32_t barrier, uint32_t parity) {
       : "memory");
 }
 /// The same with cp.async (9.7.9.25.3), every lane its share.
-__device__ __forceinline__ void Copy(uint32_t destination, const void* source, uint32_t bytes, uint32_t barrier) {
+__device__ __forceinline__ void CopyAsync(uint32_t destination, const void* source, uint32_t bytes) {
   for (uint32_t at = 16 * (threadIdx.x & 31); at < bytes; at += 512)
     asm volatile("cp.async.cg.shared.global [%0],[%1],16;" ::"r"(destination + at),
                  "l"(static_cast<const char*>(source) + at)
                  : "memory");
+}
+__device__ __forceinline__ void ArriveAfterCopies(uint32_t barrier) {
   asm volatile("cp.async.mbarrier.arrive.noinc.shared.b64 [%0];" ::"r"(barrier) : "memory");
+}
+__device__ __forceinline__ void Copy(uint32_t destination, const void* source, uint32_t bytes, uint32_t barrier) {
+  CopyAsync(destination, source, bytes);
+  ArriveAfterCopies(barrier);
+}
+__device__ __forceinline__ void CopyTwice(uint32_t destination, uint32_t other, const void* source, uint32_t bytes,
+                                          uint32_t other_bytes, uint32_t barrier) {
+  CopyAsync(destination, source, bytes);
+  CopyAsync(other, source, other_bytes);
+  ArriveAfterCopies(barrier);
 }
 #endif
 
