@@ -86,6 +86,18 @@ def milliseconds(session, binding, repeats, graph_id=None):
     return statistics.median(times[3:])
 
 
+def kernel_times(session, binding, steps=5):
+    """(name, launches, microseconds) of a step's kernels, the longest first. Ordinary runs: a replayed graph has no names."""
+    options = ort.RunOptions()
+    options.add_run_config_entry("gpu_graph_id", "-1")
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profiler:
+        for _ in range(steps):
+            session.run_with_iobinding(binding, options)
+        torch.cuda.synchronize()
+    rows = [(event.key, event.count / steps, event.self_device_time_total / steps) for event in profiler.key_averages()]
+    return sorted((row for row in rows if row[2] > 0), key=lambda row: -row[2])
+
+
 def bandwidth():
     """GB/s of reading: a sum over 4 GB."""
     data = torch.ones(1 << 30, dtype=torch.float32, device="cuda")
@@ -130,6 +142,10 @@ def measure_sparse(path, size, sparsity, arguments, report):
                 "loadSeconds": loading,
                 "gpuBytes": before - torch.cuda.mem_get_info()[0],
             }
+            if arguments.profile and not cuda_graph:
+                row["kernels"] = [
+                    {"name": name, "launches": count, "microseconds": took} for name, count, took in kernel_times(session, binding)
+                ]
             report(row)
             if cuda_graph:
                 session.release_captured_graph(number + 1)
@@ -148,6 +164,7 @@ def main():
     parser.add_argument("--context", type=int, default=256)
     parser.add_argument("--repeats", type=int, default=30)
     parser.add_argument("--no-dense", action="store_true")
+    parser.add_argument("--profile", action="store_true", help="also tell the time of each kernel of a step")
     parser.add_argument("--commit", default="")
     parser.add_argument("--json")
     arguments = parser.parse_args()
@@ -180,6 +197,8 @@ def main():
             f" ({100 * floor / row['milliseconds']:.0f} %), loaded in {row['loadSeconds']:.1f} s, {row['gpuBytes'] / 1e9:.1f} GB",
             flush=True,
         )
+        for kernel in row.get("kernels", [])[:16]:
+            print(f"    {kernel['microseconds']:9.1f} us  {kernel['launches']:5.1f} x  {kernel['name'][:110]}", flush=True)
 
     for size in arguments.sizes:
         if not arguments.no_dense:

@@ -367,9 +367,33 @@ void TimeCase(const GpuInfo& gpu, int64_t batch, int64_t sequence, int64_t total
   }
 }
 
+/// Reads everything and keeps nothing: what the memory gives at best.
+__global__ void ReadStream(const uint4* from, int64_t count, uint32_t* never) {
+  uint32_t bits = 0;
+  for (int64_t i = blockIdx.x * int64_t{blockDim.x} + threadIdx.x; i < count; i += int64_t{gridDim.x} * blockDim.x) {
+    const uint4 value = from[i];
+    bits |= value.x | value.y | value.z | value.w;
+  }
+  if (bits != 0) *never = bits;  // the memory is zeros
+}
+
+void TimeStream(const GpuInfo& gpu) {
+  constexpr int64_t kBytes = int64_t{2} << 30;
+  Buffer memory(kBytes), never(4);
+  Check(cudaMemset(memory.get(), 0, kBytes), "zeros");
+  Timer timer;
+  const double time = timer.Run(5, [&](int) {
+    ReadStream<<<gpu.sm_count * 16, 512>>>(static_cast<const uint4*>(memory.get()), kBytes / 16,
+                                           static_cast<uint32_t*>(never.get()));
+    return cudaGetLastError();
+  });
+  std::printf("read-only stream of 2 GiB: %.0f GB/s\n", kBytes / time * 1e-3);
+}
+
 }  // namespace
 
 void TimeAttention(const GpuInfo& gpu) {
+  TimeStream(gpu);
   std::printf("attention, 56 heads x 128, bias [B, 1, S, T], cache in place; splits: 0 chosen, < 0 as on sm_80\n");
   std::printf("  B     S     T splits pdl\n");
   for (int64_t batch : {1, 8, 32}) {

@@ -144,6 +144,10 @@ cudaError_t PrepareTmaGemm(DenseDevice* info) {
   if (found != cudaDriverEntryPointSuccess) info->encode_tensor_map = nullptr;
   const cudaError_t prepared =
       PrepareAll<Skinny64, Skinny128, Split64By2, Split64By4, Wide128, Wide224, Wide256, Pair128, Pair224, Pair256>();
+  if (prepared != cudaSuccess) return prepared;
+  info->clusters[0] = info->sm_count;
+  const cudaError_t counted = Pair256::CountClusters(info->sm_count, &info->clusters[1]);
+  return counted == cudaSuccess ? Split64By4::CountClusters(info->sm_count, &info->clusters[2]) : counted;
 }
 
 bool SuitsTmaGemm(const DenseDevice& device, const DenseMatMulArgs& args) {

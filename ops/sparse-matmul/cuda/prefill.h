@@ -10,6 +10,10 @@ namespace flashllm::cuda {
 /// Whether PrefillMatMul computes with this plan and X of this type: layout kColumns, values and X in float16.
 bool SupportsPrefill(const WeightPlan& plan, ElementType type);
 
+/// From so many columns on PrefillMatMul takes less time than Launch, as measured on an H100 (docs/dense-matmul.md):
+/// Launch streams the weight again for each 32 columns.
+constexpr int64_t kPrefillColumns = 97;
+
 /// Device memory with which PrefillMatMul is fastest: what the whole weight takes, up to a bound. All multiplications
 /// of one stream may share it.
 int64_t PrefillScratchBytes(const WeightPlan& plan);
