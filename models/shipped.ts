@@ -1,8 +1,8 @@
 import { existsSync } from 'node:fs';
 import { fileURLToPath } from 'node:url';
 
-/** Folder of the package: one up from models/ in the sources, two from dist/models/. */
-function packageFile(path: string): string {
+/** A file or folder of the package: it lies one up from models/ in the sources, two from dist/models/. */
+export function packageFile(path: string): string {
   const inSources = fileURLToPath(new URL(`../${path}`, import.meta.url));
   return existsSync(inSources) ? inSources : fileURLToPath(new URL(`../../${path}`, import.meta.url));
 }
