@@ -189,12 +189,14 @@ def main():
             dense[row["size"], row["batch"]] = row["milliseconds"]
             print(f"{row['size']} dense            B={row['batch']}: {row['milliseconds']:.3f} ms", flush=True)
             return
-        floor = row["bytes"] / result["readGBs"] / 1e6
+        floor, took = row["bytes"] / result["readGBs"] / 1e6, row["milliseconds"]
         against = dense.get((row["size"], row["batch"]))
+        how = "graph" if row["cudaGraph"] else "plain"
         print(
-            f"{row['size']} {row['sparsity']} {'graph' if row['cudaGraph'] else 'plain'} B={row['batch']}: {row['milliseconds']:.3f} ms"
-            f"{f', {against / row['milliseconds']:.2f}x dense' if against else ''}, floor {floor:.3f} ms"
-            f" ({100 * floor / row['milliseconds']:.0f} %), loaded in {row['loadSeconds']:.1f} s, {row['gpuBytes'] / 1e9:.1f} GB",
+            f"{row['size']} {row['sparsity']} {how} B={row['batch']}: {took:.3f} ms, "
+            + (f"{against / took:.2f}x dense, " if against else "")
+            + f"floor {floor:.3f} ms ({100 * floor / took:.0f} %), loaded in {row['loadSeconds']:.1f} s,"
+            + f" {row['gpuBytes'] / 1e9:.1f} GB",
             flush=True,
         )
         for kernel in row.get("kernels", [])[:16]:
