@@ -167,7 +167,9 @@ std::string ArgMaxRule(const OrtNode* node) {
 std::string SoftmaxRule(const OrtNode* node) { return LastAxisRule(node, -1); }
 
 std::string ConcatRule(const OrtNode* node) {
-  for (const OrtValueInfo* input : InputsOf(node)) {
+  const std::vector<const OrtValueInfo*> inputs = InputsOf(node);
+  if (inputs.size() > kHostConcatInputs) return "it has more than " + std::to_string(kHostConcatInputs) + " inputs";
+  for (const OrtValueInfo* input : inputs) {
     const ValueType type = TypeOf(input);
     if (!type.dims || type.dims->size() != 1) return "the GPU provider joins integers of one axis only";
   }
