@@ -1,6 +1,6 @@
 // The kernel of sm_90a: one persistent thread block a multiprocessor. A producer warp brings tiles of X and W through a
-// ring of stages (TMA, mbarrier), consumer warpgroups multiply (wgmma). The blocks of a cluster either share each tile of
-// W, of which each fetches its part for all, or cut K among themselves.
+// ring of stages (TMA, mbarrier), consumer warpgroups multiply (wgmma). The blocks of a cluster either share each tile
+// of W, of which each fetches its part for all, or cut K among themselves.
 #pragma once
 
 #include "ops/dense-matmul/cuda/epilogue.cuh"
