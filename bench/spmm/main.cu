@@ -1,6 +1,7 @@
 // Times SparseMatMul against cublasGemmEx on OPT's four matrices, every output checked, weights rotated through device
 // memory.
-//   spmm_bench [--model opt-30b] [--matrices fc1,fc2,o,qkv] [--sparsity 0.5,…] [--n 1,8,…] [--clusters 0] [--ahead BLOCKS]
+//   spmm_bench [--model opt-30b] [--matrices fc1,fc2,o,qkv] [--sparsity 0.5,…] [--n 1,8,…] [--clusters 0] [--ahead
+//   BLOCKS]
 //   [--columns 0|1]
 //   [--json FILE] [--commit ID] [--no-cublas]
 // docs/kernels.md says what the columns mean.
