@@ -42,7 +42,7 @@ def with_argmax(path):
     return made
 
 
-def gpu_session(path, cuda_graph):
+def gpu_session(path):
     options = ort.SessionOptions()
     options.log_severity_level = 3
     options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
@@ -51,7 +51,7 @@ def gpu_session(path, cuda_graph):
         for d in ort.get_ep_devices()
         if d.ep_name == "FlashLLMExecutionProvider" and d.device.type == ort.OrtHardwareDeviceType.GPU
     )
-    options.add_provider_for_devices([device], {"verify_checksum": "0", "cuda_graph": "1" if cuda_graph else "0"})
+    options.add_provider_for_devices([device], {"verify_checksum": "0", "cuda_graph": "1"})
     return ort.InferenceSession(path, options, enable_fallback=0)
 
 
@@ -74,10 +74,10 @@ def bind(session, batch, context):
     return binding
 
 
-def milliseconds(session, binding, repeats, graph_id=None):
+def milliseconds(session, binding, repeats, graph_id):
+    """Median of a step. `graph_id` -1: an ordinary run, no graph."""
     options = ort.RunOptions()
-    if graph_id is not None:
-        options.add_run_config_entry("gpu_graph_id", str(graph_id))
+    options.add_run_config_entry("gpu_graph_id", str(graph_id))
     times = []
     for _ in range(repeats + 3):
         start = time.perf_counter()
@@ -124,20 +124,19 @@ def step_bytes(path, size, batch, context):
 
 
 def measure_sparse(path, size, sparsity, arguments, report):
-    for cuda_graph in (True, False):
-        before, start = torch.cuda.mem_get_info()[0], time.perf_counter()
-        session = gpu_session(path, cuda_graph)
-        loading = time.perf_counter() - start
-        for number, batch in enumerate(arguments.batches):
-            binding = bind(session, batch, arguments.context)
-            took = milliseconds(session, binding, arguments.repeats, number + 1 if cuda_graph else None)
+    before, start = torch.cuda.mem_get_info()[0], time.perf_counter()
+    session = gpu_session(path)
+    loading = time.perf_counter() - start
+    for number, batch in enumerate(arguments.batches):
+        binding = bind(session, batch, arguments.context)
+        for cuda_graph in (True, False):
             row = {
                 "side": "flashllm",
                 "size": size,
                 "sparsity": sparsity,
                 "batch": batch,
                 "cudaGraph": cuda_graph,
-                "milliseconds": took,
+                "milliseconds": milliseconds(session, binding, arguments.repeats, number if cuda_graph else -1),
                 "bytes": step_bytes(path, size, batch, arguments.context),
                 "loadSeconds": loading,
                 "gpuBytes": before - torch.cuda.mem_get_info()[0],
@@ -147,11 +146,10 @@ def measure_sparse(path, size, sparsity, arguments, report):
                     {"name": name, "launches": count, "microseconds": took} for name, count, took in kernel_times(session, binding)
                 ]
             report(row)
-            if cuda_graph:
-                session.release_captured_graph(number + 1)
-            del binding
-        del session
-        gc.collect()
+        session.release_captured_graph(number)
+        del binding
+    del session
+    gc.collect()
 
 
 def main():
@@ -189,12 +187,14 @@ def main():
             dense[row["size"], row["batch"]] = row["milliseconds"]
             print(f"{row['size']} dense            B={row['batch']}: {row['milliseconds']:.3f} ms", flush=True)
             return
-        floor = row["bytes"] / result["readGBs"] / 1e6
+        floor, took = row["bytes"] / result["readGBs"] / 1e6, row["milliseconds"]
         against = dense.get((row["size"], row["batch"]))
+        how = "graph" if row["cudaGraph"] else "plain"
         print(
-            f"{row['size']} {row['sparsity']} {'graph' if row['cudaGraph'] else 'plain'} B={row['batch']}: {row['milliseconds']:.3f} ms"
-            f"{f', {against / row['milliseconds']:.2f}x dense' if against else ''}, floor {floor:.3f} ms"
-            f" ({100 * floor / row['milliseconds']:.0f} %), loaded in {row['loadSeconds']:.1f} s, {row['gpuBytes'] / 1e9:.1f} GB",
+            f"{row['size']} {row['sparsity']} {how} B={row['batch']}: {took:.3f} ms, "
+            + (f"{against / took:.2f}x dense, " if against else "")
+            + f"floor {floor:.3f} ms ({100 * floor / took:.0f} %), loaded in {row['loadSeconds']:.1f} s,"
+            + f" {row['gpuBytes'] / 1e9:.1f} GB",
             flush=True,
         )
         for kernel in row.get("kernels", [])[:16]:

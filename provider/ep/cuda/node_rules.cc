@@ -61,21 +61,26 @@ const OrtNode* ProducerOf(const OrtValueInfo* value) {
   return nullptr;
 }
 
-/// Whether a value depends on nothing but shapes and constants: ONNX Runtime's CPU provider computes it on the host.
-bool IsOfShapes(const OrtValueInfo* value, int depth = 0) {
-  constexpr int kDeepest = 16;
+/// Whether a value depends on nothing but shapes and constants: ONNX Runtime's CPU provider computes it on the host. Looks
+/// at `budget` values at the most, for graphs that were made to be slow to look at.
+bool IsOfShapes(const OrtValueInfo* value, int* budget) {
   if (value == nullptr) return true;
   bool constant = false;
   Check(g_ort.api->ValueInfo_IsConstantInitializer(value, &constant));
   if (constant) return true;
-  const OrtNode* node = depth < kDeepest ? ProducerOf(value) : nullptr;
+  const OrtNode* node = --*budget > 0 ? ProducerOf(value) : nullptr;
   if (node == nullptr) return false;
   const std::string op = OpName(node);
   if (op == "Shape" || op == "Size") return true;
   for (const OrtValueInfo* input : InputsOf(node)) {
-    if (!IsOfShapes(input, depth + 1)) return false;
+    if (!IsOfShapes(input, budget)) return false;
   }
   return true;
+}
+
+bool IsOfShapes(const OrtValueInfo* value) {
+  int budget = 64;
+  return IsOfShapes(value, &budget);
 }
 
 std::string ShapeArithmetic(const OrtNode* node) {
@@ -167,7 +172,9 @@ std::string ArgMaxRule(const OrtNode* node) {
 std::string SoftmaxRule(const OrtNode* node) { return LastAxisRule(node, -1); }
 
 std::string ConcatRule(const OrtNode* node) {
-  for (const OrtValueInfo* input : InputsOf(node)) {
+  const std::vector<const OrtValueInfo*> inputs = InputsOf(node);
+  if (inputs.size() > kHostConcatInputs) return "it has more than " + std::to_string(kHostConcatInputs) + " inputs";
+  for (const OrtValueInfo* input : inputs) {
     const ValueType type = TypeOf(input);
     if (!type.dims || type.dims->size() != 1) return "the GPU provider joins integers of one axis only";
   }

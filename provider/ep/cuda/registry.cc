@@ -4,6 +4,7 @@
 #include <vector>
 
 #include "provider/ep/cuda/kernels/kernels.h"
+#include "provider/ep/cuda/node_rules.h"
 #include "provider/ep/op_schema.h"
 #include "provider/ep/options.h"
 
@@ -92,9 +93,6 @@ void AddTypes(OrtKernelDefBuilder* builder, const char* parameter, const Types& 
   Check(g_ort.ep->KernelDefBuilder_AddTypeConstraint(builder, parameter, data_types.data(), data_types.size()));
 }
 
-/// How many inputs of a variadic op are marked as host memory: as many as shapes have axes, and some.
-constexpr size_t kHostVariadic = 16;
-
 void AddKernel(OrtKernelRegistry* registry, const Entry& entry) {
   OrtKernelDefBuilder* builder = nullptr;
   Check(g_ort.ep->CreateKernelDefBuilder(&builder));
@@ -108,7 +106,7 @@ void AddKernel(OrtKernelRegistry* registry, const Entry& entry) {
     Check(g_ort.ep->KernelDefBuilder_SetInputMemType(builder, index, OrtMemTypeCPUInput));
   }
   if (std::string(entry.op) == "Concat") {
-    for (size_t i = 0; i < kHostVariadic; ++i) {
+    for (size_t i = 0; i < kHostConcatInputs; ++i) {
       Check(g_ort.ep->KernelDefBuilder_SetInputMemType(builder, i, OrtMemTypeCPUInput));
     }
   }
