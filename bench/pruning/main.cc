@@ -140,7 +140,7 @@ void Run(const Settings& settings) {
   options.sparsity = std::stod(settings.Text("sparsity", "0.5"));
   Workers workers(static_cast<int>(settings.Number("threads", 0)));
   const bool gpu = settings.Text("device", "cuda") == "cuda";
-  const std::unique_ptr<Device> device = gpu ? MakeCudaDevice(0) : MakeCpuDevice(workers);
+  const std::unique_ptr<Device> device = gpu ? MakeCudaDevice(workers, 0) : MakeCpuDevice(workers);
   const std::string folder = settings.Text("folder", "/tmp") + "/pruning-bench-" + std::to_string(getpid());
   std::filesystem::create_directories(folder);
   const int64_t floats = shape.sequences * shape.length * shape.hidden;

@@ -26,6 +26,8 @@ class CpuDevice final : public Device {
   std::string Describe() const override { return std::string("cpu, ") + kernels_.name; }
   void set_cancelled(const std::atomic<bool>* cancelled) override { workers_.set_cancelled(cancelled); }
 
+  int64_t SpareBytes() const override { return 0; }
+
   void* Allocate(size_t bytes) override {
     try {
       return ::operator new(bytes, std::align_val_t(kAlignment));

@@ -8,7 +8,7 @@ void ThrowNotPositive(int64_t n, int64_t near) {
 }
 
 #if !defined(FLASHLLM_HAS_CUDA)
-std::unique_ptr<Device> MakeCudaDevice(int) {
+std::unique_ptr<Device> MakeCudaDevice(Workers&, int) {
   throw PruningError(
       "this build has no CUDA: install nvcc (CUDA 12.4 or later) and run `npm rebuild onnxruntime-ep-flashllm`, or use "
       "the CPU");

@@ -94,6 +94,10 @@ class Device {
   /// For reports: `cpu, avx512`, `NVIDIA H100 80GB HBM3`.
   virtual std::string Describe() const = 0;
 
+  /// Bytes that allocations may still take where that saves copies to and from the host; 0 where the host's memory is
+  /// this device's.
+  virtual int64_t SpareBytes() const = 0;
+
   // Memory. Sizes are in bytes; Upload and Download are from and to the host and have happened when they return.
   virtual void* Allocate(size_t bytes) = 0;
   virtual void Free(void* memory) noexcept = 0;
@@ -184,8 +188,9 @@ constexpr float kNormEpsilon = 1e-5f;
 /// On the host's cores, by `workers`, which must outlive it.
 std::unique_ptr<Device> MakeCpuDevice(Workers& workers);
 
-/// On an NVIDIA GPU. Throws PruningError that says why there is none: no driver, no cuBLAS, or a build without CUDA.
-std::unique_ptr<Device> MakeCudaDevice(int ordinal);
+/// On an NVIDIA GPU; `workers`, which must outlive it, copy on the host's side. Throws PruningError that says why there
+/// is none: no driver, no cuBLAS, or a build without CUDA.
+std::unique_ptr<Device> MakeCudaDevice(Workers& workers, int ordinal);
 
 template <typename T>
 Array<T>::Array(Device& device, int64_t size) : device_(&device), size_(size) {

@@ -29,17 +29,9 @@ void Check(size_t found, int64_t expected, const std::string& what) {
 
 }  // namespace
 
-OptLayer::Activations::Activations(const LayerFiles& files, int64_t floats)
-    : input(files.input, floats, ActivationFile::Mode::kRead),
-      context(files.context, floats, ActivationFile::Mode::kCreate),
-      output(files.output, floats, ActivationFile::Mode::kCreate) {}
-
 OptLayer::OptLayer(Device& device, const OptShape& shape, std::array<Linear, kLinears> linears,
                    std::array<Norm, kNorms> norms, const LayerFiles& pruned, const LayerFiles& dense)
     : device_(device), shape_(shape), linears_(std::move(linears)) {
-  const int64_t floats = shape.sequences * shape.length * shape.hidden;
-  sides_[kPruned] = std::make_unique<Activations>(pruned, floats);
-  if (!dense.input.empty()) sides_[kDense] = std::make_unique<Activations>(dense, floats);
   for (int id = 0; id < kLinears; ++id) {
     Linear& linear = linears_[id];
     linear.out_features = id == kFc1 ? shape.ffn : shape.hidden;
@@ -48,7 +40,8 @@ OptLayer::OptLayer(Device& device, const OptShape& shape, std::array<Linear, kLi
     if (!linear.bias.empty())
       Check(linear.bias.size(), linear.out_features, "the bias of linear " + std::to_string(id));
     for (const Side side : {kPruned, kDense}) {
-      if (sides_[side]) weights_[side][id] = {ToDevice(device, linear.weight), ToDevice(device, linear.bias)};
+      if (side == kPruned || !dense.input.empty())
+        weights_[side][id] = {ToDevice(device, linear.weight), ToDevice(device, linear.bias)};
     }
   }
   for (int id = 0; id < kNorms; ++id) {
@@ -57,6 +50,33 @@ OptLayer::OptLayer(Device& device, const OptShape& shape, std::array<Linear, kLi
     Check(norms[id].shift.size(), shape.hidden, "the shift of a layer norm");
     norms_[id] = {ToDevice(device, norms[id].scale), ToDevice(device, norms[id].shift)};
   }
+  sides_[kPruned] = OpenActivations(pruned);
+  if (!dense.input.empty()) sides_[kDense] = OpenActivations(dense);
+}
+
+/// Room for an activation on the device if that leaves enough for the rest of the layer, else nothing.
+Array<float> OptLayer::Resident() const {
+  const int64_t inputs = std::max(shape_.hidden, shape_.ffn);
+  // Moments and factors of the widest inputs, a method's copies of the largest weight, and a dozen groups of
+  // activations.
+  const int64_t rest = 8 * (4 * inputs * inputs + 9 * shape_.hidden * shape_.ffn) + 12 * kGroupBytes;
+  const bool fits = device_.SpareBytes() - rest >= Elements() * static_cast<int64_t>(sizeof(float));
+  return fits ? Array<float>(device_, Elements()) : Array<float>();
+}
+
+std::unique_ptr<OptLayer::Activations> OptLayer::OpenActivations(const LayerFiles& files) const {
+  const auto open = [&](const std::string& path, ActivationFile::Mode mode) {
+    return std::make_unique<ActivationFile>(path, Elements(), mode);
+  };
+  auto opened = std::make_unique<Activations>();
+  opened->context.resident = Resident();
+  if (opened->context.resident.empty()) opened->context.file = open(files.context, ActivationFile::Mode::kCreate);
+  opened->output = {open(files.output, ActivationFile::Mode::kCreate), Resident()};
+  opened->input = {open(files.input, ActivationFile::Mode::kRead), Resident()};
+  Array<float>& input = opened->input.resident;
+  if (!input.empty())
+    device_.Upload(input.data(), opened->input.file->data(), static_cast<size_t>(input.size()) * sizeof(float));
+  return opened;
 }
 
 void OptLayer::ForGroups(const Progress& progress, const std::function<void(const Group&)>& body) const {
@@ -69,16 +89,24 @@ void OptLayer::ForGroups(const Progress& progress, const std::function<void(cons
   }
 }
 
-Array<float> OptLayer::Load(ActivationFile& file, const Group& group) const {
+Array<float> OptLayer::Load(const Activation& from, const Group& group) const {
   Array<float> x(device_, Tokens(group) * shape_.hidden);
-  const float* from = file.data() + group.first * shape_.length * shape_.hidden;
-  device_.Upload(x.data(), from, static_cast<size_t>(x.size()) * sizeof(float));
+  const size_t bytes = static_cast<size_t>(x.size()) * sizeof(float);
+  if (from.resident.empty()) {
+    device_.Upload(x.data(), from.file->data() + At(group), bytes);
+  } else {
+    device_.Copy(x.data(), from.resident.data() + At(group), bytes);
+  }
   return x;
 }
 
-void OptLayer::Save(const Array<float>& x, const Group& group, ActivationFile* file) const {
-  float* to = file->data() + group.first * shape_.length * shape_.hidden;
-  device_.Download(to, x.data(), static_cast<size_t>(x.size()) * sizeof(float));
+void OptLayer::Save(const Array<float>& x, const Group& group, Activation* to) const {
+  const size_t bytes = static_cast<size_t>(x.size()) * sizeof(float);
+  if (to->resident.empty()) {
+    device_.Download(to->file->data() + At(group), x.data(), bytes);
+  } else {
+    device_.Copy(to->resident.data() + At(group), x.data(), bytes);
+  }
 }
 
 void OptLayer::Collect(Stage stage, const Progress& progress) {
@@ -168,9 +196,10 @@ void OptLayer::FinishSide(Side side, const Progress& progress) {
     device_.Copy(inputs.data(), stream.data(), static_cast<size_t>(stream.size()) * sizeof(float));
     AddLinear(side, kFc2, FeedForward(side, BlockIn(kFinalNorm, std::move(inputs))), &stream);
     if (!shape_.pre_norm) Normalise(kFinalNorm, stream, &stream);
-    Save(stream, group, &sides_[side]->output);
+    ActivationFile& file = *sides_[side]->output.file;
+    device_.Download(file.data() + At(group), stream.data(), static_cast<size_t>(stream.size()) * sizeof(float));
   });
-  sides_[side]->output.Sync();
+  sides_[side]->output.file->Sync();
 }
 
 /// What the heads give: [tokens, hidden].

@@ -73,9 +73,13 @@ class OptLayer {
 
  private:
   int64_t Width(Stage stage) const { return stage == Stage::kFeedForwardOut ? shape_.ffn : shape_.hidden; }
+  /// [sequences, length, hidden]: in a mapped file, or where the device has room to spare, there.
+  struct Activation {
+    std::unique_ptr<ActivationFile> file;  // none where all of it is on the device and nobody else reads it
+    Array<float> resident;
+  };
   struct Activations {
-    Activations(const LayerFiles& files, int64_t floats);
-    ActivationFile input, context, output;
+    Activation input, context, output;
   };
   /// A linear or a norm on the device.
   struct Parameters {
@@ -89,8 +93,12 @@ class OptLayer {
 
   void ForGroups(const Progress& progress, const std::function<void(const Group&)>& body) const;
   int64_t Tokens(const Group& group) const { return group.count * shape_.length; }
-  Array<float> Load(ActivationFile& file, const Group& group) const;
-  void Save(const Array<float>& x, const Group& group, ActivationFile* file) const;
+  int64_t Elements() const { return shape_.sequences * shape_.length * shape_.hidden; }
+  int64_t At(const Group& group) const { return group.first * shape_.length * shape_.hidden; }
+  std::unique_ptr<Activations> OpenActivations(const LayerFiles& files) const;
+  Array<float> Resident() const;
+  Array<float> Load(const Activation& from, const Group& group) const;
+  void Save(const Array<float>& x, const Group& group, Activation* to) const;
 
   Array<float> ComputeInputs(Side side, Stage stage, const Group& group);
   Array<float> ComputeTarget(LinearId id, const Group& group, const Array<float>& x);

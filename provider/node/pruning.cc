@@ -20,7 +20,7 @@ namespace flashllm::node {
 namespace {
 
 std::unique_ptr<pruning::Device> MakeDevice(const DeviceChoice& choice, pruning::Workers& workers) {
-  return choice.cuda ? pruning::MakeCudaDevice(choice.ordinal) : pruning::MakeCpuDevice(workers);
+  return choice.cuda ? pruning::MakeCudaDevice(workers, choice.ordinal) : pruning::MakeCpuDevice(workers);
 }
 
 /// What a handle holds: the device, and the layer that is open.

@@ -46,10 +46,11 @@ class Stream {
   cudaStream_t stream_ = nullptr;
 };
 
-/// Pinned memory that copies go through: memory of mapped files is pageable, and the driver copies that slowly.
+/// Pinned memory that copies go through: memory of mapped files is pageable, and the driver copies that slowly. Many
+/// threads copy to and from it, since most of the time goes into the files' page faults.
 class Staging {
  public:
-  Staging() {
+  explicit Staging(Workers& workers) : workers_(workers) {
     for (int i = 0; i < 2; ++i) {
       Check(cudaMallocHost(&buffers_[i], kStaging), "pin memory");
       Check(cudaEventCreateWithFlags(&free_[i], cudaEventDisableTiming), "make an event");
@@ -68,7 +69,7 @@ class Staging {
     for (size_t done = 0, i = 0; done < bytes; done += kStaging, i ^= 1) {
       const size_t part = std::min(kStaging, bytes - done);
       Check(cudaEventSynchronize(free_[i]), "finish its work");
-      std::memcpy(buffers_[i], from + done, part);
+      CopyOnHost(static_cast<char*>(buffers_[i]), from + done, part);
       Check(cudaMemcpyAsync(to + done, buffers_[i], part, cudaMemcpyHostToDevice, stream), "copy");
       Check(cudaEventRecord(free_[i], stream), "record an event");
     }
@@ -86,18 +87,27 @@ class Staging {
         Check(cudaEventRecord(free_[slot], stream), "record an event");
       }
       Check(cudaEventSynchronize(free_[i]), "finish its work");
-      std::memcpy(to + done, buffers_[i], std::min(kStaging, bytes - done));
+      CopyOnHost(to + done, static_cast<const char*>(buffers_[i]), std::min(kStaging, bytes - done));
     }
   }
 
  private:
+  void CopyOnHost(char* to, const char* from, size_t bytes) {
+    constexpr size_t kPart = size_t{1} << 20;
+    workers_.For(static_cast<int64_t>((bytes + kPart - 1) / kPart), [&](int64_t i, int) {
+      const size_t at = static_cast<size_t>(i) * kPart;
+      std::memcpy(to + at, from + at, std::min(kPart, bytes - at));
+    });
+  }
+
+  Workers& workers_;
   void* buffers_[2] = {};
   cudaEvent_t free_[2] = {};
 };
 
 class CudaDevice final : public Device {
  public:
-  explicit CudaDevice(int ordinal) : ordinal_(ordinal) {}
+  CudaDevice(Workers& workers, int ordinal) : ordinal_(ordinal), staging_(workers) {}
 
   std::string Describe() const override {
     cudaDeviceProp properties;
@@ -105,6 +115,18 @@ class CudaDevice final : public Device {
     return properties.name;
   }
   void set_cancelled(const std::atomic<bool>* cancelled) override { cancelled_ = cancelled; }
+
+  int64_t SpareBytes() const override {
+    Enter();
+    size_t free = 0, total = 0;
+    uint64_t reserved = 0, used = 0;
+    cudaMemPool_t pool = nullptr;
+    Check(cudaMemGetInfo(&free, &total), "tell how much memory is free");
+    Check(cudaDeviceGetDefaultMemPool(&pool, ordinal_), "name its memory pool");
+    Check(cudaMemPoolGetAttribute(pool, cudaMemPoolAttrReservedMemCurrent, &reserved), "describe its memory pool");
+    Check(cudaMemPoolGetAttribute(pool, cudaMemPoolAttrUsedMemCurrent, &used), "describe its memory pool");
+    return static_cast<int64_t>(free + (reserved - used));
+  }
 
   void* Allocate(size_t bytes) override {
     Enter();
@@ -339,7 +361,7 @@ void CudaDevice::Attend(const AttentionShape& shape, const float* q, const float
 
 }  // namespace
 
-std::unique_ptr<Device> MakeCudaDevice(int ordinal) {
+std::unique_ptr<Device> MakeCudaDevice(Workers& workers, int ordinal) {
   int count = 0;
   const cudaError_t error = cudaGetDeviceCount(&count);
   if (error != cudaSuccess || count == 0) {
@@ -357,7 +379,7 @@ std::unique_ptr<Device> MakeCudaDevice(int ordinal) {
   Check(cudaDeviceGetDefaultMemPool(&pool, ordinal), "name its memory pool");
   uint64_t all = std::numeric_limits<uint64_t>::max();
   Check(cudaMemPoolSetAttribute(pool, cudaMemPoolAttrReleaseThreshold, &all), "set its memory pool up");
-  return std::make_unique<CudaDevice>(ordinal);
+  return std::make_unique<CudaDevice>(workers, ordinal);
 }
 
 }  // namespace flashllm::pruning
