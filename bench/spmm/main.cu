@@ -1,7 +1,7 @@
 // Times SparseMatMul against cublasGemmEx on OPT's four matrices, every output checked, weights rotated through device
 // memory.
-//   spmm_bench [--model opt-30b] [--matrices fc1,fc2,o,qkv] [--sparsity 0.5,…] [--n 1,8,…] [--clusters 0] [--json FILE]
-//   [--commit ID] [--no-cublas]
+//   spmm_bench [--model opt-30b] [--matrices fc1,fc2,o,qkv] [--sparsity 0.5,…] [--n 1,8,…] [--clusters 0] [--ahead ROWS]
+//   [--json FILE] [--commit ID] [--no-cublas]
 // docs/kernels.md says what the columns mean.
 #include <algorithm>
 #include <cmath>
@@ -27,6 +27,7 @@ struct Options {
   std::vector<std::string> matrices = {"fc1", "fc2", "o", "qkv"};
   std::vector<double> sparsities = {0.5, 0.6, 0.7, 0.8, 0.9};
   std::vector<int> columns = {8, 16, 32}, clusters = {0};
+  int ahead = 0;
   bool cublas = true;
 };
 
@@ -73,6 +74,8 @@ Options Parse(int argc, char** argv) {
       options.columns = Split<int>(value);
     else if (name == "--clusters")
       options.clusters = Split<int>(value);
+    else if (name == "--ahead")
+      options.ahead = std::atoi(value);
     else if (name == "--json")
       options.json = value;
     else if (name == "--commit")
@@ -174,12 +177,15 @@ class Bench {
     cuda::WeightPlan plan;
     cuda::PlanOptions plan_options;
     plan_options.cluster = cluster;
+    plan_options.ahead_rows = options_.ahead;
     Check(cuda::MakePlan(w.view(), device_, plan_options, &plan), "MakePlan");
     void *layout, *staging;
-    Check(cudaMalloc(&layout, plan.layout_bytes), "layout");
     Check(cudaMalloc(&staging, plan.staging_bytes), "staging");
     const cuda::DeviceParts parts{w.bitmap, w.row_offsets, w.values, ValueType::kFloat16};
-    Check(cuda::Convert(parts, staging, layout, nullptr, &plan), "Convert");
+    Check(cuda::Measure(parts, staging, nullptr, &plan), "Measure");
+    Check(cudaMalloc(&layout, plan.layout_bytes), "layout");
+    Check(cuda::Convert(plan, parts, staging, layout, nullptr), "Convert");
+    Check(cudaDeviceSynchronize(), "Convert");
     cudaFree(staging);
     const Rotation weights(layout, plan.layout_bytes);
     cudaFree(layout);

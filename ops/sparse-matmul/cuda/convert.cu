@@ -1,5 +1,7 @@
-// Canonical parts -> gather layout, on the device. Runs once at load.
+// Canonical parts -> column layout (layout.h), on the device. Runs once at load.
 #include <cuda_fp16.h>
+
+#include <cstring>
 
 #include "ops/sparse-matmul/cuda/layout.h"
 #include "ops/sparse-matmul/cuda/partition.cuh"
@@ -12,16 +14,17 @@ constexpr int kThreads = 256;
 constexpr uint32_t kAllLanes = 0xffffffffu;
 
 struct Source {
-  const uint32_t* bitmap;      // rows of `words` 32-bit words
+  const uint32_t* bitmap;      // rows of `row_words` 32-bit words
   const int32_t* row_offsets;  // [rows + 1]
   const void* values;
-  uint32_t* prefix;  // [rows, units] stored values of the row before the unit
+  uint32_t* prefix;      // [rows, units] stored values of the row before the unit
+  uint32_t* run_blocks;  // [runs] value blocks
   int64_t row_words;
   int rows, units;
 };
 
-__device__ uint32_t Word(const Source& s, int row, int unit) {
-  return row < s.rows ? s.bitmap[row * s.row_words + unit] : 0;
+__device__ __forceinline__ uint32_t Word(const Source& s, int row, int unit) {
+  return row < s.rows && unit < s.units ? s.bitmap[row * s.row_words + unit] : 0;
 }
 
 /// One warp a row: how many values precede each unit of it.
@@ -42,78 +45,117 @@ __global__ void CountPrefixes(Source s) {
   }
 }
 
-/// Where a chunk lies: grid (unit, panel of the whole weight), one warp a half.
-struct Chunk {
-  int first_row, tiles, unit;
-  int64_t entry;
+/// Bits of a lane's fragments, as layout.h orders them, from the bitmap words of its two rows: step s in byte s.
+__device__ __forceinline__ uint32_t FragmentMasks(uint32_t upper, uint32_t lower, int t) {
+  uint32_t masks = 0;
+  for (int step = 0; step < 2; ++step) {
+    const uint32_t a = upper >> (8 * t + 4 * step) & 15, b = lower >> (8 * t + 4 * step) & 15;
+    masks |= ((a & 3) | (b & 3) << 2 | (a >> 2) << 4 | (b >> 2) << 6) << (8 * step);
+  }
+  return masks;
+}
+
+/// Walks a run stage by stage as the kernel will, one warp: what each stage's header says, where each lane reads.
+struct Walk {
+  // Of a lane's nonzeros with h = 0 and h = 1: the next row, and which half of the column it is.
+  int row[2] = {0, 0}, half[2] = {0, 1};
+  int end = 0, first = 0;
+
+  /// Enters a stage in which the lane has `count` nonzeros of each kind. Afterwards row[] is where they begin.
+  __device__ StageHeader Enter(const int (&count)[2]) {
+    StageHeader header = {};
+    const bool exchange = max(row[1] + count[0], row[0] + count[1]) < max(row[0] + count[0], row[1] + count[1]);
+    header.exchange = __ballot_sync(kAllLanes, exchange);
+    if (exchange) {
+      const int other = row[0];
+      row[0] = row[1], row[1] = other;
+      half[0] ^= 1, half[1] ^= 1;
+    }
+    const int before = end;
+    first = max(first, __reduce_min_sync(kAllLanes, min(row[0], row[1])));
+    end = max(before, Last(count));
+    if (end - first > kWindowRows) {
+      first = max(first, min(end - kWindowRows, before));
+      header.jump = Jump();
+      end = max(before, Last(count));
+      if (end - first > kWindowRows) {  // everyone starts anew: a stage takes no more than the window holds
+        first = before;
+        Jump();
+        end = max(before, Last(count));
+      }
+    }
+    header.added = static_cast<uint16_t>(end - before);
+    header.window = static_cast<uint16_t>(before - first);
+    return header;
+  }
+
+  __device__ void Leave(const int (&count)[2]) { row[0] += count[0], row[1] += count[1]; }
+
+ private:
+  __device__ int Last(const int (&count)[2]) const {
+    return __reduce_max_sync(kAllLanes, max(row[0] + count[0], row[1] + count[1]));
+  }
+  __device__ uint16_t Jump() {
+    const bool behind = min(row[0], row[1]) < first;
+    row[0] = max(row[0], first), row[1] = max(row[1], first);
+    return __any_sync(kAllLanes, behind);
+  }
 };
 
-__device__ Chunk ChunkOf(const Partition& p, int panel_index, int unit, int half) {
-  int block = 0;
-  while (p.panel_start[block + 1] <= panel_index) ++block;
-  const int panel = panel_index - p.panel_start[block], panels = p.panel_start[block + 1] - p.panel_start[block];
-  const int tiles = p.tile_start[block + 1] - p.tile_start[block];
-  const int begin = PanelTile(panel, panels, tiles), end = PanelTile(panel + 1, panels, tiles);
-  const int lanes = kKLanes * p.cluster;
-  // The lane whose unit range holds `unit`; the division may be off by one.
-  int lane = static_cast<int>((static_cast<int64_t>(unit) * lanes) / p.units);
-  while (KLaneStart(lane + 1, lanes, p.units) <= unit) ++lane;
-  while (KLaneStart(lane, lanes, p.units) > unit) --lane;
-  const int lane_start = KLaneStart(lane, lanes, p.units),
-            lane_units = KLaneStart(lane + 1, lanes, p.units) - lane_start;
-  Chunk chunk;
-  chunk.unit = unit;
-  chunk.tiles = HalfTiles(end - begin, half);
-  chunk.first_row = (p.tile_start[block] + begin + (half == 0 ? 0 : HalfTiles(end - begin, 0))) * kTileRows;
-  chunk.entry = FirstEntry(p.panel_start[block], panels, p.units, lane_start) +
-                2 * (static_cast<int64_t>(panel) * lane_units + unit - lane_start) + half;
-  return chunk;
+/// What one warp of MeasureRuns or FillRuns walks.
+struct Run {
+  int panels, tiles, first_tile;
+  int step_begin, step_end;
+};
+
+__device__ Run RunOf(const Partition& p, int pairs, int index) {
+  const int lanes = pairs * p.cluster, block = index / lanes, k_lane = index % lanes;
+  Run run;
+  run.panels = p.panel_start[block + 1] - p.panel_start[block];
+  run.first_tile = p.tile_start[block];
+  run.tiles = p.tile_start[block + 1] - run.first_tile;
+  run.step_begin = KLaneStart(k_lane, lanes, p.steps);
+  run.step_end = KLaneStart(k_lane + 1, lanes, p.steps);
+  return run;
 }
 
-/// Writes every chunk's size, in 16-byte units, to its table entry + 1.
-__global__ void MeasureChunks(const __grid_constant__ Partition p, Source s, uint32_t* table) {
-  const int lane = threadIdx.x & 31, half = threadIdx.x / 32;
-  const Chunk chunk = ChunkOf(p, blockIdx.y, blockIdx.x, half);
-  uint32_t count = 0;
-  for (int row = lane; row < chunk.tiles * kTileRows; row += 32)
-    count += __popc(Word(s, chunk.first_row + row, chunk.unit));
-  count = __reduce_add_sync(kAllLanes, count);
-  const uint32_t bytes = chunk.tiles == 0 ? 0 : kChunkHeader + chunk.tiles * kTileMaskBytes + 2 * count;
-  if (lane == 0) table[chunk.entry + 1] = (bytes + 15) / 16;
+/// Bits of a lane's fragments in one stage: masks[unit][tile], as FragmentMasks.
+using StageMasks = uint32_t[2][kPanelTiles];
+
+/// Calls visit(first row of the panel, tiles, step, masks, header, walk) for each stage.
+template <typename Visit>
+__device__ int WalkRun(const Run& run, const Source& s, const Visit& visit) {
+  const int lane = threadIdx.x & 31, g = lane >> 2, t = lane & 3;
+  Walk walk;
+  for (int panel = 0; panel < run.panels; ++panel) {
+    const int begin = PanelTile(panel, run.panels, run.tiles);
+    const int tiles = PanelTile(panel + 1, run.panels, run.tiles) - begin;
+    const int row0 = (run.first_tile + begin) * kTileRows;
+    for (int step = run.step_begin; step < run.step_end; ++step) {
+      StageMasks masks;
+      int count[2] = {0, 0};
+#pragma unroll
+      for (int i = 0; i < kPanelTiles; ++i) {
+#pragma unroll
+        for (int u = 0; u < 2; ++u) {
+          const int row = row0 + i * kTileRows + g, unit = 2 * step + u;
+          masks[u][i] = i < tiles ? FragmentMasks(Word(s, row, unit), Word(s, row + 8, unit), t) : 0;
+          count[0] += __popc(masks[u][i] & 0x5555), count[1] += __popc(masks[u][i] & 0xaaaa);
+        }
+      }
+      const StageHeader header = walk.Enter(count);
+      visit(row0, tiles, step, masks, header, walk);
+      walk.Leave(count);
+    }
+  }
+  return walk.end;
 }
 
-/// Sizes to offsets, in place, by one thread block. results[0] = largest chunk, results[1] = largest pair, results[2] =
-/// total.
-__global__ void __launch_bounds__(1024) ScanTable(uint32_t* table, int64_t chunks, uint32_t* results) {
-  __shared__ uint32_t sums[1024], largest_chunk, largest_pair;
-  const int64_t each = (chunks / 2 + 1023) / 1024 * 2;
-  const int64_t begin = min(chunks, threadIdx.x * each), end = min(chunks, begin + each);
-  if (threadIdx.x == 0) largest_chunk = largest_pair = 0;
-  uint32_t sum = 0, chunk_max = 0, pair_max = 0;
-  for (int64_t i = begin; i < end; i += 2) {
-    const uint32_t first = table[i + 1], second = table[i + 2];
-    sum += first + second;
-    chunk_max = max(chunk_max, max(first, second));
-    pair_max = max(pair_max, first + second);
-  }
-  sums[threadIdx.x] = sum;
-  __syncthreads();
-  atomicMax(&largest_chunk, chunk_max);
-  atomicMax(&largest_pair, pair_max);
-  for (int step = 1; step < 1024; step *= 2) {
-    const uint32_t other = threadIdx.x >= step ? sums[threadIdx.x - step] : 0;
-    __syncthreads();
-    sums[threadIdx.x] += other;
-    __syncthreads();
-  }
-  uint32_t offset = sums[threadIdx.x] - sum;
-  for (int64_t i = begin; i < end; ++i) table[i + 1] = offset += table[i + 1];
-  if (threadIdx.x == 0) {
-    table[0] = 0;
-    results[0] = largest_chunk;
-    results[1] = largest_pair;
-    results[2] = sums[1023];
-  }
+__global__ void __launch_bounds__(128) MeasureRuns(const __grid_constant__ Partition p, int pairs, int runs, Source s) {
+  const int index = (blockIdx.x * 128 + threadIdx.x) / 32;
+  if (index >= runs) return;
+  const int rows = WalkRun(RunOf(p, pairs, index), s, [](auto&&...) {});
+  if ((threadIdx.x & 31) == 0) s.run_blocks[index] = (rows + kBlockRows - 1) / kBlockRows;
 }
 
 template <typename From>
@@ -127,49 +169,57 @@ __device__ uint16_t ToBits(float value) {
   return __half_as_ushort(__float2half_rn(value));
 }
 
-/// One warp a chunk, in the order of layout.h.
+/// Writes one tile's values of one unit into the lane's column.
 template <typename From>
-__global__ void FillChunks(const __grid_constant__ Partition p, Source s, const uint32_t* table, uint8_t* chunks) {
-  const int lane = threadIdx.x & 31, half = threadIdx.x / 32, g = lane >> 2, t = lane & 3;
-  const Chunk chunk = ChunkOf(p, blockIdx.y, blockIdx.x, half);
-  if (chunk.tiles == 0) return;
-  uint8_t* const out = chunks + static_cast<int64_t>(table[chunk.entry]) * 16;
-  const uint32_t bytes = (table[chunk.entry + 1] - table[chunk.entry]) * 16;
-  uint32_t base = kChunkHeader + chunk.tiles * kTileMaskBytes;
-  if (lane < 8) reinterpret_cast<uint16_t*>(out)[lane] = lane == 0 ? static_cast<uint16_t>(bytes) : 0;
-  __syncwarp();
-  for (int tile = 0; tile < chunk.tiles; ++tile) {
-    const int rows[2] = {chunk.first_row + tile * kTileRows + g, chunk.first_row + tile * kTileRows + g + 8};
-    const uint32_t words[2] = {Word(s, rows[0], chunk.unit), Word(s, rows[1], chunk.unit)};
-    for (int step = 0; step < 2; ++step) {
-      uint32_t mask = 0;
-      for (int bit = 0; bit < 8; ++bit) {
-        const int k = 8 * t + 4 * step + 2 * (bit >> 2) + (bit & 1);
-        mask |= ((words[(bit >> 1) & 1] >> k) & 1u) << bit;
-      }
-      uint32_t sum = __popc(mask);
-      for (int distance = 1; distance < 32; distance *= 2) {
-        const uint32_t other = __shfl_up_sync(kAllLanes, sum, distance);
-        if (lane >= distance) sum += other;
-      }
-      const int pair = tile >> 1;
-      const bool wide = (tile | 1) < chunk.tiles;
-      const int mask_at =
-          kChunkHeader + pair * 2 * kTileMaskBytes + (wide ? lane * 4 + (tile & 1) * 2 : lane * 2) + step;
-      out[mask_at] = static_cast<uint8_t>(mask);
-      if (lane == 0 && tile + step > 0) reinterpret_cast<uint16_t*>(out)[tile * 2 + step] = static_cast<uint16_t>(base);
-      uint16_t* to = reinterpret_cast<uint16_t*>(out + base) + sum - __popc(mask);
-      for (int bit = 0; bit < 8; ++bit) {
-        if (!(mask >> bit & 1)) continue;
-        const int row = rows[(bit >> 1) & 1], k = 8 * t + 4 * step + 2 * (bit >> 2) + (bit & 1);
-        const int64_t from = s.row_offsets[row] + s.prefix[static_cast<int64_t>(row) * s.units + chunk.unit] +
-                             __popc(words[(bit >> 1) & 1] & ((1u << k) - 1));
-        *to++ = ToBits(static_cast<const From*>(s.values)[from]);
-      }
-      base += 2 * __shfl_sync(kAllLanes, sum, 31);
-    }
+__device__ __forceinline__ void FillTile(const Source& s, int row0, int unit, uint32_t masks, const Walk& walk,
+                                         int (&at)[2], uint8_t* column) {
+  const int lane = threadIdx.x & 31, g = lane >> 2, t = lane & 3;
+  uint32_t words[2];
+  int64_t from[2];
+  for (int r = 0; r < 2; ++r) {
+    const int row = row0 + g + 8 * r;
+    words[r] = Word(s, row, unit);
+    from[r] = words[r] == 0 ? 0 : s.row_offsets[row] + s.prefix[static_cast<int64_t>(row) * s.units + unit];
   }
-  for (uint32_t at = base + 2 * lane; at < bytes; at += 64) *reinterpret_cast<uint16_t*>(out + at) = 0;
+  for (uint32_t left = masks; left != 0; left &= left - 1) {
+    const int position = __ffs(left) - 1, bit = position & 7, h = bit & 1, r = bit >> 1 & 1;
+    const int k = 8 * t + 4 * (position >> 3) + 2 * (bit >> 2) + h;
+    const int64_t element = from[r] + __popc(words[r] & ((1u << k) - 1));
+    *reinterpret_cast<uint16_t*>(column + static_cast<int64_t>(at[h]++) * kValueRowBytes + 2 * walk.half[h]) =
+        ToBits(static_cast<const From*>(s.values)[element]);
+  }
+}
+
+template <typename From>
+__global__ void __launch_bounds__(128)
+    FillRuns(const __grid_constant__ Partition p, int pairs, int runs, Source s, uint8_t* layout) {
+  const int index = (blockIdx.x * 128 + threadIdx.x) / 32, lane = threadIdx.x & 31;
+  if (index >= runs) return;
+  const RunEntry entry = reinterpret_cast<const RunEntry*>(layout)[index];
+  uint8_t* block = layout + static_cast<int64_t>(entry.masks) * 16;
+  uint8_t* const column = layout + static_cast<int64_t>(entry.values) * kValueRowBytes + 4 * lane;
+  WalkRun(RunOf(p, pairs, index), s,
+          [&](int row0, int tiles, int step, const StageMasks& masks, const StageHeader& header, const Walk& walk) {
+            if (lane == 0) *reinterpret_cast<StageHeader*>(block) = header;
+            uint8_t* words = block + sizeof(StageHeader);
+            int at[2] = {walk.row[0], walk.row[1]};
+            for (int half = 0, first = 0; half < 2; ++half) {
+              const int count = HalfTiles(tiles, half);
+              for (int u = 0, byte = 0; u < 2; ++u) {
+                for (int i = first; i < first + count; ++i, byte += 2) {
+                  uint32_t mask = 0;
+#pragma unroll
+                  for (int j = 0; j < kPanelTiles; ++j) mask = j == i ? (u == 0 ? masks[0][j] : masks[1][j]) : mask;
+                  // Two bytes, at an even place of a word.
+                  *reinterpret_cast<uint16_t*>(words + byte / 4 * 128 + 4 * lane + byte % 4) = static_cast<uint16_t>(mask);
+                  FillTile<From>(s, row0 + i * kTileRows, 2 * step + u, mask, walk, at, column);
+                }
+              }
+              words += 128 * count;
+              first += count;
+            }
+            block += MaskBlockBytes(tiles);
+          });
 }
 
 __global__ void FindInexact(const float* values, int64_t count, uint32_t* inexact) {
@@ -177,6 +227,49 @@ __global__ void FindInexact(const float* values, int64_t count, uint32_t* inexac
   const bool differs =
       i < count && __float_as_uint(__half2float(__float2half_rn(values[i]))) != __float_as_uint(values[i]);
   if (__any_sync(kAllLanes, differs) && (threadIdx.x & 31) == 0) *inexact = 1;
+}
+
+int RunCount(const WeightPlan& plan) { return plan.blocks * plan.cluster * plan.pairs; }
+
+Source MakeSource(const WeightPlan& plan, const DeviceParts& parts, const void* staging) {
+  Source source;
+  source.bitmap = reinterpret_cast<const uint32_t*>(parts.bitmap);
+  source.row_offsets = parts.row_offsets;
+  source.values = parts.values;
+  source.row_words = BitmapRowBytes(plan.in_features) / 4;
+  source.rows = static_cast<int>(plan.out_features);
+  source.units = static_cast<int>((plan.in_features + kUnitK - 1) / kUnitK);
+  source.run_blocks = static_cast<uint32_t*>(const_cast<void*>(staging));
+  source.prefix = source.run_blocks + RunCount(plan);
+  return source;
+}
+
+/// Where each run's streams lie: the table, all mask streams, all value streams.
+void PlaceRuns(const std::vector<uint32_t>& blocks, WeightPlan* plan) {
+  const int lanes = plan->cluster * plan->pairs;
+  const int steps = static_cast<int>((plan->in_features + kStageK - 1) / kStageK);
+  const auto align = [](int64_t bytes) { return (bytes + kValueRowBytes - 1) / kValueRowBytes * kValueRowBytes; };
+  std::vector<RunEntry> table(blocks.size());
+  const int64_t table_bytes = align(static_cast<int64_t>(table.size() * sizeof(RunEntry)));
+  int64_t at = table_bytes;
+  for (size_t i = 0; i < table.size(); ++i) {
+    const int block = static_cast<int>(i) / lanes, k_lane = static_cast<int>(i) % lanes;
+    const int64_t stages = KLaneStart(k_lane + 1, lanes, steps) - KLaneStart(k_lane, lanes, steps);
+    const int panels = plan->panel_start[block + 1] - plan->panel_start[block];
+    const int tiles = plan->tile_start[block + 1] - plan->tile_start[block];
+    table[i] = {static_cast<uint32_t>(at / 16), 0, blocks[i], 0};
+    for (int panel = 0; panel < panels; ++panel)
+      at += stages * MaskBlockBytes(PanelTile(panel + 1, panels, tiles) - PanelTile(panel, panels, tiles));
+  }
+  at = align(at);
+  for (size_t i = 0; i < table.size(); ++i) {
+    table[i].values = static_cast<uint32_t>(at / kValueRowBytes);
+    at += static_cast<int64_t>(blocks[i]) * kBlockBytes;
+  }
+  plan->layout_bytes = at;
+  plan->stream_bytes = at - table_bytes;
+  plan->runs.resize(table.size() * sizeof(RunEntry) / sizeof(uint32_t));
+  std::memcpy(plan->runs.data(), table.data(), table.size() * sizeof(RunEntry));
 }
 
 }  // namespace
@@ -195,43 +288,39 @@ cudaError_t CheckHalfExact(const float* values, int64_t count, void* scratch, cu
   return error;
 }
 
-cudaError_t Convert(const DeviceParts& parts, void* staging, void* layout, cudaStream_t stream, WeightPlan* plan) {
-  if (plan->layout != Layout::kGather) return cudaErrorInvalidValue;
-  const Partition partition = MakePartition(*plan);
-  Source source;
-  source.bitmap = reinterpret_cast<const uint32_t*>(parts.bitmap);
-  source.row_offsets = parts.row_offsets;
-  source.values = parts.values;
-  source.row_words = BitmapRowBytes(plan->in_features) / 4;
-  source.rows = static_cast<int>(plan->out_features);
-  source.units = partition.units;
-  uint32_t* const results = static_cast<uint32_t*>(staging);
-  source.prefix = results + 64;
-  uint32_t* const table = static_cast<uint32_t*>(layout);
-  uint8_t* const chunks = static_cast<uint8_t*>(layout) + plan->table_bytes;
-  const int panels = partition.panel_start[plan->blocks];
-  const int64_t count = int64_t{2} * panels * partition.units;
-
-  CountPrefixes<<<(source.rows * 32ll + kThreads - 1) / kThreads, kThreads, 0, stream>>>(source);
-  const dim3 grid(partition.units, panels);
-  MeasureChunks<<<grid, 64, 0, stream>>>(partition, source, table);
-  ScanTable<<<1, 1024, 0, stream>>>(table, count, results);
-  if (parts.value_type == ValueType::kFloat32) {
-    FillChunks<float><<<grid, 64, 0, stream>>>(partition, source, table, chunks);
-  } else {
-    FillChunks<uint16_t><<<grid, 64, 0, stream>>>(partition, source, table, chunks);
-  }
+cudaError_t Measure(const DeviceParts& parts, void* staging, cudaStream_t stream, WeightPlan* plan) {
+  if (plan->layout != Layout::kColumns) return cudaErrorInvalidValue;
+  const Source source = MakeSource(*plan, parts, staging);
+  const int runs = RunCount(*plan);
+  CountPrefixes<<<static_cast<unsigned>((source.rows * 32ll + kThreads - 1) / kThreads), kThreads, 0, stream>>>(source);
+  MeasureRuns<<<(runs + 3) / 4, 128, 0, stream>>>(MakePartition(*plan), plan->pairs, runs, source);
+  std::vector<uint32_t> blocks(runs);
   cudaError_t error = cudaGetLastError();
-  uint32_t measured[3] = {};
   if (error == cudaSuccess)
-    error = cudaMemcpyAsync(measured, results, sizeof(measured), cudaMemcpyDeviceToHost, stream);
+    error = cudaMemcpyAsync(blocks.data(), source.run_blocks, runs * sizeof(uint32_t), cudaMemcpyDeviceToHost, stream);
   if (error == cudaSuccess) error = cudaStreamSynchronize(stream);
+  if (error == cudaSuccess) PlaceRuns(blocks, plan);
+  return error;
+}
+
+cudaError_t Convert(const WeightPlan& plan, const DeviceParts& parts, const void* staging, void* layout,
+                    cudaStream_t stream) {
+  if (plan.layout != Layout::kColumns || plan.runs.empty()) return cudaErrorInvalidValue;
+  const Source source = MakeSource(plan, parts, staging);
+  const int runs = RunCount(plan);
+  // What no lane reads stays zero: the same weight gives the same bytes.
+  cudaError_t error = cudaMemsetAsync(layout, 0, plan.layout_bytes, stream);
+  if (error == cudaSuccess)
+    error = cudaMemcpyAsync(layout, plan.runs.data(), plan.runs.size() * sizeof(uint32_t), cudaMemcpyHostToDevice,
+                            stream);
   if (error != cudaSuccess) return error;
-  plan->max_chunk_bytes = measured[0] * 16;
-  plan->max_unit_bytes = measured[1] * 16;
-  plan->stream_bytes = static_cast<int64_t>(measured[2]) * 16;
-  plan->layout_bytes = plan->table_bytes + plan->stream_bytes;
-  return cudaSuccess;
+  auto* const bytes = static_cast<uint8_t*>(layout);
+  if (parts.value_type == ValueType::kFloat32) {
+    FillRuns<float><<<(runs + 3) / 4, 128, 0, stream>>>(MakePartition(plan), plan.pairs, runs, source, bytes);
+  } else {
+    FillRuns<uint16_t><<<(runs + 3) / 4, 128, 0, stream>>>(MakePartition(plan), plan.pairs, runs, source, bytes);
+  }
+  return cudaGetLastError();
 }
 
 }  // namespace flashllm::cuda

@@ -1,25 +1,24 @@
-// The gather layout, as its converter writes and its kernels read it.
+// The column layout, as its converter writes and its kernels read it.
 //
 // A weight is cut into 16-row tiles; a row block (one thread block, or one cluster) owns consecutive tiles, in panels
-// of at most 8. K is cut into units of 32. Panel x unit is two *chunks*: half 0 holds the first ceil(n/2) of the
-// panel's n tiles, half 1 the rest.
+// of at most 8. K is cut into steps of 64. A *run* is what one pair of warps decodes: a row block's panels, one after the
+// other, over one K lane (steps KLaneStart(q) .. KLaneStart(q + 1), of as many lanes as the row block has pairs). Panel x
+// step is a *stage*; the first warp of the pair decodes its first HalfTiles(.., 0) tiles, the second the others. A run
+// has two streams.
 //
-// A chunk, 16-byte aligned and padded, of n tiles (0 to 4):
-//   u16 base[4][2]      byte offset, from the chunk's start, of the values of tile i, k16-step s; base[0][0], which is
-//   known
-//                       (16 + 64 n), holds the chunk's bytes instead
-//   mask words          tiles 0 and 1: u32[32 lanes], one byte for each of (tile 0, s 0), (0, 1), (1, 0), (1, 1); then
-//   tiles 2 and 3;
-//                       an odd last tile: u16[32 lanes]
-//   values              16 bits each, in the order tile, s, lane, bit
-// Lane (g = lane / 4, t = lane % 4) owns in tile i, step s the A fragment of mma.m16n8k16: bit 2r + h of its byte is
-// the element at
-//   row 16 i + g + 8 (r & 1),  k = 8 t + 4 s + 2 (r >> 1) + h of the unit,
+// Mask stream: a block for every stage, of a 16-byte StageHeader and for each half as many u32[32 lanes] as it has tiles.
+// Their bytes, from the first word's lowest up, are for each of (unit of 32 k, tile, k16-step), the step running fastest.
+// Lane (g = lane / 4, t = lane % 4) owns in a tile and step the A fragment of mma.m16n8k16: bit 2r + h of its byte is the
+// element at
+//   row g + 8 (r & 1),  k = 8 t + 4 s + 2 (r >> 1) + h of the unit,
 // so that its B fragments of a whole unit are 16 contiguous bytes of one row of X.
 //
-// The table of chunk offsets (u32, in units of 16 bytes from the table's end; one more than there are chunks) lies
-// before the chunks, in the order row block, K lane, panel, unit, half. A K lane is what one warp does: unit range
-// KLaneStart(q) .. KLaneStart(q + 1).
+// Value stream: rows of 128 bytes, a 4-byte column for each lane, so that a lane reads from one bank of shared memory
+// only and no two lanes conflict. Of a lane's nonzeros, in the order of the mask bytes, those with h = 0 fill one half of
+// its column downwards and those with h = 1 the other; at a stage whose header says so for the lane, the two trade
+// halves, which keeps them level. Lanes proceed at their own pace, as their nonzeros come: no lane waits for another
+// within a window of kWindowRows. A lane that would fall out of the window jumps ahead to its first row
+// (StageHeader::window).
 #pragma once
 
 #include <cstdint>
@@ -27,11 +26,33 @@
 namespace flashllm::cuda {
 
 constexpr int kTileRows = 16;
-constexpr int kUnitK = 32;
+constexpr int kUnitK = 32;   // what a lane reads of X at once
+constexpr int kStageK = 64;  // two units
 constexpr int kPanelTiles = 8;
-constexpr int kKLanes = 16;  // a thread block's; a cluster of c has 16 c
-constexpr int kChunkHeader = 16;
-constexpr int kTileMaskBytes = 64;
+constexpr int kHalfTiles = kPanelTiles / 2;
+constexpr int kValueRowBytes = 128;
+constexpr int kBlockRows = 16;  // value rows are copied in blocks
+constexpr int kBlockBytes = kBlockRows * kValueRowBytes;
+/// Rows between the first that a stage may read and the last. A stage of eight full tiles takes as many.
+constexpr int kWindowRows = 128;
+
+struct StageHeader {
+  uint32_t exchange;  // bit for each lane: its halves of the column trade places before the stage
+  uint16_t added;     // value rows that this stage may read beyond those of the stages before
+  uint16_t window;    // of the rows before those, the last `window` may be read
+  uint16_t jump;      // 1 where a lane lies before the window and must move to its first row
+  uint16_t reserved[3];
+};
+static_assert(sizeof(StageHeader) == 16, "the layout in memory");
+
+/// Where a run's streams begin, in the table with which the layout begins: in order of row block, K lane.
+struct RunEntry {
+  uint32_t masks;   // from the layout's start, in 16 bytes
+  uint32_t values;  // from the layout's start, in kValueRowBytes
+  uint32_t blocks;  // of values
+  uint32_t reserved;
+};
+static_assert(sizeof(RunEntry) == 16, "the layout in memory");
 
 #ifdef __CUDACC__
 #define FLASHLLM_HD __host__ __device__ __forceinline__
@@ -39,8 +60,8 @@ constexpr int kTileMaskBytes = 64;
 #define FLASHLLM_HD inline
 #endif
 
-FLASHLLM_HD int KLaneStart(int lane, int lanes, int units) {
-  return static_cast<int>(static_cast<int64_t>(lane) * units / lanes);
+FLASHLLM_HD int KLaneStart(int lane, int lanes, int steps) {
+  return static_cast<int>(static_cast<int64_t>(lane) * steps / lanes);
 }
 
 /// First tile of panel `panel` of the `panels` that `tiles` tiles are cut into.
@@ -48,9 +69,7 @@ FLASHLLM_HD int PanelTile(int panel, int panels, int tiles) { return panel * til
 
 FLASHLLM_HD int HalfTiles(int panel_tiles, int half) { return half == 0 ? (panel_tiles + 1) / 2 : panel_tiles / 2; }
 
-/// Index of the first table entry of (row block, K lane): its chunks follow in the order panel, unit of the lane, half.
-FLASHLLM_HD int64_t FirstEntry(int panel_start, int panels, int units, int lane_unit_start) {
-  return 2 * (static_cast<int64_t>(panel_start) * units + static_cast<int64_t>(panels) * lane_unit_start);
-}
+/// Bytes of one stage's block in the mask stream.
+FLASHLLM_HD int MaskBlockBytes(int panel_tiles) { return 16 + 128 * panel_tiles; }
 
 }  // namespace flashllm::cuda

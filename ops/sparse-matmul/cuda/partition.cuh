@@ -9,7 +9,7 @@
 namespace flashllm::cuda {
 
 struct Partition {
-  int units;    // of 32 k
+  int steps;    // of 64 k
   int cluster;  // thread blocks of a row block
   uint16_t tile_start[kMaxBlocks + 1];
   uint16_t panel_start[kMaxBlocks + 1];
@@ -17,7 +17,7 @@ struct Partition {
 
 inline Partition MakePartition(const WeightPlan& plan) {
   Partition partition = {};
-  partition.units = static_cast<int>((plan.in_features + kUnitK - 1) / kUnitK);
+  partition.steps = static_cast<int>((plan.in_features + kStageK - 1) / kStageK);
   partition.cluster = plan.cluster;
   std::copy(plan.tile_start.begin(), plan.tile_start.end(), partition.tile_start);
   std::copy(plan.panel_start.begin(), plan.panel_start.end(), partition.panel_start);

@@ -47,11 +47,22 @@ __device__ __forceinline__ uint4 LoadShared128(uint32_t address) {
   return v;
 }
 
-#if __CUDA_ARCH__ >= 900
-/// mbarrier (9.7.13.15) and bulk copies (9.7.9.25) of sm_90.
-__device__ __forceinline__ void BarrierInit(uint32_t barrier, int arrivals) {
-  asm volatile("mbarrier.init.shared.b64 [%0],%1;" ::"r"(barrier), "r"(arrivals));
+__device__ __forceinline__ void StoreShared128(uint32_t address, uint4 v) {
+  asm volatile("st.shared.v4.u32 [%0],{%1,%2,%3,%4};" ::"r"(address), "r"(v.x), "r"(v.y), "r"(v.z), "r"(v.w)
+               : "memory");
 }
+
+/// mbarrier (9.7.13.15).
+__device__ __forceinline__ void BarrierInit(uint32_t barrier, int arrivals) {
+  asm volatile("mbarrier.init.shared.b64 [%0],%1;" ::"r"(barrier), "r"(arrivals) : "memory");
+}
+
+__device__ __forceinline__ void BarrierArrive(uint32_t barrier) {
+  asm volatile("{\n.reg .b64 state;\nmbarrier.arrive.shared.b64 state,[%0];\n}" ::"r"(barrier) : "memory");
+}
+
+#if __CUDA_ARCH__ >= 900
+constexpr int kCopyArrivals = 1;  // of a barrier's phase, by Copy
 __device__ __forceinline__ void BarrierInitFence() {
   asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
 }
@@ -62,14 +73,34 @@ __device__ __forceinline__ void BarrierWait(uint32_t barrier, uint32_t parity) {
       "r"(parity)
       : "memory");
 }
-/// Copies `bytes` (a multiple of 16, maybe 0) and completes one phase of the barrier.
+/// One lane of a converged warp (9.7.13.14): the compiler then knows that bulk copies under it need no loop over lanes.
+__device__ __forceinline__ bool ElectLane() {
+  uint32_t elected;
+  asm volatile("{\n.reg .pred p;\nelect.sync _|p,0xffffffff;\nselp.u32 %0,1,0,p;\n}" : "=r"(elected));
+  return elected != 0;
+}
 __device__ __forceinline__ void BulkCopy(uint32_t destination, const void* source, uint32_t bytes, uint32_t barrier) {
-  asm volatile("mbarrier.arrive.expect_tx.shared.b64 _,[%0],%1;" ::"r"(barrier), "r"(bytes) : "memory");
-  if (bytes == 0) return;
   asm volatile(
       "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0],[%1],%2,[%3];" ::"r"(destination),
       "l"(source), "r"(bytes), "r"(barrier)
       : "memory");
+}
+__device__ __forceinline__ void ArriveExpect(uint32_t barrier, uint32_t bytes) {
+  asm volatile("mbarrier.arrive.expect_tx.shared.b64 _,[%0],%1;" ::"r"(barrier), "r"(bytes) : "memory");
+}
+/// A warp's copy of `bytes`, a positive multiple of 16; completes one phase of the barrier (bulk copy, 9.7.9.25.4).
+__device__ __forceinline__ void Copy(uint32_t destination, const void* source, uint32_t bytes, uint32_t barrier) {
+  if (!ElectLane()) return;
+  ArriveExpect(barrier, bytes);
+  BulkCopy(destination, source, bytes, barrier);
+}
+/// The same to two places.
+__device__ __forceinline__ void CopyTwice(uint32_t destination, uint32_t other, const void* source, uint32_t bytes,
+                                          uint32_t barrier) {
+  if (!ElectLane()) return;
+  ArriveExpect(barrier, 2 * bytes);
+  BulkCopy(destination, source, bytes, barrier);
+  BulkCopy(other, source, bytes, barrier);
 }
 /// Thread-block clusters: barrier (9.7.13.4) and stores to another block's shared memory.
 __device__ __forceinline__ uint32_t ClusterRank() {
@@ -90,39 +121,34 @@ __device__ __forceinline__ void StoreCluster(uint32_t local_address, uint32_t ra
 __device__ __forceinline__ void LaunchDependents() { asm volatile("griddepcontrol.launch_dependents;" ::: "memory"); }
 __device__ __forceinline__ void WaitForPrevious() { asm volatile("griddepcontrol.wait;" ::: "memory"); }
 #else
-/// cp.async (9.7.9.25.3) of sm_80: one thread's 16 bytes.
-__device__ __forceinline__ void CopyAsync16(uint32_t destination, const void* source) {
-  asm volatile("cp.async.cg.shared.global [%0],[%1],16;" ::"r"(destination), "l"(source) : "memory");
+constexpr int kCopyArrivals = 32;
+__device__ __forceinline__ void BarrierInitFence() { asm volatile("membar.cta;" ::: "memory"); }
+__device__ __forceinline__ void BarrierWait(uint32_t barrier, uint32_t parity) {
+  asm volatile(
+      "{\n.reg .pred done;\nWAIT: mbarrier.test_wait.parity.shared.b64 done,[%0],%1;\n@done bra DONE;\nbra "
+      "WAIT;\nDONE:\n}" ::"r"(barrier),
+      "r"(parity)
+      : "memory");
 }
-__device__ __forceinline__ void CopyCommit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
-/// Waits until at most `pending` (0 to 7) of this thread's groups are in flight.
-__device__ __forceinline__ void CopyWait(int pending) {
-  switch (pending) {
-    case 0:
-      asm volatile("cp.async.wait_group 0;" ::: "memory");
-      break;
-    case 1:
-      asm volatile("cp.async.wait_group 1;" ::: "memory");
-      break;
-    case 2:
-      asm volatile("cp.async.wait_group 2;" ::: "memory");
-      break;
-    case 3:
-      asm volatile("cp.async.wait_group 3;" ::: "memory");
-      break;
-    case 4:
-      asm volatile("cp.async.wait_group 4;" ::: "memory");
-      break;
-    case 5:
-      asm volatile("cp.async.wait_group 5;" ::: "memory");
-      break;
-    case 6:
-      asm volatile("cp.async.wait_group 6;" ::: "memory");
-      break;
-    default:
-      asm volatile("cp.async.wait_group 7;" ::: "memory");
-      break;
-  }
+/// The same with cp.async (9.7.9.25.3), every lane its share.
+__device__ __forceinline__ void CopyAsync(uint32_t destination, const void* source, uint32_t bytes) {
+  for (uint32_t at = 16 * (threadIdx.x & 31); at < bytes; at += 512)
+    asm volatile("cp.async.cg.shared.global [%0],[%1],16;" ::"r"(destination + at),
+                 "l"(static_cast<const char*>(source) + at)
+                 : "memory");
+}
+__device__ __forceinline__ void ArriveAfterCopies(uint32_t barrier) {
+  asm volatile("cp.async.mbarrier.arrive.noinc.shared.b64 [%0];" ::"r"(barrier) : "memory");
+}
+__device__ __forceinline__ void Copy(uint32_t destination, const void* source, uint32_t bytes, uint32_t barrier) {
+  CopyAsync(destination, source, bytes);
+  ArriveAfterCopies(barrier);
+}
+__device__ __forceinline__ void CopyTwice(uint32_t destination, uint32_t other, const void* source, uint32_t bytes,
+                                          uint32_t barrier) {
+  CopyAsync(destination, source, bytes);
+  CopyAsync(other, source, bytes);
+  ArriveAfterCopies(barrier);
 }
 #endif
 

@@ -1,7 +1,7 @@
 // Entry points: the device, and which kernel a call takes.
 #include "ops/sparse-matmul/cuda/spmm.h"
 
-#include "ops/sparse-matmul/cuda/gather_launch.h"
+#include "ops/sparse-matmul/cuda/column_launch.h"
 #include "ops/sparse-matmul/cuda/generic.cuh"
 
 namespace flashllm::cuda {
@@ -50,8 +50,8 @@ cudaError_t LaunchCanonical(const WeightPlan& plan, const DeviceParts& parts, co
 cudaError_t LaunchSlice(const WeightPlan& plan, const void* layout, const DeviceParts& parts, const MatMulArgs& args,
                         cudaStream_t stream) {
   if (plan.layout == Layout::kCanonical) return LaunchCanonical(plan, parts, args, stream);
-  return plan.value_type == ValueType::kBFloat16 ? LaunchGatherBf16(plan, layout, args, stream)
-                                                 : LaunchGatherHalf(plan, layout, args, stream);
+  return plan.value_type == ValueType::kBFloat16 ? LaunchColumnsBf16(plan, layout, args, stream)
+                                                 : LaunchColumnsHalf(plan, layout, args, stream);
 }
 
 }  // namespace
@@ -68,8 +68,8 @@ cudaError_t GetDeviceInfo(int device, DeviceInfo* info) {
   if (error != cudaSuccess) return error;
   info->compute_capability = major * 10 + minor;
   if (info->compute_capability < 80) return cudaErrorNoKernelImageForDevice;
-  error = PrepareGatherHalf(info);
-  return error == cudaSuccess ? PrepareGatherBf16(info) : error;
+  error = PrepareColumnsHalf(info);
+  return error == cudaSuccess ? PrepareColumnsBf16(info) : error;
 }
 
 cudaError_t Launch(const WeightPlan& plan, const void* layout, const DeviceParts& parts, const MatMulArgs& args,

@@ -1,10 +1,10 @@
 // SparseMatMul on NVIDIA GPUs: Y[N, M] = act(X[N, K] · Wᵀ + bias) + residual, accumulated in float32. docs/kernels.md
 // tells how and why.
 //
-// Life of a weight:  MakePlan (host arithmetic) -> the caller allocates plan.layout_bytes and plan.staging_bytes of
-// device memory and copies the canonical parts (docs/format.md) into device memory -> Convert (kernels) -> staging and
-// parts are freed -> Launch, any number of times, from any streams at once. A weight that the plan calls
-// Layout::kCanonical keeps its parts on the device instead.
+// Life of a weight:  MakePlan (host arithmetic) -> the caller copies the canonical parts (docs/format.md) into device
+// memory and allocates plan.staging_bytes of it -> Measure, which sets plan.layout_bytes -> the caller allocates those
+// -> Convert (kernels) -> staging and parts are freed -> Launch, any number of times, from any streams at once. A weight
+// that the plan calls Layout::kCanonical keeps its parts on the device instead.
 #pragma once
 
 #include <cuda_runtime_api.h>
@@ -35,7 +35,7 @@ cudaError_t GetDeviceInfo(int device, DeviceInfo* info);
 
 enum class Layout : uint8_t {
   kCanonical,  // the parts as they lie in a file; plain kernel
-  kGather,     // tensor-core fragments: bit masks and values in the order in which lanes need them
+  kColumns,    // for tensor cores: bit masks, and a column of values for each lane, in the order in which it needs them
 };
 
 constexpr int kMaxBlocks = 320;  // row blocks: at most one for every SM of a GPU
@@ -50,15 +50,17 @@ struct WeightPlan {
   int blocks = 0;                                    // row blocks; the grid has blocks * cluster thread blocks
   std::vector<uint16_t> tile_start;                  // [blocks + 1] first 16-row tile of each row block
   std::vector<uint16_t> panel_start;                 // [blocks + 1] first panel (at most 8 tiles) of each row block
-  int64_t layout_bytes = 0;                          // device memory of the layout (an upper bound until Convert)
-  int64_t staging_bytes = 0;                         // device memory that Convert needs while it runs
-  int64_t table_bytes = 0;                           // of layout_bytes: the table of chunk offsets, which lies first
-  int64_t stream_bytes = 0;                          // bytes that one multiplication streams; set by Convert
-  uint32_t max_chunk_bytes = 0, max_unit_bytes = 0;  // set by Convert; they size the ring in shared memory
+  int pairs = 8;                                     // of warps of a thread block; each decodes a K lane of its own
+  int ahead_rows = 0;                                // rows of values in flight for a pair
+  int64_t staging_bytes = 0;                         // device memory that Measure and Convert need
+  int64_t layout_bytes = 0;                          // device memory of the layout; set by Measure
+  int64_t stream_bytes = 0;                          // bytes that one multiplication streams; set by Measure
+  std::vector<uint32_t> runs;                        // the layout's table (layout.h); set by Measure
 };
 
 struct PlanOptions {
   int cluster = 0;               // 1, 2 or 4; 0 chooses
+  int ahead_rows = 0;            // 0 chooses
   bool float32_is_half = false;  // every float32 value is exact in float16 (CheckHalfExact): lay out as float16
 };
 
@@ -78,8 +80,13 @@ struct DeviceParts {
 /// of device memory.
 cudaError_t CheckHalfExact(const float* values, int64_t count, void* scratch, cudaStream_t stream, bool* exact);
 
-/// Builds the layout on the device and completes the plan. Synchronises the stream. For kGather plans only.
-cudaError_t Convert(const DeviceParts& parts, void* staging, void* layout, cudaStream_t stream, WeightPlan* plan);
+/// Finds how large the layout will be and completes the plan. Synchronises the stream. For kColumns plans only.
+/// `staging`: plan->staging_bytes of device memory; Convert needs what Measure leaves there.
+cudaError_t Measure(const DeviceParts& parts, void* staging, cudaStream_t stream, WeightPlan* plan);
+
+/// Builds the layout, plan.layout_bytes of device memory aligned to 128. Enqueues its work on the stream only.
+cudaError_t Convert(const WeightPlan& plan, const DeviceParts& parts, const void* staging, void* layout,
+                    cudaStream_t stream);
 
 /// One multiplication. X is [n, in_features], Y and residual [n, out_features], row-major and contiguous; bias is
 /// [out_features]. All are of `type`, in device memory, aligned to an element. Y may be the residual's memory; it may
@@ -100,7 +107,7 @@ struct MatMulArgs {
 bool Supports(const WeightPlan& plan, ElementType type);
 
 /// Enqueues the multiplication: one kernel, no allocation, no state between launches, bit-identical from run to run.
-/// `layout` is Convert's output (kGather) or null (kCanonical, which reads `parts`).
+/// `layout` is Convert's output (kColumns) or null (kCanonical, which reads `parts`).
 cudaError_t Launch(const WeightPlan& plan, const void* layout, const DeviceParts& parts, const MatMulArgs& args,
                    cudaStream_t stream);
 

@@ -1,5 +1,5 @@
-// A warp's private ring of chunks in shared memory, filled ahead of their use: bulk copies and mbarriers on sm_90,
-// cp.async on sm_80.
+// The two streams of a run (layout.h) in shared memory: a ring of value blocks and a ring of mask blocks, filled ahead of
+// their use. Bulk copies on sm_90, cp.async on sm_80, both completing on mbarriers.
 #pragma once
 
 #include "ops/sparse-matmul/cuda/layout.h"
@@ -7,141 +7,122 @@
 
 namespace flashllm::cuda {
 
-constexpr int kMaxStages = 8;
+constexpr int kMaxRingBlocks = 10, kMaxMaskSlots = 3;
+constexpr int kMaskSlotBytes = (16 + 128 * kPanelTiles + 127) / 128 * 128;
+constexpr int kRunBarrierBytes = (kMaxRingBlocks + kMaxMaskSlots + 1) * 8;
 
-/// What a warp decodes, in order: panels; passes over a panel (one for each half where a stage is one chunk); runs, the
-/// K lanes that the warp stands for. A run is consecutive units; a stage is kHalves chunks of a unit, neighbours in
-/// memory.
-template <int kWarps, int kHalves>
-struct Runs {
-  static constexpr int kPasses = 2 / kHalves;
-  static constexpr int kCount = kKLanes / kWarps;  // of a pass
-  int panels, panel_start, units;
-  int begin[kCount], length[kCount];  // units of each run
-
-  __device__ __forceinline__ Runs(int panels, int panel_start, int units, int lane, int lanes)
-      : panels(panels), panel_start(panel_start), units(units) {
-#pragma unroll
-    for (int run = 0; run < kCount; ++run) {
-      begin[run] = KLaneStart(lane + run * kWarps, lanes, units);
-      length[run] = KLaneStart(lane + run * kWarps + 1, lanes, units) - begin[run];
-    }
-  }
-  __device__ __forceinline__ int64_t Entry(int panel, int pass, int run) const {
-    int64_t entry = 0;
-#pragma unroll
-    for (int i = 0; i < kCount; ++i) {
-      if (i == run)
-        entry = FirstEntry(panel_start, panels, units, begin[i]) + 2 * static_cast<int64_t>(panel) * length[i] +
-                (kHalves == 1 ? pass : 0);
-    }
-    return entry;
-  }
+/// How much shared memory the rings of a run take.
+struct RingShape {
+  int blocks;      // of values; one more holds a copy of the first, behind the last
+  int mask_slots;  // 2 or 3
+  int ahead_rows;  // value rows in flight beyond those that the current stage reads
 };
+FLASHLLM_HD constexpr int RingBytes(const RingShape& shape) {
+  return (shape.blocks + 1) * kBlockBytes + shape.mask_slots * kMaskSlotBytes;
+}
 
-/// The ring. All 32 lanes call every function together.
-template <int kWarps, int kHalves>
+/// Both warps of a pair keep the same account of the streams; which one starts a copy changes from stage to stage. All 32
+/// lanes call every function together.
 class Stream {
  public:
-  __device__ __forceinline__ Stream(const uint32_t* table, const uint8_t* chunks, uint32_t ring, uint32_t barriers,
-                                    int slot_bytes, int stages, const Runs<kWarps, kHalves>& runs)
-      : table_(table),
-        chunks_(chunks),
-        ring_(ring),
+  __device__ __forceinline__ Stream(const uint8_t* layout, const RunEntry& run, uint32_t rings, uint32_t barriers,
+                                    const RingShape& shape)
+      : masks_(layout + static_cast<int64_t>(run.masks) * 16),
+        values_(layout + static_cast<int64_t>(run.values) * kValueRowBytes),
+        rows_(run.blocks * kBlockRows),
+        ring_(rings),
+        mask_ring_(rings + (shape.blocks + 1) * kBlockBytes),
         barriers_(barriers),
-        slot_bytes_(slot_bytes),
-        stages_(stages),
-        runs_(runs) {
-    EnterRun();
-    LoadEntry();
-#if __CUDA_ARCH__ >= 900
+        shape_(shape) {}
+
+  /// By the first warp of the pair; the other may use the barriers after the thread block has met.
+  __device__ __forceinline__ void InitBarriers() const {
     const int lane = threadIdx.x & 31;
-    if (lane < stages) ptx::BarrierInit(barriers + 8 * lane, 1);
+    if (lane < shape_.blocks + shape_.mask_slots) ptx::BarrierInit(barriers_ + 8 * lane, ptx::kCopyArrivals);
+    if (lane == 31) ptx::BarrierInit(done(), 2);
     ptx::BarrierInitFence();
     __syncwarp();
-#endif
   }
 
-  /// Starts the copy of the next stage, if there is one, into the slot freed last.
-  __device__ __forceinline__ void Issue() {
-    if (panel_ < runs_.panels) {
-      const uint32_t to = ring_ + issue_slot_ * slot_bytes_;
-      const uint8_t* const from = chunks_ + static_cast<int64_t>(begin_) * 16;
-      const uint32_t bytes = (end_ - begin_) * 16;
-      const int lane = threadIdx.x & 31;
-#if __CUDA_ARCH__ >= 900
-      if (lane == 0) ptx::BulkCopy(to, from, bytes, barriers_ + 8 * issue_slot_);
-#else
-      for (uint32_t at = lane * 16; at < bytes; at += 512) ptx::CopyAsync16(to + at, from + at);
-#endif
-      if (++issue_slot_ == stages_) issue_slot_ = 0;
-      entry_ += 2;
-      if (--left_ == 0) {
-        NextRun();
-        EnterRun();
+  __device__ __forceinline__ uint32_t ring() const { return ring_; }
+  __device__ __forceinline__ uint32_t ring_bytes() const { return shape_.blocks * kBlockBytes; }
+
+  /// Starts the copy of the next mask block into the slot freed last (or takes note that the other warp does).
+  __device__ __forceinline__ void IssueMasks(int bytes, bool mine) {
+    if (mine)
+      ptx::Copy(mask_ring_ + mask_issue_slot_ * kMaskSlotBytes, masks_, bytes,
+                barriers_ + 8 * (shape_.blocks + mask_issue_slot_));
+    masks_ += bytes;
+    if (++mask_issue_slot_ == shape_.mask_slots) mask_issue_slot_ = 0;
+  }
+
+  /// Starts copies of value blocks: no further ahead of row `end` than the shape says, and only over rows before
+  /// `first`, which nobody reads any more.
+  __device__ __forceinline__ void IssueValues(int first, int end, bool mine) {
+    const int ring_rows = shape_.blocks * kBlockRows;
+    const int until = min(rows_, min(end + shape_.ahead_rows, first + ring_rows - (kBlockRows - 1)));
+#pragma unroll 1
+    while (issued_rows_ < until) {
+      if (mine) {
+        const uint32_t to = ring_ + issue_slot_ * kBlockBytes, barrier = barriers_ + 8 * issue_slot_;
+        if (issue_slot_ == 0) {
+          // Between two wraps of its pointer a lane may read a block's rows past the ring's end.
+          ptx::CopyTwice(to, to + ring_bytes(), values_, kBlockBytes, barrier);
+        } else {
+          ptx::Copy(to, values_, kBlockBytes, barrier);
+        }
       }
-      LoadEntry();
+      values_ += kBlockBytes;
+      issued_rows_ += kBlockRows;
+      if (++issue_slot_ == shape_.blocks) issue_slot_ = 0;
     }
-#if __CUDA_ARCH__ < 900
-    ptx::CopyCommit();  // one group a call, empty at the end, so that Wait can count them
-#endif
   }
 
-  /// Waits for the oldest stage and returns its address. `ahead`: how many Issue calls were made beyond it.
-  __device__ __forceinline__ uint32_t Wait(int ahead) {
-#if __CUDA_ARCH__ >= 900
-    ptx::BarrierWait(barriers_ + 8 * wait_slot_, parity_);
-#else
-    ptx::CopyWait(ahead);
-    __syncwarp();
-#endif
-    return ring_ + wait_slot_ * slot_bytes_;
+  /// Waits for the oldest mask block and returns its address.
+  __device__ __forceinline__ uint32_t WaitMasks() {
+    ptx::BarrierWait(barriers_ + 8 * (shape_.blocks + mask_slot_), mask_parity_);
+    const uint32_t at = mask_ring_ + mask_slot_ * kMaskSlotBytes;
+    if (++mask_slot_ == shape_.mask_slots) {
+      mask_slot_ = 0;
+      mask_parity_ ^= 1;
+    }
+    return at;
   }
 
-  /// Frees the stage that Wait returned.
-  __device__ __forceinline__ void Release() {
-    __syncwarp();
-    if (++wait_slot_ == stages_) {
-      wait_slot_ = 0;
-      parity_ ^= 1;
+  /// Waits until all value rows before `end` are there.
+  __device__ __forceinline__ void WaitValues(int end) {
+#pragma unroll 1
+    while (ready_rows_ < end) {
+      ptx::BarrierWait(barriers_ + 8 * ready_slot_, ready_parity_);
+      ready_rows_ += kBlockRows;
+      if (++ready_slot_ == shape_.blocks) {
+        ready_slot_ = 0;
+        ready_parity_ ^= 1;
+      }
     }
+  }
+
+  /// This warp has done with the current stage.
+  __device__ __forceinline__ void ArriveDone() const {
+    __syncwarp();
+    if ((threadIdx.x & 31) == 0) ptx::BarrierArrive(done());
+  }
+  /// Waits until both warps have done with the stage before.
+  __device__ __forceinline__ void WaitDone() {
+    ptx::BarrierWait(done(), done_parity_);
+    done_parity_ ^= 1;
   }
 
  private:
-  __device__ __forceinline__ void NextRun() {
-    if (++run_ < Runs<kWarps, kHalves>::kCount) return;
-    run_ = 0;
-    if (++pass_ < Runs<kWarps, kHalves>::kPasses) return;
-    pass_ = 0;
-    ++panel_;
-  }
-  /// Finds the first run, from the current one on, that is not empty.
-  __device__ __forceinline__ void EnterRun() {
-    for (; panel_ < runs_.panels; NextRun()) {
-      left_ = 0;
-#pragma unroll
-      for (int i = 0; i < Runs<kWarps, kHalves>::kCount; ++i) left_ = i == run_ ? runs_.length[i] : left_;
-      if (left_ == 0) continue;
-      entry_ = table_ + runs_.Entry(panel_, pass_, run_);
-      return;
-    }
-  }
-  /// The table is read one call before its entry is needed.
-  __device__ __forceinline__ void LoadEntry() {
-    if (panel_ >= runs_.panels) return;
-    begin_ = __ldg(entry_);
-    end_ = __ldg(entry_ + kHalves);
-  }
+  __device__ __forceinline__ uint32_t done() const { return barriers_ + 8 * (kMaxRingBlocks + kMaxMaskSlots); }
 
-  const uint32_t* table_;
-  const uint8_t* chunks_;
-  uint32_t ring_, barriers_;
-  int slot_bytes_, stages_;
-  Runs<kWarps, kHalves> runs_;
-  const uint32_t* entry_ = nullptr;
-  int panel_ = 0, pass_ = 0, run_ = 0, left_ = 0;
-  uint32_t begin_ = 0, end_ = 0, parity_ = 0;
-  int issue_slot_ = 0, wait_slot_ = 0;
+  const uint8_t *masks_, *values_;
+  int rows_;
+  uint32_t ring_, mask_ring_, barriers_;
+  const RingShape& shape_;
+  int mask_issue_slot_ = 0, mask_slot_ = 0, issue_slot_ = 0, ready_slot_ = 0;
+  int issued_rows_ = 0, ready_rows_ = 0;
+  uint32_t mask_parity_ = 0, ready_parity_ = 0, done_parity_ = 0;
 };
 
 }  // namespace flashllm::cuda
