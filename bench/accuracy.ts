@@ -91,9 +91,11 @@ const { values } = parseArgs({
 const windows = Number(values.windows);
 const sequences = Number(values.sequences);
 
-if (values['fine-tuned']) await measureFineTuned(await heldOutTexts());
-else if (values.variants) await measureVariants({ ...(await heldOutTexts()), ...(await inDomainKinds()) });
-else await measureMethods(await heldOutTexts());
+const texts = await heldOutTexts();
+const textsAndKinds = { ...texts, ...(await inDomainKinds()) };
+if (values['fine-tuned']) await measureFineTuned(textsAndKinds);
+else if (values.variants) await measureVariants(textsAndKinds);
+else await measureMethods(texts);
 
 /** The table of the methods. */
 async function measureMethods(texts: Texts): Promise<void> {

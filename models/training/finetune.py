@@ -15,9 +15,8 @@ three losses:
 AdamW, bfloat16 products with float32 weights, linear warm-up, cosine decay. The number of steps is what fits into --seconds, which
 is the time of the whole, at the speed of the first ones; or --steps. One CUDA device.
 
-Wants torch, transformers, tokenizers and safetensors. Output: float16 safetensors in the pruned folder's layout, and finetune.json
-with the settings, the losses on the way and perplexities before and after on --eval texts, which nothing is chosen by. To train on,
-give that folder as --pruned.
+Wants torch, transformers, tokenizers and safetensors. Output: float16 safetensors in the pruned folder's layout, and finetune.json with the
+settings, the losses on the way and perplexities before and after on --eval texts, which nothing is chosen by.
 """
 
 import time
@@ -33,7 +32,6 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from sampling import sample
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 from transformers import OPTForCausalLM
@@ -53,9 +51,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--batch", type=int, default=32, help="sequences a step")
     parser.add_argument("--length", type=int, default=1024, help="tokens of a sequence")
     parser.add_argument("--rate", type=float, default=1.5e-3, help="largest learning rate")
-    parser.add_argument("--written", type=int, default=24576, help="pieces that the teacher writes")
+    parser.add_argument("--written", type=int, default=4096, help="pieces that the teacher writes")
     parser.add_argument("--written-length", type=int, default=256, help="tokens of each; a sequence holds several")
-    parser.add_argument("--written-share", type=float, default=0.6, help="of each batch")
+    parser.add_argument("--written-share", type=float, default=0.25, help="of each batch")
     parser.add_argument("--seed", type=int, default=0)
     return parser.parse_args()
 
@@ -87,14 +85,28 @@ def perplexity(model, path: str, tokenizer: Tokenizer, window: int = 1024, windo
     return math.exp(loss.item())
 
 
+@torch.no_grad()
 def write_text(teacher, text: torch.Tensor, settings, generator: torch.Generator) -> torch.Tensor:
-    """[…, length]: a few tokens from anywhere in the text and how the teacher goes on, piece after piece."""
+    """[…, length]: 16 tokens from anywhere in the text and how the teacher goes on, sampled at temperature 1, piece after piece."""
     begun, most = 16, 4096
-    pieces = []
+    teacher.generation_config.eos_token_id = None  # a document's end is not the sequence's
+    out = []
     for first in range(0, settings.written, most):
-        starts = torch.randint(len(text) - begun, (min(most, settings.written - first), 1), generator=generator)
-        pieces.append(sample(teacher, text[starts + torch.arange(begun)].cuda(), settings.written_length))
-    tokens = torch.cat(pieces).flatten()
+        count = min(most, settings.written - first)
+        starts = torch.randint(len(text) - begun, (count,), generator=generator).tolist()
+        prompts = torch.stack([text[start : start + begun] for start in starts]).cuda()
+        with torch.autocast("cuda", dtype=torch.bfloat16):
+            rows = teacher.generate(
+                prompts,
+                attention_mask=torch.ones_like(prompts),
+                do_sample=True,
+                temperature=1.0,
+                top_k=0,
+                top_p=1.0,
+                max_new_tokens=settings.written_length - begun,
+            )
+        out.append(rows)
+    tokens = torch.cat(out).flatten()
     return tokens[: len(tokens) // settings.length * settings.length].view(-1, settings.length)
 
 
@@ -217,11 +229,6 @@ def main() -> None:
     started = time.perf_counter()
     written = write_text(teacher, text, settings, generator) if settings.written else torch.empty(0)
     torch.cuda.synchronize()
-    if settings.written:
-        with torch.no_grad(), torch.autocast("cuda", dtype=torch.bfloat16):
-            logits = teacher(written[:64]).logits.float()
-        report["written_perplexity"] = math.exp(F.cross_entropy(logits[:, :-1].flatten(0, 1), written[:64, 1:].flatten()).item())
-        print(f"perplexity of what was written: {report['written_perplexity']:.2f}", flush=True)
     print(f"{len(text)} tokens of text; {tuple(written.shape)} written in {time.perf_counter() - started:.1f} s", flush=True)
     log = train(student, teacher, masks, Batches(text, written, settings, generator), settings)
 

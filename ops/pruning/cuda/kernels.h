@@ -14,7 +14,7 @@ namespace flashllm::pruning::cuda {
 constexpr int kFactorBlock = 64;
 /// Partial sums of Dot: `scratch` holds as many.
 constexpr int kDotBlocks = 1024;
-/// What MarkLowest keeps of each group; `scratch` holds kSelectWords(groups) words of 4 bytes.
+/// What MarkLowest keeps of each group; `words` holds SelectWords(groups) words of 4 bytes.
 constexpr int kSelectBins = 256;
 constexpr int64_t SelectWords(int64_t groups) { return groups * (kSelectBins + 6); }
 
