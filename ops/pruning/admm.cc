@@ -13,11 +13,13 @@ namespace {
 constexpr double kRamp = 0.75;
 constexpr double kRho = 1;
 
-/// z = x with all but the largest magnitudes cleared. `scratch` is of its size.
-void Project(Device& device, const Matrix& x, double sparsity, Matrix* scratch, Matrix* z) {
-  device.Absolute(x.size(), x.data.data(), scratch->data.data());
+/// z = x with all but the largest magnitudes cleared.
+void Project(Device& device, const Matrix& x, double sparsity, Matrix* z) {
+  Array<uint8_t> marks(device, x.size());
+  device.Absolute(x.size(), x.data.data(), z->data.data());
+  device.MarkLowest(1, x.size(), PruneCount(sparsity, x.size()), z->data.data(), marks.data());
   device.Copy(z->data.data(), x.data.data(), static_cast<size_t>(x.size()) * sizeof(double));
-  DropLowest(device, *scratch, sparsity, PruneScope::kLayer, z);
+  device.ClearMarked(z->size(), marks.data(), z->data.data());
 }
 
 /// Sparsity of iteration i: rises as a cubic.
@@ -58,20 +60,22 @@ void PruneAdmm(Device& device, Matrix h, const PruneOptions& options, Matrix* we
   const Matrix normed = std::move(h);
   Matrix scaled(device, rows, columns);
   device.ScaleColumns(rows, columns, weight->data.data(), norms.data(), scaled.data.data());
-  Matrix z(device, rows, columns);      // is sparse
-  Matrix right(device, rows, columns);  // what is projected, and what w is solved from
+  Matrix z;      // is sparse
+  Matrix right;  // what is projected, and what w is solved from
   {
     Matrix inverse = Duplicate(device, normed);
     AddToDiagonal(device, kRho, &inverse);
     inverse = InvertSymmetric(device, std::move(inverse));
+    // Not before: inverting is where most memory is held.
+    z = Matrix(device, rows, columns);
+    right = Matrix(device, rows, columns);
     const Matrix target = Multiply(device, scaled, normed);
     Matrix w = Duplicate(device, scaled);  // fits the outputs
     Matrix dual(device, rows, columns);    // what the two disagree by, accumulated
-    Matrix scratch(device, rows, columns);
     const auto project = [&](double sparsity) {
       device.Copy(right.data.data(), w.data.data(), static_cast<size_t>(w.size()) * sizeof(double));
       device.Add(w.size(), 1, dual.data.data(), right.data.data());
-      Project(device, right, sparsity, &scratch, &z);
+      Project(device, right, sparsity, &z);
     };
     for (int i = 0; i < options.iterations; ++i) {
       project(Schedule(options.sparsity, i, options.iterations));

@@ -156,7 +156,9 @@ PruneReport OptLayer::Prune(LinearId id, const PruneOptions& options, const Prog
     throw PruningError("linear " + std::to_string(id) + " was to be pruned before its inputs were collected");
   }
   if (targets_[id] && !IsSparse(linear, options.sparsity)) targets_[id]->Retarget(*inputs_, options.damping, &linear);
-  targets_[id].reset();  // a large part of the memory that the method is about to need
+  // The method is about to need their memory.
+  targets_[id].reset();
+  weights_[kPruned][id] = Parameters();
   const PruneReport report = PruneLinear(device_, *inputs_, options, &linear, progress);
   weights_[kPruned][id] = {ToDevice(device_, linear.weight), ToDevice(device_, linear.bias)};
   return report;
@@ -247,6 +249,9 @@ Array<float> OptLayer::Apply(Side side, LinearId id, const Array<float>& x) cons
 void OptLayer::AddLinear(Side side, LinearId id, const Array<float>& x, Array<float>* y) const {
   const Linear& linear = linears_[id];
   const Parameters& parameters = weights_[side][id];
+  if (parameters.weight.empty()) {
+    throw PruningError("linear " + std::to_string(id) + " was not pruned to the end: the layer has to be opened again");
+  }
   const int64_t rows = x.size() / linear.in_features;
   if (!parameters.bias.empty()) device_.AddBias(rows, linear.out_features, parameters.bias.data(), y->data());
   Product<float> product;

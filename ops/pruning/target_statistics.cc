@@ -9,7 +9,7 @@ TargetStatistics::TargetStatistics(Device& device, int64_t out_features, int64_t
     : device_(device), cross_(device, out_features, in_features), sum_(device, out_features) {}
 
 void TargetStatistics::Add(const float* y, const float* x, int64_t count) {
-  device_.AddTargets(count, cross_.rows, cross_.columns, y, x, cross_.data.data(), const_cast<double*>(sum_.data()));
+  device_.AddTargets(count, cross_.rows, cross_.columns, y, x, cross_.data.data(), sum_.data());
 }
 
 void TargetStatistics::Retarget(const InputStatistics& inputs, double damping, Linear* linear) const {
