@@ -1,5 +1,5 @@
 // Where pruning computes. The algorithms (opt_layer, input_statistics, target_statistics, prune, sparsegpt, admm,
-// scores) are written once, on this interface; cpu_device.cc and cuda/cuda_device.cc implement it. Both agree within
+// scores) are written once, on this interface; cpu/ and cuda/ implement it. Both agree within
 // rounding, and each repeats bit by bit.
 #pragma once
 
