@@ -80,15 +80,16 @@ struct Case {
   ElementType type = ElementType::kFloat16;
   int cluster = 0;
   bool bias = false, relu = false, residual = false, programmatic = false, canonical = false;
+  int columns = -1;  // a Columns; -1: as the plan chooses
 };
 
 std::string Describe(const Case& c) {
   char text[200];
   std::snprintf(text, sizeof(text),
-                "M=%lld K=%lld N=%lld %s weights=%d x=%d cluster=%d bias=%d relu=%d residual=%d pdl=%d canonical=%d",
+                "M=%lld K=%lld N=%lld %s weights=%d x=%d cluster=%d bias=%d relu=%d residual=%d pdl=%d canonical=%d columns=%d",
                 static_cast<long long>(c.m), static_cast<long long>(c.k), static_cast<long long>(c.n),
                 c.pattern.c_str(), static_cast<int>(c.weights), static_cast<int>(c.type), c.cluster, c.bias, c.relu,
-                c.residual, c.programmatic, c.canonical);
+                c.residual, c.programmatic, c.canonical, c.columns);
   return text;
 }
 
@@ -104,43 +105,51 @@ bool DecodeRun(const cuda::WeightPlan& plan, const std::vector<uint8_t>& layout,
   const int panels = plan.panel_start[block + 1] - plan.panel_start[block];
   const uint8_t* stage = layout.data() + static_cast<int64_t>(run.masks) * 16;
   const uint8_t* const values = layout.data() + static_cast<int64_t>(run.values) * 128;
-  int end = 0, row[32][2] = {}, half[32][2];
+  const bool words = plan.columns == cuda::Columns::kWords;
+  uint32_t blocks_so_far = 0;
+  int row[32][2] = {}, half[32][2];
   for (auto& h : half) h[0] = 0, h[1] = 1;
   for (int panel = 0; panel < panels; ++panel) {
     const int first_tile = plan.tile_start[block] + panel * tiles / panels;
     const int count = (panel + 1) * tiles / panels - panel * tiles / panels;
+    const int mask_words = words ? (count + 3) / 4 : (count + 1) / 2;
     for (int step = step_begin; step < step_end; ++step) {
       cuda::StageHeader header;
       std::memcpy(&header, stage, sizeof(header));
-      const int first = end - header.window;
-      end += header.added;
-      if (first < 0 || end - first > cuda::kWindowRows || end > static_cast<int>(run.blocks) * 16) return false;
+      const uint32_t passed = header.passed & ~cuda::kJump;
+      if (header.blocks < blocks_so_far || header.blocks > run.blocks || header.blocks - passed > cuda::kWindowBlocks)
+        return false;
+      blocks_so_far = header.blocks;
+      const int first = static_cast<int>(header.window / 256) - static_cast<int>(header.window % 256);
+      if (first < 0 || static_cast<uint32_t>(first) / cuda::kBlockRows != passed) return false;
       for (int l = 0; l < 32; ++l) {
         if (header.exchange >> l & 1) std::swap(row[l][0], row[l][1]), std::swap(half[l][0], half[l][1]);
-        for (int h = 0; h < 2; ++h) {
-          if (row[l][h] < first && !header.jump) return false;
+        for (int h = 0; h < (words ? 1 : 2); ++h) {
+          if (row[l][h] < first && (header.passed & cuda::kJump) == 0) return false;
           row[l][h] = std::max(row[l][h], first);
         }
-        for (int i = 0; i < 4 * count; ++i) {
-          // First half: unit, tile, k16-step, the last running fastest; then the second half.
-          const int upper = (count + 1) / 2, part = i < 4 * upper ? 0 : 1, byte = i - part * 4 * upper;
-          const int tiles_here = part == 0 ? upper : count - upper;
-          const int unit = byte / (2 * tiles_here), tile = part * upper + byte % (2 * tiles_here) / 2, s = byte % 2;
-          const uint8_t mask = stage[16 + (part * upper + byte / 4) * 128 + l * 4 + byte % 4];
-          for (int bit = 0; bit < 8; ++bit) {
-            if (!(mask >> bit & 1)) continue;
-            const int r = bit / 2, h = bit % 2;
-            if (row[l][h] >= end) return false;
-            uint16_t value;
-            std::memcpy(&value, values + static_cast<int64_t>(row[l][h]++) * 128 + l * 4 + half[l][h] * 2, 2);
-            const int64_t m = (first_tile + tile) * 16 + l / 4 + 8 * (r & 1);
-            const int64_t k = step * 64 + unit * 32 + 8 * (l % 4) + 4 * s + 2 * (r / 2) + h;
-            if (m >= plan.out_features || k >= plan.in_features) return false;
-            (*dense)[m * plan.in_features + k] = FromBits16(value, plan.value_type);
+        for (int i = 0; i < 4 * count; ++i) {  // unit, tile, k16-step, the last running fastest; then its slots
+          const int unit = i / (2 * count), tile = i % (2 * count) / 2, s = i % 2, slots = words ? 4 : 8;
+          for (int slot = 0; slot < slots; ++slot) {
+            const int bit = i % (2 * count) * slots + slot;
+            if (!(stage[16 + (unit * mask_words + bit / 32) * 128 + 4 * l + bit / 8 % 4] >> (bit % 8) & 1)) continue;
+            const int r = words ? slot : slot / 2, chain = words ? 0 : slot % 2;
+            const int at = row[l][chain]++;
+            if (at / cuda::kBlockRows >= static_cast<int>(header.blocks)) return false;
+            for (int h = words ? 0 : slot % 2; h < (words ? 2 : slot % 2 + 1); ++h) {
+              uint16_t value;
+              std::memcpy(&value, values + static_cast<int64_t>(at) * 128 + l * 4 + (words ? h : half[l][h]) * 2, 2);
+              const int64_t m = (first_tile + tile) * 16 + l / 4 + 8 * (r & 1);
+              const int64_t k = step * 64 + unit * 32 + 8 * (l % 4) + 4 * s + 2 * (r / 2) + h;
+              if (m < plan.out_features && k < plan.in_features)
+                (*dense)[m * plan.in_features + k] = FromBits16(value, plan.value_type);
+              else if (value != 0)
+                return false;
+            }
           }
         }
       }
-      stage += 16 + 128 * count;
+      stage += 16 + 256 * mask_words;
     }
   }
   return true;
@@ -200,6 +209,7 @@ void Run(const cuda::DeviceInfo& device, const Case& c) {
 
   cuda::PlanOptions options;
   options.cluster = c.cluster;
+  options.columns = c.columns;
   if (c.weights == ValueType::kFloat32 && !c.canonical) {
     Buffer scratch(4);
     Check(cuda::CheckHalfExact(static_cast<const float*>(values.get()), w.nnz, scratch.get(), nullptr,
@@ -292,8 +302,13 @@ void RunAll(const cuda::DeviceInfo& device, bool quick) {
   for (const auto& [m, k] : shapes) {
     for (const char* pattern : patterns) {
       for (int64_t n : {1, 8, 11, 27, 70}) {
-        for (int cluster : {1, 2, 4})
-          Run(device, {m, k, n, pattern, half, ElementType::kFloat16, cluster, n % 2 == 1, n == 11, n != 8});
+        for (int cluster : {1, 2, 4}) {
+          for (int columns : {0, 1}) {
+            Case c{m, k, n, pattern, half, ElementType::kFloat16, cluster, n % 2 == 1, n == 11, n != 8};
+            c.columns = columns;
+            Run(device, c);
+          }
+        }
         if (n == 8 || n == 27) Run(device, {m, k, n, pattern, bf16, ElementType::kFloat16, 0, true, false, false});
       }
       Run(device, {m, k, 16, pattern, bf16, ElementType::kFloat16, 2, false, true, true});

@@ -2,6 +2,8 @@
 // K further.
 #pragma once
 
+#include <type_traits>
+
 #include "ops/sparse-matmul/cuda/column_decode.cuh"
 #include "ops/sparse-matmul/cuda/partition.cuh"
 #include "ops/sparse-matmul/cuda/stream.cuh"
@@ -17,43 +19,65 @@ struct ColumnParams {
   int m, k, n;
   bool relu;
   bool x_aligned;  // rows of X can be read 16 bytes at a time
-  RingShape ring;
+  uint32_t ahead_blocks;  // of values, in flight for a pair
   Partition partition;
 };
 
-/// Shared memory: barriers, partial sums of a round (one or two accumulator tiles a warp), sums from the cluster's other
-/// blocks, rings.
-FLASHLLM_HD constexpr int RoundTiles(int n_tiles) { return n_tiles == 4 ? 1 : 2; }
-FLASHLLM_HD constexpr int BarrierBytes(int pairs) { return (pairs * kRunBarrierBytes + 127) / 128 * 128; }
-FLASHLLM_HD constexpr int PartialBytes(int pairs, int n_tiles) { return pairs * 2 * RoundTiles(n_tiles) * 128 * 4; }
-FLASHLLM_HD constexpr int ReceiveBytes(int cluster, int n_tiles) {
-  return cluster == 1 ? 0 : kPanelTiles * n_tiles * 128 * 4;
-}
+/// How the two warps of a pair share a stage. kUnits: each takes one unit of all tiles, and no element of X twice. kTiles:
+/// each takes some of the tiles; for many columns, where a warp has no registers for the sums of all.
+enum class Split { kUnits, kTiles };
+
+template <Split kSplit, int kNTiles, int kPairs>
+struct Shape {
+  static constexpr int kGroups = kSplit == Split::kUnits ? 1 : 2;  // of warps with the same tiles
+  static constexpr int kWarps = 2 * kPairs;
+  static constexpr int kMembers = kWarps / kGroups;           // of a group, that its sums are added over
+  static constexpr int kSumTiles = kPanelTiles / kGroups;     // tiles that a warp keeps sums of
+  static constexpr int kRoundTiles = kSplit == Split::kUnits ? 2 : 1;  // accumulator tiles of a warp summed at once
+  static constexpr int kRounds = kSumTiles * kNTiles / kRoundTiles;
+  static constexpr int kTasks = kGroups * kRoundTiles * 4;  // a round's: (group, accumulator tile, fragment register)
+  using Sums = float[kSumTiles][kNTiles][4];
+
+  /// Shared memory: barriers, partial sums of a round, sums from the cluster's other blocks, rings.
+  static constexpr int kBarrierBytes = (kPairs * kRunBarrierBytes + 127) / 128 * 128;
+  static constexpr int kPartialBytes = kWarps * kRoundTiles * 128 * 4;
+  static FLASHLLM_HD constexpr int ReceiveBytes(int cluster) { return cluster == 1 ? 0 : kRounds * kTasks * 32 * 4; }
+};
+
+/// Tiles of the first warp of a pair that splits by tiles. A mask word's tiles go together.
+FLASHLLM_HD constexpr int FirstTiles(int panel_tiles) { return (panel_tiles / 2 + 1) / 2 * 2; }
 
 /// Reads a lane's share of X, 8 consecutive k for each of its columns, unit after unit.
 template <int kNTiles>
 class XReader {
  public:
-  __device__ __forceinline__ XReader(const __half* x, int64_t first_column, int columns, int k, bool aligned, int lane)
-      : k_(k), lane_k_(8 * (lane & 3)), aligned_(aligned) {
-    const int column = lane >> 2;
-    at_ = x + (first_column + column) * k + lane_k_;
+  /// Of units first_unit, first_unit + stride, ...
+  __device__ __forceinline__ XReader(const ColumnParams& p, int64_t first_column, int first_unit, int stride, int lane)
+      : row_stride_(p.k), stride_(stride * kUnitK), aligned_(p.x_aligned) {
+    const int column = lane >> 2, k = first_unit * kUnitK + 8 * (lane & 3);
+    begin_ = at_ = p.x + (first_column + column) * p.k + k;
+    begin_left_ = left_ = p.k - k;
 #pragma unroll
-    for (int j = 0; j < kNTiles; ++j) valid_ |= (column + 8 * j < columns ? 1u : 0u) << j;
+    for (int j = 0; j < kNTiles; ++j) valid_[j] = first_column + column + 8 * j < p.n;
   }
 
-  __device__ __forceinline__ void Load(int unit, uint32_t (&raw)[kNTiles][4]) const {
-    const int k = unit * kUnitK;
+  /// Reads the next unit.
+  __device__ __forceinline__ void Next(uint32_t (&raw)[kNTiles][4]) {
 #pragma unroll
     for (int j = 0; j < kNTiles; ++j) {
       uint4 v = make_uint4(0, 0, 0, 0);
-      if ((valid_ >> j & 1) && k + lane_k_ < k_) {
-        const __half* const from = at_ + static_cast<int64_t>(8 * j) * k_ + k;
-        v = aligned_ ? *reinterpret_cast<const uint4*>(from) : Unaligned(from, k_ - k - lane_k_);
+      if (valid_[j] && left_ > 0) {
+        const __half* const from = at_ + static_cast<int64_t>(8 * j) * row_stride_;
+        v = aligned_ ? *reinterpret_cast<const uint4*>(from) : Unaligned(from, left_);
       }
       raw[j][0] = v.x, raw[j][1] = v.y, raw[j][2] = v.z, raw[j][3] = v.w;
     }
+    at_ += stride_;
+    left_ -= stride_;
   }
+
+  /// Back to the first unit.
+  __device__ __forceinline__ void Restart() { at_ = begin_, left_ = begin_left_; }
 
  private:
   static __device__ __noinline__ uint4 Unaligned(const __half* from, int count) {
@@ -65,10 +89,11 @@ class XReader {
     return make_uint4(words[0], words[1], words[2], words[3]);
   }
 
-  const __half* at_;
-  int k_, lane_k_;
-  uint32_t valid_ = 0;
-  bool aligned_;
+  const __half *at_, *begin_;
+  int left_, begin_left_;
+  const int row_stride_, stride_;
+  bool valid_[kNTiles];
+  const bool aligned_;
 };
 
 /// Bias, activation, residual; float16 out.
@@ -81,18 +106,16 @@ __device__ __forceinline__ void Store(const ColumnParams& p, int row, int column
   p.y[at] = __float2half_rn(sum);
 }
 
-/// Sums a panel's accumulators over K lanes and cluster, in a fixed order.
-template <int kNTiles, int kPairs>
+/// Sums a panel's accumulators over warps and cluster, in a fixed order.
+template <typename Shape, int kNTiles>
 class PanelSum {
  public:
-  static constexpr int kRoundTiles = RoundTiles(kNTiles);
-  static constexpr int kRounds = kHalfTiles * kNTiles / kRoundTiles;
-  static constexpr int kTasks = 2 * kRoundTiles * 4;  // a round's: (half, accumulator tile, fragment register)
-  static_assert(kTasks <= 2 * kPairs, "at most one task a warp");
+  static constexpr int kTasksPerWarp = (Shape::kTasks + Shape::kWarps - 1) / Shape::kWarps;
+  using Partial = float[Shape::kRounds][kTasksPerWarp];
 
   __device__ __forceinline__ PanelSum(const ColumnParams& p, uint8_t* shared) : p_(p) {
-    partial_ = reinterpret_cast<float*>(shared + BarrierBytes(kPairs));
-    receive_ = partial_ + PartialBytes(kPairs, kNTiles) / 4;
+    partial_ = reinterpret_cast<float*>(shared + Shape::kBarrierBytes);
+    receive_ = partial_ + Shape::kPartialBytes / 4;
 #if __CUDA_ARCH__ >= 900
     rank_ = p.partition.cluster == 1 ? 0 : static_cast<int>(ptx::ClusterRank());
 #endif
@@ -100,37 +123,47 @@ class PanelSum {
 
   __device__ __forceinline__ int rank() const { return rank_; }
 
-  /// `row0`: first row of the panel, of `tiles` tiles. Warp 2 q + h has the sums of K lane q, half h.
-  __device__ __forceinline__ void Finish(HalfSums<kNTiles>& acc, int row0, int tiles, int column0, bool last) {
+  /// `row0`: first row of the panel, whose groups have group_tiles[g] tiles. This warp is `member` of `group`.
+  __device__ __forceinline__ void Finish(typename Shape::Sums& acc, int group, int member, int row0,
+                                         const int (&group_tiles)[Shape::kGroups], int column0, bool last) {
     const int warp = threadIdx.x / 32, lane = threadIdx.x & 31;
-    float sums[kRounds];
+    Partial sums;
 #pragma unroll
-    for (int round = 0; round < kRounds; ++round) {
+    for (int round = 0; round < Shape::kRounds; ++round) {
       __syncthreads();
 #pragma unroll
-      for (int i = 0; i < kRoundTiles; ++i) {
-        const int q = round * kRoundTiles + i;
+      for (int i = 0; i < Shape::kRoundTiles; ++i) {
+        const int q = round * Shape::kRoundTiles + i;
         float(&c)[4] = acc[q / kNTiles][q % kNTiles];
 #pragma unroll
-        for (int r = 0; r < 4; ++r) partial_[((warp * kRoundTiles + i) * 4 + r) * 32 + lane] = c[r];
+        for (int r = 0; r < 4; ++r)
+          partial_[(((member * Shape::kGroups + group) * Shape::kRoundTiles + i) * 4 + r) * 32 + lane] = c[r];
       }
       __syncthreads();
-      if (warp >= kTasks) continue;
-      sums[round] = 0.0f;
 #pragma unroll
-      for (int q = 0; q < kPairs; ++q) sums[round] += partial_[(q * kTasks + warp) * 32 + lane];
+      for (int t = 0; t < kTasksPerWarp; ++t) {
+        const int task = warp + t * Shape::kWarps;
+        sums[round][t] = 0.0f;
+        if (task >= Shape::kTasks) continue;
+#pragma unroll
+        for (int q = 0; q < Shape::kMembers; ++q) sums[round][t] += partial_[(q * Shape::kTasks + task) * 32 + lane];
+      }
     }
 #if __CUDA_ARCH__ >= 900
     if (p_.partition.cluster > 1) Exchange(sums, warp, lane);
 #endif
-    const int half = warp / (4 * kRoundTiles), r = warp & 3;
-    const int first_tile = half == 0 ? 0 : HalfTiles(tiles, 0), half_tiles = HalfTiles(tiles, half);
 #pragma unroll
-    for (int round = 0; round < kRounds; ++round) {
-      const int q = round * kRoundTiles + warp / 4 % kRoundTiles, tile = q / kNTiles, j = q % kNTiles;
-      if (warp >= kTasks || tile >= half_tiles || Owner(warp) != rank_) continue;
-      Store(p_, row0 + (first_tile + tile) * kTileRows + (lane >> 2) + 8 * (r >> 1),
-            column0 + 8 * j + 2 * (lane & 3) + (r & 1), sums[round]);
+    for (int t = 0; t < kTasksPerWarp; ++t) {
+      const int task = warp + t * Shape::kWarps, of = task / (4 * Shape::kRoundTiles), r = task & 3;
+      if (task >= Shape::kTasks || Owner(task) != rank_) continue;
+      const int first_tile = of == 0 ? 0 : group_tiles[0], tiles = group_tiles[Shape::kGroups == 1 ? 0 : of];
+#pragma unroll
+      for (int round = 0; round < Shape::kRounds; ++round) {
+        const int q = round * Shape::kRoundTiles + task / 4 % Shape::kRoundTiles, tile = q / kNTiles, j = q % kNTiles;
+        if (tile >= tiles) continue;
+        Store(p_, row0 + (first_tile + tile) * kTileRows + (lane >> 2) + 8 * (r >> 1),
+              column0 + 8 * j + 2 * (lane & 3) + (r & 1), sums[round][t]);
+      }
     }
 #if __CUDA_ARCH__ >= 900
     // The next panel may overwrite what was received only when every block has read it.
@@ -143,32 +176,39 @@ class PanelSum {
   __device__ __forceinline__ int Owner(int task) const { return task & (p_.partition.cluster - 1); }
 
 #if __CUDA_ARCH__ >= 900
-  __device__ __forceinline__ void Exchange(float (&sums)[kRounds], int task, int lane) {
+  __device__ __forceinline__ void Exchange(Partial& sums, int warp, int lane) {
     const int cluster = p_.partition.cluster;
     // A block receives, from each of the cluster, the tasks that it owns.
-    const auto slot = [&](int from, int round) {
-      return receive_ + ((from * kRounds + round) * (kTasks / cluster) + task / cluster) * 32 + lane;
+    const auto slot = [&](int from, int round, int task) {
+      return receive_ + ((from * Shape::kRounds + round) * (Shape::kTasks / cluster) + task / cluster) * 32 + lane;
     };
     ptx::ClusterWait();  // of the arrival at the start, or at the end of the last panel
-    if (task < kTasks) {
 #pragma unroll
-      for (int round = 0; round < kRounds; ++round) {
-        float* const to = slot(rank_, round);
+    for (int t = 0; t < kTasksPerWarp; ++t) {
+      const int task = warp + t * Shape::kWarps;
+      if (task >= Shape::kTasks) continue;
+#pragma unroll
+      for (int round = 0; round < Shape::kRounds; ++round) {
+        float* const to = slot(rank_, round, task);
         if (Owner(task) == rank_) {
-          *to = sums[round];
+          *to = sums[round][t];
         } else {
-          ptx::StoreCluster(ptx::SharedAddress(to), Owner(task), sums[round]);
+          ptx::StoreCluster(ptx::SharedAddress(to), Owner(task), sums[round][t]);
         }
       }
     }
     ptx::ClusterArrive();
     ptx::ClusterWait();
-    if (task >= kTasks || Owner(task) != rank_) return;
 #pragma unroll
-    for (int round = 0; round < kRounds; ++round) {
-      float sum = 0.0f;
-      for (int from = 0; from < cluster; ++from) sum += *slot(from, round);
-      sums[round] = sum;
+    for (int t = 0; t < kTasksPerWarp; ++t) {
+      const int task = warp + t * Shape::kWarps;
+      if (task >= Shape::kTasks || Owner(task) != rank_) continue;
+#pragma unroll
+      for (int round = 0; round < Shape::kRounds; ++round) {
+        float sum = 0.0f;
+        for (int from = 0; from < cluster; ++from) sum += *slot(from, round, task);
+        sums[round][t] = sum;
+      }
     }
   }
 #endif
@@ -177,49 +217,6 @@ class PanelSum {
   float* partial_;
   float* receive_;
   int rank_ = 0;
-};
-
-/// A lane's place in the value stream of its run.
-class ColumnCursor {
- public:
-  __device__ __forceinline__ ColumnCursor(uint32_t ring, uint32_t ring_bytes, int lane)
-      : ring_(ring), columns_{{ring + 4 * lane, ring + 4 * lane + 2}, ring + ring_bytes, ring_bytes} {}
-
-  __device__ __forceinline__ int end() const { return end_; }
-  __device__ __forceinline__ Columns& columns() { return columns_; }
-
-  /// Enters a stage. Returns the first row that it may read.
-  __device__ __forceinline__ int Enter(const uint4& header, int lane) {
-    const int added = header.y & 0xffff, window = header.y >> 16, first = end_ - window;
-    if ((header.z & 0xffff) != 0) JumpToWindow(window * kValueRowBytes);
-    if (header.x >> lane & 1) {
-      const uint32_t other = columns_.at[0];
-      columns_.at[0] = columns_.at[1];
-      columns_.at[1] = other;
-    }
-    end_ += added;
-    end_at_ += added * kValueRowBytes;
-    if (end_at_ >= columns_.ring_bytes) end_at_ -= columns_.ring_bytes;
-    return first;
-  }
-
- private:
-  /// Moves what lies more than `window` bytes before the end of the rows so far to `window` bytes before it.
-  __device__ __forceinline__ void JumpToWindow(uint32_t window) {
-    columns_.Wrap();
-#pragma unroll
-    for (int h = 0; h < 2; ++h) {
-      const uint32_t at = columns_.at[h] - ring_, row_at = at & ~(kValueRowBytes - 1u);
-      const uint32_t behind = end_at_ - row_at + (end_at_ < row_at ? columns_.ring_bytes : 0);
-      const uint32_t first = end_at_ - window + (end_at_ < window ? columns_.ring_bytes : 0);
-      if (behind > window) columns_.at[h] += first - row_at;
-    }
-  }
-
-  uint32_t ring_;
-  Columns columns_;
-  uint32_t end_at_ = 0;  // byte offset in the ring of row end_
-  int end_ = 0;          // value rows so far
 };
 
 /// What a pair of warps decodes of its row block.
@@ -233,18 +230,19 @@ struct RunShape {
 };
 
 /// Issues mask blocks in the order of the stages.
+template <Columns kColumns>
 class MaskIssuer {
  public:
   __device__ __forceinline__ explicit MaskIssuer(const RunShape& run)
       : run_(run), panel_(run.steps > 0 ? 0 : run.panels), left_(run.steps) {
-    if (panel_ < run.panels) bytes_ = MaskBlockBytes(run.PanelTiles(0));
+    if (panel_ < run.panels) bytes_ = MaskBlockBytes(kColumns, run.PanelTiles(0));
   }
   __device__ __forceinline__ void Next(Stream& stream, bool mine) {
     if (panel_ >= run_.panels) return;
     stream.IssueMasks(bytes_, mine);
     if (--left_ > 0) return;
     left_ = run_.steps;
-    if (++panel_ < run_.panels) bytes_ = MaskBlockBytes(run_.PanelTiles(panel_));
+    if (++panel_ < run_.panels) bytes_ = MaskBlockBytes(kColumns, run_.PanelTiles(panel_));
   }
 
  private:
@@ -252,67 +250,122 @@ class MaskIssuer {
   int panel_, left_, bytes_ = 0;
 };
 
-template <int kNTiles, bool kBf16>
+/// A warp on its way through its pair's run. `role`: which of the pair's two it is.
+template <Columns kColumns, int kNTiles>
 struct WarpState {
-  const RunShape run;
-  const int half, lane;
+  const RunShape& run;
+  const int role, lane;
+  const uint32_t ahead_blocks;
   XReader<kNTiles> x_reader;
   Stream stream;
-  MaskIssuer masks;
-  ColumnCursor cursor;
-  uint32_t raw[kNTiles][4];  // X of the next unit
+  MaskIssuer<kColumns> masks;
+  Cursor<kColumns> cursor;
   uint32_t stage = 0;
+
+  /// Enters the next stage, once its masks and values are there. Returns where its mask words lie.
+  __device__ __forceinline__ uint32_t Enter() {
+    const uint32_t block = stream.WaitMasks(stage);
+    const uint4 header = ptx::LoadShared128(block);
+    cursor.Enter(header, lane);
+    // Copies may only go where both warps have read, which is where the stage before ended.
+    const bool mine = (stage & 1) == role;
+    if (stage > 0) {
+      if (mine) stream.WaitDone(stage - 1);
+      masks.Next(stream, mine);
+    }
+    stream.IssueValues(header.y + ahead_blocks, header.z & ~kJump, mine);
+    stream.WaitValues(header.y);
+    return block + sizeof(StageHeader);
+  }
+
+  __device__ __forceinline__ void Leave() {
+    if ((stage & 1) != role && stage > 0) stream.WaitDone(stage - 1);
+    stream.ArriveDone();
+    ++stage;
+  }
+
+  template <int kWords>
+  __device__ __forceinline__ void LoadMasks(uint32_t words, uint32_t (&masks)[kWords]) const {
+#pragma unroll
+    for (int w = 0; w < kWords; ++w) masks[w] = ptx::LoadShared32(words + 128 * w + 4 * lane);
+  }
 };
 
-/// Whether X is read a unit ahead, into registers that wide instances do not have.
-template <int kNTiles>
-constexpr bool kReadsAhead = kNTiles < 4;
-
-/// One panel, of whose tiles this warp has kTiles (0: the pair's other warp has the only one).
-template <int kTiles, int kNTiles, bool kBf16>
-__device__ __forceinline__ void DecodePanel(WarpState<kNTiles, kBf16>& w, int panel_tiles, HalfSums<kNTiles>& acc) {
-  const int others = panel_tiles - kTiles;
+/// One panel of kTiles tiles, of which this warp takes unit `role` of every stage. X is read a stage ahead.
+template <Columns kColumns, int kTiles, int kNTiles, bool kBf16>
+__device__ __forceinline__ void DecodeUnits(WarpState<kColumns, kNTiles>& w, uint32_t (&raw)[kNTiles][4],
+                                            float (&acc)[kPanelTiles][kNTiles][4]) {
+  constexpr int kWords = MaskWords(kColumns, kTiles);
 #pragma unroll 1
-  for (int step = 0; step < w.run.steps; ++step, ++w.stage) {
-    const uint32_t block = w.stream.WaitMasks();
-    const int first = w.cursor.Enter(ptx::LoadShared128(block), w.lane);
-    // Copies may only go where both warps have read, which is where the stage before ended.
-    const bool mine = (w.stage & 1) == w.half;
-    if (mine && w.stage > 0) w.stream.WaitDone();
-    if (w.stage > 0) w.masks.Next(w.stream, mine);
-    w.stream.IssueValues(first, w.cursor.end(), mine);
-    const uint32_t all = block + sizeof(StageHeader), own = all + (w.half == 0 ? 0 : 128 * others);
-    if (w.half == 1) w.cursor.columns().Skip(all, others, w.lane);
-    w.stream.WaitValues(w.cursor.end());
-    if constexpr (kTiles > 0) {
-      uint32_t mask[kTiles];
-#pragma unroll
-      for (int i = 0; i < kTiles; ++i) mask[i] = ptx::LoadShared32(own + 128 * i + 4 * w.lane);
-      const int unit = 2 * (w.run.step_begin + step);
-      XFragments<kNTiles, kBf16> x;
-      if constexpr (!kReadsAhead<kNTiles>) w.x_reader.Load(unit, w.raw);
-      SetX<kNTiles, kBf16>(x, w.raw);
-      if constexpr (kReadsAhead<kNTiles>) w.x_reader.Load(unit + 1, w.raw);
-      DecodeUnit<kTiles, 0, kNTiles, kBf16>(mask, x, w.cursor.columns(), acc);
-      if constexpr (!kReadsAhead<kNTiles>) w.x_reader.Load(unit + 1, w.raw);
-      SetX<kNTiles, kBf16>(x, w.raw);
-      if constexpr (kReadsAhead<kNTiles>)
-        w.x_reader.Load(step + 1 < w.run.steps ? unit + 2 : 2 * w.run.step_begin, w.raw);
-      DecodeUnit<kTiles, 1, kNTiles, kBf16>(mask, x, w.cursor.columns(), acc);
+  for (int step = 0; step < w.run.steps; ++step) {
+    const uint32_t words = w.Enter();
+    uint32_t masks[kWords];
+    if (w.role == 1) {
+      w.LoadMasks(words, masks);
+      w.cursor.template Skip<0, kTiles>(masks);
     }
-    if (w.half == 0) w.cursor.columns().Skip(all + 128 * kTiles, others, w.lane);
-    if (!mine && w.stage > 0) w.stream.WaitDone();
-    w.stream.ArriveDone();
+    w.LoadMasks(words + 128 * kWords * w.role, masks);
+    XFragments<kNTiles, kBf16> x;
+    SetX<kNTiles, kBf16>(x, raw);
+    if (step + 1 == w.run.steps) w.x_reader.Restart();
+    w.x_reader.Next(raw);
+    DecodeTiles<kColumns, 0, kTiles, kNTiles, kBf16>(masks, x, w.cursor, acc);
+    if (w.role == 0) {
+      w.LoadMasks(words + 128 * kWords, masks);
+      w.cursor.template Skip<0, kTiles>(masks);
+    }
+    w.Leave();
   }
 }
 
-template <int kNTiles, int kPairs, bool kBf16>
+/// One panel of kTiles tiles, of which this warp takes the first FirstTiles or the others, in both units.
+template <Columns kColumns, int kTiles, int kNTiles, bool kBf16>
+__device__ __forceinline__ void DecodeSomeTiles(WarpState<kColumns, kNTiles>& w,
+                                                float (&acc)[kPanelTiles / 2][kNTiles][4]) {
+  constexpr int kWords = MaskWords(kColumns, kTiles), kFirst = FirstTiles(kTiles);
+#pragma unroll 1
+  for (int step = 0; step < w.run.steps; ++step) {
+    const uint32_t words = w.Enter();
+#pragma unroll 1
+    for (int unit = 0; unit < 2; ++unit) {
+      uint32_t raw[kNTiles][4];
+      w.x_reader.Next(raw);
+      XFragments<kNTiles, kBf16> x;
+      SetX<kNTiles, kBf16>(x, raw);
+      uint32_t masks[kWords];
+      w.LoadMasks(words + 128 * kWords * unit, masks);
+      if (w.role == 0) {
+        DecodeTiles<kColumns, 0, kFirst, kNTiles, kBf16>(masks, x, w.cursor, acc);
+        w.cursor.template Skip<kFirst, kTiles>(masks);
+      } else {
+        w.cursor.template Skip<0, kFirst>(masks);
+        DecodeTiles<kColumns, kFirst, kTiles, kNTiles, kBf16>(masks, x, w.cursor, acc);
+      }
+    }
+    w.Leave();
+  }
+  w.x_reader.Restart();
+}
+
+/// Calls run(std::integral_constant) for a number from 1 to kPanelTiles, straight code for each.
+template <int kTiles = kPanelTiles, typename Run>
+__device__ __forceinline__ void ForTiles(int tiles, const Run& run) {
+  if constexpr (kTiles > 1) {
+    if (tiles < kTiles) return ForTiles<kTiles - 1>(tiles, run);
+  }
+  run(std::integral_constant<int, kTiles>());
+}
+
+template <Columns kColumns, int kNTiles, int kPairs, bool kBf16, Split kSplit>
 __global__ void __launch_bounds__(kPairs * 64, 1) ColumnMatMul(const __grid_constant__ ColumnParams p) {
+  using Shape = Shape<kSplit, kNTiles, kPairs>;
   extern __shared__ __align__(128) uint8_t shared[];
-  PanelSum<kNTiles, kPairs> panel_sum(p, shared);
+  PanelSum<Shape, kNTiles> panel_sum(p, shared);
   const Partition& cut = p.partition;
   // The shuffle tells the compiler that the whole warp has one value.
   const int warp = __shfl_sync(0xffffffffu, threadIdx.x / 32, 0), lane = threadIdx.x & 31, pair = warp / 2;
+  // A multiprocessor's four schedulers have every fourth warp each: neither role may gather on some of them.
+  const int role = (warp ^ warp >> 2) & 1;
   const int row_block = blockIdx.x / cut.cluster, column0 = blockIdx.y * kNTiles * 8;
   const int lanes = kPairs * cut.cluster, k_lane = panel_sum.rank() * kPairs + pair;
   RunShape run;
@@ -325,15 +378,14 @@ __global__ void __launch_bounds__(kPairs * 64, 1) ColumnMatMul(const __grid_cons
   const uint4 words = __ldg(reinterpret_cast<const uint4*>(p.layout) + row_block * lanes + k_lane);
   const uint32_t shared_at = ptx::SharedAddress(shared);
   const uint32_t rings =
-      shared_at + BarrierBytes(kPairs) + PartialBytes(kPairs, kNTiles) + ReceiveBytes(cut.cluster, kNTiles);
-  Stream stream(p.layout, {words.x, words.y, words.z, 0}, rings + pair * RingBytes(p.ring),
-                shared_at + pair * kRunBarrierBytes, p.ring);
-  MaskIssuer masks(run);
-  const bool first_warp = (warp & 1) == 0;
-  if (first_warp) stream.InitBarriers();
-  for (int i = 0; i < p.ring.mask_slots; ++i) masks.Next(stream, first_warp);
+      shared_at + Shape::kBarrierBytes + Shape::kPartialBytes + Shape::ReceiveBytes(cut.cluster);
+  Stream stream(p.layout, {words.x, words.y, words.z, 0}, rings + pair * kRunBytes,
+                shared_at + pair * kRunBarrierBytes);
+  MaskIssuer<kColumns> masks(run);
+  if (role == 0) stream.InitBarriers();
+  for (int i = 0; i < kMaskSlots; ++i) masks.Next(stream, role == 0);
   // Full rings at once would queue behind every other run's copies: start with a little, then run ahead.
-  stream.IssueValues(0, 2 * kBlockRows - p.ring.ahead_rows, first_warp);
+  stream.IssueValues(2, 0, role == 0);
 #if __CUDA_ARCH__ >= 900
   if (cut.cluster > 1) ptx::ClusterArrive();
   ptx::LaunchDependents();
@@ -341,30 +393,37 @@ __global__ void __launch_bounds__(kPairs * 64, 1) ColumnMatMul(const __grid_cons
 #endif
   __syncthreads();  // barriers are ready
 
-  WarpState<kNTiles, kBf16> w = {run,
-                                 warp & 1,
-                                 lane,
-                                 XReader<kNTiles>(p.x, column0, p.n - column0, p.k, p.x_aligned, lane),
-                                 stream,
-                                 masks,
-                                 ColumnCursor(stream.ring(), stream.ring_bytes(), lane)};
-  if constexpr (kReadsAhead<kNTiles>) w.x_reader.Load(2 * run.step_begin, w.raw);
+  // By units, this warp reads every other one.
+  constexpr int kUnitStride = kSplit == Split::kUnits ? 2 : 1;
+  WarpState<kColumns, kNTiles> w = {
+      run,
+      role,
+      lane,
+      p.ahead_blocks,
+      XReader<kNTiles>(p, column0, 2 * run.step_begin + (kSplit == Split::kUnits ? role : 0), kUnitStride, lane),
+      stream,
+      masks,
+      Cursor<kColumns>(stream.ring(), lane)};
+  uint32_t raw[kNTiles][4];
+  if constexpr (kSplit == Split::kUnits) w.x_reader.Next(raw);
   for (int panel = 0; panel < run.panels; ++panel) {
-    const int panel_tiles = run.PanelTiles(panel), half_tiles = HalfTiles(panel_tiles, w.half);
-    HalfSums<kNTiles> acc = {};
-    if (half_tiles == 4) {
-      DecodePanel<4, kNTiles, kBf16>(w, panel_tiles, acc);
-    } else if (half_tiles == 3) {
-      DecodePanel<3, kNTiles, kBf16>(w, panel_tiles, acc);
-    } else if (half_tiles == 2) {
-      DecodePanel<2, kNTiles, kBf16>(w, panel_tiles, acc);
-    } else if (half_tiles == 1) {
-      DecodePanel<1, kNTiles, kBf16>(w, panel_tiles, acc);
+    const int tiles = run.PanelTiles(panel);
+    const int row0 = (run.first_tile + PanelTile(panel, run.panels, run.tiles)) * kTileRows;
+    typename Shape::Sums acc = {};
+    ForTiles(tiles, [&](auto panel_tiles) {
+      constexpr int kTiles = decltype(panel_tiles)::value;
+      if constexpr (kSplit == Split::kUnits) {
+        DecodeUnits<kColumns, kTiles, kNTiles, kBf16>(w, raw, acc);
+      } else {
+        DecodeSomeTiles<kColumns, kTiles, kNTiles, kBf16>(w, acc);
+      }
+    });
+    const bool last = panel + 1 == run.panels;
+    if constexpr (kSplit == Split::kUnits) {
+      panel_sum.Finish(acc, 0, warp, row0, {tiles}, column0, last);
     } else {
-      DecodePanel<0, kNTiles, kBf16>(w, panel_tiles, acc);
+      panel_sum.Finish(acc, role, pair, row0, {FirstTiles(tiles), tiles - FirstTiles(tiles)}, column0, last);
     }
-    panel_sum.Finish(acc, (run.first_tile + PanelTile(panel, run.panels, run.tiles)) * kTileRows, panel_tiles, column0,
-                     panel + 1 == run.panels);
   }
 }
 

@@ -8,32 +8,18 @@
 
 namespace flashllm::cuda {
 
-/// A stage's window begins and ends within blocks.
-constexpr int kLeastRingBlocks = (kWindowRows + 2 * kBlockRows - 2) / kBlockRows;
-
-template <int kNTiles, int kPairs, bool kBf16>
+template <Columns kColumns, int kNTiles, int kPairs, bool kBf16, Split kSplit = Split::kUnits>
 struct ColumnInstance {
-  static constexpr int kColumns = 8 * kNTiles;
+  static constexpr int kWidth = 8 * kNTiles;
 
-  static int FixedBytes(int cluster) {
-    return BarrierBytes(kPairs) + PartialBytes(kPairs, kNTiles) + ReceiveBytes(cluster, kNTiles);
-  }
+  using Shape = cuda::Shape<kSplit, kNTiles, kPairs>;
 
-  /// As deep as the kernel asks for, less on GPUs with little shared memory.
-  static RingShape Ring(const WeightPlan& plan) {
-    const int left = (plan.device.shared_bytes - FixedBytes(plan.cluster)) / kPairs;
-    RingShape shape = {kMaxRingBlocks, kMaxMaskSlots, plan.ahead_rows};
-    while (shape.mask_slots > 2 && RingBytes(shape) > left) --shape.mask_slots;
-    while (shape.blocks > kLeastRingBlocks && RingBytes(shape) > left) --shape.blocks;
-    return shape;
-  }
-
-  static cudaError_t Launch(const WeightPlan& plan, ColumnParams params, bool programmatic, cudaStream_t stream) {
-    params.ring = Ring(plan);
+  static cudaError_t Launch(const WeightPlan& plan, const ColumnParams& params, bool programmatic, cudaStream_t stream) {
     cudaLaunchConfig_t config = {};
-    config.gridDim = dim3(plan.blocks * plan.cluster, (params.n + kColumns - 1) / kColumns);
+    config.gridDim = dim3(plan.blocks * plan.cluster, (params.n + kWidth - 1) / kWidth);
     config.blockDim = dim3(kPairs * 64);
-    config.dynamicSmemBytes = FixedBytes(plan.cluster) + kPairs * RingBytes(params.ring);
+    config.dynamicSmemBytes = Shape::kBarrierBytes + Shape::kPartialBytes +
+                              Shape::ReceiveBytes(plan.cluster) + kPairs * kRunBytes;
     config.stream = stream;
     cudaLaunchAttribute attributes[2];
     config.attrs = attributes;
@@ -47,11 +33,11 @@ struct ColumnInstance {
       attributes[config.numAttrs].id = cudaLaunchAttributeProgrammaticStreamSerialization;
       attributes[config.numAttrs++].val.programmaticStreamSerializationAllowed = 1;
     }
-    return cudaLaunchKernelEx(&config, ColumnMatMul<kNTiles, kPairs, kBf16>, params);
+    return cudaLaunchKernelEx(&config, ColumnMatMul<kColumns, kNTiles, kPairs, kBf16, kSplit>, params);
   }
 
   static cudaError_t Prepare(const DeviceInfo& info) {
-    return cudaFuncSetAttribute(ColumnMatMul<kNTiles, kPairs, kBf16>, cudaFuncAttributeMaxDynamicSharedMemorySize,
+    return cudaFuncSetAttribute(ColumnMatMul<kColumns, kNTiles, kPairs, kBf16, kSplit>, cudaFuncAttributeMaxDynamicSharedMemorySize,
                                 info.shared_bytes);
   }
 
@@ -71,7 +57,7 @@ struct ColumnInstance {
       config.attrs = &attribute;
       config.numAttrs = 1;
       const cudaError_t error =
-          cudaOccupancyMaxActiveClusters(&info->clusters[i], ColumnMatMul<kNTiles, kPairs, kBf16>, &config);
+          cudaOccupancyMaxActiveClusters(&info->clusters[i], ColumnMatMul<kColumns, kNTiles, kPairs, kBf16, kSplit>, &config);
       if (error != cudaSuccess) return error;
     }
     return cudaSuccess;
@@ -90,28 +76,37 @@ inline ColumnParams MakeParams(const WeightPlan& plan, const void* layout, const
   params.n = static_cast<int>(args.n);
   params.relu = args.activation == Activation::kRelu;
   params.x_aligned = plan.in_features % 8 == 0 && reinterpret_cast<uintptr_t>(args.x) % 16 == 0;
+  params.ahead_blocks = plan.ahead_blocks;
   params.partition = MakePartition(plan);
   return params;
 }
 
-/// The instance for n columns: kernels for 8, 16 and 32, one for any n where shared memory is short.
-template <bool kBf16>
-cudaError_t LaunchColumnsOf(const WeightPlan& plan, const void* layout, const MatMulArgs& args, cudaStream_t stream) {
-  const ColumnParams params = MakeParams(plan, layout, args);
-  if (plan.pairs == 4) return ColumnInstance<4, 4, kBf16>::Launch(plan, params, args.programmatic, stream);
-  if (args.n <= 8) return ColumnInstance<1, 8, kBf16>::Launch(plan, params, args.programmatic, stream);
-  if (args.n <= 16) return ColumnInstance<2, 8, kBf16>::Launch(plan, params, args.programmatic, stream);
-  return ColumnInstance<4, 8, kBf16>::Launch(plan, params, args.programmatic, stream);
-}
+/// Instances for 8, 16 and 32 columns, one for any n where shared memory is short.
+template <Columns kColumns, bool kBf16>
+struct ColumnInstances {
+  using N8 = ColumnInstance<kColumns, 1, 8, kBf16>;
+  using N16 = ColumnInstance<kColumns, 2, 8, kBf16>;
+  using N32 = ColumnInstance<kColumns, 4, 8, kBf16, Split::kTiles>;
+  using FourPairs = ColumnInstance<kColumns, 4, 4, kBf16>;
+  using TwoPairs = ColumnInstance<kColumns, 4, 2, kBf16>;
 
-template <bool kBf16>
-cudaError_t PrepareColumnsOf(DeviceInfo* info) {
-  for (auto prepare : {ColumnInstance<1, 8, kBf16>::Prepare, ColumnInstance<2, 8, kBf16>::Prepare,
-                       ColumnInstance<4, 8, kBf16>::Prepare, ColumnInstance<4, 4, kBf16>::Prepare}) {
-    const cudaError_t error = prepare(*info);
-    if (error != cudaSuccess) return error;
+  static cudaError_t Launch(const WeightPlan& plan, const void* layout, const MatMulArgs& args, cudaStream_t stream) {
+    const ColumnParams params = MakeParams(plan, layout, args);
+    const auto launch = plan.pairs == 2   ? TwoPairs::Launch
+                        : plan.pairs == 4 ? FourPairs::Launch
+                        : args.n <= 8     ? N8::Launch
+                        : args.n <= 16    ? N16::Launch
+                                          : N32::Launch;
+    return launch(plan, params, args.programmatic, stream);
   }
-  return cudaSuccess;
-}
+
+  static cudaError_t Prepare(DeviceInfo* info) {
+    for (auto prepare : {N8::Prepare, N16::Prepare, N32::Prepare, FourPairs::Prepare, TwoPairs::Prepare}) {
+      const cudaError_t error = prepare(*info);
+      if (error != cudaSuccess) return error;
+    }
+    return cudaSuccess;
+  }
+};
 
 }  // namespace flashllm::cuda

@@ -1,15 +1,16 @@
-// The column kernel's instances: one translation unit a value type, so that they compile side by side.
+// The column kernel's instances: one translation unit a value type and kind of columns, so that they compile side by side.
 #pragma once
 
 #include "ops/sparse-matmul/cuda/spmm.h"
 
 namespace flashllm::cuda {
 
-cudaError_t LaunchColumnsHalf(const WeightPlan& plan, const void* layout, const MatMulArgs& args, cudaStream_t stream);
-cudaError_t LaunchColumnsBf16(const WeightPlan& plan, const void* layout, const MatMulArgs& args, cudaStream_t stream);
+using LaunchColumns = cudaError_t(const WeightPlan& plan, const void* layout, const MatMulArgs& args,
+                                  cudaStream_t stream);
+LaunchColumns LaunchHalvesF16, LaunchWordsF16, LaunchHalvesBf16, LaunchWordsBf16;
 
-/// Raises the kernels' limits of shared memory on the current device; fills info->clusters.
-cudaError_t PrepareColumnsHalf(DeviceInfo* info);
-cudaError_t PrepareColumnsBf16(DeviceInfo* info);
+/// Raises the kernels' limits of shared memory on the current device; the first also fills info->clusters.
+using PrepareColumns = cudaError_t(DeviceInfo* info);
+PrepareColumns PrepareHalvesF16, PrepareWordsF16, PrepareHalvesBf16, PrepareWordsBf16;
 
 }  // namespace flashllm::cuda

@@ -55,16 +55,29 @@ __device__ __forceinline__ uint32_t FragmentMasks(uint32_t upper, uint32_t lower
   return masks;
 }
 
+/// The same for columns of words: four bits a step, in a byte.
+__device__ __forceinline__ uint32_t WordMasks(uint32_t masks) {
+  const uint32_t any = (masks | masks >> 1) & 0x5555;  // bits 2r of each byte
+  const uint32_t pairs = (any | any >> 1) & 0x3333;
+  const uint32_t nibbles = (pairs | pairs >> 2) & 0x0f0f;
+  return (nibbles | nibbles >> 4) & 0xff;
+}
+
 /// Walks a run stage by stage as the kernel will, one warp: what each stage's header says, where each lane reads.
+template <Columns kColumns>
 struct Walk {
-  // Of a lane's nonzeros with h = 0 and h = 1: the next row, and which half of the column it is.
+  // Of a lane's two chains: the next row, and which half of the column it is. With kWords only the first counts; the
+  // second stays beside it.
   int row[2] = {0, 0}, half[2] = {0, 1};
   int end = 0, first = 0;
 
-  /// Enters a stage in which the lane has `count` nonzeros of each kind. Afterwards row[] is where they begin.
+  /// Enters a stage in which the lane has `count` nonzero slots in each chain. Afterwards row[] is where they begin.
   __device__ StageHeader Enter(const int (&count)[2]) {
+    /// Leaves a block's room for copies under way, where lanes are not that far apart.
+    constexpr int kUsualBlocks = kWindowBlocks - 1;
     StageHeader header = {};
-    const bool exchange = max(row[1] + count[0], row[0] + count[1]) < max(row[0] + count[0], row[1] + count[1]);
+    const bool exchange = kColumns == Columns::kHalves &&
+                          max(row[1] + count[0], row[0] + count[1]) < max(row[0] + count[0], row[1] + count[1]);
     header.exchange = __ballot_sync(kAllLanes, exchange);
     if (exchange) {
       const int other = row[0];
@@ -72,30 +85,34 @@ struct Walk {
       half[0] ^= 1, half[1] ^= 1;
     }
     const int before = end;
+    bool jump = false;
     first = max(first, __reduce_min_sync(kAllLanes, min(row[0], row[1])));
     end = max(before, Last(count));
-    if (end - first > kWindowRows) {
-      first = max(first, min(end - kWindowRows, before));
-      header.jump = Jump();
+    if (Blocks() > kUsualBlocks) {
+      first = max(first, min(((end + kBlockRows - 1) / kBlockRows - kUsualBlocks) * kBlockRows, before));
+      jump = Jump();
       end = max(before, Last(count));
-      if (end - first > kWindowRows) {  // everyone starts anew: a stage takes no more than the window holds
+      if (Blocks() > kWindowBlocks) {  // everyone starts anew: no stage takes more than the window holds
         first = before;
-        Jump();
+        jump = Jump() || jump;
         end = max(before, Last(count));
       }
     }
-    header.added = static_cast<uint16_t>(end - before);
-    header.window = static_cast<uint16_t>(before - first);
+    header.blocks = (end + kBlockRows - 1) / kBlockRows;
+    header.passed = first / kBlockRows | (jump ? kJump : 0);
+    header.window = static_cast<uint32_t>(before) << 8 | (before - first);
     return header;
   }
 
   __device__ void Leave(const int (&count)[2]) { row[0] += count[0], row[1] += count[1]; }
 
  private:
+  /// That the window touches.
+  __device__ int Blocks() const { return (end + kBlockRows - 1) / kBlockRows - first / kBlockRows; }
   __device__ int Last(const int (&count)[2]) const {
     return __reduce_max_sync(kAllLanes, max(row[0] + count[0], row[1] + count[1]));
   }
-  __device__ uint16_t Jump() {
+  __device__ bool Jump() {
     const bool behind = min(row[0], row[1]) < first;
     row[0] = max(row[0], first), row[1] = max(row[1], first);
     return __any_sync(kAllLanes, behind);
@@ -123,10 +140,10 @@ __device__ Run RunOf(const Partition& p, int pairs, int index) {
 using StageMasks = uint32_t[2][kPanelTiles];
 
 /// Calls visit(first row of the panel, tiles, step, masks, header, walk) for each stage.
-template <typename Visit>
+template <Columns kColumns, typename Visit>
 __device__ int WalkRun(const Run& run, const Source& s, const Visit& visit) {
   const int lane = threadIdx.x & 31, g = lane >> 2, t = lane & 3;
-  Walk walk;
+  Walk<kColumns> walk;
   for (int panel = 0; panel < run.panels; ++panel) {
     const int begin = PanelTile(panel, run.panels, run.tiles);
     const int tiles = PanelTile(panel + 1, run.panels, run.tiles) - begin;
@@ -140,7 +157,12 @@ __device__ int WalkRun(const Run& run, const Source& s, const Visit& visit) {
         for (int u = 0; u < 2; ++u) {
           const int row = row0 + i * kTileRows + g, unit = 2 * step + u;
           masks[u][i] = i < tiles ? FragmentMasks(Word(s, row, unit), Word(s, row + 8, unit), t) : 0;
-          count[0] += __popc(masks[u][i] & 0x5555), count[1] += __popc(masks[u][i] & 0xaaaa);
+          if (kColumns == Columns::kHalves) {
+            count[0] += __popc(masks[u][i] & 0x5555), count[1] += __popc(masks[u][i] & 0xaaaa);
+          } else {
+            count[0] += __popc(WordMasks(masks[u][i]));
+            count[1] = count[0];
+          }
         }
       }
       const StageHeader header = walk.Enter(count);
@@ -151,10 +173,11 @@ __device__ int WalkRun(const Run& run, const Source& s, const Visit& visit) {
   return walk.end;
 }
 
+template <Columns kColumns>
 __global__ void __launch_bounds__(128) MeasureRuns(const __grid_constant__ Partition p, int pairs, int runs, Source s) {
   const int index = (blockIdx.x * 128 + threadIdx.x) / 32;
   if (index >= runs) return;
-  const int rows = WalkRun(RunOf(p, pairs, index), s, [](auto&&...) {});
+  const int rows = WalkRun<kColumns>(RunOf(p, pairs, index), s, [](auto&&...) {});
   if ((threadIdx.x & 31) == 0) s.run_blocks[index] = (rows + kBlockRows - 1) / kBlockRows;
 }
 
@@ -169,28 +192,55 @@ __device__ uint16_t ToBits(float value) {
   return __half_as_ushort(__float2half_rn(value));
 }
 
-/// Writes one tile's values of one unit into the lane's column.
+/// The values of one tile and unit, of a lane's two rows.
 template <typename From>
-__device__ __forceinline__ void FillTile(const Source& s, int row0, int unit, uint32_t masks, const Walk& walk,
-                                         int (&at)[2], uint8_t* column) {
-  const int lane = threadIdx.x & 31, g = lane >> 2, t = lane & 3;
-  uint32_t words[2];
-  int64_t from[2];
-  for (int r = 0; r < 2; ++r) {
-    const int row = row0 + g + 8 * r;
-    words[r] = Word(s, row, unit);
-    from[r] = words[r] == 0 ? 0 : s.row_offsets[row] + s.prefix[static_cast<int64_t>(row) * s.units + unit];
+class TileValues {
+ public:
+  __device__ TileValues(const Source& s, int row0, int unit) : values_(static_cast<const From*>(s.values)) {
+    const int lane = threadIdx.x & 31;
+    t_ = lane & 3;
+    for (int r = 0; r < 2; ++r) {
+      const int row = row0 + (lane >> 2) + 8 * r;
+      words_[r] = Word(s, row, unit);
+      from_[r] = words_[r] == 0 ? 0 : s.row_offsets[row] + s.prefix[static_cast<int64_t>(row) * s.units + unit];
+    }
   }
-  for (uint32_t left = masks; left != 0; left &= left - 1) {
-    const int position = __ffs(left) - 1, bit = position & 7, h = bit & 1, r = bit >> 1 & 1;
-    const int k = 8 * t + 4 * (position >> 3) + 2 * (bit >> 2) + h;
-    const int64_t element = from[r] + __popc(words[r] & ((1u << k) - 1));
-    *reinterpret_cast<uint16_t*>(column + static_cast<int64_t>(at[h]++) * kValueRowBytes + 2 * walk.half[h]) =
-        ToBits(static_cast<const From*>(s.values)[element]);
+
+  /// The element of bit `bit` of step `step`, which must be set.
+  __device__ uint32_t Element(int step, int bit) const {
+    const int r = bit >> 1 & 1, k = 8 * t_ + 4 * step + 2 * (bit >> 2) + (bit & 1);
+    return ToBits(values_[from_[r] + __popc(words_[r] & ((1u << k) - 1))]);
+  }
+
+ private:
+  const From* values_;
+  int t_;
+  uint32_t words_[2];
+  int64_t from_[2];
+};
+
+/// Writes one tile's values of one unit into the lane's column.
+template <Columns kColumns, typename From>
+__device__ __forceinline__ void FillTile(const TileValues<From>& values, uint32_t masks, const Walk<kColumns>& walk, int (&at)[2],
+                                         uint8_t* column) {
+  for (uint32_t left = masks; left != 0;) {
+    const int position = __ffs(left) - 1, step = position >> 3, bit = position & 7, h = bit & 1;
+    if (kColumns == Columns::kHalves) {
+      left &= left - 1;
+      *reinterpret_cast<uint16_t*>(column + static_cast<int64_t>(at[h]++) * kValueRowBytes + 2 * walk.half[h]) =
+          static_cast<uint16_t>(values.Element(step, bit));
+    } else {
+      const int low = bit & ~1, pair = position & ~1;
+      uint32_t word = 0;
+      if (left >> pair & 1) word |= values.Element(step, low);
+      if (left >> pair & 2) word |= values.Element(step, low + 1) << 16;
+      left &= ~(3u << pair);
+      *reinterpret_cast<uint32_t*>(column + static_cast<int64_t>(at[0]++) * kValueRowBytes) = word;
+    }
   }
 }
 
-template <typename From>
+template <Columns kColumns, typename From>
 __global__ void __launch_bounds__(128)
     FillRuns(const __grid_constant__ Partition p, int pairs, int runs, Source s, uint8_t* layout) {
   const int index = (blockIdx.x * 128 + threadIdx.x) / 32, lane = threadIdx.x & 31;
@@ -198,28 +248,29 @@ __global__ void __launch_bounds__(128)
   const RunEntry entry = reinterpret_cast<const RunEntry*>(layout)[index];
   uint8_t* block = layout + static_cast<int64_t>(entry.masks) * 16;
   uint8_t* const column = layout + static_cast<int64_t>(entry.values) * kValueRowBytes + 4 * lane;
-  WalkRun(RunOf(p, pairs, index), s,
-          [&](int row0, int tiles, int step, const StageMasks& masks, const StageHeader& header, const Walk& walk) {
-            if (lane == 0) *reinterpret_cast<StageHeader*>(block) = header;
-            uint8_t* words = block + sizeof(StageHeader);
-            int at[2] = {walk.row[0], walk.row[1]};
-            for (int half = 0, first = 0; half < 2; ++half) {
-              const int count = HalfTiles(tiles, half);
-              for (int u = 0, byte = 0; u < 2; ++u) {
-                for (int i = first; i < first + count; ++i, byte += 2) {
-                  uint32_t mask = 0;
+  WalkRun<kColumns>(
+      RunOf(p, pairs, index), s,
+      [&](int row0, int tiles, int step, const StageMasks& masks, const StageHeader& header, const Walk<kColumns>& walk) {
+        if (lane == 0) *reinterpret_cast<StageHeader*>(block) = header;
+        uint8_t* words = block + sizeof(StageHeader) + 4 * lane;
+        int at[2] = {walk.row[0], walk.row[1]};
 #pragma unroll
-                  for (int j = 0; j < kPanelTiles; ++j) mask = j == i ? (u == 0 ? masks[0][j] : masks[1][j]) : mask;
-                  // Two bytes, at an even place of a word.
-                  *reinterpret_cast<uint16_t*>(words + byte / 4 * 128 + 4 * lane + byte % 4) = static_cast<uint16_t>(mask);
-                  FillTile<From>(s, row0 + i * kTileRows, 2 * step + u, mask, walk, at, column);
-                }
-              }
-              words += 128 * count;
-              first += count;
+        for (int u = 0; u < 2; ++u, words += 128 * MaskWords(kColumns, tiles)) {
+#pragma unroll
+          for (int i = 0; i < kPanelTiles; ++i) {
+            if (i >= tiles) break;
+            const int byte = i * TileSlots(kColumns) / 8;
+            uint8_t* const to = words + byte / 4 * 128 + byte % 4;
+            if (kColumns == Columns::kHalves) {
+              *reinterpret_cast<uint16_t*>(to) = static_cast<uint16_t>(masks[u][i]);  // at an even place of a word
+            } else {
+              *to = static_cast<uint8_t>(WordMasks(masks[u][i]));
             }
-            block += MaskBlockBytes(tiles);
-          });
+            FillTile<kColumns>(TileValues<From>(s, row0 + i * kTileRows, 2 * step + u), masks[u][i], walk, at, column);
+          }
+        }
+        block += MaskBlockBytes(kColumns, tiles);
+      });
 }
 
 __global__ void FindInexact(const float* values, int64_t count, uint32_t* inexact) {
@@ -259,7 +310,7 @@ void PlaceRuns(const std::vector<uint32_t>& blocks, WeightPlan* plan) {
     const int tiles = plan->tile_start[block + 1] - plan->tile_start[block];
     table[i] = {static_cast<uint32_t>(at / 16), 0, blocks[i], 0};
     for (int panel = 0; panel < panels; ++panel)
-      at += stages * MaskBlockBytes(PanelTile(panel + 1, panels, tiles) - PanelTile(panel, panels, tiles));
+      at += stages * MaskBlockBytes(plan->columns, PanelTile(panel + 1, panels, tiles) - PanelTile(panel, panels, tiles));
   }
   at = align(at);
   for (size_t i = 0; i < table.size(); ++i) {
@@ -293,7 +344,8 @@ cudaError_t Measure(const DeviceParts& parts, void* staging, cudaStream_t stream
   const Source source = MakeSource(*plan, parts, staging);
   const int runs = RunCount(*plan);
   CountPrefixes<<<static_cast<unsigned>((source.rows * 32ll + kThreads - 1) / kThreads), kThreads, 0, stream>>>(source);
-  MeasureRuns<<<(runs + 3) / 4, 128, 0, stream>>>(MakePartition(*plan), plan->pairs, runs, source);
+  const auto measure = plan->columns == Columns::kHalves ? MeasureRuns<Columns::kHalves> : MeasureRuns<Columns::kWords>;
+  measure<<<(runs + 3) / 4, 128, 0, stream>>>(MakePartition(*plan), plan->pairs, runs, source);
   std::vector<uint32_t> blocks(runs);
   cudaError_t error = cudaGetLastError();
   if (error == cudaSuccess)
@@ -314,12 +366,12 @@ cudaError_t Convert(const WeightPlan& plan, const DeviceParts& parts, const void
     error = cudaMemcpyAsync(layout, plan.runs.data(), plan.runs.size() * sizeof(uint32_t), cudaMemcpyHostToDevice,
                             stream);
   if (error != cudaSuccess) return error;
-  auto* const bytes = static_cast<uint8_t*>(layout);
-  if (parts.value_type == ValueType::kFloat32) {
-    FillRuns<float><<<(runs + 3) / 4, 128, 0, stream>>>(MakePartition(plan), plan.pairs, runs, source, bytes);
-  } else {
-    FillRuns<uint16_t><<<(runs + 3) / 4, 128, 0, stream>>>(MakePartition(plan), plan.pairs, runs, source, bytes);
-  }
+  const bool floats = parts.value_type == ValueType::kFloat32;
+  const auto fill = plan.columns == Columns::kHalves
+                        ? (floats ? FillRuns<Columns::kHalves, float> : FillRuns<Columns::kHalves, uint16_t>)
+                        : (floats ? FillRuns<Columns::kWords, float> : FillRuns<Columns::kWords, uint16_t>);
+  fill<<<(runs + 3) / 4, 128, 0, stream>>>(MakePartition(plan), plan.pairs, runs, source,
+                                           static_cast<uint8_t*>(layout));
   return cudaGetLastError();
 }
 

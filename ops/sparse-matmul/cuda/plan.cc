@@ -8,8 +8,12 @@
 namespace flashllm::cuda {
 namespace {
 
-/// Value rows in flight for a pair of warps: enough to keep the memory busy. More delays the reads of X, which queue behind.
-constexpr int kAheadRows = 64;
+/// Value blocks in flight for a pair of warps: enough to keep the memory busy. More delays the reads of X, which queue
+/// behind.
+constexpr int kAheadBlocks = 3;
+
+/// Density below which columns of words, which take more bytes and half the work, are faster.
+constexpr double kWordsDensity = 0.14;
 
 int BlocksOf(const DeviceInfo& device, int cluster) { return std::max(1, device.clusters[cluster / 2]); }
 
@@ -72,12 +76,18 @@ cudaError_t MakePlan(const PackedWeight& weight, const DeviceInfo& device, const
   const int64_t units = (weight.in_features + kUnitK - 1) / kUnitK;
   const bool inexact = weight.value_type == ValueType::kFloat32 && !options.float32_is_half;
   // Tile indices are 16 bits wide.
-  if (inexact || tiles == 0 || units == 0 || tiles > UINT16_MAX || units > (int64_t{1} << 20)) return cudaSuccess;
+  // A run's rows are counted in 24 bits (layout.h); it has no more than all tiles of all K.
+  const bool too_large = tiles > UINT16_MAX || tiles * units > (int64_t{1} << 20) * device.sm_count;
+  if (inexact || tiles == 0 || units == 0 || too_large) return cudaSuccess;
 
   plan->layout = Layout::kColumns;
   // The rings of eight pairs take some 200 KB (GPUs of 8.0 have 163, of 8.6 and 8.9 99).
-  plan->pairs = device.shared_bytes >= (220 << 10) ? 8 : 4;
-  plan->ahead_rows = options.ahead_rows != 0 ? options.ahead_rows : kAheadRows;
+  plan->pairs = device.shared_bytes >= (220 << 10) ? 8 : device.shared_bytes >= (120 << 10) ? 4 : 2;
+  plan->ahead_blocks = options.ahead_blocks != 0 ? options.ahead_blocks : kAheadBlocks;
+  const double density = static_cast<double>(weight.nnz) / weight.out_features / weight.in_features;
+  plan->columns = options.columns >= 0      ? static_cast<Columns>(options.columns)
+                  : density < kWordsDensity ? Columns::kWords
+                                            : Columns::kHalves;
   if (weight.value_type == ValueType::kFloat32) plan->value_type = ValueType::kFloat16;
   plan->cluster = options.cluster != 0 ? options.cluster : ChooseCluster(tiles, units, device);
   if (device.compute_capability < 90) plan->cluster = 1;

@@ -94,13 +94,13 @@ __device__ __forceinline__ void Copy(uint32_t destination, const void* source, u
   ArriveExpect(barrier, bytes);
   BulkCopy(destination, source, bytes, barrier);
 }
-/// The same to two places.
+/// The same, and the first `other_bytes` to a second place.
 __device__ __forceinline__ void CopyTwice(uint32_t destination, uint32_t other, const void* source, uint32_t bytes,
-                                          uint32_t barrier) {
+                                          uint32_t other_bytes, uint32_t barrier) {
   if (!ElectLane()) return;
-  ArriveExpect(barrier, 2 * bytes);
+  ArriveExpect(barrier, bytes + other_bytes);
   BulkCopy(destination, source, bytes, barrier);
-  BulkCopy(other, source, bytes, barrier);
+  BulkCopy(other, source, other_bytes, barrier);
 }
 /// Thread-block clusters: barrier (9.7.13.4) and stores to another block's shared memory.
 __device__ __forceinline__ uint32_t ClusterRank() {
@@ -145,9 +145,9 @@ __device__ __forceinline__ void Copy(uint32_t destination, const void* source, u
   ArriveAfterCopies(barrier);
 }
 __device__ __forceinline__ void CopyTwice(uint32_t destination, uint32_t other, const void* source, uint32_t bytes,
-                                          uint32_t barrier) {
+                                          uint32_t other_bytes, uint32_t barrier) {
   CopyAsync(destination, source, bytes);
-  CopyAsync(other, source, bytes);
+  CopyAsync(other, source, other_bytes);
   ArriveAfterCopies(barrier);
 }
 #endif

@@ -50,8 +50,9 @@ cudaError_t LaunchCanonical(const WeightPlan& plan, const DeviceParts& parts, co
 cudaError_t LaunchSlice(const WeightPlan& plan, const void* layout, const DeviceParts& parts, const MatMulArgs& args,
                         cudaStream_t stream) {
   if (plan.layout == Layout::kCanonical) return LaunchCanonical(plan, parts, args, stream);
-  return plan.value_type == ValueType::kBFloat16 ? LaunchColumnsBf16(plan, layout, args, stream)
-                                                 : LaunchColumnsHalf(plan, layout, args, stream);
+  const bool bf16 = plan.value_type == ValueType::kBFloat16;
+  if (plan.columns == Columns::kWords) return (bf16 ? LaunchWordsBf16 : LaunchWordsF16)(plan, layout, args, stream);
+  return (bf16 ? LaunchHalvesBf16 : LaunchHalvesF16)(plan, layout, args, stream);
 }
 
 }  // namespace
@@ -68,8 +69,11 @@ cudaError_t GetDeviceInfo(int device, DeviceInfo* info) {
   if (error != cudaSuccess) return error;
   info->compute_capability = major * 10 + minor;
   if (info->compute_capability < 80) return cudaErrorNoKernelImageForDevice;
-  error = PrepareColumnsHalf(info);
-  return error == cudaSuccess ? PrepareColumnsBf16(info) : error;
+  for (PrepareColumns* prepare : {PrepareHalvesF16, PrepareWordsF16, PrepareHalvesBf16, PrepareWordsBf16}) {
+    error = prepare(info);
+    if (error != cudaSuccess) return error;
+  }
+  return cudaSuccess;
 }
 
 cudaError_t Launch(const WeightPlan& plan, const void* layout, const DeviceParts& parts, const MatMulArgs& args,

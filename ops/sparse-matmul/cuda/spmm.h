@@ -38,6 +38,10 @@ enum class Layout : uint8_t {
   kColumns,    // for tensor cores: bit masks, and a column of values for each lane, in the order in which it needs them
 };
 
+/// How a lane reads a kColumns layout: an element at a time, or two neighbours of k, of which one may be zero: more
+/// bytes, less work.
+enum class Columns : uint8_t { kHalves, kWords };
+
 constexpr int kMaxBlocks = 320;  // row blocks: at most one for every SM of a GPU
 
 /// How one weight is cut and laid out on one GPU. Made by MakePlan, completed by Convert; copied freely.
@@ -51,7 +55,8 @@ struct WeightPlan {
   std::vector<uint16_t> tile_start;                  // [blocks + 1] first 16-row tile of each row block
   std::vector<uint16_t> panel_start;                 // [blocks + 1] first panel (at most 8 tiles) of each row block
   int pairs = 8;                                     // of warps of a thread block; each decodes a K lane of its own
-  int ahead_rows = 0;                                // rows of values in flight for a pair
+  Columns columns = Columns::kHalves;
+  uint32_t ahead_blocks = 0;                         // of values (layout.h) in flight for a pair
   int64_t staging_bytes = 0;                         // device memory that Measure and Convert need
   int64_t layout_bytes = 0;                          // device memory of the layout; set by Measure
   int64_t stream_bytes = 0;                          // bytes that one multiplication streams; set by Measure
@@ -60,7 +65,8 @@ struct WeightPlan {
 
 struct PlanOptions {
   int cluster = 0;               // 1, 2 or 4; 0 chooses
-  int ahead_rows = 0;            // 0 chooses
+  int ahead_blocks = 0;          // 0 chooses
+  int columns = -1;              // a Columns; -1 chooses
   bool float32_is_half = false;  // every float32 value is exact in float16 (CheckHalfExact): lay out as float16
 };
 

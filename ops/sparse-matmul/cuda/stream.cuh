@@ -1,5 +1,5 @@
-// The two streams of a run (layout.h) in shared memory: a ring of value blocks and a ring of mask blocks, filled ahead of
-// their use. Bulk copies on sm_90, cp.async on sm_80, both completing on mbarriers.
+// The two streams of a run (layout.h) in shared memory: a ring of value blocks and two mask blocks, filled ahead of their
+// use. Bulk copies on sm_90, cp.async on sm_80, both completing on mbarriers.
 #pragma once
 
 #include "ops/sparse-matmul/cuda/layout.h"
@@ -7,122 +7,97 @@
 
 namespace flashllm::cuda {
 
-constexpr int kMaxRingBlocks = 10, kMaxMaskSlots = 3;
+/// Rows that a lane may read past the ring's end before it wraps its pointer: four fragments'.
+constexpr int kOverrunRows = 16;
+constexpr int kRingBytes = kWindowBlocks * kBlockBytes;
+constexpr int kMaskSlots = 2;
 constexpr int kMaskSlotBytes = (16 + 128 * kPanelTiles + 127) / 128 * 128;
-constexpr int kRunBarrierBytes = (kMaxRingBlocks + kMaxMaskSlots + 1) * 8;
-
-/// How much shared memory the rings of a run take.
-struct RingShape {
-  int blocks;      // of values; one more holds a copy of the first, behind the last
-  int mask_slots;  // 2 or 3
-  int ahead_rows;  // value rows in flight beyond those that the current stage reads
-};
-FLASHLLM_HD constexpr int RingBytes(const RingShape& shape) {
-  return (shape.blocks + 1) * kBlockBytes + shape.mask_slots * kMaskSlotBytes;
-}
+constexpr int kRunBytes = kRingBytes + kOverrunRows * kValueRowBytes + kMaskSlots * kMaskSlotBytes;
+constexpr int kRunBarriers = kWindowBlocks + kMaskSlots + 1;
+constexpr int kRunBarrierBytes = (kRunBarriers * 8 + 15) / 16 * 16;
+static_assert(kOverrunRows <= kBlockRows, "the rows past the end are the first block's");
 
 /// Both warps of a pair keep the same account of the streams; which one starts a copy changes from stage to stage. All 32
 /// lanes call every function together.
 class Stream {
  public:
-  __device__ __forceinline__ Stream(const uint8_t* layout, const RunEntry& run, uint32_t rings, uint32_t barriers,
-                                    const RingShape& shape)
+  __device__ __forceinline__ Stream(const uint8_t* layout, const RunEntry& run, uint32_t ring, uint32_t barriers)
       : masks_(layout + static_cast<int64_t>(run.masks) * 16),
         values_(layout + static_cast<int64_t>(run.values) * kValueRowBytes),
-        rows_(run.blocks * kBlockRows),
-        ring_(rings),
-        mask_ring_(rings + (shape.blocks + 1) * kBlockBytes),
-        barriers_(barriers),
-        shape_(shape) {}
+        blocks_(run.blocks),
+        ring_(ring),
+        barriers_(barriers) {}
 
   /// By the first warp of the pair; the other may use the barriers after the thread block has met.
   __device__ __forceinline__ void InitBarriers() const {
     const int lane = threadIdx.x & 31;
-    if (lane < shape_.blocks + shape_.mask_slots) ptx::BarrierInit(barriers_ + 8 * lane, ptx::kCopyArrivals);
+    if (lane < kWindowBlocks + kMaskSlots) ptx::BarrierInit(barriers_ + 8 * lane, ptx::kCopyArrivals);
     if (lane == 31) ptx::BarrierInit(done(), 2);
     ptx::BarrierInitFence();
     __syncwarp();
   }
 
   __device__ __forceinline__ uint32_t ring() const { return ring_; }
-  __device__ __forceinline__ uint32_t ring_bytes() const { return shape_.blocks * kBlockBytes; }
 
   /// Starts the copy of the next mask block into the slot freed last (or takes note that the other warp does).
   __device__ __forceinline__ void IssueMasks(int bytes, bool mine) {
-    if (mine)
-      ptx::Copy(mask_ring_ + mask_issue_slot_ * kMaskSlotBytes, masks_, bytes,
-                barriers_ + 8 * (shape_.blocks + mask_issue_slot_));
+    if (mine) ptx::Copy(MaskSlot(masks_issued_), masks_, bytes, MaskBarrier(masks_issued_));
     masks_ += bytes;
-    if (++mask_issue_slot_ == shape_.mask_slots) mask_issue_slot_ = 0;
+    ++masks_issued_;
   }
 
-  /// Starts copies of value blocks: no further ahead of row `end` than the shape says, and only over rows before
-  /// `first`, which nobody reads any more.
-  __device__ __forceinline__ void IssueValues(int first, int end, bool mine) {
-    const int ring_rows = shape_.blocks * kBlockRows;
-    const int until = min(rows_, min(end + shape_.ahead_rows, first + ring_rows - (kBlockRows - 1)));
-#pragma unroll 1
-    while (issued_rows_ < until) {
-      if (mine) {
-        const uint32_t to = ring_ + issue_slot_ * kBlockBytes, barrier = barriers_ + 8 * issue_slot_;
-        if (issue_slot_ == 0) {
-          // Between two wraps of its pointer a lane may read a block's rows past the ring's end.
-          ptx::CopyTwice(to, to + ring_bytes(), values_, kBlockBytes, barrier);
-        } else {
-          ptx::Copy(to, values_, kBlockBytes, barrier);
-        }
-      }
-      values_ += kBlockBytes;
-      issued_rows_ += kBlockRows;
-      if (++issue_slot_ == shape_.blocks) issue_slot_ = 0;
+  /// Starts copies of value blocks up to number `until`, over the first `passed` blocks at most.
+  __device__ __forceinline__ void IssueValues(uint32_t until, uint32_t passed, bool mine) {
+    const uint32_t end = min(blocks_, min(until, passed + kWindowBlocks));
+    if (!mine) {
+      issued_ = max(issued_, end);
+      return;
     }
-  }
-
-  /// Waits for the oldest mask block and returns its address.
-  __device__ __forceinline__ uint32_t WaitMasks() {
-    ptx::BarrierWait(barriers_ + 8 * (shape_.blocks + mask_slot_), mask_parity_);
-    const uint32_t at = mask_ring_ + mask_slot_ * kMaskSlotBytes;
-    if (++mask_slot_ == shape_.mask_slots) {
-      mask_slot_ = 0;
-      mask_parity_ ^= 1;
-    }
-    return at;
-  }
-
-  /// Waits until all value rows before `end` are there.
-  __device__ __forceinline__ void WaitValues(int end) {
 #pragma unroll 1
-    while (ready_rows_ < end) {
-      ptx::BarrierWait(barriers_ + 8 * ready_slot_, ready_parity_);
-      ready_rows_ += kBlockRows;
-      if (++ready_slot_ == shape_.blocks) {
-        ready_slot_ = 0;
-        ready_parity_ ^= 1;
+    for (; issued_ < end; ++issued_) {
+      const uint32_t slot = issued_ % kWindowBlocks, to = ring_ + slot * kBlockBytes, barrier = barriers_ + 8 * slot;
+      const uint8_t* const from = values_ + static_cast<int64_t>(issued_) * kBlockBytes;
+      if (slot == 0) {
+        ptx::CopyTwice(to, to + kRingBytes, from, kBlockBytes, kOverrunRows * kValueRowBytes, barrier);
+      } else {
+        ptx::Copy(to, from, kBlockBytes, barrier);
       }
     }
   }
 
-  /// This warp has done with the current stage.
+  /// Waits for mask block `stage` and returns its address.
+  __device__ __forceinline__ uint32_t WaitMasks(uint32_t stage) const {
+    ptx::BarrierWait(MaskBarrier(stage), stage / kMaskSlots & 1);
+    return MaskSlot(stage);
+  }
+
+  /// Waits until the first `end` value blocks have arrived.
+  __device__ __forceinline__ void WaitValues(uint32_t end) {
+#pragma unroll 1
+    for (; ready_ < end; ++ready_)
+      ptx::BarrierWait(barriers_ + 8 * (ready_ % kWindowBlocks), ready_ / kWindowBlocks & 1);
+  }
+
+  /// This warp has done with a stage.
   __device__ __forceinline__ void ArriveDone() const {
     __syncwarp();
     if ((threadIdx.x & 31) == 0) ptx::BarrierArrive(done());
   }
-  /// Waits until both warps have done with the stage before.
-  __device__ __forceinline__ void WaitDone() {
-    ptx::BarrierWait(done(), done_parity_);
-    done_parity_ ^= 1;
-  }
+  /// Waits until both warps have done with `stage`. Each must wait for every stage before it arrives for the next.
+  __device__ __forceinline__ void WaitDone(uint32_t stage) const { ptx::BarrierWait(done(), stage & 1); }
 
  private:
-  __device__ __forceinline__ uint32_t done() const { return barriers_ + 8 * (kMaxRingBlocks + kMaxMaskSlots); }
+  __device__ __forceinline__ uint32_t done() const { return barriers_ + 8 * (kWindowBlocks + kMaskSlots); }
+  __device__ __forceinline__ uint32_t MaskSlot(uint32_t stage) const {
+    return ring_ + kRingBytes + kOverrunRows * kValueRowBytes + stage % kMaskSlots * kMaskSlotBytes;
+  }
+  __device__ __forceinline__ uint32_t MaskBarrier(uint32_t stage) const {
+    return barriers_ + 8 * (kWindowBlocks + stage % kMaskSlots);
+  }
 
   const uint8_t *masks_, *values_;
-  int rows_;
-  uint32_t ring_, mask_ring_, barriers_;
-  const RingShape& shape_;
-  int mask_issue_slot_ = 0, mask_slot_ = 0, issue_slot_ = 0, ready_slot_ = 0;
-  int issued_rows_ = 0, ready_rows_ = 0;
-  uint32_t mask_parity_ = 0, ready_parity_ = 0, done_parity_ = 0;
+  const uint32_t blocks_, ring_, barriers_;
+  uint32_t masks_issued_ = 0, issued_ = 0, ready_ = 0;
 };
 
 }  // namespace flashllm::cuda

@@ -1,0 +1,13 @@
+// The column kernel for bfloat16 weights in columns of words: float16 X is split into two bfloat16 terms, exactly, so it
+// takes two products.
+#include "ops/sparse-matmul/cuda/column_launch.cuh"
+
+namespace flashllm::cuda {
+
+cudaError_t LaunchWordsBf16(const WeightPlan& plan, const void* layout, const MatMulArgs& args, cudaStream_t stream) {
+  return ColumnInstances<Columns::kWords, true>::Launch(plan, layout, args, stream);
+}
+
+cudaError_t PrepareWordsBf16(DeviceInfo* info) { return ColumnInstances<Columns::kWords, true>::Prepare(info); }
+
+}  // namespace flashllm::cuda

@@ -1,0 +1,12 @@
+// The column kernel for float16 weights in columns of words.
+#include "ops/sparse-matmul/cuda/column_launch.cuh"
+
+namespace flashllm::cuda {
+
+cudaError_t LaunchWordsF16(const WeightPlan& plan, const void* layout, const MatMulArgs& args, cudaStream_t stream) {
+  return ColumnInstances<Columns::kWords, false>::Launch(plan, layout, args, stream);
+}
+
+cudaError_t PrepareWordsF16(DeviceInfo* info) { return ColumnInstances<Columns::kWords, false>::Prepare(info); }
+
+}  // namespace flashllm::cuda
