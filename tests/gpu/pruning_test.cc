@@ -405,7 +405,13 @@ int main() {
   try {
     Workers workers(0);
     const std::unique_ptr<Device> cpu = MakeCpuDevice(workers);
-    const std::unique_ptr<Device> gpu = MakeCudaDevice(workers, 0);
+    std::unique_ptr<Device> gpu;
+    try {
+      gpu = MakeCudaDevice(workers, 0);
+    } catch (const PruningError& error) {
+      std::printf("skipped: %s\n", error.what());
+      return 77;
+    }
     std::printf("%s against %s\n", gpu->Describe().c_str(), cpu->Describe().c_str());
     Both both(*cpu, *gpu);
     const std::pair<const char*, std::function<void()>> parts[] = {
