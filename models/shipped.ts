@@ -15,6 +15,14 @@ export function shippedModel(): string {
   return packageFile('models/opt-14m');
 }
 
+/**
+ * The shipped model with 80 % zeros in its linears, fine-tuned under that mask (models/training/finetune.py), exported and rewritten: a folder
+ * for `openTextModel`.
+ */
+export function shippedSparseModel(): string {
+  return packageFile('models/opt-14m-80');
+}
+
 /** About 220 kB of public-domain prose that the shipped model was not trained on (models/data/README.md). */
 export function shippedHeldOutText(): string {
   return packageFile('models/data/held-out.txt');
