@@ -1,22 +1,37 @@
 // Perplexity of the shipped opt-14m, dense and pruned by each method: node dist/bench/accuracy.js [--windows N] [--sequences N] [--write]
-// docs/accuracy.md has the table. --sparsities 0.5,0.7 and --methods 'sparsegpt;admm' take fewer rows. --write puts the results into
-// bench/results/. `alone` is the method by itself; `biases` adds the
-// correction of biases; without a suffix there is the compensation of earlier layers as well, which is the default.
-import { mkdtemp, readFile, rm, writeFile } from 'node:fs/promises';
-import { tmpdir } from 'node:os';
+// docs/accuracy.md has the table. --sparsities 0.5,0.7 and --methods 'sparsegpt;admm' take fewer rows. Instead of them, --fine-tuned
+// measures the shipped model of 80 % zeros, and --variants other settings of one method. --write puts the results into bench/results/.
+// `alone` is the method by itself; `biases` adds the correction of biases; without a suffix there is the compensation of earlier
+// layers as well, which is the default.
+import { readFile, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { parseArgs } from 'node:util';
 import { formatTable } from '../cli/terminal.js';
-import { exportOpt } from '../models/opt/export.js';
-import { measurePerplexity } from '../models/perplexity.js';
-import { type PruneSettings, pruneOpt } from '../models/pruning/index.js';
-import { shippedHeldOutText, shippedInDomainText, shippedModel } from '../models/shipped.js';
-import { openTextModel } from '../models/text-model.js';
+import type { PruneSettings } from '../models/pruning/index.js';
+import { shippedModel, shippedSparseModel } from '../models/shipped.js';
 import { environment } from './environment.js';
-import '../provider/index.js';
+import {
+  heldOutTexts,
+  inDomainKinds,
+  type Perplexities,
+  perplexitiesOf,
+  perplexitiesOfCheckpoint,
+  pruneAndMeasure,
+  type Texts,
+  window,
+} from './perplexities.js';
 
-const window = 1024;
-const methods: readonly { name: string; settings: Omit<PruneSettings, 'sparsity'> }[] = [
+type Settings = Omit<PruneSettings, 'sparsity'>;
+interface Row {
+  readonly name: string;
+  readonly sparsity: number;
+  readonly perplexities: Perplexities;
+  /** Mean of the linears' relative output errors. */
+  readonly relativeError: number;
+  readonly pruneSeconds: number;
+}
+
+const methods: readonly { name: string; settings: Settings }[] = [
   { name: 'magnitude alone', settings: { method: 'magnitude', biasCorrection: false, compensation: false } },
   { name: 'magnitude, biases', settings: { method: 'magnitude', compensation: false } },
   { name: 'magnitude', settings: { method: 'magnitude' } },
@@ -27,16 +42,40 @@ const methods: readonly { name: string; settings: Omit<PruneSettings, 'sparsity'
   { name: 'admm, biases', settings: { method: 'admm', compensation: false } },
   { name: 'admm', settings: { method: 'admm' } },
 ];
-const texts = { inDomain: shippedInDomainText(), brown: shippedHeldOutText() };
-type Perplexities = Record<keyof typeof texts, number>;
 
-interface Row extends Perplexities {
-  readonly method: string;
-  readonly sparsity: number;
-  readonly pruneSeconds: number;
-  /** Mean of the linears' relative output errors. */
-  readonly relativeError: number;
-}
+/** What could make 50 % cost less; `sequences` and `sparsity` where they are not the default's. */
+const variants: readonly { name: string; sequences?: number; sparsity?: number; settings: Settings }[] = [
+  { name: 'sparsegpt', settings: {} },
+  { name: 'twice the text', sequences: 128, settings: {} },
+  { name: 'damping 0.001', settings: { damping: 0.001 } },
+  { name: 'damping 0.1', settings: { damping: 0.1 } },
+  { name: 'blocks of 32 columns', settings: { blockColumns: 32 } },
+  {
+    name: 'attention 40 %, feed-forward 55 %',
+    sparsity: 0.55,
+    settings: { layerSparsity: [{ pattern: '*.self_attn.*', sparsity: 0.4 }] },
+  },
+  {
+    name: 'attention 60 %, feed-forward 45 %',
+    sparsity: 0.45,
+    settings: { layerSparsity: [{ pattern: '*.self_attn.*', sparsity: 0.6 }] },
+  },
+  {
+    name: 'first layer 30 %, others 54 %',
+    sparsity: 0.54,
+    settings: { layerSparsity: [{ pattern: 'layers.0.*', sparsity: 0.3 }] },
+  },
+  {
+    name: 'last layer 30 %, others 54 %',
+    sparsity: 0.54,
+    settings: { layerSparsity: [{ pattern: 'layers.5.*', sparsity: 0.3 }] },
+  },
+  { name: 'admm', settings: { method: 'admm' } },
+  {
+    name: 'admm, 100 iterations, 50 of refinement',
+    settings: { method: 'admm', iterations: 100, refinement: 50 },
+  },
+];
 
 const { values } = parseArgs({
   options: {
@@ -44,94 +83,88 @@ const { values } = parseArgs({
     sequences: { type: 'string', default: '64' },
     sparsities: { type: 'string', default: '0.5,0.6,0.7,0.8' },
     methods: { type: 'string', default: '' },
+    'fine-tuned': { type: 'boolean', default: false },
+    variants: { type: 'boolean', default: false },
     write: { type: 'boolean', default: false },
   },
 });
 const windows = Number(values.windows);
 const sequences = Number(values.sequences);
-const sparsities = values.sparsities.split(',').map(Number);
-const chosen = methods.filter(({ name }) => values.methods === '' || values.methods.split(';').includes(name));
 
-/** Windows that lie evenly spaced in the text, one after the other. */
-function pick(ids: readonly number[]): number[] {
-  const count = Math.floor(ids.length / window);
-  const taken = Math.min(windows, count);
-  return Array.from({ length: taken }, (_, i) => Math.floor((i * count) / taken) * window).flatMap((at) =>
-    ids.slice(at, at + window),
-  );
-}
+const texts = await heldOutTexts();
+const textsAndKinds = { ...texts, ...(await inDomainKinds()) };
+if (values['fine-tuned']) await measureFineTuned(textsAndKinds);
+else if (values.variants) await measureVariants(textsAndKinds);
+else await measureMethods(texts);
 
-async function perplexities(checkpoint: string, scratch: string): Promise<Perplexities> {
-  const folder = join(scratch, 'onnx');
-  await exportOpt(checkpoint, { output: folder });
-  const model = await openTextModel(folder, { executionProviders: ['flashllm', 'cpu'] });
-  const measured: Partial<Perplexities> = {};
-  for (const [name, path] of Object.entries(texts)) {
-    const ids = pick(model.tokenizer.encode(await readFile(path, 'utf8')));
-    measured[name as keyof Perplexities] = (await measurePerplexity(model.decoder, ids, { window })).perplexity;
-  }
-  await model.session.release();
-  await rm(folder, { recursive: true });
-  return measured as Perplexities;
-}
-
-async function measure(scratch: string, sparsity: number, { name, settings }: (typeof methods)[number]): Promise<Row> {
-  const output = join(scratch, 'pruned');
-  const { report } = await pruneOpt(shippedModel(), {
-    output,
-    sparsity,
-    ...settings,
-    calibration: { sequences, length: window },
-  });
-  const linears = report.layers.flatMap((layer) => layer.linears);
-  const relativeError = linears.reduce((sum, linear) => sum + linear.relativeError, 0) / linears.length;
-  const row = {
-    method: name,
-    sparsity,
-    ...(await perplexities(output, scratch)),
-    relativeError,
-    pruneSeconds: report.total.seconds,
-  };
-  await rm(output, { recursive: true });
-  return row;
-}
-
-const scratch = await mkdtemp(join(tmpdir(), 'flashllm-accuracy-'));
-try {
-  const dense = await perplexities(shippedModel(), scratch);
+/** The table of the methods. */
+async function measureMethods(texts: Texts): Promise<void> {
+  const dense = await perplexitiesOfCheckpoint(shippedModel(), texts, windows);
   const rows: Row[] = [];
-  for (const sparsity of sparsities) {
-    for (const method of chosen) {
-      rows.push(await measure(scratch, sparsity, method));
-      process.stderr.write(`${JSON.stringify(rows.at(-1))}\n`);
+  for (const sparsity of values.sparsities.split(',').map(Number)) {
+    for (const { name, settings } of methods) {
+      if (values.methods !== '' && !values.methods.split(';').includes(name)) continue;
+      const measured = await pruneAndMeasure({ ...settings, sparsity }, sequences, texts, windows);
+      note(rows, { name, sparsity, ...measured });
     }
   }
   print(dense, rows);
-  if (values.write) {
-    const measured = environment();
-    const file = `bench/results/${measured.date}-cpu-opt-14m-accuracy.json`;
-    const result = { environment: measured, model: 'opt-14m', window, windows, sequences, dense, rows };
-    await writeFile(file, `${JSON.stringify(result, undefined, 2)}\n`);
+  await write('opt-14m-accuracy', { model: 'opt-14m', window, windows, sequences, dense, rows: rows.map(flat) });
+}
+
+/** Other settings at 50 %. */
+async function measureVariants(texts: Texts): Promise<void> {
+  const dense = await perplexitiesOfCheckpoint(shippedModel(), texts, windows);
+  const rows: Row[] = [];
+  for (const { name, settings, sparsity = 0.5, sequences: own = sequences } of variants) {
+    const measured = await pruneAndMeasure({ ...settings, sparsity }, own, texts, windows);
+    note(rows, { name, sparsity: 0.5, ...measured });
   }
-} finally {
-  await rm(scratch, { recursive: true, force: true });
+  print(dense, rows);
+  await write('opt-14m-variants', { model: 'opt-14m', window, windows, sequences, dense, rows: rows.map(flat) });
+}
+
+/** The shipped sparse model. */
+async function measureFineTuned(texts: Texts): Promise<void> {
+  const dense = await perplexitiesOfCheckpoint(shippedModel(), texts, windows);
+  const fineTuned = await perplexitiesOf(shippedSparseModel(), texts, windows);
+  const training: unknown = JSON.parse(await readFile(join(shippedSparseModel(), 'finetune.json'), 'utf8'));
+  for (const [name, perplexity] of Object.entries(fineTuned))
+    process.stdout.write(`${name}: dense ${dense[name]?.toFixed(2)}, fine-tuned ${perplexity.toFixed(2)}\n`);
+  await write('opt-14m-80', { model: 'opt-14m-80', window, windows, dense, fineTuned, training });
+}
+
+function note(rows: Row[], row: Row): void {
+  rows.push(row);
+  process.stderr.write(`${JSON.stringify(flat(row))}\n`);
+}
+
+/** As result files have it. */
+function flat({ name, sparsity, perplexities, relativeError, pruneSeconds }: Row): Record<string, unknown> {
+  return { method: name, sparsity, ...perplexities, relativeError, pruneSeconds };
+}
+
+async function write(name: string, result: Record<string, unknown>): Promise<void> {
+  if (!values.write) return;
+  const measured = environment();
+  const file = `bench/results/${measured.date}-cpu-${name}.json`;
+  await writeFile(file, `${JSON.stringify({ environment: measured, ...result }, undefined, 2)}\n`);
 }
 
 function print(dense: Perplexities, rows: readonly Row[]): void {
+  const texts = Object.keys(dense);
   const cell = (value: number, reference: number) =>
     `${value.toFixed(2)} (${(100 * (value / reference - 1)).toFixed(1)} %)`;
-  const columns = ['zeros', 'method', 'in-domain', 'Brown', 'output error', 'time'].map((header, i) => ({
+  const columns = ['', ...texts, 'output error', 'time'].map((header, i) => ({
     header,
-    align: i === 1 ? ('left' as const) : ('right' as const),
+    align: i === 0 ? ('left' as const) : ('right' as const),
   }));
   const lines = rows.map((row) => [
-    `${100 * row.sparsity} %`,
-    row.method,
-    cell(row.inDomain, dense.inDomain),
-    cell(row.brown, dense.brown),
+    `${100 * row.sparsity} % ${row.name}`,
+    ...texts.map((name) => cell(row.perplexities[name] as number, dense[name] as number)),
     `${(100 * row.relativeError).toFixed(1)} %`,
     `${row.pruneSeconds.toFixed(0)} s`,
   ]);
-  const first = ['0 %', 'dense', dense.inDomain.toFixed(2), dense.brown.toFixed(2), '', ''];
+  const first = ['dense', ...texts.map((name) => (dense[name] as number).toFixed(2)), '', ''];
   process.stdout.write(`${formatTable(columns, [first, ...lines])}\n`);
 }

@@ -1,11 +1,13 @@
 /** What `generate`, `bench` and `serve` share: the options of a session and of sampling, and how a folder is opened. */
-import { type Command, InvalidArgumentError } from 'commander';
+import { type Command, InvalidArgumentError, Option } from 'commander';
 import type { InferenceSession } from 'onnxruntime-node';
-import type { GenerateOptions, SchedulerOptions } from '../models/index.js';
+import type { GenerateOptions, SchedulerOptions, Tokenizer } from '../models/index.js';
 import { openTextModel, type TextModel } from '../models/text-model.js';
+import type { FlashLLMOptions } from '../provider/ep-options.js';
 
 export interface ModelOptions {
   threads?: number;
+  device?: FlashLLMOptions['device'];
   stock?: boolean;
 }
 
@@ -13,21 +15,30 @@ export interface ModelOptions {
 export function addModelOptions(command: Command): Command {
   return command
     .option('--threads <number>', 'threads of a session (default: one a core)', wholeNumber(1))
+    .addOption(
+      new Option('--device <name>', 'where flashllm computes (default: a GPU where one can be used)').choices([
+        'auto',
+        'cpu',
+        'cuda',
+      ]),
+    )
     .option('--stock', 'run without flashllm, on ONNX Runtime’s own CPU provider');
 }
 
 /** Opens a model folder as the options say. Importing the package makes 'flashllm' a provider of onnxruntime-node. */
 export async function openModel(
   folder: string,
-  { threads, stock }: ModelOptions,
+  { threads, device, stock }: ModelOptions,
   scheduling: SchedulerOptions = {},
+  tokenizer?: Tokenizer,
 ): Promise<TextModel> {
   if (!stock) await import('../provider/index.js');
+  const ours: FlashLLMOptions = { name: 'flashllm', ...(device === undefined ? {} : { device }) };
   const session: InferenceSession.SessionOptions = {
-    executionProviders: stock ? ['cpu'] : ['flashllm', 'cpu'],
+    executionProviders: stock ? ['cpu'] : [ours, 'cpu'],
     ...(threads === undefined ? {} : { intraOpNumThreads: threads }),
   };
-  return openTextModel(folder, session, scheduling);
+  return openTextModel(folder, session, scheduling, tokenizer);
 }
 
 export interface SamplingFlags {

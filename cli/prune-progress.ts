@@ -43,6 +43,6 @@ export function formatPruning({ output, report, resumedLayers }: PruneResult): s
   const resumed = resumedLayers > 0 ? `, ${resumedLayers} of ${report.layers.length} layers from an earlier run` : '';
   return `${formatTable(columns, rows)}
 
-${output}: ${(100 * total.sparsity).toFixed(1)} % zeros in the linears by ${settings.method}, ${calibration.sequences} × ${calibration.length} tokens, in ${formatSeconds(total.seconds)}${resumed}
+${output}: ${(100 * total.sparsity).toFixed(1)} % zeros in the linears by ${settings.method}, ${calibration.sequences} × ${calibration.length} tokens, in ${formatSeconds(total.seconds)}${resumed} on ${report.device}
 pruning.json and pruning.svg beside the weights say more`;
 }

@@ -62,7 +62,9 @@ export async function verifyModels(options: VerifyOptions): Promise<VerifyReport
   for (const providers of [['flashllm', 'cpu'], ...(options.stock ? [['cpu']] : [])]) {
     const found = await runModel(ort, options.rewritten, providers, () => feeds);
     const outputs = Object.entries(expected).map(([name, tensor]) =>
-      compare(name, tensor, found[name], options.tolerance),
+      isChoice(name, expected)
+        ? compareChoices(expected.logits as Tensor, tensor, found[name], options.tolerance)
+        : compare(name, tensor, found[name], options.tolerance),
     );
     report.runs.push({ providers, outputs });
     report.ok &&= outputs.every(({ ok }) => ok);
@@ -128,19 +130,48 @@ function compare(
     const difference = Math.abs(a - b);
     maxAbsolute = Math.max(maxAbsolute, Number.isNaN(difference) ? Number.POSITIVE_INFINITY : difference);
   }
-  const allowed = tolerance ?? TOLERANCE[expected.type] ?? 0;
+  return judge(name, expected, magnitude, maxAbsolute, tolerance ?? TOLERANCE[expected.type] ?? 0);
+}
+
+function judge(
+  name: string,
+  { type, dims }: Tensor,
+  magnitude: number,
+  maxAbsolute: number,
+  tolerance: number,
+): OutputDifference {
   const maxRelative = maxAbsolute === 0 ? 0 : maxAbsolute / (magnitude || Number.MIN_VALUE);
-  const ok = maxRelative <= allowed;
-  return {
-    name,
-    type: expected.type,
-    shape: [...expected.dims],
-    magnitude,
-    maxAbsolute,
-    maxRelative,
-    tolerance: allowed,
-    ok,
-  };
+  return { name, type, shape: [...dims], magnitude, maxAbsolute, maxRelative, tolerance, ok: maxRelative <= tolerance };
+}
+
+/** Whether an output is the index of each row's largest logit, which `flashllm export` adds to float16 models. */
+function isChoice(name: string, outputs: Readonly<Record<string, Tensor>>): boolean {
+  const { logits } = outputs;
+  return name === 'likeliest' && outputs.likeliest?.type === 'int64' && logits?.dims.length === 3;
+}
+
+/**
+ * Of logits that are equal but for rounding either may be the largest: what counts is how far the original's logit of
+ * the found index is below its largest.
+ */
+function compareChoices(
+  logits: Tensor,
+  expected: Tensor,
+  found: Tensor | undefined,
+  tolerance: number | undefined,
+): OutputDifference {
+  const values = numbers(logits);
+  const width = logits.dims[2] as number;
+  const [left, right] = [numbers(expected), found?.type === 'int64' ? numbers(found) : []];
+  const at = (row: number, index: number) => (index >= 0 && index < width ? values[row * width + index] : undefined);
+  const magnitude = Array.from(values).reduce((most, value) => Math.max(most, Math.abs(value)), 0);
+  let maxAbsolute = left.length === right.length ? 0 : Number.POSITIVE_INFINITY;
+  for (let row = 0; row < Math.min(left.length, right.length); row++) {
+    const difference =
+      (at(row, left[row] as number) ?? 0) - (at(row, right[row] as number) ?? Number.NEGATIVE_INFINITY);
+    maxAbsolute = Math.max(maxAbsolute, Number.isNaN(difference) ? Number.POSITIVE_INFINITY : difference);
+  }
+  return judge('likeliest', expected, magnitude, maxAbsolute, tolerance ?? TOLERANCE[logits.type] ?? 0);
 }
 
 function numbers(tensor: Tensor): ArrayLike<number> {

@@ -1,6 +1,12 @@
 import { type InferenceSession, Tensor } from 'onnxruntime-node';
+import { cacheArray, cacheTensor } from './cache-tensor.js';
 import { halfToNumber } from './checkpoint/convert.js';
 import { ModelFolderError } from './errors.js';
+import { type CacheMemory, hostMemory } from './generation/cache-memory.js';
+import { IN_PLACE_LENGTH } from './opt/graph-context.js';
+
+/** Output of the likeliest tokens [batch, new tokens], which float16 exports have. */
+const LIKELIEST = 'likeliest';
 
 /** Shape of a decoder's cache, read off the session. */
 export interface DecoderShape {
@@ -8,13 +14,15 @@ export interface DecoderShape {
   readonly heads: number;
   readonly headDim: number;
   readonly type: 'float32' | 'float16';
+  /**
+   * Whether a past longer than its tokens is memory with room, in which each row's tokens end where its mask does and
+   * new ones are added in place (docs/opt-graph.md).
+   */
+  readonly inPlace: boolean;
 }
 
 /** Cached keys and values of all layers after a step, to be given to the next one. */
 export type Cache = Readonly<Record<string, Tensor>>;
-
-/** Elements of a cache tensor; float16 as 16-bit integers, or as a Float16Array where there is one. */
-export type CacheArray = Float32Array | Uint16Array;
 
 /** One step's input: rows of equal length. */
 export interface StepInput {
@@ -33,6 +41,8 @@ export interface RunInput {
   readonly positions: Tensor;
   readonly cache: Cache;
   readonly present?: Cache | undefined;
+  /** What logits are written into, where given with `present`. */
+  readonly logits?: Tensor | undefined;
 }
 
 /** What a step gives. */
@@ -50,13 +60,27 @@ export class Decoder {
   private readonly outputs: readonly string[];
   private readonly names: readonly (readonly [past: string, present: string])[];
   private readonly takesPositions: boolean;
+  /** Whether to ask for `likeliest` where logits are not needed: logits are halves, or on a device. */
+  readonly prefersLikeliest: boolean;
+  /** Elements of a token's logits, where the model tells and they are of the cache's type. */
+  readonly vocabulary: number | undefined;
 
-  /** @throws ModelFolderError `USAGE` if the session's inputs and outputs are not those. */
-  constructor(readonly session: InferenceSession) {
+  /**
+   * @param memory where a cache that is updated in place lies: on the device that the session computes on.
+   * @throws ModelFolderError `USAGE` if the session's inputs and outputs are not those.
+   */
+  constructor(
+    readonly session: InferenceSession,
+    readonly memory: CacheMemory = hostMemory,
+  ) {
     this.shape = readShape(session);
     this.names = cacheNames(this.shape);
     this.outputs = ['logits', ...this.names.map(([, present]) => present)];
     this.takesPositions = session.inputNames.includes('position_ids');
+    this.prefersLikeliest = session.outputNames.includes(LIKELIEST);
+    const logits = session.outputMetadata.find(({ name }) => name === 'logits');
+    const [, , vocabulary] = logits?.isTensor && logits.type === this.shape.type ? logits.shape : [];
+    this.vocabulary = typeof vocabulary === 'number' ? vocabulary : undefined;
     const missing = [
       ...['input_ids', 'attention_mask'].filter((name) => !session.inputNames.includes(name)),
       ...this.outputs.filter((name) => !session.outputNames.includes(name)),
@@ -81,13 +105,25 @@ export class Decoder {
    * @param input `ids` and `positions` [batch, new tokens], `mask` [batch, past and new tokens], all int64; `present`,
    * where given, is what the new cache is written into.
    */
-  async run({ ids, mask, positions, cache, present }: RunInput): Promise<StepOutput> {
-    const feeds: Record<string, Tensor> = { ...cache, input_ids: ids, attention_mask: mask };
-    if (this.takesPositions) feeds.position_ids = positions;
+  async run({ ids, mask, positions, cache, present, logits }: RunInput): Promise<StepOutput> {
+    const feeds = this.feeds({ ids, mask, positions, cache });
     const results = present
-      ? await this.session.run(feeds, { logits: null, ...renamed(present, this.names, 0) })
+      ? await this.session.run(feeds, { logits: logits ?? null, ...renamed(present, this.names, 0) })
       : await this.session.run(feeds, this.outputs);
     return { logits: new Logits(results.logits as Tensor), cache: renamed(results, this.names, 1) };
+  }
+
+  /** As `run`, for the likeliest token after each new one alone: [batch × new tokens]. The logits stay where they are. */
+  async likeliest(input: RunInput & { readonly present: Cache }): Promise<number[]> {
+    const fetches = { [LIKELIEST]: null, ...renamed(input.present, this.names, 0) };
+    const results = await this.session.run(this.feeds(input), fetches);
+    return Array.from((results[LIKELIEST] as Tensor).data as BigInt64Array, Number);
+  }
+
+  private feeds({ ids, mask, positions, cache }: RunInput): Record<string, Tensor> {
+    const feeds: Record<string, Tensor> = { ...cache, input_ids: ids, attention_mask: mask };
+    if (this.takesPositions) feeds.position_ids = positions;
+    return feeds;
   }
 }
 
@@ -105,18 +141,6 @@ function renamed(
 function emptyCache(shape: DecoderShape, batch: number): Cache {
   const dims = [batch, shape.heads, 0, shape.headDim];
   return Object.fromEntries(cacheNames(shape).map(([past]) => [past, cacheTensor(shape, cacheArray(shape, 0), dims)]));
-}
-
-/** Zeros of the cache's type. */
-export function cacheArray({ type }: Pick<DecoderShape, 'type'>, length: number): CacheArray {
-  return type === 'float32' ? new Float32Array(length) : halves(length);
-}
-
-/** A tensor of the cache's type that views the array. */
-export function cacheTensor({ type }: Pick<DecoderShape, 'type'>, data: CacheArray, dims: readonly number[]): Tensor {
-  return type === 'float32'
-    ? new Tensor('float32', data as Float32Array, dims)
-    : new Tensor('float16', data as Uint16Array, dims);
 }
 
 /** Positions of a row's tokens; padding gets 0, whatever stands there being masked. */
@@ -168,7 +192,9 @@ function readShape(session: InferenceSession): DecoderShape {
   }
   if (info.type !== 'float32' && info.type !== 'float16')
     throw new ModelFolderError('USAGE', `past_key_values.0.key is ${info.type}, expected float32 or float16`);
-  return { layers, heads, headDim, type: info.type };
+  const present = session.outputMetadata.find((output) => output.name === 'present.0.key');
+  const inPlace = present?.isTensor === true && present.shape[2] === IN_PLACE_LENGTH;
+  return { layers, heads, headDim, type: info.type, inPlace };
 }
 
 /** Names of all cache tensors, as inputs and as outputs. */
@@ -182,10 +208,4 @@ function int64(rows: readonly (readonly number[])[], length: number): Tensor {
   if (rows.some((row) => row.length !== length))
     throw new RangeError(`rows of different lengths in one step, expected ${length} tokens in each`);
   return new Tensor('int64', BigInt64Array.from(rows.flat(), BigInt), [rows.length, length]);
-}
-
-/** Where JavaScript has Float16Array, ONNX Runtime wants it; else the bits as 16-bit integers. */
-function halves(length: number): Uint16Array {
-  const { Float16Array } = globalThis as { Float16Array?: new (length: number) => unknown };
-  return Float16Array ? (new Float16Array(length) as Uint16Array) : new Uint16Array(length);
 }

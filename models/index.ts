@@ -23,7 +23,13 @@ export {
   pruneMethods,
   pruneOpt,
 } from './pruning/index.js';
-export { shippedCalibrationText, shippedHeldOutText, shippedInDomainText, shippedModel } from './shipped.js';
+export {
+  shippedCalibrationText,
+  shippedHeldOutText,
+  shippedInDomainText,
+  shippedModel,
+  shippedSparseModel,
+} from './shipped.js';
 export { type GeneratorConfig, type Prompt, TextGenerator } from './text-generator.js';
 export { openTextModel, type TextModel } from './text-model.js';
 export { loadTokenizer, type Tokenizer } from './tokenizer.js';

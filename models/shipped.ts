@@ -1,8 +1,8 @@
 import { existsSync } from 'node:fs';
 import { fileURLToPath } from 'node:url';
 
-/** Folder of the package: one up from models/ in the sources, two from dist/models/. */
-function packageFile(path: string): string {
+/** A file or folder of the package: it lies one up from models/ in the sources, two from dist/models/. */
+export function packageFile(path: string): string {
   const inSources = fileURLToPath(new URL(`../${path}`, import.meta.url));
   return existsSync(inSources) ? inSources : fileURLToPath(new URL(`../../${path}`, import.meta.url));
 }
@@ -13,6 +13,14 @@ function packageFile(path: string): string {
  */
 export function shippedModel(): string {
   return packageFile('models/opt-14m');
+}
+
+/**
+ * The shipped model with 80 % zeros in its linears, fine-tuned under that mask (models/training/finetune.py), exported and rewritten: a folder
+ * for `openTextModel`.
+ */
+export function shippedSparseModel(): string {
+  return packageFile('models/opt-14m-80');
 }
 
 /** About 220 kB of public-domain prose that the shipped model was not trained on (models/data/README.md). */

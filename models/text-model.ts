@@ -1,6 +1,10 @@
 import { join } from 'node:path';
-import { InferenceSession } from 'onnxruntime-node';
+import { InferenceSession, Tensor } from 'onnxruntime-node';
+import { allocateOnDevice } from '../provider/device-tensor.js';
+import type { FlashLLMOptions } from '../provider/ep-options.js';
 import { Decoder } from './decoder.js';
+import { type CacheMemory, hostMemory } from './generation/cache-memory.js';
+import { deviceMemory } from './generation/device-memory.js';
 import type { SchedulerOptions } from './generation/scheduler.js';
 import { readOptConfig } from './opt/config.js';
 import { TextGenerator } from './text-generator.js';
@@ -20,16 +24,44 @@ export interface TextModel {
  * @param options of the session, such as `{ executionProviders: ['flashllm', 'cpu'] }`; that name needs this package
  * imported.
  * @param scheduling of the generator's batch.
+ * @param tokenizer default: the folder's.
  * @throws ModelFolderError for a folder that is incomplete; ONNX Runtime's error for a model that it refuses.
  */
 export async function openTextModel(
   folder: string,
   options: InferenceSession.SessionOptions = {},
   scheduling: SchedulerOptions = {},
+  tokenizer?: Tokenizer,
 ): Promise<TextModel> {
   const config = await readOptConfig(folder);
-  const tokenizer = await loadTokenizer(folder);
+  const texts = tokenizer ?? (await loadTokenizer(folder));
   const session = await InferenceSession.create(join(folder, 'model.onnx'), options);
-  const decoder = new Decoder(session);
-  return { session, decoder, tokenizer, generator: new TextGenerator(decoder, tokenizer, config, scheduling) };
+  const decoder = new Decoder(session, cacheMemory(session, options));
+  const generator = new TextGenerator(decoder, texts, config, scheduling);
+  return { session, decoder, tokenizer: texts, generator };
+}
+
+/** Where keys and values are to lie: on the GPU that attention is computed on, else in the process's memory. */
+function cacheMemory(
+  session: InferenceSession,
+  { executionProviders = [] }: InferenceSession.SessionOptions,
+): CacheMemory {
+  const ours = executionProviders
+    .map((provider) => (typeof provider === 'string' ? { name: provider } : provider))
+    .find(({ name }) => name === 'flashllm') as FlashLLMOptions | undefined;
+  // The provider has GPU kernels of attention for float16 only.
+  const half = session.inputMetadata.some((input) => input.isTensor && input.type === 'float16');
+  if (!ours || !half || ours.device === 'cpu') return hostMemory;
+  const deviceId = ours.deviceId ?? 0;
+  return ours.device === 'cuda' || isOffered(deviceId) ? deviceMemory(deviceId) : hostMemory;
+}
+
+/** Whether the provider offers a GPU: `auto` took it then. */
+function isOffered(deviceId: number): boolean {
+  try {
+    allocateOnDevice(Tensor, 'uint8', [1], deviceId).dispose();
+    return true;
+  } catch {
+    return false;
+  }
 }

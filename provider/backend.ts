@@ -1,9 +1,15 @@
 import { createRequire } from 'node:module';
 import type { Backend, InferenceSession, InferenceSessionHandler, OnnxValue, Tensor } from 'onnxruntime-node';
+import { deviceOf, wrapDevice } from './device-tensor.js';
 import { fromNative, InvalidOptionError, NativeLoadError } from './errors.js';
 import { getLibraryPath, ortLibraryPath } from './library.js';
 import { loadNative, type NativeData, type NativeTensor, type NativeValueInfo, type SessionHandle } from './native.js';
-import { type FlashLLMRunOptions, flattenRunOptions, flattenSessionOptions } from './session-options.js';
+import {
+  type FlashLLMRunOptions,
+  flattenRunOptions,
+  flattenSessionOptions,
+  outputLocations,
+} from './session-options.js';
 import { typeName, typeNumber } from './tensor-types.js';
 
 /** The part of the onnxruntime-node module that this backend needs. */
@@ -38,9 +44,10 @@ class FlashLLMBackend implements Backend {
     options: InferenceSession.SessionOptions = {},
   ): Promise<InferenceSessionHandler> {
     const flat = flattenSessionOptions(options, this.ort.env.logLevel === 'warning');
+    const staysOnDevice = outputLocations(options.preferredOutputLocation);
     try {
       const { handle, inputs, outputs } = await loadNative().createSession(pathOrBytes, flat);
-      return new SessionHandler(this.ort, handle, inputs, outputs);
+      return new SessionHandler(this.ort, handle, inputs, outputs, staysOnDevice);
     } catch (error) {
       throw fromNative(error);
     }
@@ -59,6 +66,7 @@ class SessionHandler implements InferenceSessionHandler {
     private readonly handle: SessionHandle,
     inputs: readonly NativeValueInfo[],
     outputs: readonly NativeValueInfo[],
+    private readonly staysOnDevice: (output: string) => boolean,
   ) {
     this.inputNames = inputs.map(({ name }) => name);
     this.outputNames = outputs.map(({ name }) => name);
@@ -93,7 +101,9 @@ class SessionHandler implements InferenceSessionHandler {
     signal?.throwIfAborted();
     const inputs = this.inputNames.flatMap((name) => (name in feeds ? [{ name, ...toNative(name, feeds[name]) }] : []));
     const names = Object.keys(fetches);
-    const outputs = names.map((name) => (fetches[name] ? { name, ...toNative(name, fetches[name]) } : { name }));
+    const outputs = names.map((name) =>
+      fetches[name] ? { name, ...toNative(name, fetches[name]) } : { name, onDevice: this.staysOnDevice(name) },
+    );
     try {
       const { promise, cancel } = loadNative().runSession(this.handle, inputs, outputs, flattenRunOptions(options));
       const forget = signal ? onAbort(signal, cancel) : undefined;
@@ -109,6 +119,7 @@ class SessionHandler implements InferenceSessionHandler {
     const type = result ? typeName(result.type) : undefined;
     if (!result || type === undefined)
       throw new InvalidOptionError(`Output '${name}' has no tensor type of onnxruntime-common`);
+    if (result.device !== undefined) return wrapDevice(this.ort.Tensor, name, result);
     // Tensor's overloads tell types apart that only the value knows.
     return new this.ort.Tensor(type as 'float32', result.data as Float32Array, result.dims);
   }
@@ -154,9 +165,10 @@ function toNative(name: string, value: OnnxValue | undefined): NativeTensor {
       `Expected a Tensor for '${name}' but received ${tensor === undefined ? 'nothing' : `type ${String(tensor.type)}`}`,
     );
   }
+  if (tensor.location === 'gpu-buffer') return { type, dims: tensor.dims, device: deviceOf(name, tensor) };
   if (tensor.location !== 'cpu' && tensor.location !== 'cpu-pinned') {
     throw new InvalidOptionError(
-      `Expected tensor '${name}' on the CPU but its location is '${tensor.location}'; await getData() first`,
+      `Expected tensor '${name}' on the CPU or as a gpu-buffer but its location is '${tensor.location}'; await getData() first`,
     );
   }
   const data = tensor.data as NativeData;

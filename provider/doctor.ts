@@ -11,6 +11,13 @@ export interface CudaDevice {
   multiprocessors: number;
 }
 
+const oldestComputeCapability = '8.0';
+
+/** Whether sessions can run on a GPU. */
+export function isUsableGpu(device: CudaDevice): boolean {
+  return Number(device.computeCapability) >= Number(oldestComputeCapability);
+}
+
 /** What the package found on this machine. A part that failed is null, and `problems` says why and what to do. */
 export interface DoctorFacts {
   package: { version: string; node: string; platform: string };
@@ -117,6 +124,12 @@ function adviseOnGpu(facts: DoctorFacts): void {
     notice(
       'there is an NVIDIA driver, but the binaries were built without CUDA',
       'Install the CUDA toolkit (nvcc), then: npm rebuild onnxruntime-ep-flashllm',
+    );
+  }
+  for (const { name, computeCapability } of facts.cuda.devices.filter((device) => !isUsableGpu(device))) {
+    notice(
+      `${name} has compute capability ${computeCapability}, but the kernels need ${oldestComputeCapability}`,
+      'Sessions run on the CPU; an A100, H100 or a GPU of the RTX 30 series or newer is used by itself',
     );
   }
   if (facts.cuda.compiled && hasDriver && facts.cuda.error !== null) {

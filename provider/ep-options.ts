@@ -3,15 +3,19 @@
 /** Options of the flashllm execution provider: `executionProviders: [{ name: 'flashllm', device: 'cpu' }, 'cpu']`. */
 export interface FlashLLMOptions {
   readonly name: 'flashllm';
-  /** Where SparseMatMul runs. auto takes the best device that this build and machine have. Default: 'auto'. */
+  /** Where the provider's nodes run. auto takes an NVIDIA GPU that can be used, else the CPU. In other languages the OrtEpDevice that is appended decides, and this must not contradict it. Default: 'auto'. */
   readonly device?: 'auto' | 'cpu' | 'cuda';
+  /** Which GPU, counted as the CUDA runtime counts them. In other languages the OrtEpDevice tells. Default: 0. */
+  readonly deviceId?: number;
+  /** Whether runs on a GPU are recorded as CUDA graphs and replayed. Inputs and outputs must be bound to memory that stays where it is; run option gpu_graph_id tells graphs of different shapes apart (-1: an ordinary run). Default: false. */
+  readonly cudaGraph?: boolean;
   /** CPU instruction set of the kernels. auto takes the best one that the processor has; reference is plain C++. Default: 'auto'. */
   readonly isa?: 'auto' | 'avx512' | 'avx2' | 'reference';
   /** Into how many parts a product is cut for ONNX Runtime's thread pool. 0: intraOpNumThreads in Node, else one per core. Default: 0. */
   readonly threads?: number;
   /** Whether the checksum of each packed weight is verified when a session is created. Bounds are always checked. Default: true. */
   readonly verifyChecksum?: boolean;
-  /** Whether the reason for each SparseMatMul that the provider does not claim is logged as a warning instead of at info level. Default: false. */
+  /** Whether the reason for each node that the provider does not claim is logged as a warning instead of at info level (on a CPU, of SparseMatMul only). Default: false. */
   readonly logUnclaimed?: boolean;
 }
 
@@ -23,6 +27,8 @@ export const optionTable: readonly {
   readonly values: readonly string[];
 }[] = [
   { key: 'device', name: 'device', type: 'enum', values: ['auto', 'cpu', 'cuda'] },
+  { key: 'deviceId', name: 'device_id', type: 'int', values: [] },
+  { key: 'cudaGraph', name: 'cuda_graph', type: 'bool', values: [] },
   { key: 'isa', name: 'isa', type: 'enum', values: ['auto', 'avx512', 'avx2', 'reference'] },
   { key: 'threads', name: 'threads', type: 'int', values: [] },
   { key: 'verifyChecksum', name: 'verify_checksum', type: 'bool', values: [] },

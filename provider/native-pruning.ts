@@ -9,6 +9,9 @@ export interface TensorPlace {
   elements: number;
 }
 
+/** What the arithmetic runs on: the host's cores, or an NVIDIA GPU by its ordinal. */
+export type PruneDevice = 'cpu' | { readonly cuda: number };
+
 /** The decoder layers that a pruner runs, and the text that it runs them on. */
 export interface PrunerShape {
   hiddenSize: number;
@@ -21,6 +24,7 @@ export interface PrunerShape {
   length: number;
   /** 0: one a core. */
   threads: number;
+  device: PruneDevice;
 }
 
 /** How one linear is pruned; ops/pruning/prune.h says what each field means. */
@@ -84,7 +88,10 @@ type Signal = { readonly aborted: boolean };
 
 /** The addon's functions for calibrated pruning. One at a time for each pruner. */
 export interface NativePruning {
+  /** @throws where the device cannot be had: the message says why. */
   createPruner(shape: PrunerShape): PrunerHandle;
+  /** What it computes on, for people. */
+  describePruner(pruner: PrunerHandle): string;
   /** Writes the embedded sequences, [sequences, length, hiddenSize] float32, to `output`. ids is [sequences, length]. */
   embedSequences(
     pruner: PrunerHandle,
@@ -134,5 +141,6 @@ export interface NativePruning {
       targets?: Float32Array;
     },
     options: NativePruneOptions,
+    device: PruneDevice,
   ): Promise<NativePruneReport & { weight: Float32Array; bias?: Float32Array }>;
 }

@@ -73,12 +73,20 @@ export interface NativeRunOptions {
 
 export type NativeData = ArrayBufferView | string[];
 
-/** A tensor with ONNX's number of its element type. */
-export interface NativeTensor {
-  type: number;
-  dims: readonly number[];
-  data: NativeData;
+declare const deviceBrand: unique symbol;
+/** Memory of a GPU that the addon holds. */
+export interface DeviceHandle {
+  readonly [deviceBrand]: true;
 }
+
+/** A tensor with ONNX's number of its element type, in memory of JavaScript (`data`) or of a GPU (`device`). */
+export type NativeTensor = { type: number; dims: readonly number[] } & (
+  | { data: NativeData; device?: undefined }
+  | { device: DeviceHandle; data?: undefined }
+);
+
+/** An output of a run: a tensor to write to, or where a new one shall lie. */
+export type NativeOutput = { name: string } & (NativeTensor | { onDevice: boolean });
 
 export interface NativeValueInfo {
   name: string;
@@ -106,9 +114,18 @@ export interface Native extends NativePruning {
   runSession(
     handle: SessionHandle,
     inputs: ({ name: string } & NativeTensor)[],
-    outputs: ({ name: string } & Partial<NativeTensor>)[],
+    outputs: NativeOutput[],
     options: NativeRunOptions,
   ): { promise: Promise<(NativeTensor | null)[]>; cancel: () => void };
+  /** A copy in memory of JavaScript. */
+  downloadTensor(device: DeviceHandle): Promise<NativeTensor>;
+  allocateTensor(type: number, dims: readonly number[], deviceId: number): NativeTensor;
+  /** Rows along the first axis as a tensor over the same memory. */
+  rowsOfTensor(device: DeviceHandle, first: number, count: number): NativeTensor;
+  /** Copies the first positions of a row between tensors [rows, heads, positions, width]. */
+  copyRow(from: DeviceHandle, fromRow: number, to: DeviceHandle, toRow: number, positions: number): void;
+  /** Frees the memory as soon as no run uses it. Idempotent. */
+  disposeTensor(device: DeviceHandle): void;
 
   /** Counts zeros and what pruning would keep. Segments are concatenated along outFeatures. */
   analyzeWeight(

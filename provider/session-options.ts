@@ -50,7 +50,6 @@ export function flattenSessionOptions(options: InferenceSession.SessionOptions, 
   if (flag('enableProfiling', options.enableProfiling)) {
     set('profileFilePrefix', text('profileFilePrefix', options.profileFilePrefix) ?? 'onnxruntime_profile_');
   }
-  checkOutputLocation(options.preferredOutputLocation);
   return flat;
 }
 
@@ -137,11 +136,19 @@ function baseName(path: string): string {
   return toPath(path).split('/').at(-1) ?? path;
 }
 
-function checkOutputLocation(location: InferenceSession.SessionOptions['preferredOutputLocation']): void {
-  if (location === undefined) return;
+/**
+ * Which outputs stay on the GPU, of a location for all or of one for each output by name.
+ * @throws InvalidOptionError for a location other than cpu, cpu-pinned and gpu-buffer.
+ */
+export function outputLocations(
+  location: InferenceSession.SessionOptions['preferredOutputLocation'],
+): (output: string) => boolean {
+  if (location === undefined) return () => false;
   const all = typeof location === 'string' ? [location] : Object.values(location);
-  const other = all.find((one) => one !== 'cpu' && one !== 'cpu-pinned');
-  if (other !== undefined) throw invalid('preferredOutputLocation', "'cpu'", other);
+  const other = all.find((one) => !['cpu', 'cpu-pinned', 'gpu-buffer'].includes(one));
+  if (other !== undefined) throw invalid('preferredOutputLocation', "'cpu' or 'gpu-buffer'", other);
+  if (typeof location === 'string') return () => location === 'gpu-buffer';
+  return (output) => location[output] === 'gpu-buffer';
 }
 
 function oneOf<T extends Record<string, number>>(name: string, value: unknown, values: T): number | undefined {

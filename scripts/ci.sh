@@ -25,6 +25,9 @@ finish() {
 }
 
 command -v cmake >/dev/null || (apt-get update -q && apt-get install -qy cmake) || true
+# For the test of the server's page, which is skipped without it.
+command -v chromium >/dev/null ||
+  (timeout 60 apt-get update -q && timeout 300 apt-get install -qy --no-install-recommends chromium) || true
 
 step "npm ci (builds the provider library, the addon and dist/)" npm ci
 [ "$failed" -eq 0 ] || finish

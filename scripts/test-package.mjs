@@ -72,6 +72,7 @@ const listed = run('tar', ['tzf', tarball]).split('\n');
 for (const needed of [
   'dist/provider/index.js',
   'dist/provider/index.d.ts',
+  'serve/page/index.html',
   'provider/ep/exports.map',
   'provider/ep/options.inc',
   'CMakeLists.txt',

@@ -1,18 +1,24 @@
 import { createHash, timingSafeEqual } from 'node:crypto';
 import Fastify, { type FastifyError, type FastifyInstance, type FastifyReply, type FastifyRequest } from 'fastify';
-import { type Generation, ModelFolderError, QueueFullError, type TextModel } from '../models/index.js';
+import { type Generation, ModelFolderError, QueueFullError, type Scheduler, type TextModel } from '../models/index.js';
 import { Completion } from './completions.js';
 import { ApiError, errorBody } from './errors.js';
 import { Metrics } from './metrics.js';
+import { addPage, pageRoutes } from './page.js';
 import { type CompletionRequest, completionSchema, readRequest } from './request.js';
+
+/** A model that is served. */
+export interface ServedModel {
+  /** The name that clients give in `model`. */
+  readonly name: string;
+  readonly model: TextModel;
+  /** Longest sequence of the model. */
+  readonly maxPositions: number;
+}
 
 /** How to serve. */
 export interface ServerOptions {
-  /** The name that clients give in `model`. */
-  readonly name: string;
-  /** Longest sequence of the model. */
-  readonly maxPositions: number;
-  /** Required as `Authorization: Bearer …` for all but / and /health; left out: nothing is. */
+  /** Required as `Authorization: Bearer …` for all but the page at / and /health; left out: nothing is. */
   readonly apiKey?: string | undefined;
   /** Most tokens of a prompt; default the model's longest sequence. */
   readonly maxPromptTokens?: number | undefined;
@@ -34,11 +40,19 @@ export interface CompletionServer {
 const CLIENT_LEFT = 499;
 
 /** What needs no API key: everything else does. */
-const OPEN_ROUTES = ['/', '/health'];
+const OPEN_ROUTES = [...pageRoutes, '/health'];
 
-/** OpenAI's completions over a model: /v1/completions, /v1/models, /health, /metrics. */
-export function createServer(model: TextModel, options: ServerOptions): CompletionServer {
-  const metrics = new Metrics(model.generator.scheduler);
+/**
+ * OpenAI's completions over one model or several: /v1/completions, /v1/models, /health, /metrics, and a page at /.
+ *
+ * @param served names differ; the first model is taken where a request names none.
+ */
+export function createServer(
+  served: readonly [ServedModel, ...ServedModel[]],
+  options: ServerOptions = {},
+): CompletionServer {
+  const schedulers = new Map(served.map(({ name, model }) => [name, model.generator.scheduler]));
+  const metrics = new Metrics(schedulers);
   const app = Fastify({
     bodyLimit: options.bodyLimit ?? 2 ** 20,
     // A schema error is better than a guess: "8" is no number.
@@ -59,21 +73,22 @@ export function createServer(model: TextModel, options: ServerOptions): Completi
   if (options.apiKey !== undefined) app.addHook('onRequest', keyCheck(options.apiKey));
 
   app.get('/health', (_, reply) => {
-    const { active: running, queued: waiting } = model.generator.scheduler;
+    const total = (of: (scheduler: Scheduler) => number) =>
+      [...schedulers.values()].reduce((sum, scheduler) => sum + of(scheduler), 0);
+    const [running, waiting] = [total(({ active }) => active), total(({ queued }) => queued)];
     return reply.code(closing ? 503 : 200).send({ status: closing ? 'closing' : 'ok', running, waiting });
   });
   app.get('/metrics', async (_, reply) =>
     reply.type(metrics.registry.contentType).send(await metrics.registry.metrics()),
   );
-  const card = { id: options.name, object: 'model', created: Math.floor(Date.now() / 1000), owned_by: 'flashllm' };
-  app.get('/v1/models', () => ({ object: 'list', data: [card] }));
-  app.get<{ Params: { id: string } }>('/v1/models/:id', ({ params }) => {
-    checkModel(params.id, options.name);
-    return card;
-  });
+  const created = Math.floor(Date.now() / 1000);
+  const card = ({ name }: ServedModel) => ({ id: name, object: 'model', created, owned_by: 'flashllm' });
+  app.get('/v1/models', () => ({ object: 'list', data: served.map(card) }));
+  app.get<{ Params: { id: string } }>('/v1/models/:id', ({ params }) => card(findModel(served, params.id)));
   app.post<{ Body: CompletionRequest }>('/v1/completions', { schema: { body: completionSchema } }, (request, reply) =>
-    complete({ model, options, metrics, inFlight }, request, reply),
+    complete({ served, options, metrics, inFlight }, request, reply),
   );
+  addPage(app);
 
   return {
     app,
@@ -89,7 +104,7 @@ export function createServer(model: TextModel, options: ServerOptions): Completi
       }, 50);
       try {
         await app.close();
-        await model.generator.scheduler.idle();
+        await Promise.all([...schedulers.values()].map((scheduler) => scheduler.idle()));
       } finally {
         clearTimeout(timer);
         clearInterval(sweeper);
@@ -99,7 +114,7 @@ export function createServer(model: TextModel, options: ServerOptions): Completi
 }
 
 interface Context {
-  readonly model: TextModel;
+  readonly served: readonly [ServedModel, ...ServedModel[]];
   readonly options: ServerOptions;
   readonly metrics: Metrics;
   /** One for each request that is being answered. */
@@ -107,15 +122,16 @@ interface Context {
 }
 
 async function complete(
-  { model, options, metrics, inFlight }: Context,
+  { served, options, metrics, inFlight }: Context,
   { body }: FastifyRequest<{ Body: CompletionRequest }>,
   reply: FastifyReply,
 ): Promise<unknown> {
   const started = performance.now();
-  checkModel(body.model, options.name);
+  const asked = findModel(served, body.model);
+  const { name, model } = asked;
   const { prompts, options: settings } = readRequest(body);
   const ids = prompts.map((prompt) => (typeof prompt === 'string' ? model.tokenizer.encode(prompt) : prompt));
-  checkLengths(ids, options);
+  checkLengths(ids, asked.maxPositions, options);
   const abort = new AbortController();
   inFlight.add(abort);
   reply.raw.once('close', () => {
@@ -123,9 +139,9 @@ async function complete(
     abort.abort(new ApiError(CLIENT_LEFT, 'the client has left'));
   });
   const generations = model.generator.start(ids, { ...settings, signal: abort.signal });
-  for (const prompt of ids) metrics.promptTokens.inc(prompt.length);
-  for (const generation of generations) measure(generation, metrics, started);
-  const completion = new Completion(generations, model.tokenizer, options.name, body.n ?? 1);
+  for (const prompt of ids) metrics.promptTokens.inc({ model: name }, prompt.length);
+  for (const generation of generations) measure(generation, metrics, name, started);
+  const completion = new Completion(generations, model.tokenizer, name, body.n ?? 1);
   if (!body.stream) {
     const whole = await completion.whole();
     metrics.requests.inc({ status: '200' });
@@ -147,23 +163,29 @@ async function complete(
   return reply;
 }
 
-function measure(generation: Generation, metrics: Metrics, started: number): void {
+function measure(generation: Generation, metrics: Metrics, model: string, started: number): void {
   let last: number | undefined;
   generation.onPiece(() => {
     const now = performance.now();
-    if (last === undefined) metrics.firstToken.observe((now - started) / 1000);
-    else metrics.interToken.observe((now - last) / 1000);
+    if (last === undefined) metrics.firstToken.observe({ model }, (now - started) / 1000);
+    else metrics.interToken.observe({ model }, (now - last) / 1000);
     last = now;
-    metrics.generatedTokens.inc();
+    metrics.generatedTokens.inc({ model });
   });
 }
 
-function checkModel(asked: string | undefined, name: string): void {
-  if (asked !== undefined && asked !== name)
-    throw new ApiError(404, `the model '${asked}' is not here; this server has '${name}'`, 'model', 'model_not_found');
+function findModel(served: readonly [ServedModel, ...ServedModel[]], asked: string | undefined): ServedModel {
+  const found = asked === undefined ? served[0] : served.find(({ name }) => name === asked);
+  if (found) return found;
+  const names = served.map(({ name }) => `'${name}'`).join(' and ');
+  throw new ApiError(404, `the model '${asked}' is not here; this server has ${names}`, 'model', 'model_not_found');
 }
 
-function checkLengths(prompts: readonly (readonly number[])[], { maxPositions, maxPromptTokens }: ServerOptions): void {
+function checkLengths(
+  prompts: readonly (readonly number[])[],
+  maxPositions: number,
+  { maxPromptTokens }: ServerOptions,
+): void {
   // A prompt of the longest length leaves no place for an answer.
   const most = Math.min(maxPromptTokens ?? maxPositions, maxPositions - 1);
   const longest = Math.max(...prompts.map(({ length }) => length));

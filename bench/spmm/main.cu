@@ -1,6 +1,7 @@
 // Times SparseMatMul against cublasGemmEx on OPT's four matrices, every output checked, weights rotated through device
 // memory.
-//   spmm_bench [--model opt-30b] [--matrices fc1,fc2,o,qkv] [--sparsity 0.5,…] [--n 1,8,…] [--clusters 0] [--ahead BLOCKS]
+//   spmm_bench [--model opt-30b] [--matrices fc1,fc2,o,qkv] [--sparsity 0.5,…] [--n 1,8,…] [--clusters 0] [--ahead
+//   BLOCKS]
 //   [--columns 0|1]
 //   [--json FILE] [--commit ID] [--no-cublas]
 // docs/kernels.md says what the columns mean.
@@ -37,6 +38,7 @@ struct Result {
   int64_t m, k;
   int n, cluster;
   double sparsity, cublas_us, plain_us, pdl_us, stream_bytes, canonical_bytes, worst_error;
+  const char* columns;
 };
 
 template <typename T>
@@ -175,11 +177,13 @@ class Bench {
       r.pdl_us = TimeLaunches(weights.launches(), launch);
       r.stream_bytes = static_cast<double>(plan.stream_bytes);
       r.canonical_bytes = w.m * w.k / 8.0 + 2.0 * w.nnz;
+      r.columns = plan.columns == cuda::Columns::kWords ? "words" : "halves";
       results_.push_back(r);
       std::printf(
-          "%-4s s=%.2f N=%-4d cluster %d  err %.2f | %8.2f us x%.2f roof %.2f | PDL %8.2f us x%.2f roof %.2f | cuBLAS "
+          "%-4s s=%.2f N=%-4d cluster %d, %-6s  err %.2f | %8.2f us x%.2f roof %.2f | PDL %8.2f us x%.2f roof %.2f | "
+          "cuBLAS "
           "%8.2f us | bytes %.3f\n",
-          name.c_str(), sparsity, n, plan.cluster, r.worst_error, r.plain_us, r.cublas_us / r.plain_us,
+          name.c_str(), sparsity, n, plan.cluster, r.columns, r.worst_error, r.plain_us, r.cublas_us / r.plain_us,
           Roof(r, r.plain_us), r.pdl_us, r.cublas_us / r.pdl_us, Roof(r, r.pdl_us), r.cublas_us,
           r.stream_bytes / r.canonical_bytes);
       std::fflush(stdout);
@@ -228,11 +232,12 @@ class Bench {
       const Result& r = results_[i];
       std::fprintf(out,
                    "    {\"matrix\": \"%s\", \"m\": %lld, \"k\": %lld, \"n\": %d, \"sparsity\": %.2f, \"cluster\": %d, "
+                   "\"columns\": \"%s\", "
                    "\"cublasUs\": %.2f, \"plainUs\": %.2f, \"pdlUs\": %.2f, \"streamBytes\": %.0f, \"bitmapBytes\": "
                    "%.0f, \"worstError\": %.3f}%s\n",
                    r.matrix.c_str(), static_cast<long long>(r.m), static_cast<long long>(r.k), r.n, r.sparsity,
-                   r.cluster, r.cublas_us, r.plain_us, r.pdl_us, r.stream_bytes, r.canonical_bytes, r.worst_error,
-                   i + 1 < results_.size() ? "," : "");
+                   r.cluster, r.columns, r.cublas_us, r.plain_us, r.pdl_us, r.stream_bytes, r.canonical_bytes,
+                   r.worst_error, i + 1 < results_.size() ? "," : "");
     }
     std::fprintf(out, "  ]\n}\n");
     std::fclose(out);

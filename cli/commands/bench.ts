@@ -4,6 +4,7 @@ import { writeFile } from 'node:fs/promises';
 import { text as readAll } from 'node:stream/consumers';
 import { Command, InvalidArgumentError } from 'commander';
 import { BENCHMARK_PREFILL_TOKENS, type Benchmark, measureGeneration } from '../../models/benchmark.js';
+import { tokenizerOrNumbers } from '../../models/number-tokenizer.js';
 import { readOptConfig } from '../../models/opt/config.js';
 import { barChart } from '../chart.js';
 import { addModelOptions, type ModelOptions, openModel, wholeNumber } from '../generation-options.js';
@@ -65,7 +66,7 @@ async function measure(folder: string, options: Options, signal: AbortSignal): P
       `--prompt-tokens ${promptTokens} and --new-tokens ${newTokens} are more than the ${config.maxPositions} tokens that the model takes`,
     );
   const scheduling = { maxBatch: Math.max(...batches), prefillTokens: BENCHMARK_PREFILL_TOKENS };
-  const model = await openModel(folder, options, scheduling);
+  const model = await openModel(folder, options, scheduling, await tokenizerOrNumbers(folder));
   const bar = new Progress('bench', 1, (count) => `${(100 * count).toFixed(0)} %`);
   try {
     const onProgress = (done: number, total: number) => bar.update(done / total);
@@ -86,6 +87,7 @@ async function measureApart(folder: string, options: Options, stock: boolean, si
     batch: options.batch.join(','),
     repeats: options.repeats,
     threads: options.threads,
+    device: options.device,
   }))
     if (value !== undefined) args.push(`--${flag}`, String(value));
   const child = spawn(process.execPath, [...process.execArgv, process.argv[1] as string, ...args], {

@@ -1,21 +1,21 @@
-import { mkdtemp, readFile, rm } from 'node:fs/promises';
+import { mkdtemp, readFile, rm, stat } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join, resolve } from 'node:path';
 import { Command, InvalidArgumentError } from 'commander';
 import pc from 'picocolors';
-import { type RewriteReport, rewriteFolder } from '../../graph-passes/index.js';
+import { inspectModel, type RewriteReport, rewriteFolder } from '../../graph-passes/index.js';
 import { exportOpt } from '../../models/opt/export.js';
 import { measurePerplexity } from '../../models/perplexity.js';
-import { shippedHeldOutText, shippedModel } from '../../models/shipped.js';
+import { shippedHeldOutText, shippedModel, shippedSparseModel } from '../../models/shipped.js';
 import { openTextModel, type TextModel } from '../../models/text-model.js';
 import { abortOnInterrupt, formatBytes, formatSeconds, formatTable, Progress } from '../terminal.js';
 
 interface Options {
   output?: string;
-  model: string;
+  model?: string;
   prompt: string;
   tokens: number;
-  sparsity: number;
+  sparsity?: number;
   evalTokens: number;
   json?: boolean;
 }
@@ -29,17 +29,30 @@ interface Measured {
   readonly text: string;
 }
 
+// The likeliest token each time makes a model of this size repeat itself; the seed makes the text the same each time.
+const sampling = { temperature: 0.7, topP: 0.9, seed: 1 };
+
+/** The sparse side. */
+interface Sparse {
+  readonly folder: string;
+  readonly fileBytes: number;
+  /** Of the linears. */
+  readonly weightBytes: number;
+  /** Of those that are packed. */
+  readonly sparsity: number;
+}
+
 /** `flashllm demo`: the whole way from a checkpoint to text, dense against sparse. */
 export function demoCommand(): Command {
   return new Command('demo')
     .description(
-      'Export the shipped opt-14m, prune and rewrite it, generate text in an ordinary session, compare dense and sparse.',
+      'Export the shipped opt-14m, generate text with it and with its fine-tuned form of 80 % zeros in ordinary sessions, compare both. With --sparsity: prune and rewrite it here, by magnitude.',
     )
-    .option('-o, --output <folder>', 'keep both models here, in dense/ and sparse/ (default: a temporary folder)')
-    .option('--model <hf-folder>', 'another Hugging Face OPT folder', shippedModel())
+    .option('-o, --output <folder>', 'keep what is made here, in dense/ and sparse/ (default: a temporary folder)')
+    .option('--model <hf-folder>', 'another Hugging Face OPT folder; pruned and rewritten here')
     .option('--prompt <text>', 'beginning of the text', 'The state of our Union is')
     .option('--tokens <number>', 'tokens to generate', parseCount, 96)
-    .option('--sparsity <fraction>', 'weights to prune by magnitude in each layer', parseFraction, 0.5)
+    .option('--sparsity <fraction>', 'prune by magnitude in each layer (default with --model: 0.5)', parseFraction)
     .option('--eval-tokens <number>', 'tokens of held-out text to measure perplexity on', parseCount, 8192)
     .option('--json', 'print the measurements as JSON')
     .action(run);
@@ -62,23 +75,18 @@ async function demo(options: Options, folder: string, signal: AbortSignal): Prom
   // Importing the package is what makes 'flashllm' a provider of onnxruntime-node.
   await import('../../provider/index.js');
 
-  const exported = await timed(() => exportOpt(options.model, { output: denseFolder, signal }));
+  const input = options.model ?? shippedModel();
+  const exported = await timed(() => exportOpt(input, { output: denseFolder, signal }));
   const dense = exported.value;
   say(
-    `${pc.bold('export')}   ${options.model} to ONNX: ${formatBytes(dense.dataBytes)} of weights in ${formatSeconds(exported.seconds)}`,
+    `${pc.bold('export')}   ${input} to ONNX: ${formatBytes(dense.dataBytes)} of weights in ${formatSeconds(exported.seconds)}`,
   );
 
-  const rewritten = await timed(async () => {
-    const prune = { method: 'magnitude', sparsity: options.sparsity, scope: 'layer' } as const;
-    const [report] = await rewriteFolder({ input: dense.modelPath, output: sparseFolder, prune, signal });
-    return report as RewriteReport;
-  });
-  const sparse = rewritten.value;
-  const layers = sparse.layers.filter((layer) => layer.decision === 'sparse').length;
-  say(
-    `${pc.bold('rewrite')}  ${layers} of ${sparse.layers.length} linears pruned to ${percent(options.sparsity)} zeros and packed in ${formatSeconds(rewritten.seconds)}`,
-  );
-
+  const finetuned = options.model === undefined && options.sparsity === undefined;
+  const sparse = finetuned
+    ? await openShipped(say)
+    : await pruneHere(dense.modelPath, sparseFolder, options.sparsity ?? 0.5, signal, say);
+  const { bytesBefore } = await inspectModel({ input: dense.modelPath, signal });
   const measure = (
     path: string,
     providers: string[],
@@ -88,22 +96,60 @@ async function demo(options: Options, folder: string, signal: AbortSignal): Prom
   const denseResult = await measure(
     denseFolder,
     ['cpu'],
-    { fileBytes: dense.modelBytes + dense.dataBytes, weightBytes: sparse.bytesBefore },
+    { fileBytes: dense.modelBytes + dense.dataBytes, weightBytes: bytesBefore },
     false,
   );
   say(`${pc.bold('generate')} with executionProviders: ['flashllm', 'cpu']\n`);
-  const sparseFile = sparse.output.modelBytes + sparse.output.dataBytes;
   const sparseResult = await measure(
-    sparseFolder,
+    sparse.folder,
     ['flashllm', 'cpu'],
-    { fileBytes: sparseFile, weightBytes: sparse.bytesAfter },
+    { fileBytes: sparse.fileBytes, weightBytes: sparse.weightBytes },
     true,
   );
 
   if (options.json)
     process.stdout.write(`${JSON.stringify({ dense: denseResult, sparse: sparseResult }, undefined, 2)}\n`);
-  else process.stdout.write(`\n${comparison(denseResult, sparseResult, options)}\n`);
-  if (options.output !== undefined) say(`\nBoth models are in ${folder}.`);
+  else process.stdout.write(`\n${comparison(denseResult, sparseResult, sparse.sparsity, options)}\n`);
+  if (options.output !== undefined) say(`\nThe models are ${denseFolder} and ${sparse.folder}.`);
+}
+
+/** The model that ships sparse. */
+async function openShipped(say: (text: string) => void): Promise<Sparse> {
+  const folder = shippedSparseModel();
+  const report = await inspectModel({ input: join(folder, 'model.onnx') });
+  const packed = report.layers.filter((layer) => layer.decision === 'sparse');
+  const sparsity = packed.reduce((sum, layer) => sum + (layer.sparsity ?? 0), 0) / packed.length;
+  const files = await Promise.all(['model.onnx', 'model.onnx_data'].map((name) => stat(join(folder, name))));
+  say(
+    `${pc.bold('sparse')}   ${folder}: ${packed.length} of ${report.layers.length} linears have ${percent(sparsity)} zeros, fine-tuned and packed`,
+  );
+  return {
+    folder,
+    fileBytes: files.reduce((sum, file) => sum + file.size, 0),
+    weightBytes: report.bytesAfter,
+    sparsity,
+  };
+}
+
+async function pruneHere(
+  input: string,
+  output: string,
+  sparsity: number,
+  signal: AbortSignal,
+  say: (text: string) => void,
+): Promise<Sparse> {
+  const rewritten = await timed(async () => {
+    const prune = { method: 'magnitude', sparsity, scope: 'layer' } as const;
+    const [report] = await rewriteFolder({ input, output, prune, signal });
+    return report as RewriteReport;
+  });
+  const report = rewritten.value;
+  const layers = report.layers.filter((layer) => layer.decision === 'sparse').length;
+  say(
+    `${pc.bold('rewrite')}  ${layers} of ${report.layers.length} linears pruned to ${percent(sparsity)} zeros and packed in ${formatSeconds(rewritten.seconds)}`,
+  );
+  const fileBytes = report.output.modelBytes + report.output.dataBytes;
+  return { folder: output, fileBytes, weightBytes: report.bytesAfter, sparsity };
 }
 
 async function measureModel(
@@ -147,6 +193,7 @@ async function generate(
   for await (const piece of generator.stream(options.prompt, {
     maxNewTokens: options.tokens,
     stopTokenIds: [],
+    ...sampling,
     signal,
   })) {
     if (tokens++ === 0) started = performance.now();
@@ -156,7 +203,7 @@ async function generate(
   return { text, tokensPerSecond: (1000 * (tokens - 1)) / (performance.now() - started) };
 }
 
-function comparison(dense: Measured, sparse: Measured, options: Options): string {
+function comparison(dense: Measured, sparse: Measured, sparsity: number, options: Options): string {
   const row = (name: string, pick: (side: Measured) => number, format: (value: number) => string) => [
     name,
     format(pick(dense)),
@@ -167,7 +214,7 @@ function comparison(dense: Measured, sparse: Measured, options: Options): string
     [
       { header: '' },
       { header: 'dense, cpu', align: 'right' },
-      { header: `${percent(options.sparsity)} sparse, flashllm`, align: 'right' },
+      { header: `${percent(sparsity)} sparse, flashllm`, align: 'right' },
       { header: 'ratio', align: 'right' },
     ],
     [

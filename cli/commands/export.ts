@@ -29,7 +29,7 @@ export function exportCommand(): Command {
     .addOption(
       new Option(
         '--attention <op>',
-        'GroupQueryAttention or ONNX Attention (default: onnx for float32, group-query for float16)',
+        'GroupQueryAttention, whose cache grows in place, or ONNX Attention (default: group-query where heads allow it)',
       ).choices(['group-query', 'onnx']),
     )
     .addOption(

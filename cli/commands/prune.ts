@@ -1,7 +1,14 @@
 import { readFile } from 'node:fs/promises';
 import { resolve } from 'node:path';
 import { Command, InvalidArgumentError, Option } from 'commander';
-import { type LayerSparsity, type PruneMethod, parseLayerSparsity, pruneMethods } from '../../models/pruning/index.js';
+import {
+  type LayerSparsity,
+  type PruneDeviceName,
+  type PruneMethod,
+  parseLayerSparsity,
+  parsePruneDevice,
+  pruneMethods,
+} from '../../models/pruning/index.js';
 import { formatPruning, pruneWithProgress } from '../prune-progress.js';
 import { abortOnInterrupt } from '../terminal.js';
 
@@ -21,6 +28,7 @@ interface Options {
   damping?: number;
   iterations?: number;
   refinement?: number;
+  device: PruneDeviceName;
   threads?: number;
   workFolder?: string;
   restart?: boolean;
@@ -65,7 +73,8 @@ export function pruneCommand(): Command {
       'with --method admm: steps of conjugate gradients at the end (default: 10)',
       parseSeed,
     )
-    .option('--threads <number>', 'default: one a core', parseCount)
+    .option('--device <name>', 'auto (a GPU where there is one), cpu, cuda or cuda:<number>', parseDevice, 'auto')
+    .option('--threads <number>', 'on the CPU (default: one a core)', parseCount)
     .option('--work-folder <folder>', 'where activations lie on the way (default: beside the output)')
     .option('--restart', 'throw an unfinished run away instead of going on with it')
     .option('--json', 'print the report as JSON')
@@ -101,6 +110,14 @@ function parseFraction(text: string): number {
   if (text.trim() === '' || !(value >= 0 && value < 1))
     throw new InvalidArgumentError('expected a number from 0 to below 1, such as 0.5 or 50%');
   return value;
+}
+
+function parseDevice(text: string): PruneDeviceName {
+  try {
+    return parsePruneDevice(text);
+  } catch (error) {
+    throw new InvalidArgumentError((error as Error).message);
+  }
 }
 
 function parseCount(text: string): number {

@@ -2,7 +2,7 @@ import { basename, resolve } from 'node:path';
 import { Command } from 'commander';
 import pc from 'picocolors';
 import { readOptConfig } from '../../models/opt/config.js';
-import { createServer } from '../../serve/server.js';
+import { createServer, type ServedModel } from '../../serve/server.js';
 import { addModelOptions, type ModelOptions, openModel, wholeNumber } from '../generation-options.js';
 import { abortOnInterrupt } from '../terminal.js';
 
@@ -10,6 +10,9 @@ interface Options extends ModelOptions {
   host: string;
   port: number;
   name?: string;
+  compare?: string;
+  compareName?: string;
+  compareStock?: boolean;
   apiKey?: string;
   maxBatch: number;
   maxWaiting: number;
@@ -22,11 +25,16 @@ interface Options extends ModelOptions {
 /** `flashllm serve`: OpenAI's completions over HTTP, until Ctrl-C or SIGTERM. */
 export function serveCommand(): Command {
   const command = new Command('serve')
-    .description('Serve a model over HTTP in OpenAI’s form: /v1/completions, /v1/models, /health, /metrics.')
+    .description(
+      'Serve a model over HTTP in OpenAI’s form: /v1/completions, /v1/models, /health, /metrics; at / a page to try it.',
+    )
     .argument('<folder>', 'a folder that flashllm export or rewrite wrote')
     .option('--host <address>', 'address to listen on; others than this machine’s own need one', '127.0.0.1')
     .option('--port <number>', 'port; 0: a free one', wholeNumber(0), 8080)
     .option('--name <model>', 'name of the model for clients (default: the folder’s)')
+    .option('--compare <folder>', 'serve this model, too: the page at / runs both, one after the other')
+    .option('--compare-name <model>', 'name of that one for clients (default: the folder’s)')
+    .option('--compare-stock', 'run that one without flashllm')
     .option('--api-key <key>', 'required of clients (default: FLASHLLM_API_KEY of the environment, or none)')
     .option('--max-batch <number>', 'most sequences that run at once', wholeNumber(1), 32)
     .option('--max-waiting <number>', 'most that wait; further requests get 429', wholeNumber(1), 128)
@@ -43,21 +51,39 @@ export function serveCommand(): Command {
 }
 
 async function run(folder: string, options: Options): Promise<void> {
-  const { host, port, maxBatch, maxWaiting, prefillTokens, maxPromptTokens, bodyLimit } = options;
-  const { maxPositions } = await readOptConfig(folder);
+  const { host, port, maxPromptTokens, bodyLimit } = options;
   const { signal, release } = abortOnInterrupt();
-  const model = await openModel(folder, options, { maxBatch, maxWaiting, prefillTokens });
+  const served: ServedModel[] = [];
   try {
-    const name = options.name ?? basename(resolve(folder));
+    const first = await open(folder, options.name, options, options);
+    served.push(first);
+    if (options.compare !== undefined) {
+      const stock = options.stock || options.compareStock || false;
+      served.push(await open(options.compare, options.compareName, { ...options, stock }, options));
+    }
+    if (new Set(served.map(({ name }) => name)).size < served.length)
+      throw new Error(`both models are called '${first.name}'; give one of them a --name or --compare-name`);
     const apiKey = options.apiKey ?? process.env.FLASHLLM_API_KEY;
-    const { app, close } = createServer(model, { name, maxPositions, apiKey, maxPromptTokens, bodyLimit });
+    const { app, close } = createServer([first, ...served.slice(1)], { apiKey, maxPromptTokens, bodyLimit });
     const address = await app.listen({ host, port });
-    process.stdout.write(`${pc.bold(name)} at ${address}/v1 (Ctrl-C ends it)\n`);
+    const names = served.map(({ name }) => pc.bold(name)).join(' and ');
+    process.stdout.write(`${names} at ${address}/v1, a page at ${address}/ (Ctrl-C ends it)\n`);
     if (!signal.aborted) await new Promise((stop) => signal.addEventListener('abort', stop, { once: true }));
     process.stderr.write(`waiting up to ${options.grace} s for requests in flight; again to end at once\n`);
     await close(1000 * options.grace);
   } finally {
     release();
-    await model.session.release();
+    await Promise.all(served.map(({ model }) => model.session.release()));
   }
+}
+
+async function open(
+  folder: string,
+  name: string | undefined,
+  session: ModelOptions,
+  { maxBatch, maxWaiting, prefillTokens }: Options,
+): Promise<ServedModel> {
+  const { maxPositions } = await readOptConfig(folder);
+  const model = await openModel(folder, session, { maxBatch, maxWaiting, prefillTokens });
+  return { name: name ?? basename(resolve(folder)), model, maxPositions };
 }

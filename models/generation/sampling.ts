@@ -1,4 +1,5 @@
 import { ModelFolderError } from '../errors.js';
+import { negativeExponential } from './exponential.js';
 import type { ResolvedOptions } from './options.js';
 import { Random } from './random.js';
 
@@ -30,6 +31,13 @@ export class Sampler {
     this.seen = new Set(prompt);
   }
 
+  /** Whether the choice is always the likeliest token. */
+  get greedy(): boolean {
+    const { temperature, topK, repetitionPenalty, presencePenalty, frequencyPenalty } = this.options;
+    const penalties = repetitionPenalty !== 1 || presencePenalty !== 0 || frequencyPenalty !== 0;
+    return (temperature === 0 || topK === 1) && !penalties;
+  }
+
   /**
    * @param logits of one token [vocabulary]; left as they are.
    * @param banned tokens that may not be chosen.
@@ -37,11 +45,8 @@ export class Sampler {
    */
   sample(logits: Float32Array, banned: readonly number[] = []): number {
     const scores = this.penalized(logits, banned);
-    const { temperature, topK, topP } = this.options;
-    const token =
-      temperature === 0 || topK === 1
-        ? argmax(scores)
-        : this.draw(topK > 0 ? largest(scores, topK) : likely(scores, temperature, topP), scores);
+    const { temperature, topK } = this.options;
+    const token = temperature === 0 || topK === 1 ? argmax(scores) : this.draw(scores);
     if (!Number.isFinite(scores[token] as number))
       throw new ModelFolderError(
         'TENSOR',
@@ -71,28 +76,53 @@ export class Sampler {
     return scores;
   }
 
-  /** Draws one of the candidates, which come with falling score where top-p is less than 1. */
-  private draw(candidates: Uint32Array, scores: Float32Array): number {
-    const { temperature, topP } = this.options;
-    let top = Number.NEGATIVE_INFINITY;
-    for (const token of candidates) if ((scores[token] as number) > top) top = scores[token] as number;
-    const weights = Float64Array.from(candidates, (token) => Math.exp(((scores[token] as number) - top) / temperature));
+  private draw(scores: Float32Array): number {
+    const { temperature, topK, topP } = this.options;
+    const top = scores[argmax(scores)] as number;
+    const candidates = topK > 0 ? largest(scores, topK) : undefined;
+    const count = candidates?.length ?? scores.length;
+    const weights = scratch(count);
     let sum = 0;
-    for (const weight of weights) sum += weight;
-    let end = weights.length;
-    if (topP < 1) {
-      // `likely` left out what cannot reach top-p, so the sum of all is stated by it or, after top-k, is this one.
-      const goal = topP * (this.options.topK > 0 ? sum : totalWeight(scores, top, temperature));
-      sum = 0;
-      for (end = 0; end < weights.length && (end === 0 || sum < goal); end++) sum += weights[end] as number;
+    for (let i = 0; i < count; i++) {
+      const score = scores[candidates ? (candidates[i] as number) : i] as number;
+      const weight = negativeExponential((top - score) / temperature);
+      weights[i] = weight;
+      sum += weight;
     }
-    let left = this.random.next() * sum;
-    for (let i = 0; i < end; i++) {
-      left -= weights[i] as number;
-      if (left < 0) return candidates[i] as number;
+    if (topP >= 1) {
+      const drawn = pick(weights, count, this.random.next() * sum);
+      return candidates ? (candidates[drawn] as number) : drawn;
     }
-    return candidates[end - 1] ?? argmax(scores);
+    // The places in `weights` of those whose weights reach top-p; after top-k they come with falling weight already.
+    const order = candidates ? undefined : likely(weights, count, sum, topP);
+    const kept = Float64Array.from(
+      order ?? { length: count },
+      (_, i) => weights[order ? (order[i] as number) : i] ?? 0,
+    );
+    let end = 0;
+    let reached = 0;
+    while (end < kept.length && (end === 0 || reached < topP * sum)) reached += kept[end++] as number;
+    const drawn = pick(kept, end, this.random.next() * reached);
+    return (order ?? candidates)?.[drawn] as number;
   }
+}
+
+let shared = new Float64Array(0);
+
+/** Memory for numbers that nobody keeps: a list of the vocabulary's length for each token would be much garbage. */
+function scratch(length: number): Float64Array {
+  if (shared.length < length) shared = new Float64Array(length);
+  return shared;
+}
+
+/** The index at which the sum of the first weights exceeds `target`. */
+function pick(weights: Float64Array, count: number, target: number): number {
+  let left = target;
+  for (let i = 0; i < count; i++) {
+    left -= weights[i] as number;
+    if (left < 0) return i;
+  }
+  return count - 1;
 }
 
 /** Index of the largest number, the first of equals. */
@@ -148,15 +178,14 @@ export function largest(scores: Float32Array, count: number): Uint32Array {
 }
 
 /**
- * All tokens, or for top-p those that could be among the likeliest, falling. Fewer than (1 − p) / (vocabulary − 1)
- * each, the others together do not reach 1 − p.
+ * Indices of the weights that could be among the largest of which the sum reaches top-p of all, falling; of equals the
+ * first. Fewer than (1 − p) / (count − 1) of the sum each, the others together do not reach 1 − p.
  */
-function likely(scores: Float32Array, temperature: number, topP: number): Uint32Array {
-  if (topP >= 1) return Uint32Array.from(scores, (_, i) => i);
-  const top = scores[argmax(scores)] as number;
-  const least = ((1 - topP) / Math.max(1, scores.length - 1)) * totalWeight(scores, top, temperature);
-  const floor = Math.min(top, top + temperature * Math.log(least));
+function likely(weights: Float64Array, count: number, sum: number, topP: number): Uint32Array {
+  let top = 0;
+  for (let i = 1; i < count; i++) if ((weights[i] as number) > (weights[top] as number)) top = i;
+  const least = Math.min(weights[top] as number, ((1 - topP) / Math.max(1, count - 1)) * sum);
   const kept: number[] = [];
-  for (let i = 0; i < scores.length; i++) if ((scores[i] as number) >= floor) kept.push(i);
-  return Uint32Array.from(kept).sort((a, b) => (scores[b] as number) - (scores[a] as number) || a - b);
+  for (let i = 0; i < count; i++) if ((weights[i] as number) >= least) kept.push(i);
+  return Uint32Array.from(kept).sort((a, b) => (weights[b] as number) - (weights[a] as number) || a - b);
 }

@@ -1,7 +1,7 @@
 import type { Tokenizer } from '../tokenizer.js';
+import type { ScheduledSequence } from './batch.js';
 import type { ResolvedOptions } from './options.js';
 import { logprobs, Sampler, type TokenLogprob } from './sampling.js';
-import type { ScheduledSequence } from './scheduler.js';
 import { StopStrings } from './stopping.js';
 import { TextAssembler } from './text-assembler.js';
 
@@ -60,10 +60,20 @@ export class TextSequence implements ScheduledSequence {
     this.stops = new StopStrings(options.stop);
   }
 
-  next(logits: Float32Array): number | undefined {
+  get limit(): number {
+    return this.prompt.length + this.room;
+  }
+
+  get greedy(): boolean {
+    const { logprobs, minNewTokens, stopTokenIds } = this.options;
+    const banned = this.made.length < minNewTokens && stopTokenIds.length > 0;
+    return this.sampler.greedy && !banned && logprobs === undefined;
+  }
+
+  next(logits: Float32Array | undefined, likeliest = 0): number | undefined {
     const { stopTokenIds, minNewTokens } = this.options;
     const early = this.made.length < minNewTokens;
-    const tokenId = this.sampler.sample(logits, early ? stopTokenIds : []);
+    const tokenId = logits ? this.sampler.sample(logits, early ? stopTokenIds : []) : likeliest;
     this.made.push(tokenId);
     const ended = !early && stopTokenIds.includes(tokenId);
     let { text, stopped } = ended ? { text: '', stopped: false } : this.read(this.assembler.push(tokenId), early);
@@ -74,7 +84,7 @@ export class TextSequence implements ScheduledSequence {
       stopped = rest.stopped;
     }
     this.text += text;
-    this.sink.piece({ tokenId, text, ...this.likelihood(logits, tokenId) });
+    this.sink.piece({ tokenId, text, ...(logits ? this.likelihood(logits, tokenId) : {}) });
     if (!ended && !stopped && !full) return tokenId;
     this.finish(ended || stopped ? 'stop' : 'length');
     return undefined;

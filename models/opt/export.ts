@@ -21,8 +21,8 @@ export interface ExportOptions {
   /** Type of activations, cache and logits; default float32. */
   readonly dtype?: OptDtype | undefined;
   /**
-   * Op that computes attention; default ONNX Attention for float32, GroupQueryAttention for float16 (docs/opt-
-   * graph.md).
+   * Op that computes attention; default GroupQueryAttention, for heads that are no multiple of 8 elements ONNX
+   * Attention (docs/opt-graph.md).
    */
   readonly attention?: OptAttention | undefined;
   /** Called with the bytes of weights written and those to write. */
@@ -86,14 +86,14 @@ export async function exportRandomOpt(
   return { ...saved, config, attention, companions: ['config.json'], unusedTensors: [] };
 }
 
-function chooseAttention(config: OptConfig, { attention, dtype = 'float32' }: ExportOptions): OptAttention {
+function chooseAttention(config: OptConfig, { attention }: ExportOptions): OptAttention {
   if (attention === 'group-query' && headDim(config) % 8 !== 0) {
     throw new ModelFolderError(
       'USAGE',
       `GroupQueryAttention needs heads of a multiple of 8 elements, this model's have ${headDim(config)}; export with --attention onnx`,
     );
   }
-  return attention ?? defaultAttention(config, dtype);
+  return attention ?? defaultAttention(config);
 }
 
 async function save(

@@ -15,8 +15,8 @@ export type Dim = number | string;
 /** Element types that a built graph uses. */
 export type ElementType = FloatType | 'int64' | 'int32' | 'bool';
 
-/** An attribute's value: an integer, or a float marked as one. */
-export type AttributeValue = number | { readonly float: number };
+/** An attribute's value: an integer, a list of them, or a float marked as one. */
+export type AttributeValue = number | readonly number[] | { readonly float: number };
 
 const types = onnx.TensorProto.DataType;
 
@@ -121,18 +121,25 @@ export class GraphBuilder {
     return this.integers(name, types.INT64, values.length, bytes);
   }
 
-  /** A constant list of int32, made once for each name. */
-  int32s(name: string, values: readonly number[]): string {
-    const bytes = Buffer.alloc(4 * values.length);
-    values.forEach((value, i) => {
-      bytes.writeInt32LE(value, 4 * i);
-    });
-    return this.integers(name, types.INT32, values.length, bytes);
+  /** A constant int32 scalar, made once for each name. */
+  int32(name: string, value: number): string {
+    const bytes = Buffer.alloc(4);
+    bytes.writeInt32LE(value);
+    return this.integers(name, types.INT32, undefined, bytes);
   }
 
-  private integers(name: string, dataType: number, length: number, rawData: Buffer): string {
+  /** Constant booleans, made once for each name. */
+  bools(name: string, dims: readonly number[], values: readonly boolean[]): string {
+    const rawData = Buffer.from(values.map(Number));
     if (!this.initializers.has(name))
-      this.initializers.set(name, onnx.TensorProto.create({ name, dataType, dims: [length], rawData }));
+      this.initializers.set(name, onnx.TensorProto.create({ name, dataType: types.BOOL, dims: [...dims], rawData }));
+    return name;
+  }
+
+  private integers(name: string, dataType: number, length: number | undefined, rawData: Buffer): string {
+    const dims = length === undefined ? [] : [length];
+    if (!this.initializers.has(name))
+      this.initializers.set(name, onnx.TensorProto.create({ name, dataType, dims, rawData }));
     return name;
   }
 
@@ -155,9 +162,10 @@ export class GraphBuilder {
 
 function toAttribute(name: string, value: AttributeValue): AttributeProto {
   const type = onnx.AttributeProto.AttributeType;
-  return typeof value === 'number'
-    ? onnx.AttributeProto.create({ name, i: value, type: type.INT })
-    : onnx.AttributeProto.create({ name, f: value.float, type: type.FLOAT });
+  if (typeof value === 'number') return onnx.AttributeProto.create({ name, i: value, type: type.INT });
+  return 'float' in value
+    ? onnx.AttributeProto.create({ name, f: value.float, type: type.FLOAT })
+    : onnx.AttributeProto.create({ name, ints: [...value], type: type.INTS });
 }
 
 function info(name: string, type: ElementType, dims: readonly Dim[]): ValueInfoProto {

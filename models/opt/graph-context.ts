@@ -1,5 +1,5 @@
 import { onnx } from '../../graph-passes/onnx/proto.js';
-import type { GraphBuilder } from './graph-builder.js';
+import type { AttributeValue, ElementType, GraphBuilder } from './graph-builder.js';
 
 /** Type that activations, the cache and logits have. */
 export type OptDtype = 'float32' | 'float16';
@@ -21,6 +21,12 @@ export const dimNames = {
   total: 'past_sequence_length + sequence_length',
   tokens: 'batch_size * sequence_length',
 } as const;
+
+/**
+ * Length of `present` where a past longer than its tokens is updated in place; callers know such a decoder by it. Of a
+ * past of just the tokens it is Optimum's length.
+ */
+export const IN_PLACE_LENGTH = 'max(past_sequence_length, total_sequence_length)';
 
 /** Values that all layers share. */
 export interface Context {
@@ -51,9 +57,15 @@ export function buildContext(graph: GraphBuilder, { dtype, attention }: OptGraph
     });
   const split = concat('split', [batchSize, length, graph.int64s('minus_one', [-1])]);
   const biasShape = concat('bias_shape', [batchSize, graph.int64s('one', [1]), length, totalSize]);
-  const bias = paddingBias(graph, dtype, biasShape);
-  const lengths =
-    attention === 'group-query' ? sequenceLengths(graph, totalSize, batchSize) : { lengths: '', total: '' };
+  const keep = graph.node('Cast', ['attention_mask'], {
+    name: `${at}/keep`,
+    type: 'bool',
+    dims: [batch, total],
+    attributes: { to: onnx.TensorProto.DataType.BOOL },
+  });
+  const bias = paddingBias(graph, dtype, keep, biasShape);
+  const sizes = { sequence: length, total: totalSize };
+  const lengths = attention === 'group-query' ? sequenceLengths(graph, keep, sizes) : { lengths: '', total: '' };
   return { split, bias, ...lengths };
 }
 
@@ -67,33 +79,75 @@ function sizeOf(graph: GraphBuilder, name: string, input: string, axis: number):
  * 0 where attention_mask is 1, else a number that no score outweighs and that, added to a score, stays finite: a row
  * of padding must not become NaN, since NaN · 0 would reach real tokens through its value.
  */
-function paddingBias(graph: GraphBuilder, type: OptDtype, shape: string): string {
+function paddingBias(graph: GraphBuilder, type: OptDtype, keep: string, shape: string): string {
   const node = (op: string, name: string, inputs: string[], dims: (number | string)[]) =>
     graph.node(op, inputs, { name: `${at}/${name}`, type, dims });
-  const keep = graph.node('Cast', ['attention_mask'], {
-    name: `${at}/keep`,
-    type: 'bool',
-    dims: [batch, total],
-    attributes: { to: onnx.TensorProto.DataType.BOOL },
-  });
   const masked = graph.floats('masked', type, [], [type === 'float16' ? -30000 : -1e9]);
   const row = node('Where', 'bias_row', [keep, graph.floats('kept', type, [], [0]), masked], [batch, total]);
   const rank4 = node('Unsqueeze', 'bias_4d', [row, graph.int64s('bias_axes', [1, 2])], [batch, 1, 1, total]);
   return node('Expand', 'bias', [rank4, shape], [batch, 1, sequence, total]);
 }
 
-/** What GroupQueryAttention wants to know: the same total for every sequence, padding being the bias's business. */
+/** More positions than any cache has, far from the limits of int32. */
+const BEYOND = 2 ** 24;
+
+/**
+ * What GroupQueryAttention wants to know: the index of each sequence's last position. With a past of just the tokens
+ * before, P = T - S (what Optimum's callers give), it is T - 1 for all, padding being the bias's business. A longer past
+ * is memory with room: there each sequence ends with the last position that its mask keeps. The mask's content says so
+ * and not its shape, so that a recorded CUDA graph moves on with it.
+ *
+ * It is the larger of what the mask keeps and of a floor: T - 1 without room, else below every position. The floor is a
+ * Range of one or two elements, BEYOND apart, which ends before T - (P + S - T): so it is made on the device, and only
+ * differences of scalars on the host.
+ */
 function sequenceLengths(
   graph: GraphBuilder,
-  totalSize: string,
-  batchSize: string,
+  keep: string,
+  sizes: { sequence: string; total: string },
 ): Pick<Context, 'lengths' | 'total'> {
-  const node = (op: string, name: string, inputs: string[], dims: (number | string)[], attributes = {}) =>
-    graph.node(op, inputs, { name: `${at}/${name}`, type: 'int32', dims, attributes });
-  const total32 = node('Cast', 'total_int32', [totalSize], [1], { to: onnx.TensorProto.DataType.INT32 });
-  const last = node('Sub', 'last', [total32, graph.int32s('one_int32', [1])], [1]);
-  return {
-    lengths: node('Expand', 'lengths', [last, batchSize], [batch]),
-    total: node('Squeeze', 'total_scalar', [total32], []),
+  const node = (
+    op: string,
+    name: string,
+    inputs: string[],
+    dims: (number | string)[],
+    attributes: Record<string, AttributeValue> = {},
+    type: ElementType = 'int32',
+  ) => graph.node(op, inputs, { name: `${at}/${name}`, type, dims, attributes });
+  const scalar = (name: string, size: string) => {
+    const int32 = node('Cast', `${name}_int32`, [size], [1], { to: onnx.TensorProto.DataType.INT32 });
+    return node('Squeeze', `${name}_scalar`, [int32], []);
   };
+  const less = (name: string, a: string, b: string) => node('Sub', `${name}_scalar`, [a, b], []);
+  const [zero, one] = [graph.int32('zero_int32', 0), graph.int32('one_int32', 1)];
+  const columns = scalar('total', sizes.total);
+  const past = scalar('past', sizeOf(graph, 'past', 'past_key_values.0.key', 2));
+  const first = less('floor_first', columns, graph.int32('beyond_and_one', BEYOND + 1));
+  const behind = less('behind', scalar('sequence', sizes.sequence), columns);
+  const end = less('floor_end', less('not_past', columns, past), behind);
+  const floor = node('Range', 'floor', [first, end, graph.int32('beyond', BEYOND)], ['floors']);
+
+  const index = node('Range', 'columns', [zero, columns, one], [total]);
+  const rows = node('Unsqueeze', 'keep_rows', [keep, graph.int64s('one', [1])], [batch, 1, total], {}, 'bool');
+  const used = node('Where', 'used', [rows, index, graph.int32('first_position', 0)], [batch, 1, total]);
+  const last = max(graph, 'last', used, [2], [batch, 1, 1], true);
+  const both = node(
+    'Where',
+    'last_and_floor',
+    [graph.bools('either', [2, 1], [true, false]), last, floor],
+    [batch, 2, 'floors'],
+  );
+  return { lengths: max(graph, 'lengths', both, [1, 2], [batch], false), total: columns };
+}
+
+function max(
+  graph: GraphBuilder,
+  name: string,
+  of: string,
+  axes: number[],
+  dims: (number | string)[],
+  keep: boolean,
+): string {
+  const attributes = { axes, keepdims: keep ? 1 : 0 };
+  return graph.node('ReduceMax', [of], { name: `${at}/${name}`, type: 'int32', dims, attributes });
 }

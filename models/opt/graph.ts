@@ -7,6 +7,7 @@ import {
   buildContext,
   type Context,
   dimNames,
+  IN_PLACE_LENGTH,
   type OptAttention,
   type OptDtype,
   type OptGraphOptions,
@@ -37,12 +38,9 @@ export interface OptWeights {
 
 const { batch, sequence, past, total, tokens } = dimNames;
 
-/**
- * float16 graphs, made for GPUs, take the op whose cache can grow in place; float32 graphs the one that ONNX
- * Runtime's CPU provider runs for every batch and past. GroupQueryAttention wants heads of a multiple of 8 elements.
- */
-export function defaultAttention(config: OptConfig, dtype: OptDtype): OptAttention {
-  return dtype === 'float16' && headDim(config) % 8 === 0 ? 'group-query' : 'onnx';
+/** The op whose cache grows in place, where it can be had: GroupQueryAttention wants heads of a multiple of 8 elements. */
+export function defaultAttention(config: OptConfig): OptAttention {
+  return headDim(config) % 8 === 0 ? 'group-query' : 'onnx';
 }
 
 /**
@@ -73,12 +71,15 @@ class OptGraph {
     graph.input('attention_mask', 'int64', [batch, total]);
     graph.input('position_ids', 'int64', [batch, sequence]);
     graph.output('logits', type, [batch, sequence, config.vocabSize]);
+    const present = this.options.attention === 'group-query' ? IN_PLACE_LENGTH : total;
     for (let i = 0; i < config.layers; i++) {
       for (const part of ['key', 'value']) {
         graph.input(`past_key_values.${i}.${part}`, type, [batch, config.heads, past, headDim(config)]);
-        graph.output(`present.${i}.${part}`, type, [batch, config.heads, total, headDim(config)]);
+        graph.output(`present.${i}.${part}`, type, [batch, config.heads, present, headDim(config)]);
       }
     }
+    // For GPUs: a greedy step copies one token from the device, not the whole row of logits.
+    if (type === 'float16') graph.output('likeliest', 'int64', [batch, sequence]);
     const context = buildContext(graph, this.options);
     let hidden = this.embed();
     for (let i = 0; i < config.layers; i++) hidden = this.layer(i, hidden, context);
@@ -188,6 +189,8 @@ class OptGraph {
       attributes: { transB: 1 },
     });
     graph.addNode('Reshape', [flat, context.split], ['logits'], '/lm_head/logits');
+    if (type === 'float16')
+      graph.addNode('ArgMax', ['logits'], ['likeliest'], '/lm_head/likeliest', { axis: -1, keepdims: 0 });
   }
 
   private activate(at: string, hidden: string): string {

@@ -1,4 +1,5 @@
 export type { CalibrationSettings } from './calibration.js';
+export { type PruneDeviceName, parsePruneDevice } from './device.js';
 export {
   type LayerSparsity,
   type PruneMethod,

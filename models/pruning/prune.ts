@@ -12,6 +12,7 @@ import { type OptConfig, readOptConfig } from '../opt/config.js';
 import { loadTokenizer } from '../tokenizer.js';
 import { type Calibration, type CalibrationSettings, loadCalibration } from './calibration.js';
 import { type LayerCost, layerCost } from './cost.js';
+import { createPruner, type PruneDeviceName } from './device.js';
 import { LayerFiles, placeOf } from './layer-files.js';
 import {
   checkPatterns,
@@ -30,7 +31,9 @@ export interface PruneOptions extends PruneSettings {
   /** Folder of the pruned model, in the same layout; it must not hold anything yet. */
   readonly output: string;
   readonly calibration?: CalibrationSettings | undefined;
-  /** Default: one a core. */
+  /** What to compute on; default `auto`. */
+  readonly device?: PruneDeviceName | undefined;
+  /** On the CPU. Default: one a core. */
   readonly threads?: number | undefined;
   /** Where activations lie while pruning: three times sequences × length × hidden_size × 4 bytes. Default: beside the output. */
   readonly workFolder?: string | undefined;
@@ -88,6 +91,7 @@ export async function pruneOpt(folder: string, options: PruneOptions): Promise<P
       seed: options.calibration?.seed ?? 0,
       file: options.calibration?.file ?? 'default',
     },
+    device: run.device,
     layers,
     total: totals(layers),
   };
@@ -114,7 +118,7 @@ class PruneRun {
   ) {
     this.files = new LayerFiles(config, checkpoint);
     this.cost = layerCost(config, settings.method, calibration.sequences, calibration.length);
-    this.pruner = this.native.createPruner({
+    this.pruner = createPruner(this.native, options.device ?? 'auto', {
       hiddenSize: config.hiddenSize,
       ffnSize: config.ffnDim,
       heads: config.heads,
@@ -124,6 +128,11 @@ class PruneRun {
       length: calibration.length,
       threads: options.threads ?? 0,
     });
+  }
+
+  /** What it computes on, for people. */
+  get device(): string {
+    return this.native.describePruner(this.pruner);
   }
 
   /** Prunes the layers that are not done yet. */

@@ -33,6 +33,8 @@ export interface PruningReport {
   readonly calibration: Required<Pick<CalibrationSettings, 'sequences' | 'length' | 'seed'>> & {
     readonly file: string;
   };
+  /** What it was computed on. */
+  readonly device: string;
   readonly layers: readonly LayerReport[];
   readonly total: {
     readonly elements: number;

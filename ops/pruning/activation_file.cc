@@ -33,8 +33,9 @@ ActivationFile::ActivationFile(const std::string& path, int64_t floats, Mode mod
     error = errno;
   } else if (static_cast<size_t>(status.st_size) != bytes_) {
     close(file);
-    throw PruningError("the activations in " + path + " are " + std::to_string(status.st_size) + " bytes long, expected " +
-                       std::to_string(bytes_) + ": remove the folder that they are in and start again");
+    throw PruningError("the activations in " + path + " are " + std::to_string(status.st_size) +
+                       " bytes long, expected " + std::to_string(bytes_) +
+                       ": remove the folder that they are in and start again");
   }
   void* mapped = MAP_FAILED;
   if (error == 0) {

@@ -1,5 +1,5 @@
-// Activations of all calibration tokens in a file that is mapped: in memory while there is room, on disk beyond that, and still there
-// after an interruption.
+// Activations of all calibration tokens in a file that is mapped: in memory while there is room, on disk beyond that,
+// and still there after an interruption.
 #pragma once
 
 #include <cstdint>

@@ -1,5 +1,6 @@
-// Memory that begins at a multiple of a cache line. Eigen's loops begin with single elements until they reach an aligned one, so that
-// the last bits of a sum would otherwise depend on where the allocator put a matrix, and results would not repeat.
+// Memory that begins at a multiple of a cache line. Eigen's loops begin with single elements until they reach an
+// aligned one, so that the last bits of a sum would otherwise depend on where the allocator put a matrix, and results
+// would not repeat.
 #pragma once
 
 #include <cstddef>
@@ -21,9 +22,13 @@ struct AlignedAllocator {
   void deallocate(T* memory, size_t) { ::operator delete(memory, std::align_val_t(kAlignment)); }
 
   template <typename U>
-  bool operator==(const AlignedAllocator<U>&) const { return true; }
+  bool operator==(const AlignedAllocator<U>&) const {
+    return true;
+  }
   template <typename U>
-  bool operator!=(const AlignedAllocator<U>&) const { return false; }
+  bool operator!=(const AlignedAllocator<U>&) const {
+    return false;
+  }
 };
 
 using Floats = std::vector<float, AlignedAllocator<float>>;

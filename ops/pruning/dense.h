@@ -1,48 +1,31 @@
-// Dense matrices in double precision, on several threads.
+// Dense matrices in double precision on a device: what the methods build on.
 #pragma once
 
 #include <cstdint>
 #include <vector>
 
-#include "ops/pruning/aligned.h"
-#include "ops/pruning/dense_kernels.h"
-#include "ops/pruning/workers.h"
+#include "ops/pruning/device.h"
 
 namespace flashllm::pruning {
 
-/// Row-major and contiguous.
-struct Matrix {
-  int64_t rows = 0;
-  int64_t columns = 0;
-  Doubles data;
+Matrix Duplicate(Device& device, const Matrix& a);
 
-  Matrix() = default;
-  Matrix(int64_t row_count, int64_t column_count)
-      : rows(row_count), columns(column_count), data(static_cast<size_t>(row_count * column_count)) {}
+/// a · b
+Matrix Multiply(Device& device, const Matrix& a, const Matrix& b);
 
-  double* Row(int64_t row) { return data.data() + row * columns; }
-  const double* Row(int64_t row) const { return data.data() + row * columns; }
-  double& operator()(int64_t row, int64_t column) { return Row(row)[column]; }
-  double operator()(int64_t row, int64_t column) const { return Row(row)[column]; }
-};
+/// a · x for a vector of a.columns elements, as host vectors.
+std::vector<double> Multiply(Device& device, const Matrix& a, const std::vector<double>& x);
 
-/// The product, its rows shared among the workers.
-void Multiply(Workers& workers, const Product<double>& product);
+std::vector<double> Diagonal(Device& device, const Matrix& a);
 
-/// a · b for contiguous matrices.
-Matrix Multiply(Workers& workers, const Matrix& a, const Matrix& b);
+/// Adds a number to the diagonal.
+void AddToDiagonal(Device& device, double value, Matrix* a);
 
-/// Replaces a symmetric matrix by L, lower triangular with zeros above, L · Lᵀ = a. Reads the lower triangle only. Throws PruningError
-/// where it is not positive definite.
-void Cholesky(Workers& workers, Matrix* a);
-
-/// L⁻¹ of a lower triangular matrix, zeros above the diagonal.
-Matrix InvertLower(Workers& workers, const Matrix& lower);
-
-/// U, upper triangular with Uᵀ · U = h⁻¹: what torch.linalg.cholesky(inverse, upper=True) gives. `h` is symmetric positive definite.
-Matrix InverseCholeskyUpper(Workers& workers, Matrix h);
+/// U, upper triangular with Uᵀ · U = h⁻¹: what torch.linalg.cholesky(inverse, upper=True) gives. `h` is symmetric
+/// positive definite.
+Matrix InverseCholeskyUpper(Device& device, Matrix h);
 
 /// h⁻¹ of a symmetric positive definite matrix.
-Matrix InvertSymmetric(Workers& workers, Matrix h);
+Matrix InvertSymmetric(Device& device, Matrix h);
 
 }  // namespace flashllm::pruning

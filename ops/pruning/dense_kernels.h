@@ -1,13 +1,14 @@
-// Dense linear algebra on one thread, by Eigen, compiled once for each instruction set. Matrices are row-major; a stride is the
-// distance between rows in elements. Results repeat bit by bit where operands are as far from a multiple of kAlignment (aligned.h).
+// Dense linear algebra on one thread, by Eigen, compiled once for each instruction set. Matrices are row-major; a
+// stride is the distance between rows in elements. Results repeat bit by bit where operands are as far from a multiple
+// of kAlignment (aligned.h).
 #pragma once
 
 #include <cstdint>
 
 namespace flashllm::pruning {
 
-/// C[m, n] = beta · C + alpha · op(A)[m, k] · op(B)[k, n]. A is [m, k], or [k, m] where transposed; B likewise. beta is 0 or 1;
-/// with 0, C is only written.
+/// C[m, n] = beta · C + alpha · op(A)[m, k] · op(B)[k, n]. A is [m, k], or [k, m] where transposed; B likewise. beta is
+/// 0 or 1; with 0, C is only written.
 template <typename T>
 struct Product {
   const T* a = nullptr;

@@ -5,14 +5,14 @@
 #include <utility>
 
 #include "ops/pruning/dense_kernels.h"
+#include "ops/pruning/workers.h"
 
 namespace flashllm::pruning {
 namespace {
 
-constexpr float kNormEpsilon = 1e-5f;
-constexpr int64_t kQueryBlock = 128;  // rows of attention scores computed at once
-// Bytes of inputs that one step of the statistics holds, if one sequence takes less.
-constexpr int64_t kGroupBytes = int64_t{1} << 30;
+// Sequences computed together: as many as fit, so that results do not depend on the machine.
+constexpr int64_t kGroup = 8;
+constexpr int64_t kGroupBytes = int64_t{1} << 29;  // of the widest activation
 
 /// The stage that gives a linear's inputs.
 Stage StageOf(LinearId id) {
@@ -29,243 +29,260 @@ void Check(size_t found, int64_t expected, const std::string& what) {
 
 }  // namespace
 
-OptLayer::Activations::Activations(const LayerFiles& files, int64_t floats)
-    : input(files.input, floats, ActivationFile::Mode::kRead),
-      context(files.context, floats, ActivationFile::Mode::kCreate),
-      output(files.output, floats, ActivationFile::Mode::kCreate) {}
-
-OptLayer::OptLayer(const OptShape& shape, std::array<Linear, kLinears> linears, std::array<Norm, kNorms> norms,
-                   const LayerFiles& pruned, const LayerFiles& dense)
-    : shape_(shape), norms_(std::move(norms)) {
-  const int64_t floats = shape.sequences * shape.length * shape.hidden;
-  sides_[kPruned] = std::make_unique<Activations>(pruned, floats);
-  if (!dense.input.empty()) sides_[kDense] = std::make_unique<Activations>(dense, floats);
+OptLayer::OptLayer(Device& device, const OptShape& shape, std::array<Linear, kLinears> linears,
+                   std::array<Norm, kNorms> norms, const LayerFiles& pruned, const LayerFiles& dense)
+    : device_(device), shape_(shape), linears_(std::move(linears)) {
   for (int id = 0; id < kLinears; ++id) {
-    Linear& linear = linears[id];
+    Linear& linear = linears_[id];
     linear.out_features = id == kFc1 ? shape.ffn : shape.hidden;
     linear.in_features = id == kFc2 ? shape.ffn : shape.hidden;
     Check(linear.weight.size(), linear.out_features * linear.in_features, "the weight of linear " + std::to_string(id));
-    if (!linear.bias.empty()) Check(linear.bias.size(), linear.out_features, "the bias of linear " + std::to_string(id));
+    if (!linear.bias.empty())
+      Check(linear.bias.size(), linear.out_features, "the bias of linear " + std::to_string(id));
+    for (const Side side : {kPruned, kDense}) {
+      if (side == kPruned || !dense.input.empty())
+        weights_[side][id] = {ToDevice(device, linear.weight), ToDevice(device, linear.bias)};
+    }
   }
-  if (HasDense()) linears_[kDense] = linears;
-  linears_[kPruned] = std::move(linears);
-  for (const Norm& norm : norms_) {
-    if (norm.scale.empty() && norm.shift.empty()) continue;
-    Check(norm.scale.size(), shape.hidden, "the scale of a layer norm");
-    Check(norm.shift.size(), shape.hidden, "the shift of a layer norm");
+  for (int id = 0; id < kNorms; ++id) {
+    if (norms[id].scale.empty() && norms[id].shift.empty()) continue;
+    Check(norms[id].scale.size(), shape.hidden, "the scale of a layer norm");
+    Check(norms[id].shift.size(), shape.hidden, "the shift of a layer norm");
+    norms_[id] = {ToDevice(device, norms[id].scale), ToDevice(device, norms[id].shift)};
   }
+  sides_[kPruned] = OpenActivations(pruned);
+  if (!dense.input.empty()) sides_[kDense] = OpenActivations(dense);
 }
 
-void OptLayer::Collect(Workers& workers, Stage stage, const Progress& progress) {
-  inputs_.reset();  // before the next ones take their memory
-  for (std::unique_ptr<TargetStatistics>& target : targets_) target.reset();
-  inputs_ = std::make_unique<InputStatistics>(Width(stage));
-  const int64_t size = shape_.length * Width(stage);
-  const int64_t fitting = std::max<int64_t>(1, kGroupBytes / (size * static_cast<int64_t>(sizeof(float))));
-  const int64_t group = std::min<int64_t>({fitting, workers.threads(), shape_.sequences});
-  Floats x(static_cast<size_t>(group * size));
-  for (int64_t first = 0; first < shape_.sequences; first += group) {
-    const int64_t count = std::min(group, shape_.sequences - first);
-    workers.For(count, [&](int64_t i, int) { ComputeInputs(kPruned, stage, first + i, x.data() + i * size); });
-    for (int64_t i = 0; i < count; ++i) inputs_->Add(workers, x.data() + i * size, shape_.length);
-    if (HasDense()) AddTargets(workers, stage, first, count, x);
+/// Room for an activation on the device if that leaves enough for the rest of the layer, else nothing.
+Array<float> OptLayer::Resident() const {
+  const int64_t inputs = std::max(shape_.hidden, shape_.ffn);
+  // Moments and factors of the widest inputs, a method's copies of the largest weight, and a dozen groups of
+  // activations.
+  const int64_t rest = 8 * (4 * inputs * inputs + 9 * shape_.hidden * shape_.ffn) + 12 * kGroupBytes;
+  const bool fits = device_.SpareBytes() - rest >= Elements() * static_cast<int64_t>(sizeof(float));
+  return fits ? Array<float>(device_, Elements()) : Array<float>();
+}
+
+std::unique_ptr<OptLayer::Activations> OptLayer::OpenActivations(const LayerFiles& files) const {
+  const auto open = [&](const std::string& path, ActivationFile::Mode mode) {
+    return std::make_unique<ActivationFile>(path, Elements(), mode);
+  };
+  auto opened = std::make_unique<Activations>();
+  opened->context.resident = Resident();
+  if (opened->context.resident.empty()) opened->context.file = open(files.context, ActivationFile::Mode::kCreate);
+  opened->output = {open(files.output, ActivationFile::Mode::kCreate), Resident()};
+  opened->input = {open(files.input, ActivationFile::Mode::kRead), Resident()};
+  Array<float>& input = opened->input.resident;
+  if (!input.empty())
+    device_.Upload(input.data(), opened->input.file->data(), static_cast<size_t>(input.size()) * sizeof(float));
+  return opened;
+}
+
+void OptLayer::ForGroups(const Progress& progress, const std::function<void(const Group&)>& body) const {
+  const int64_t sequence = shape_.length * std::max(shape_.hidden, shape_.ffn) * static_cast<int64_t>(sizeof(float));
+  const int64_t size = std::clamp<int64_t>(kGroupBytes / sequence, 1, kGroup);
+  for (int64_t first = 0; first < shape_.sequences; first += size) {
+    const int64_t count = std::min(size, shape_.sequences - first);
+    body({first, count});
     if (progress) progress(static_cast<double>(first + count) / static_cast<double>(shape_.sequences));
   }
 }
 
-/// The targets of the stage's linears for `count` sequences; `shifted` are their inputs, as the statistics left them.
-void OptLayer::AddTargets(Workers& workers, Stage stage, int64_t first, int64_t count, const Floats& shifted) {
-  const int64_t size = shape_.length * Width(stage);
-  Floats x(static_cast<size_t>(count * size));
-  workers.For(count, [&](int64_t i, int) { ComputeInputs(kDense, stage, first + i, x.data() + i * size); });
+Array<float> OptLayer::Load(const Activation& from, const Group& group) const {
+  Array<float> x(device_, Tokens(group) * shape_.hidden);
+  const size_t bytes = static_cast<size_t>(x.size()) * sizeof(float);
+  if (from.resident.empty()) {
+    device_.Upload(x.data(), from.file->data() + At(group), bytes);
+  } else {
+    device_.Copy(x.data(), from.resident.data() + At(group), bytes);
+  }
+  return x;
+}
+
+void OptLayer::Save(const Array<float>& x, const Group& group, Activation* to) const {
+  const size_t bytes = static_cast<size_t>(x.size()) * sizeof(float);
+  if (to->resident.empty()) {
+    device_.Download(to->file->data() + At(group), x.data(), bytes);
+  } else {
+    device_.Copy(to->resident.data() + At(group), x.data(), bytes);
+  }
+}
+
+void OptLayer::Collect(Stage stage, const Progress& progress) {
+  inputs_.reset();  // before the next ones take their memory
+  for (std::unique_ptr<TargetStatistics>& target : targets_) target.reset();
+  inputs_ = std::make_unique<InputStatistics>(device_, Width(stage));
+  ForGroups(progress, [&](const Group& group) {
+    Array<float> x = ComputeInputs(kPruned, stage, group);
+    const int64_t size = shape_.length * Width(stage);
+    for (int64_t i = 0; i < group.count; ++i) inputs_->Add(x.data() + i * size, shape_.length);
+    if (HasDense()) AddTargets(stage, group, x);
+  });
+}
+
+/// The targets of the stage's linears; `shifted` are their inputs, as the statistics left them.
+void OptLayer::AddTargets(Stage stage, const Group& group, const Array<float>& shifted) {
+  const Array<float> x = ComputeInputs(kDense, stage, group);
   for (int index = 0; index < kLinears; ++index) {
     const LinearId id = static_cast<LinearId>(index);
     if (StageOf(id) != stage) continue;
-    const Linear& linear = linears_[kDense][id];
-    const int64_t outputs = shape_.length * linear.out_features;
-    if (!targets_[id]) targets_[id] = std::make_unique<TargetStatistics>(linear.out_features, linear.in_features);
-    Floats y(static_cast<size_t>(count * outputs));
-    workers.For(count, [&](int64_t i, int) { ComputeTarget(id, first + i, x.data() + i * size, y.data() + i * outputs); });
-    for (int64_t i = 0; i < count; ++i) {
-      targets_[id]->Add(workers, y.data() + i * outputs, shifted.data() + i * size, shape_.length);
+    const Linear& linear = linears_[id];
+    if (!targets_[id])
+      targets_[id] = std::make_unique<TargetStatistics>(device_, linear.out_features, linear.in_features);
+    const Array<float> y = ComputeTarget(id, group, x);
+    for (int64_t i = 0; i < group.count; ++i) {
+      targets_[id]->Add(y.data() + i * shape_.length * linear.out_features,
+                        shifted.data() + i * shape_.length * linear.in_features, shape_.length);
     }
   }
 }
 
-/// What a linear gives in the dense model. One whose output is added to the residual stream also takes up what that has lost.
-void OptLayer::ComputeTarget(LinearId id, int64_t sequence, const float* x, float* y) {
-  Apply(kDense, id, x, y, 0);
-  if (id != kAttentionOut && id != kFc2) return;
-  const bool attention = id == kAttentionOut;
-  const float* dense = At(attention ? sides_[kDense]->input : sides_[kDense]->output, sequence);
-  const float* pruned = At(attention ? sides_[kPruned]->input : sides_[kPruned]->output, sequence);
-  for (int64_t i = 0; i < shape_.length * shape_.hidden; ++i) y[i] += dense[i] - pruned[i];
+/// What a linear gives in the dense model. One whose output is added to the residual stream also takes up what that has
+/// lost.
+Array<float> OptLayer::ComputeTarget(LinearId id, const Group& group, const Array<float>& x) {
+  Array<float> y = Apply(kDense, id, x);
+  if (id != kAttentionOut && id != kFc2) return y;
+  const auto stream = [&](Side side) {
+    return Load(id == kAttentionOut ? sides_[side]->input : sides_[side]->output, group);
+  };
+  device_.AddDifference(y.size(), stream(kDense).data(), stream(kPruned).data(), y.data());
+  return y;
 }
 
-void OptLayer::Retarget(Workers& workers, LinearId id, double damping) {
-  if (!targets_[id]) return;
-  targets_[id]->Retarget(workers, *inputs_, damping, &linears_[kPruned][id]);
-  targets_[id].reset();  // a large part of the memory that the method is about to need
+PruneReport OptLayer::Prune(LinearId id, const PruneOptions& options, const Progress& progress) {
+  Linear& linear = linears_[id];
+  if (inputs_ == nullptr || inputs_->features() != linear.in_features) {
+    throw PruningError("linear " + std::to_string(id) + " was to be pruned before its inputs were collected");
+  }
+  if (targets_[id] && !IsSparse(linear, options.sparsity)) targets_[id]->Retarget(*inputs_, options.damping, &linear);
+  // The method is about to need their memory.
+  targets_[id].reset();
+  weights_[kPruned][id] = Parameters();
+  const PruneReport report = PruneLinear(device_, *inputs_, options, &linear, progress);
+  weights_[kPruned][id] = {ToDevice(device_, linear.weight), ToDevice(device_, linear.bias)};
+  return report;
 }
 
-void OptLayer::ComputeInputs(Side side, Stage stage, int64_t sequence, float* x) {
-  const int64_t size = shape_.length * shape_.hidden;
-  float* input = At(sides_[side]->input, sequence);
+Array<float> OptLayer::ComputeInputs(Side side, Stage stage, const Group& group) {
   switch (stage) {
     case Stage::kAttentionIn:
-      if (shape_.pre_norm) return Normalise(kAttentionNorm, input, x);
-      std::copy_n(input, size, x);
-      return;
-    case Stage::kAttentionOut:
-      Attend(side, sequence, x);
-      std::copy_n(x, size, At(sides_[side]->context, sequence));
-      return;
-    case Stage::kFeedForwardIn:
-      AddAttention(side, sequence);
-      return FeedForwardIn(side, sequence, x);
+      return BlockIn(kAttentionNorm, Load(sides_[side]->input, group));
+    case Stage::kAttentionOut: {
+      Array<float> x = Attend(side, group);
+      Save(x, group, &sides_[side]->context);
+      return x;
+    }
+    case Stage::kFeedForwardIn: {
+      Array<float> stream = AddAttention(side, group);
+      Save(stream, group, &sides_[side]->output);
+      return BlockIn(kFinalNorm, std::move(stream));
+    }
     case Stage::kFeedForwardOut:
-      return FeedForward(side, sequence, x);
+      break;
   }
+  return FeedForward(side, BlockIn(kFinalNorm, Load(sides_[side]->output, group)));
 }
 
-void OptLayer::Finish(Workers& workers, const Progress& progress) {
+void OptLayer::Finish(const Progress& progress) {
   inputs_.reset();
   for (std::unique_ptr<TargetStatistics>& target : targets_) target.reset();
-  FinishSide(workers, kPruned, progress);
-  if (HasDense()) FinishSide(workers, kDense, {});
+  FinishSide(kPruned, progress);
+  if (HasDense()) FinishSide(kDense, {});
 }
 
-void OptLayer::FinishSide(Workers& workers, Side side, const Progress& progress) {
-  std::atomic<int64_t> done{0};
-  workers.For(shape_.sequences, [&](int64_t sequence, int worker) {
-    Floats inner(static_cast<size_t>(shape_.length * shape_.ffn));
-    FeedForward(side, sequence, inner.data());
-    float* residual = At(sides_[side]->output, sequence);
-    Apply(side, kFc2, inner.data(), residual, 1);
-    if (!shape_.pre_norm) Normalise(kFinalNorm, residual, residual);
-    const int64_t finished = ++done;
-    if (worker == 0 && progress) progress(static_cast<double>(finished) / static_cast<double>(shape_.sequences));
+void OptLayer::FinishSide(Side side, const Progress& progress) {
+  ForGroups(progress, [&](const Group& group) {
+    Array<float> stream = Load(sides_[side]->output, group);
+    Array<float> inputs(device_, stream.size());
+    device_.Copy(inputs.data(), stream.data(), static_cast<size_t>(stream.size()) * sizeof(float));
+    AddLinear(side, kFc2, FeedForward(side, BlockIn(kFinalNorm, std::move(inputs))), &stream);
+    if (!shape_.pre_norm) Normalise(kFinalNorm, stream, &stream);
+    ActivationFile& file = *sides_[side]->output.file;
+    device_.Download(file.data() + At(group), stream.data(), static_cast<size_t>(stream.size()) * sizeof(float));
   });
-  sides_[side]->output.Sync();
+  sides_[side]->output.file->Sync();
 }
 
-/// x = what the heads give: [length, hidden].
-void OptLayer::Attend(Side side, int64_t sequence, float* x) {
-  const int64_t length = shape_.length;
-  const int64_t hidden = shape_.hidden;
-  const int64_t width = hidden / shape_.heads;
-  const size_t size = static_cast<size_t>(length * hidden);
-  Floats q(size), k(size), v(size);
-  ComputeInputs(side, Stage::kAttentionIn, sequence, x);
-  Apply(side, kQuery, x, q.data(), 0);
-  Apply(side, kKey, x, k.data(), 0);
-  Apply(side, kValue, x, v.data(), 0);
-  Floats scores(static_cast<size_t>(std::min(kQueryBlock, length) * length));
-  for (int64_t head = 0; head < shape_.heads; ++head) {
-    for (int64_t first = 0; first < length; first += kQueryBlock) {
-      const int64_t rows = std::min(kQueryBlock, length - first);
-      const int64_t keys = first + rows;
-      Product<float> product;
-      product.a = q.data() + first * hidden + head * width;
-      product.b = k.data() + head * width;
-      product.a_stride = product.b_stride = hidden;
-      product.b_transposed = true;
-      product.c = scores.data();
-      product.c_stride = length;
-      product.m = rows;
-      product.n = keys;
-      product.k = width;
-      product.alpha = 1.0f / std::sqrt(static_cast<float>(width));
-      BestDenseKernels().multiply_f32(product);
-      BestDenseKernels().causal_softmax(scores.data(), rows, keys, length, first);
-      Product<float> values;
-      values.a = scores.data();
-      values.a_stride = length;
-      values.b = v.data() + head * width;
-      values.c = x + first * hidden + head * width;
-      values.b_stride = values.c_stride = hidden;
-      values.m = rows;
-      values.n = width;
-      values.k = keys;
-      BestDenseKernels().multiply_f32(values);
-    }
+/// What the heads give: [tokens, hidden].
+Array<float> OptLayer::Attend(Side side, const Group& group) {
+  const Array<float> x = BlockIn(kAttentionNorm, Load(sides_[side]->input, group));
+  const Array<float> q = Apply(side, kQuery, x);
+  const Array<float> k = Apply(side, kKey, x);
+  const Array<float> v = Apply(side, kValue, x);
+  Array<float> y(device_, x.size());
+  device_.Attend({group.count, shape_.length, shape_.heads, shape_.hidden / shape_.heads}, q.data(), k.data(), v.data(),
+                 y.data());
+  return y;
+}
+
+/// The residual stream where the feed-forward block begins: input + out_proj(context).
+Array<float> OptLayer::AddAttention(Side side, const Group& group) {
+  Array<float> stream = Load(sides_[side]->input, group);
+  AddLinear(side, kAttentionOut, Load(sides_[side]->context, group), &stream);
+  if (!shape_.pre_norm) Normalise(kAttentionNorm, stream, &stream);
+  return stream;
+}
+
+/// What a block gets of the residual stream: [tokens, hidden].
+Array<float> OptLayer::BlockIn(NormId id, Array<float> stream) const {
+  if (shape_.pre_norm) Normalise(id, stream, &stream);
+  return stream;
+}
+
+/// act(fc1(inputs)): [tokens, ffn].
+Array<float> OptLayer::FeedForward(Side side, const Array<float>& inputs) {
+  Array<float> inner = Apply(side, kFc1, inputs);
+  device_.Activate(inner.size(), shape_.gelu, inner.data());
+  return inner;
+}
+
+/// x·Wᵀ + b
+Array<float> OptLayer::Apply(Side side, LinearId id, const Array<float>& x) const {
+  const Linear& linear = linears_[id];
+  Array<float> y(device_, x.size() / linear.in_features * linear.out_features);
+  AddLinear(side, id, x, &y);
+  return y;
+}
+
+/// y += x·Wᵀ + b
+void OptLayer::AddLinear(Side side, LinearId id, const Array<float>& x, Array<float>* y) const {
+  const Linear& linear = linears_[id];
+  const Parameters& parameters = weights_[side][id];
+  if (parameters.weight.empty()) {
+    throw PruningError("linear " + std::to_string(id) + " was not pruned to the end: the layer has to be opened again");
   }
-}
-
-/// output = input + out_proj(context), which is where the feed-forward block begins.
-void OptLayer::AddAttention(Side side, int64_t sequence) {
-  float* output = At(sides_[side]->output, sequence);
-  std::copy_n(At(sides_[side]->input, sequence), shape_.length * shape_.hidden, output);
-  Apply(side, kAttentionOut, At(sides_[side]->context, sequence), output, 1);
-  if (!shape_.pre_norm) Normalise(kAttentionNorm, output, output);
-}
-
-void OptLayer::FeedForwardIn(Side side, int64_t sequence, float* x) {
-  if (shape_.pre_norm) return Normalise(kFinalNorm, At(sides_[side]->output, sequence), x);
-  std::copy_n(At(sides_[side]->output, sequence), shape_.length * shape_.hidden, x);
-}
-
-/// x = act(fc1(…)): [length, ffn].
-void OptLayer::FeedForward(Side side, int64_t sequence, float* x) {
-  Floats inputs(static_cast<size_t>(shape_.length * shape_.hidden));
-  FeedForwardIn(side, sequence, inputs.data());
-  Apply(side, kFc1, inputs.data(), x, 0);
-  const int64_t size = shape_.length * shape_.ffn;
-  if (shape_.gelu) {
-    for (int64_t i = 0; i < size; ++i) x[i] *= 0.5f * (1 + std::erf(x[i] * 0.70710678f));
-  } else {
-    for (int64_t i = 0; i < size; ++i) x[i] = x[i] > 0 ? x[i] : 0;
-  }
-}
-
-/// y = beta · y + x·Wᵀ + b for one sequence.
-void OptLayer::Apply(Side side, LinearId id, const float* x, float* y, float beta) const {
-  const Linear& linear = linears_[side][id];
-  const int64_t columns = linear.out_features;
-  for (int64_t token = 0; token < shape_.length; ++token) {
-    float* row = y + token * columns;
-    if (beta == 0) std::fill(row, row + columns, 0.0f);
-    for (size_t i = 0; i < linear.bias.size(); ++i) row[i] += linear.bias[i];
-  }
+  const int64_t rows = x.size() / linear.in_features;
+  if (!parameters.bias.empty()) device_.AddBias(rows, linear.out_features, parameters.bias.data(), y->data());
   Product<float> product;
-  product.a = x;
+  product.a = x.data();
   product.a_stride = linear.in_features;
-  product.b = linear.weight.data();
+  product.b = parameters.weight.data();
   product.b_stride = linear.in_features;
   product.b_transposed = true;
-  product.c = y;
-  product.c_stride = columns;
-  product.m = shape_.length;
-  product.n = columns;
+  product.c = y->data();
+  product.c_stride = linear.out_features;
+  product.m = rows;
+  product.n = linear.out_features;
   product.k = linear.in_features;
   product.beta = 1;
-  BestDenseKernels().multiply_f32(product);
+  device_.Multiply(product);
 }
 
-/// Layer norm of one sequence; y may be x.
-void OptLayer::Normalise(NormId id, const float* x, float* y) const {
-  const int64_t n = shape_.hidden;
-  const Norm& norm = norms_[id];
-  for (int64_t token = 0; token < shape_.length; ++token, x += n, y += n) {
-    double sum = 0;
-    for (int64_t i = 0; i < n; ++i) sum += x[i];
-    const float mean = static_cast<float>(sum / static_cast<double>(n));
-    double squares = 0;
-    for (int64_t i = 0; i < n; ++i) squares += static_cast<double>(x[i] - mean) * (x[i] - mean);
-    const float scale = 1.0f / std::sqrt(static_cast<float>(squares / static_cast<double>(n)) + kNormEpsilon);
-    for (int64_t i = 0; i < n; ++i) y[i] = (x[i] - mean) * scale;
-    for (size_t i = 0; i < norm.scale.size(); ++i) y[i] = y[i] * norm.scale[i] + norm.shift[i];
-  }
+/// y may be x.
+void OptLayer::Normalise(NormId id, const Array<float>& x, Array<float>* y) const {
+  const Parameters& norm = norms_[id];
+  device_.Normalise(x.size() / shape_.hidden, shape_.hidden, x.data(), norm.weight.data(), norm.bias.data(), y->data());
 }
 
 void EmbedSequences(Workers& workers, const OptShape& shape, const std::vector<int32_t>& ids, const Floats& token_table,
-                    int64_t embed, const Floats& position_table, const Floats& project_in,
-                    const std::string& output) {
+                    int64_t embed, const Floats& position_table, const Floats& project_in, const std::string& output) {
   const int64_t hidden = shape.hidden;
   const int64_t vocabulary = static_cast<int64_t>(token_table.size()) / embed;
   Check(ids.size(), shape.sequences * shape.length, "the calibration text");
   Check(project_in.size(), project_in.empty() ? 0 : hidden * embed, "project_in");
-  if (project_in.empty() && embed != hidden) throw PruningError("the embedding is not as wide as the layers and project_in is missing");
+  if (project_in.empty() && embed != hidden)
+    throw PruningError("the embedding is not as wide as the layers and project_in is missing");
   if (static_cast<int64_t>(position_table.size()) < (shape.length + 2) * hidden) {
     throw PruningError("sequences of " + std::to_string(shape.length) + " tokens are longer than the model's " +
                        std::to_string(static_cast<int64_t>(position_table.size()) / hidden - 2) + " positions");

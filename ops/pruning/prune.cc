@@ -25,21 +25,11 @@ float RoundTo(ValueType type, float value) {
 float Store(ValueType type, double value, const char* what) {
   const float rounded = RoundTo(type, static_cast<float>(value));
   if (!std::isfinite(rounded)) {
-    throw PruningError(std::string("a pruned ") + what + " of " + std::to_string(value) +
-                       " does not fit the type that the checkpoint stores: convert the checkpoint to bfloat16 or float32 first");
+    throw PruningError(
+        std::string("a pruned ") + what + " of " + std::to_string(value) +
+        " does not fit the type that the checkpoint stores: convert the checkpoint to bfloat16 or float32 first");
   }
   return rounded;
-}
-
-Matrix ToMatrix(const Linear& linear) {
-  Matrix matrix(linear.out_features, linear.in_features);
-  for (size_t i = 0; i < linear.weight.size(); ++i) {
-    if (!std::isfinite(linear.weight[i])) {
-      throw PruningError("a weight is " + std::to_string(linear.weight[i]) + ", expected finite numbers: is the checkpoint whole?");
-    }
-    matrix.data[i] = linear.weight[i];
-  }
-  return matrix;
 }
 
 int64_t CountNonzero(const Floats& values) {
@@ -48,52 +38,58 @@ int64_t CountNonzero(const Floats& values) {
   return count;
 }
 
-void RunMethod(Workers& workers, Matrix h, const PruneOptions& options, Matrix* weight, const Progress& progress) {
+void RunMethod(Device& device, Matrix h, const PruneOptions& options, Matrix* weight, const Progress& progress) {
   switch (options.method) {
-    case Method::kMagnitude: {
-      Matrix scores = *weight;
-      for (double& score : scores.data) score = std::fabs(score);
-      return DropLowest(workers, scores, options.sparsity, options.scope, weight);
-    }
+    case Method::kMagnitude:
+      return PruneMagnitude(device, options.sparsity, options.scope, weight);
     case Method::kWanda:
-      return PruneWanda(workers, h, options.sparsity, weight);
+      return PruneWanda(device, h, options.sparsity, weight);
     case Method::kSparseGpt:
-      return PruneSparseGpt(workers, std::move(h), options, weight, progress);
+      return PruneSparseGpt(device, std::move(h), options, weight, progress);
     case Method::kAdmm:
-      return PruneAdmm(workers, std::move(h), options, weight, progress);
+      return PruneAdmm(device, std::move(h), options, weight, progress);
   }
 }
 
-/// b̂ = b + (W − Ŵ)·mean, what is left of it after rounding in `shift`: (Ŵ − W)·mean + (b̂ − b).
-void CorrectBias(Workers& workers, const Matrix& before, const Matrix& after, const std::vector<double>& mean, ValueType stored,
-                 Floats* bias, std::vector<double>* shift) {
-  workers.For(before.rows, [&](int64_t row, int) {
-    double moved = 0;
-    for (int64_t k = 0; k < before.columns; ++k) moved += (after(row, k) - before(row, k)) * mean[static_cast<size_t>(k)];
-    float& value = (*bias)[static_cast<size_t>(row)];
+/// trace(W · H · Wᵀ): the squared outputs where H = Σ x xᵀ.
+double SquaredOutputs(Device& device, const Matrix& weight, const Matrix& h) {
+  const Matrix image = Multiply(device, weight, h);
+  return device.Dot(weight.size(), weight.data.data(), image.data.data());
+}
+
+/// b̂ = b − moved, where moved = (Ŵ − W)·mean. What is left of it after rounding: the sum of squares of moved + (b̂ − b).
+double CorrectBias(const std::vector<double>& moved, ValueType stored, Floats* bias) {
+  double left = 0;
+  for (size_t row = 0; row < moved.size(); ++row) {
+    float& value = (*bias)[row];
     const double old = value;
-    value = Store(stored, old - moved, "bias");
-    (*shift)[static_cast<size_t>(row)] = moved + (value - old);
-  });
+    value = Store(stored, old - moved[row], "bias");
+    const double shift = moved[row] + (value - old);
+    left += shift * shift;
+  }
+  return left;
 }
 
 }  // namespace
+
+Matrix WeightOnDevice(Device& device, const Linear& linear) {
+  for (const float weight : linear.weight) {
+    if (!std::isfinite(weight)) {
+      throw PruningError("a weight is " + std::to_string(weight) +
+                         ", expected finite numbers: is the checkpoint whole?");
+    }
+  }
+  Matrix matrix(device, linear.out_features, linear.in_features);
+  device.Widen(matrix.size(), ToDevice(device, linear.weight).data(), matrix.data.data());
+  return matrix;
+}
 
 bool IsSparse(const Linear& linear, double sparsity) {
   const int64_t elements = linear.out_features * linear.in_features;
   return elements - CountNonzero(linear.weight) >= PruneCount(sparsity, elements);
 }
 
-double OutputError(Workers& workers, const Matrix& weight, const Matrix& pruned, const Matrix& h) {
-  Matrix difference(weight.rows, weight.columns);
-  for (size_t i = 0; i < difference.data.size(); ++i) difference.data[i] = pruned.data[i] - weight.data[i];
-  const Matrix image = Multiply(workers, difference, h);
-  double sum = 0;
-  for (size_t i = 0; i < difference.data.size(); ++i) sum += difference.data[i] * image.data[i];
-  return sum;
-}
-
-PruneReport PruneLinear(Workers& workers, const InputStatistics& inputs, const PruneOptions& options, Linear* linear,
+PruneReport PruneLinear(Device& device, const InputStatistics& inputs, const PruneOptions& options, Linear* linear,
                         const Progress& progress) {
   PruneReport report;
   if (IsSparse(*linear, options.sparsity)) {
@@ -102,23 +98,25 @@ PruneReport PruneLinear(Workers& workers, const InputStatistics& inputs, const P
     return report;
   }
   const bool centred = options.correct_bias && !linear->bias.empty();
-  const Matrix before = ToMatrix(*linear);
-  Matrix after = before;
-  RunMethod(workers, inputs.Moment(workers, centred), options, &after, progress);
-  for (size_t i = 0; i < after.data.size(); ++i) {
-    linear->weight[i] = Store(linear->weight_type, after.data[i], "weight");
-    after.data[i] = linear->weight[i];
+  const Matrix before = WeightOnDevice(device, *linear);
+  {
+    Matrix after = Duplicate(device, before);
+    RunMethod(device, inputs.Moment(centred), options, &after, progress);
+    const std::vector<double> values = ToHost(device, after.data);
+    for (size_t i = 0; i < values.size(); ++i) linear->weight[i] = Store(linear->weight_type, values[i], "weight");
   }
   // Anew: the methods may work in the memory of theirs, and a second one would be the largest thing in memory.
-  Matrix h = inputs.Moment(workers, centred);
-  double error = OutputError(workers, before, after, h);
+  Matrix h = inputs.Moment(centred);
+  Matrix difference = WeightOnDevice(device, *linear);
+  device.Add(difference.size(), -1, before.data.data(), difference.data.data());
+  double error = SquaredOutputs(device, difference, h);
   if (centred) {
-    std::vector<double> shift(linear->bias.size());
-    CorrectBias(workers, before, after, inputs.Mean(), linear->bias_type, &linear->bias, &shift);
-    for (const double s : shift) error += static_cast<double>(inputs.tokens()) * s * s;
-    h = inputs.Moment(workers, false);
+    const std::vector<double> moved = Multiply(device, difference, inputs.Mean());
+    error += static_cast<double>(inputs.tokens()) * CorrectBias(moved, linear->bias_type, &linear->bias);
+    h = Matrix();  // before the next one takes its memory
+    h = inputs.Moment(false);
   }
-  const double whole = OutputError(workers, Matrix(before.rows, before.columns), before, h);
+  const double whole = SquaredOutputs(device, before, h);
   report.relative_error = whole > 0 ? std::sqrt(std::max(0.0, error) / whole) : 0;
   report.nnz = CountNonzero(linear->weight);
   return report;

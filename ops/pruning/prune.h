@@ -5,9 +5,9 @@
 #include <functional>
 #include <vector>
 
+#include "ops/pruning/aligned.h"
 #include "ops/pruning/dense.h"
 #include "ops/pruning/input_statistics.h"
-#include "ops/pruning/workers.h"
 #include "ops/sparse-matmul/format.h"
 #include "ops/sparse-matmul/pruning.h"
 
@@ -22,13 +22,13 @@ enum class Method : uint8_t {
 
 struct PruneOptions {
   Method method = Method::kSparseGpt;
-  double sparsity = 0.5;  // 0 to below 1
+  double sparsity = 0.5;                  // 0 to below 1
   PruneScope scope = PruneScope::kLayer;  // of kMagnitude; kWanda is by row, the others by their own rule
-  bool correct_bias = true;  // methods see centred inputs, and the bias takes up (W − Ŵ)·mean
-  double damping = 0.01;     // kSparseGpt: of the mean diagonal
-  int64_t block_columns = 128;  // kSparseGpt
-  int iterations = 20;       // kAdmm
-  int refinement = 10;       // kAdmm: steps of conjugate gradients on the final support
+  bool correct_bias = true;               // methods see centred inputs, and the bias takes up (W − Ŵ)·mean
+  double damping = 0.01;                  // kSparseGpt: of the mean diagonal
+  int64_t block_columns = 128;            // kSparseGpt
+  int iterations = 20;                    // kAdmm
+  int refinement = 10;                    // kAdmm: steps of conjugate gradients on the final support
 };
 
 /// A linear Y = X·Wᵀ + b: weights [out_features, in_features].
@@ -36,10 +36,13 @@ struct Linear {
   int64_t out_features = 0;
   int64_t in_features = 0;
   Floats weight;
-  Floats bias;  // empty for none
+  Floats bias;                                  // empty for none
   ValueType weight_type = ValueType::kFloat32;  // what both are stored in
   ValueType bias_type = ValueType::kFloat32;
 };
+
+/// The weight in float64. Throws PruningError where it is not finite.
+Matrix WeightOnDevice(Device& device, const Linear& linear);
 
 /// Whether a linear has at least as many zeros as a sparsity asks for: pruning leaves it alone.
 bool IsSparse(const Linear& linear, double sparsity);
@@ -55,22 +58,21 @@ struct PruneReport {
 /// Called with the fraction done, on the calling thread.
 using Progress = std::function<void(double)>;
 
-/// Prunes `linear` in place to exactly round(sparsity · elements) zeros (by rows: of each row), or more where the weight had
-/// more. What is kept is rounded to the types that are stored (and may become zero there). Throws PruningError.
-PruneReport PruneLinear(Workers& workers, const InputStatistics& inputs, const PruneOptions& options, Linear* linear,
+/// Prunes `linear` in place to exactly round(sparsity · elements) zeros (by rows: of each row), or more where the
+/// weight had more. What is kept is rounded to the types that are stored (and may become zero there). Throws
+/// PruningError.
+PruneReport PruneLinear(Device& device, const InputStatistics& inputs, const PruneOptions& options, Linear* linear,
                         const Progress& progress = {});
 
-/// trace((Ŵ − W) · H · (Ŵ − W)ᵀ): the squared error of the outputs where H = Σ x xᵀ.
-double OutputError(Workers& workers, const Matrix& weight, const Matrix& pruned, const Matrix& h);
+/// Sets the round(sparsity · elements) elements with the lowest scores to zero, within the whole matrix or each row; of
+/// equal scores, the first in row-major order.
+void DropLowest(Device& device, const Matrix& scores, double sparsity, PruneScope scope, Matrix* weight);
 
-/// Sets the round(sparsity · elements) elements with the lowest scores to zero, within the whole matrix or each row; of equal
-/// scores, the first in row-major order. Elements that are zero go first.
-void DropLowest(Workers& workers, const Matrix& scores, double sparsity, PruneScope scope, Matrix* weight);
-
-/// The methods proper: weight is changed in place, h = Σ x xᵀ of the inputs that they see (its scale does not matter). Those that
-/// take h itself, not a reference, work in its memory.
-void PruneWanda(Workers& workers, const Matrix& h, double sparsity, Matrix* weight);
-void PruneSparseGpt(Workers& workers, Matrix h, const PruneOptions& options, Matrix* weight, const Progress& progress);
-void PruneAdmm(Workers& workers, Matrix h, const PruneOptions& options, Matrix* weight, const Progress& progress);
+/// The methods proper: weight is changed in place, h = Σ x xᵀ of the inputs that they see (its scale does not matter).
+/// Those that take h itself, not a reference, work in its memory.
+void PruneMagnitude(Device& device, double sparsity, PruneScope scope, Matrix* weight);
+void PruneWanda(Device& device, const Matrix& h, double sparsity, Matrix* weight);
+void PruneSparseGpt(Device& device, Matrix h, const PruneOptions& options, Matrix* weight, const Progress& progress);
+void PruneAdmm(Device& device, Matrix h, const PruneOptions& options, Matrix* weight, const Progress& progress);
 
 }  // namespace flashllm::pruning

@@ -8,7 +8,8 @@
 namespace flashllm::pruning {
 
 /// Marks in `drop` the `count` lowest scores; of equal ones, those that come first. `scratch` is kept between calls.
-inline void MarkLowest(const double* scores, int64_t total, int64_t count, uint8_t* drop, std::vector<double>* scratch) {
+inline void MarkLowest(const double* scores, int64_t total, int64_t count, uint8_t* drop,
+                       std::vector<double>* scratch) {
   std::fill(drop, drop + total, uint8_t{0});
   if (count <= 0) return;
   scratch->assign(scores, scores + total);

@@ -1,8 +1,8 @@
-// What the dense model's linear gives for the same tokens, correlated with the inputs that the pruned layers before it give.
+// What the dense model's linear gives for the same tokens, correlated with the inputs that the pruned layers before it
+// give.
 #pragma once
 
 #include <cstdint>
-#include <vector>
 
 #include "ops/pruning/dense.h"
 #include "ops/pruning/input_statistics.h"
@@ -13,19 +13,21 @@ namespace flashllm::pruning {
 /// Σ y xᵀ and Σ y over tokens, for one linear.
 class TargetStatistics {
  public:
-  TargetStatistics(int64_t out_features, int64_t in_features);
+  TargetStatistics(Device& device, int64_t out_features, int64_t in_features);
 
   /// Adds tokens: y is [count, out_features]; x [count, in_features] as InputStatistics::Add() has left it, shifted.
-  void Add(Workers& workers, const float* y, const float* x, int64_t count);
+  void Add(const float* y, const float* x, int64_t count);
 
   /// Replaces weights and bias by those that come closest to the dense outputs on the inputs there are:
-  /// W + (Σ y xᵀ − W·H)(H + λ)⁻¹, λ the damping of the mean diagonal; the bias makes the means equal. They take up what pruning the layers
-  /// before has changed. `inputs` must have seen the same tokens. A linear without a bias has none afterwards.
-  void Retarget(Workers& workers, const InputStatistics& inputs, double damping, Linear* linear) const;
+  /// W + (Σ y xᵀ − W·H)(H + λ)⁻¹, λ the damping of the mean diagonal; the bias makes the means equal. They take up what
+  /// pruning the layers before has changed. `inputs` must have seen the same tokens. A linear without a bias has none
+  /// afterwards.
+  void Retarget(const InputStatistics& inputs, double damping, Linear* linear) const;
 
  private:
-  Matrix cross_;             // Σ y (x − shift)ᵀ
-  std::vector<double> sum_;  // Σ y
+  Device& device_;
+  Matrix cross_;       // Σ y (x − shift)ᵀ
+  Array<double> sum_;  // Σ y
 };
 
 }  // namespace flashllm::pruning

@@ -78,7 +78,8 @@ void WriteTensor(const TensorPlace& place, const Floats& values) {
     const float* from = values.data() + first;
     const bool half = place.type == ValueType::kFloat16;
     for (int64_t i = 0; i < count; ++i) block[i] = half ? FloatToHalf(from[i]) : FloatToBFloat16(from[i]);
-    Whole(place.path, pwrite, file.get(), reinterpret_cast<const char*>(block.data()), 2 * count, place.offset + 2 * first);
+    Whole(place.path, pwrite, file.get(), reinterpret_cast<const char*>(block.data()), 2 * count,
+          place.offset + 2 * first);
   }
 }
 

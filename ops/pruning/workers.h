@@ -35,8 +35,8 @@ class Workers {
 
   int threads() const { return static_cast<int>(threads_.size()) + 1; }
 
-  /// Runs `body(i, worker)` for i in [0, count), worker in [0, threads()); returns when all have ended. The first exception of a body
-  /// stops the loop and is thrown here. Not to be called from within a body.
+  /// Runs `body(i, worker)` for i in [0, count), worker in [0, threads()); returns when all have ended. The first
+  /// exception of a body stops the loop and is thrown here. Not to be called from within a body.
   void For(int64_t count, const std::function<void(int64_t i, int worker)>& body);
 
   /// While set and true, For() throws Cancelled at the next iteration. Borrowed; null for none.

@@ -1,17 +1,25 @@
 // The execution provider of one session: which nodes it takes, its options and its weights.
 #pragma once
 
-#include <mutex>
-#include <set>
-#include <string>
-
+#include "provider/ep/claim.h"
 #include "provider/ep/options.h"
 #include "provider/ep/weight_cache.h"
 #include "provider/ort_api.h"
 
 namespace flashllm::ep {
 
-class Ep : public OrtEp {
+/// The provider on either device, as the factory hands it to ONNX Runtime and takes it back.
+class SessionEp : public OrtEp {
+ public:
+  SessionEp() : OrtEp{} {
+    ort_version_supported = g_ort.version;
+    GetName = [](const OrtEp*) noexcept { return kEpName; };
+  }
+  virtual ~SessionEp() = default;
+};
+
+/// The provider on the CPU.
+class Ep : public SessionEp {
  public:
   /// `registry` must outlive the provider.
   Ep(const Options& options, const OrtKernelRegistry* registry, const OrtLogger* logger);
@@ -21,13 +29,11 @@ class Ep : public OrtEp {
 
  private:
   void Claim(const OrtGraph* graph, OrtEpGraphSupportInfo* support);
-  void Report(const OrtNode* node, const std::string& reason);
 
   const Options options_;
   const OrtKernelRegistry* const registry_;
-  const OrtLogger* const logger_;
   WeightCache weights_;
-  std::set<std::string> reported_;  // ONNX Runtime asks several times for one graph
+  UnclaimedLog unclaimed_;
 };
 
 }  // namespace flashllm::ep

@@ -1,6 +1,7 @@
 // The factory that ONNX Runtime finds in this library: which devices the provider has, its op domain, its instances.
 #include <memory>
 
+#include "provider/ep/devices.h"
 #include "provider/ep/ep.h"
 #include "provider/ep/kernel_registry.h"
 #include "provider/ep/op_schema.h"
@@ -18,6 +19,8 @@ class Factory : public OrtEpFactory {
 
  private:
   void ClaimDevices(const OrtHardwareDevice* const* devices, size_t count, OrtEpDevice** out, size_t max, size_t* made);
+  SessionEp* MakeEp(const OrtHardwareDevice* const* devices, size_t count, const OrtSessionOptions* session_options,
+                    const OrtLogger* logger);
   void SetIdentity();
   void SetInstances();
   void SetMemory();
@@ -25,6 +28,7 @@ class Factory : public OrtEpFactory {
 
   OpDomain domain_;
   Owned<OrtKernelRegistry> registry_ = MakeKernelRegistry();
+  GpuDevices gpus_;
 };
 
 Factory::Factory() : OrtEpFactory{} {
@@ -47,12 +51,12 @@ void Factory::SetInstances() {
                            size_t max, size_t* made) noexcept -> OrtStatus* {
     return Guard([&] { static_cast<Factory*>(self)->ClaimDevices(devices, count, out, max, made); });
   };
-  CreateEp = [](OrtEpFactory* self, const OrtHardwareDevice* const*, const OrtKeyValuePairs* const*, size_t,
-                const OrtSessionOptions* session_options, const OrtLogger* logger, OrtEp** ep) noexcept -> OrtStatus* {
-    return Guard(
-        [&] { *ep = new Ep(ReadOptions(session_options), static_cast<Factory*>(self)->registry_.get(), logger); });
+  CreateEp = [](OrtEpFactory* self, const OrtHardwareDevice* const* devices, const OrtKeyValuePairs* const*,
+                size_t count, const OrtSessionOptions* session_options, const OrtLogger* logger,
+                OrtEp** ep) noexcept -> OrtStatus* {
+    return Guard([&] { *ep = static_cast<Factory*>(self)->MakeEp(devices, count, session_options, logger); });
   };
-  ReleaseEp = [](OrtEpFactory*, OrtEp* ep) noexcept { delete static_cast<Ep*>(ep); };
+  ReleaseEp = [](OrtEpFactory*, OrtEp* ep) noexcept { delete static_cast<SessionEp*>(ep); };
   GetNumCustomOpDomains = [](OrtEpFactory*, size_t* count) noexcept -> OrtStatus* {
     *count = 1;
     return nullptr;
@@ -63,24 +67,21 @@ void Factory::SetInstances() {
   };
 }
 
-// The CPU's memory is ONNX Runtime's own: there is nothing to allocate, copy or order. Registration crashes on a host
-// that finds these callbacks null, so each is there.
+// The CPU's memory is ONNX Runtime's own: for it there is nothing to allocate, copy or order. Registration crashes on a
+// host that finds these callbacks null, so each is there.
 void Factory::SetMemory() {
-  CreateAllocator = [](OrtEpFactory*, const OrtMemoryInfo*, const OrtKeyValuePairs*,
+  CreateAllocator = [](OrtEpFactory* self, const OrtMemoryInfo* info, const OrtKeyValuePairs*,
                        OrtAllocator** allocator) noexcept -> OrtStatus* {
-    *allocator = nullptr;
-    return nullptr;
+    return Guard([&] { *allocator = static_cast<Factory*>(self)->gpus_.MakeAllocator(info); });
   };
-  ReleaseAllocator = [](OrtEpFactory*, OrtAllocator*) noexcept {};
-  CreateDataTransfer = [](OrtEpFactory*, OrtDataTransferImpl** transfer) noexcept -> OrtStatus* {
-    *transfer = nullptr;
-    return nullptr;
+  ReleaseAllocator = [](OrtEpFactory*, OrtAllocator* allocator) noexcept { GpuDevices::ReleaseAllocator(allocator); };
+  CreateDataTransfer = [](OrtEpFactory* self, OrtDataTransferImpl** transfer) noexcept -> OrtStatus* {
+    return Guard([&] { *transfer = static_cast<Factory*>(self)->gpus_.MakeDataTransfer(); });
   };
-  IsStreamAware = [](const OrtEpFactory*) noexcept { return false; };
-  CreateSyncStreamForDevice = [](OrtEpFactory*, const OrtMemoryDevice*, const OrtKeyValuePairs*,
+  IsStreamAware = [](const OrtEpFactory* self) noexcept { return static_cast<const Factory*>(self)->gpus_.any(); };
+  CreateSyncStreamForDevice = [](OrtEpFactory* self, const OrtMemoryDevice* memory, const OrtKeyValuePairs*,
                                  OrtSyncStreamImpl** stream) noexcept -> OrtStatus* {
-    *stream = nullptr;
-    return nullptr;
+    return Guard([&] { *stream = static_cast<Factory*>(self)->gpus_.MakeStream(memory); });
   };
   CreateExternalResourceImporterForDevice = [](OrtEpFactory*, const OrtEpDevice*,
                                                OrtExternalResourceImporterImpl** importer) noexcept -> OrtStatus* {
@@ -95,11 +96,14 @@ void Factory::SetOptional() {
     *compatibility = OrtCompiledModelCompatibility_EP_NOT_APPLICABLE;  // nothing is compiled ahead
     return nullptr;
   };
-  GetHardwareDeviceIncompatibilityDetails = [](OrtEpFactory*, const OrtHardwareDevice* device,
+  GetHardwareDeviceIncompatibilityDetails = [](OrtEpFactory* self, const OrtHardwareDevice* device,
                                                OrtDeviceEpIncompatibilityDetails* details) noexcept -> OrtStatus* {
-    if (g_ort.api->HardwareDevice_Type(device) == OrtHardwareDeviceType_CPU) return nullptr;
-    return g_ort.ep->DeviceEpIncompatibilityDetails_SetDetails(details, OrtDeviceEpIncompatibility_DEVICE_INCOMPATIBLE,
-                                                               0, "flashllm runs on the CPU in this version");
+    return Guard([&] {
+      const std::string reason = static_cast<Factory*>(self)->gpus_.ReasonAgainst(device);
+      if (reason.empty()) return;
+      Check(g_ort.ep->DeviceEpIncompatibilityDetails_SetDetails(details, OrtDeviceEpIncompatibility_DEVICE_INCOMPATIBLE,
+                                                                0, reason.c_str()));
+    });
   };
   InitGraphicsInterop = [](OrtEpFactory*, const OrtEpDevice*, const OrtGraphicsInteropConfig*) noexcept -> OrtStatus* {
     return g_ort.api->CreateStatus(ORT_NOT_IMPLEMENTED, "flashllm has no graphics interoperation");
@@ -115,11 +119,35 @@ void Factory::SetOptional() {
 void Factory::ClaimDevices(const OrtHardwareDevice* const* devices, size_t count, OrtEpDevice** out, size_t max,
                            size_t* made) {
   *made = 0;
+  gpus_.Match(devices, count);
   for (size_t i = 0; i < count && *made < max; ++i) {
-    if (g_ort.api->HardwareDevice_Type(devices[i]) != OrtHardwareDeviceType_CPU) continue;
+    const bool cpu = g_ort.api->HardwareDevice_Type(devices[i]) == OrtHardwareDeviceType_CPU;
+    if (!cpu && !gpus_.ReasonAgainst(devices[i]).empty()) continue;
     Check(g_ort.ep->CreateEpDevice(this, devices[i], nullptr, nullptr, &out[*made]));
     ++*made;
+    if (!cpu) gpus_.AddMemory(devices[i], out[*made - 1]);
   }
+}
+
+/// The provider on the first GPU among the devices that the session was given, or on the CPU where it was given no GPU.
+SessionEp* Factory::MakeEp(const OrtHardwareDevice* const* devices, size_t count,
+                           const OrtSessionOptions* session_options, const OrtLogger* logger) {
+  const Options options = ReadOptions(session_options);
+  const OrtHardwareDevice* gpu = nullptr;
+  for (size_t i = 0; i < count && gpu == nullptr; ++i) {
+    if (g_ort.api->HardwareDevice_Type(devices[i]) != OrtHardwareDeviceType_CPU) gpu = devices[i];
+  }
+  if (gpu == nullptr && options.device == Device::kCuda) {
+    throw Error(ORT_INVALID_ARGUMENT, "flashllm: option device is 'cuda', but " + gpus_.WhyNotUsed());
+  }
+  if (gpu == nullptr) return new Ep(options, registry_.get(), logger);
+  // ONNX Runtime takes a session for the GPU's whose provider was given one.
+  if (options.device == Device::kCpu) {
+    throw Error(ORT_INVALID_ARGUMENT,
+                "flashllm: option device is 'cpu', but the session was given a GPU of the provider. Append its CPU "
+                "device alone");
+  }
+  return gpus_.MakeEp(options, gpu, logger);
 }
 
 }  // namespace

@@ -106,10 +106,10 @@ cpu::Isa ReadIsa(const std::string& value) {
 
 Options ReadOptions(const OrtSessionOptions* session_options) {
   std::map<std::string, std::string> given = GivenOptions(session_options);
-  if (given["device"] == "cuda") {
-    Reject("option device is 'cuda', but this version runs on the CPU only. Use auto or cpu");
-  }
   Options options;
+  options.device = given["device"] == "cuda" ? Device::kCuda : given["device"] == "cpu" ? Device::kCpu : Device::kAuto;
+  options.device_id = std::stoi(given["device_id"]);
+  options.cuda_graph = given["cuda_graph"] == "1";
   options.isa = ReadIsa(given["isa"]);
   options.threads = std::stoi(given["threads"]);
   if (options.threads == 0) options.threads = std::max(1u, std::thread::hardware_concurrency());

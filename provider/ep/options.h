@@ -11,8 +11,13 @@ namespace flashllm::ep {
 
 constexpr char kEpName[] = "FlashLLMExecutionProvider";
 
+enum class Device { kAuto, kCpu, kCuda };
+
 /// Options of one session, checked.
 struct Options {
+  Device device = Device::kAuto;  // what was asked for
+  int device_id = 0;              // which GPU
+  bool cuda_graph = false;
   cpu::Isa isa = cpu::Isa::kReference;
   int threads = 1;  // into how many parts a product is cut
   bool verify_checksum = true;

@@ -1,10 +1,12 @@
 // What the addon exports. Arguments are checked in TypeScript (provider/native.ts); these functions trust their kinds.
 #include <napi.h>
 
+#include "provider/node/device_rows.h"
 #include "provider/node/ort_library.h"
 #include "provider/node/pruning.h"
 #include "provider/node/run_threads.h"
 #include "provider/node/session.h"
+#include "provider/node/tensor.h"
 #include "provider/node/weights.h"
 
 namespace flashllm::node {
@@ -35,6 +37,11 @@ Napi::Object Init(Napi::Env env, Napi::Object exports) {
   exports.Set("disposeSession", Napi::Function::New(env, DisposeSession));
   exports.Set("endProfiling", Napi::Function::New(env, EndProfiling));
   exports.Set("runSession", Napi::Function::New(env, RunSession));
+  exports.Set("downloadTensor", Napi::Function::New(env, DownloadTensor));
+  exports.Set("allocateTensor", Napi::Function::New(env, AllocateTensor));
+  exports.Set("rowsOfTensor", Napi::Function::New(env, RowsOfTensor));
+  exports.Set("copyRow", Napi::Function::New(env, CopyRow));
+  exports.Set("disposeTensor", Napi::Function::New(env, DisposeTensor));
   InitWeights(env, exports);
   InitPruning(env, exports);
   return exports;

@@ -8,6 +8,7 @@
 #include <utility>
 #include <vector>
 
+#include "ops/pruning/device.h"
 #include "ops/pruning/opt_layer.h"
 #include "ops/pruning/tensor_file.h"
 #include "provider/node/pruning_arguments.h"
@@ -18,9 +19,14 @@
 namespace flashllm::node {
 namespace {
 
-/// What a handle holds: the threads, and the layer that is open.
+std::unique_ptr<pruning::Device> MakeDevice(const DeviceChoice& choice, pruning::Workers& workers) {
+  return choice.cuda ? pruning::MakeCudaDevice(workers, choice.ordinal) : pruning::MakeCpuDevice(workers);
+}
+
+/// What a handle holds: the device, and the layer that is open.
 struct Pruner {
-  Pruner(const pruning::OptShape& opt_shape, int threads) : shape(opt_shape), workers(threads) {}
+  Pruner(const pruning::OptShape& opt_shape, int threads, const DeviceChoice& choice)
+      : shape(opt_shape), workers(threads), device(MakeDevice(choice, workers)) {}
 
   pruning::OptLayer& Layer() {
     if (layer == nullptr) throw pruning::PruningError("no layer is open");
@@ -30,6 +36,7 @@ struct Pruner {
   std::mutex mutex;  // one task at a time
   const pruning::OptShape shape;
   pruning::Workers workers;
+  const std::unique_ptr<pruning::Device> device;
   std::unique_ptr<pruning::OptLayer> layer;
 };
 
@@ -48,15 +55,15 @@ class PrunerTask : public Task {
 
   void Execute() final {
     const std::lock_guard<std::mutex> lock(pruner_->mutex);
-    pruner_->workers.set_cancelled(control_.cancelled);
+    SetCancelled(control_.cancelled);
     try {
       Work(*pruner_);
     } catch (...) {
-      pruner_->workers.set_cancelled(nullptr);
+      SetCancelled(nullptr);
       progress_.Close();
       throw;
     }
-    pruner_->workers.set_cancelled(nullptr);
+    SetCancelled(nullptr);
     progress_.Close();
   }
   void Cancel() override { progress_.Cancel(); }
@@ -69,6 +76,11 @@ class PrunerTask : public Task {
   }
 
  private:
+  void SetCancelled(const std::atomic<bool>* cancelled) {
+    pruner_->workers.set_cancelled(cancelled);
+    pruner_->device->set_cancelled(cancelled);
+  }
+
   PrunerHandle pruner_;
   WeightProgress progress_;
   PackControl control_;
@@ -89,7 +101,8 @@ class EmbedTask final : public PrunerTask {
   explicit EmbedTask(const Napi::CallbackInfo& info)
       : PrunerTask(ReadHandle(info[0]), info.Env().Undefined(), info.Env().Undefined()) {
     const Napi::Object object = ReadObject(info[1], "embedding");
-    if (!object.Get("ids").IsTypedArray() || object.Get("ids").As<Napi::TypedArray>().TypedArrayType() != napi_int32_array) {
+    if (!object.Get("ids").IsTypedArray() ||
+        object.Get("ids").As<Napi::TypedArray>().TypedArrayType() != napi_int32_array) {
       throw Napi::TypeError::New(info.Env(), "Expected an Int32Array for ids");
     }
     const Napi::Int32Array ids = object.Get("ids").As<Napi::Int32Array>();
@@ -114,7 +127,8 @@ class EmbedTask final : public PrunerTask {
   std::string output_;
 };
 
-/// openLayer(pruner, {linears: {name: {weight, bias?}}, norms: {name: {scale, shift}}, pruned: {input, context, output}, dense?: {…}})
+/// openLayer(pruner, {linears: {name: {weight, bias?}}, norms: {name: {scale, shift}}, pruned: {input, context,
+/// output}, dense?: {…}})
 class OpenTask final : public PrunerTask {
  public:
   explicit OpenTask(const Napi::CallbackInfo& info)
@@ -153,7 +167,8 @@ class OpenTask final : public PrunerTask {
     }
     std::array<pruning::Norm, pruning::kNorms> norms;
     for (size_t id = 0; id < norms.size(); ++id) norms[id] = {ReadIfThere(scales_[id]), ReadIfThere(shifts_[id])};
-    pruner.layer = std::make_unique<pruning::OptLayer>(pruner.shape, std::move(linears), std::move(norms), files_, dense_);
+    pruner.layer = std::make_unique<pruning::OptLayer>(*pruner.device, pruner.shape, std::move(linears),
+                                                       std::move(norms), files_, dense_);
   }
 
   std::array<pruning::TensorPlace, pruning::kLinears> weights_;
@@ -169,7 +184,7 @@ class CollectTask final : public PrunerTask {
       : PrunerTask(ReadHandle(info[0]), info[2], info[3]), stage_(ReadStage(info[1])) {}
 
  private:
-  void Work(Pruner& pruner) override { pruner.Layer().Collect(pruner.workers, stage_, Report()); }
+  void Work(Pruner& pruner) override { pruner.Layer().Collect(stage_, Report()); }
 
   const pruning::Stage stage_;
 };
@@ -195,11 +210,9 @@ class PruneTask final : public PrunerTask {
  private:
   void Work(Pruner& pruner) override {
     pruning::OptLayer& layer = pruner.Layer();
-    pruning::Linear& linear = layer.linear(id_);
-    if (!pruning::IsSparse(linear, options_.sparsity)) layer.Retarget(pruner.workers, id_, options_.damping);
-    report_ = pruning::PruneLinear(pruner.workers, layer.inputs(), options_, &linear, Report());
-    pruning::WriteTensor(weight_, linear.weight);
-    if (bias_) pruning::WriteTensor(*bias_, linear.bias);
+    report_ = layer.Prune(id_, options_, Report());
+    pruning::WriteTensor(weight_, layer.linear(id_).weight);
+    if (bias_) pruning::WriteTensor(*bias_, layer.linear(id_).bias);
   }
 
   const pruning::LinearId id_;
@@ -216,7 +229,7 @@ class FinishTask final : public PrunerTask {
 
  private:
   void Work(Pruner& pruner) override {
-    pruner.Layer().Finish(pruner.workers, Report());
+    pruner.Layer().Finish(Report());
     pruner.layer.reset();
   }
 };
@@ -225,7 +238,8 @@ pruning::Floats ReadFloats(const Napi::Object& object, const char* name, int64_t
   const Napi::Value value = object.Get(name);
   if (!value.IsTypedArray() || value.As<Napi::TypedArray>().TypedArrayType() != napi_float32_array ||
       static_cast<int64_t>(value.As<Napi::TypedArray>().ElementLength()) != count) {
-    throw Napi::TypeError::New(object.Env(), "Expected a Float32Array of " + std::to_string(count) + " elements for " + name);
+    throw Napi::TypeError::New(object.Env(),
+                               "Expected a Float32Array of " + std::to_string(count) + " elements for " + name);
   }
   const Napi::Float32Array array = value.As<Napi::Float32Array>();
   return pruning::Floats(array.Data(), array.Data() + array.ElementLength());
@@ -237,10 +251,12 @@ Napi::Float32Array ToArray(Napi::Env env, const pruning::Floats& values) {
   return array;
 }
 
-/// pruneMatrix({outFeatures, inFeatures, tokens, weight, bias?, inputs, targets?}, options): {weight, bias?, nnz, relativeError}
+/// pruneMatrix({outFeatures, inFeatures, tokens, weight, bias?, inputs, targets?}, options, device): {weight, bias?,
+/// nnz, relativeError}
 class MatrixTask final : public Task {
  public:
-  explicit MatrixTask(const Napi::CallbackInfo& info) : options_(ReadPruneOptions(info[1])) {
+  explicit MatrixTask(const Napi::CallbackInfo& info)
+      : options_(ReadPruneOptions(info[1])), choice_(ReadDevice(info[2])) {
     const Napi::Object object = ReadObject(info[0], "linear");
     linear_.out_features = ReadInteger(object, "outFeatures", 1);
     linear_.in_features = ReadInteger(object, "inFeatures", 1);
@@ -253,15 +269,17 @@ class MatrixTask final : public Task {
 
   void Execute() override {
     pruning::Workers workers(0);
-    workers.set_cancelled(&cancelled_);
-    pruning::InputStatistics statistics(linear_.in_features);
-    statistics.Add(workers, inputs_.data(), tokens_);
+    const std::unique_ptr<pruning::Device> device = MakeDevice(choice_, workers);
+    device->set_cancelled(&cancelled_);
+    pruning::InputStatistics statistics(*device, linear_.in_features);
+    pruning::Array<float> inputs = pruning::ToDevice(*device, inputs_);
+    statistics.Add(inputs.data(), tokens_);
     if (!targets_.empty()) {
-      pruning::TargetStatistics target(linear_.out_features, linear_.in_features);
-      target.Add(workers, targets_.data(), inputs_.data(), tokens_);
-      target.Retarget(workers, statistics, options_.damping, &linear_);
+      pruning::TargetStatistics target(*device, linear_.out_features, linear_.in_features);
+      target.Add(pruning::ToDevice(*device, targets_).data(), inputs.data(), tokens_);
+      target.Retarget(statistics, options_.damping, &linear_);
     }
-    report_ = pruning::PruneLinear(workers, statistics, options_, &linear_);
+    report_ = pruning::PruneLinear(*device, statistics, options_, &linear_);
   }
   void Cancel() override { cancelled_ = true; }
 
@@ -276,6 +294,7 @@ class MatrixTask final : public Task {
 
  private:
   const pruning::PruneOptions options_;
+  const DeviceChoice choice_;
   pruning::Linear linear_;
   int64_t tokens_ = 0;
   pruning::Floats inputs_, targets_;
@@ -283,21 +302,31 @@ class MatrixTask final : public Task {
   pruning::PruneReport report_;
 };
 
-/// createPruner({…shape, threads})
+/// createPruner({…shape, threads, device})
 Napi::Value CreatePruner(const Napi::CallbackInfo& info) {
   const Napi::Object object = ReadObject(info[0], "shape");
   const pruning::OptShape shape = ReadOptShape(object);
   const int threads = static_cast<int>(ReadInteger(object, "threads", 0));
+  const DeviceChoice choice = ReadDevice(object.Get("device"));
   return Boundary(info.Env(), [&]() -> Napi::Value {
-    auto handle = std::make_unique<PrunerHandle>(std::make_shared<Pruner>(shape, threads));
-    return Napi::External<PrunerHandle>::New(info.Env(), handle.release(), [](Napi::Env, PrunerHandle* data) { delete data; });
+    auto handle = std::make_unique<PrunerHandle>(std::make_shared<Pruner>(shape, threads, choice));
+    return Napi::External<PrunerHandle>::New(info.Env(), handle.release(),
+                                             [](Napi::Env, PrunerHandle* data) { delete data; });
   });
+}
+
+/// describePruner(pruner): what it computes on.
+Napi::Value DescribePruner(const Napi::CallbackInfo& info) {
+  const PrunerHandle pruner = ReadHandle(info[0]);
+  return Boundary(info.Env(),
+                  [&]() -> Napi::Value { return Napi::String::New(info.Env(), pruner->device->Describe()); });
 }
 
 }  // namespace
 
 void InitPruning(Napi::Env env, Napi::Object exports) {
   exports.Set("createPruner", Napi::Function::New(env, CreatePruner, "createPruner"));
+  exports.Set("describePruner", Napi::Function::New(env, DescribePruner, "describePruner"));
   exports.Set("embedSequences", Napi::Function::New(env, Start<EmbedTask>, "embedSequences"));
   exports.Set("openLayer", Napi::Function::New(env, Start<OpenTask>, "openLayer"));
   exports.Set("collectInputs", Napi::Function::New(env, Start<CollectTask>, "collectInputs"));

@@ -7,7 +7,8 @@
 namespace flashllm::node {
 namespace {
 
-constexpr std::array<const char*, 4> kStageNames = {"attention-in", "attention-out", "feed-forward-in", "feed-forward-out"};
+constexpr std::array<const char*, 4> kStageNames = {"attention-in", "attention-out", "feed-forward-in",
+                                                    "feed-forward-out"};
 constexpr std::array<const char*, 4> kMethodNames = {"magnitude", "wanda", "sparsegpt", "admm"};
 constexpr std::array<const char*, 2> kScopeNames = {"layer", "row"};
 constexpr std::array<const char*, 2> kActivationNames = {"relu", "gelu"};
@@ -40,8 +41,8 @@ bool ReadFlag(const Napi::Object& object, const char* name) {
 
 }  // namespace
 
-const std::array<const char*, pruning::kLinears> kLinearNames = {"self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj",
-                                                                 "self_attn.out_proj", "fc1", "fc2"};
+const std::array<const char*, pruning::kLinears> kLinearNames = {
+    "self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.out_proj", "fc1", "fc2"};
 const std::array<const char*, pruning::kNorms> kNormNames = {"self_attn_layer_norm", "final_layer_norm"};
 
 pruning::OptShape ReadOptShape(const Napi::Object& object) {
@@ -53,7 +54,8 @@ pruning::OptShape ReadOptShape(const Napi::Object& object) {
   shape.gelu = ReadChoice(object.Get("activation"), "activation", kActivationNames) == 1;
   shape.sequences = ReadInteger(object, "sequences", 1);
   shape.length = ReadInteger(object, "length", 1);
-  if (shape.hidden % shape.heads != 0) throw Napi::TypeError::New(object.Env(), "Expected hiddenSize to be a multiple of heads");
+  if (shape.hidden % shape.heads != 0)
+    throw Napi::TypeError::New(object.Env(), "Expected hiddenSize to be a multiple of heads");
   return shape;
 }
 
@@ -81,7 +83,18 @@ pruning::PruneOptions ReadPruneOptions(const Napi::Value& value) {
   return options;
 }
 
-pruning::Stage ReadStage(const Napi::Value& value) { return static_cast<pruning::Stage>(ReadChoice(value, "stage", kStageNames)); }
+DeviceChoice ReadDevice(const Napi::Value& value) {
+  DeviceChoice choice;
+  if (value.IsString() && value.As<Napi::String>().Utf8Value() == "cpu") return choice;
+  const Napi::Object object = ReadObject(value, "device, or 'cpu'");
+  choice.cuda = true;
+  choice.ordinal = static_cast<int>(ReadInteger(object, "cuda", 0));
+  return choice;
+}
+
+pruning::Stage ReadStage(const Napi::Value& value) {
+  return static_cast<pruning::Stage>(ReadChoice(value, "stage", kStageNames));
+}
 
 pruning::LinearId ReadLinearId(const Napi::Value& value) {
   return static_cast<pruning::LinearId>(ReadChoice(value, "linear", kLinearNames));

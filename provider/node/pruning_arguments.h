@@ -1,4 +1,5 @@
-// Arguments of the pruning functions, read from JavaScript values. Every function throws a TypeError that names the argument.
+// Arguments of the pruning functions, read from JavaScript values. Every function throws a TypeError that names the
+// argument.
 #pragma once
 
 #include <napi.h>
@@ -18,6 +19,15 @@ pruning::TensorPlace ReadTensorPlace(const Napi::Value& value, const char* what)
 
 /// {method, sparsity, scope, correctBias, damping, blockColumns, iterations, refinement}
 pruning::PruneOptions ReadPruneOptions(const Napi::Value& value);
+
+/// What to compute on: the host, or a GPU by its ordinal.
+struct DeviceChoice {
+  bool cuda = false;
+  int ordinal = 0;
+};
+
+/// 'cpu' or {cuda: ordinal}
+DeviceChoice ReadDevice(const Napi::Value& value);
 
 pruning::Stage ReadStage(const Napi::Value& value);
 pruning::LinearId ReadLinearId(const Napi::Value& value);

@@ -1,9 +1,11 @@
 // runSession(handle, inputs, outputs, options): {promise, cancel}
 //   inputs:  {name, type, dims, data}[]
-//   outputs: {name} or, preallocated, {name, type, dims, data}
+//   outputs: {name, onDevice} or, preallocated, {name, type, dims, data}; inputs and preallocated outputs on a GPU have
+//            `device` in place of `data`
 //   options: {logSeverityLevel?, logVerbosityLevel?, tag?, terminate?, config: [key, value][]}
-// The promise gives one element for each output: {type, dims, data}, or null where it was written to the preallocated
-// tensor.
+// The promise gives one element for each output: {type, dims, data}, or {type, dims, device} where it stays on the GPU,
+// or null where it was written to the preallocated tensor.
+#include <algorithm>
 #include <optional>
 #include <utility>
 
@@ -48,29 +50,20 @@ class RunTask : public Task {
     for (uint32_t i = 0; i < outputs.Length(); ++i) {
       const Napi::Object output = outputs.Get(i).As<Napi::Object>();
       output_names_.push_back(output.Get("name").As<Napi::String>().Utf8Value());
-      const bool preallocated = output.Has("data");
+      const bool preallocated = output.Has("data") || output.Has("device");
       outputs_.push_back(preallocated ? FromJs(output, output_names_.back(), false) : JsTensor{});
+      on_device_.push_back(output.Get("onDevice").ToBoolean());
     }
   }
 
   void Execute() override {
-    std::vector<const char*> input_names, output_names;
-    std::vector<const OrtValue*> inputs;
-    for (size_t i = 0; i < inputs_.size(); ++i) {
-      input_names.push_back(input_names_[i].c_str());
-      inputs.push_back(inputs_[i].value.get());
-    }
     results_.resize(outputs_.size());
-    std::vector<OrtValue*> outputs;
-    for (size_t i = 0; i < outputs_.size(); ++i) {
-      output_names.push_back(output_names_[i].c_str());
-      outputs.push_back(outputs_[i].value.get());
-    }
-    const std::vector<OrtValue*> given = outputs;
-    OrtStatus* status = g_ort.api->Run(use_->session(), options_.get(), input_names.data(), inputs.data(),
-                                       inputs.size(), output_names.data(), output_names.size(), outputs.data());
-    for (size_t i = 0; i < outputs.size(); ++i) {
-      if (outputs[i] != given[i]) results_[i].reset(outputs[i]);
+    OrtStatus* status = nullptr;
+    if (std::find(on_device_.begin(), on_device_.end(), true) == on_device_.end()) {
+      status = Run();
+    } else {
+      session_ = use_->shared();
+      status = RunBound();
     }
     use_.reset();  // here, not when the promise is settled: releasing the session waits for it
     Check(status);
@@ -79,8 +72,10 @@ class RunTask : public Task {
   Napi::Value Result(Napi::Env env) override {
     Napi::Array array = Napi::Array::New(env, outputs_.size());
     for (uint32_t i = 0; i < outputs_.size(); ++i) {
-      if (outputs_[i].value == nullptr) {
-        array.Set(i, ToJs(env, output_names_[i], std::move(results_[i]), inputs_));
+      if (outputs_[i].get() == nullptr) {
+        array.Set(i, on_device_[i] && IsOnDevice(results_[i].get())
+                         ? ToJs(env, output_names_[i], std::move(results_[i]), session_)
+                         : ToJs(env, output_names_[i], std::move(results_[i]), inputs_));
         continue;
       }
       if (outputs_[i].type == ONNX_TENSOR_ELEMENT_DATA_TYPE_STRING) {
@@ -96,12 +91,73 @@ class RunTask : public Task {
   }
 
  private:
+  OrtStatus* Run();
+  OrtStatus* RunBound();
+
   std::optional<SessionState::Use> use_;
+  std::shared_ptr<OrtSession> session_;  // where outputs stay in its memory
   Owned<OrtRunOptions> options_;
   std::vector<std::string> input_names_, output_names_;
   std::vector<JsTensor> inputs_, outputs_;
+  std::vector<bool> on_device_;  // outputs that stay on the GPU
   std::vector<Owned<OrtValue>> results_;
 };
+
+OrtStatus* RunTask::Run() {
+  std::vector<const char*> input_names, output_names;
+  std::vector<const OrtValue*> inputs;
+  std::vector<OrtValue*> outputs;
+  for (size_t i = 0; i < inputs_.size(); ++i) {
+    input_names.push_back(input_names_[i].c_str());
+    inputs.push_back(inputs_[i].get());
+  }
+  for (size_t i = 0; i < outputs_.size(); ++i) {
+    output_names.push_back(output_names_[i].c_str());
+    outputs.push_back(outputs_[i].get());
+  }
+  const std::vector<OrtValue*> given = outputs;
+  OrtStatus* status = g_ort.api->Run(use_->session(), options_.get(), input_names.data(), inputs.data(), inputs.size(),
+                                     output_names.data(), output_names.size(), outputs.data());
+  for (size_t i = 0; i < outputs.size(); ++i) {
+    if (outputs[i] != given[i]) results_[i].reset(outputs[i]);
+  }
+  return status;
+}
+
+/// A run some of whose outputs stay where they were computed: ONNX Runtime takes places only of bound outputs.
+OrtStatus* RunTask::RunBound() {
+  OrtSession* session = use_->session();
+  OrtIoBinding* made = nullptr;
+  Check(g_ort.api->CreateIoBinding(session, &made));
+  const Owned<OrtIoBinding> binding(made);
+  for (size_t i = 0; i < inputs_.size(); ++i) {
+    Check(g_ort.api->BindInput(made, input_names_[i].c_str(), inputs_[i].get()));
+  }
+  std::vector<const OrtMemoryInfo*> places(use_->output_count());
+  Check(g_ort.api->SessionGetMemoryInfoForOutputs(session, places.data(), places.size()));
+  for (size_t i = 0; i < outputs_.size(); ++i) {
+    const char* name = output_names_[i].c_str();
+    const OrtMemoryInfo* computed = places[use_->output_index(output_names_[i])];
+    Check(
+        outputs_[i].get() != nullptr
+            ? g_ort.api->BindOutput(made, name, outputs_[i].get())
+            : g_ort.api->BindOutputToDevice(made, name, on_device_[i] && computed != nullptr ? computed : CpuMemory()));
+  }
+  Check(g_ort.api->SynchronizeBoundInputs(made));
+  OrtStatus* status = g_ort.api->RunWithBinding(session, options_.get(), made);
+  if (status == nullptr) status = g_ort.api->SynchronizeBoundOutputs(made);
+  if (status != nullptr) return status;
+  OrtValue** values = nullptr;
+  size_t count = 0;
+  OrtAllocator* allocator = DefaultAllocator();
+  Check(g_ort.api->GetBoundOutputValues(made, allocator, &values, &count));
+  for (size_t i = 0; i < count; ++i) {
+    Owned<OrtValue> value(values[i]);
+    if (outputs_[i].get() == nullptr) results_[i] = std::move(value);
+  }
+  if (values != nullptr) allocator->Free(allocator, values);
+  return nullptr;
+}
 
 }  // namespace
 

@@ -145,7 +145,7 @@ class DisposeTask : public Task {
 }  // namespace
 
 SessionState::SessionState(Owned<OrtSession> session)
-    : session_(std::move(session)),
+    : session_(std::move(session)),  // with its releaser
       inputs_(DescribeInputs(session_.get())),
       outputs_(DescribeOutputs(session_.get())) {}
 
@@ -156,6 +156,14 @@ SessionState::Use::Use(std::shared_ptr<SessionState> state) : state_(std::move(s
     throw Error(ORT_FAIL, "the session has been released; create another one");
   }
   ++state_->uses_;
+}
+
+size_t SessionState::Use::output_index(const std::string& name) const {
+  const std::vector<ValueInfo>& outputs = state_->outputs_;
+  for (size_t i = 0; i < outputs.size(); ++i) {
+    if (outputs[i].name == name) return i;
+  }
+  throw Error(ORT_INVALID_ARGUMENT, "the model has no output '" + name + "'");
 }
 
 SessionState::Use::~Use() {

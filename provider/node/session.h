@@ -34,6 +34,11 @@ class SessionState {
     ~Use();
     Use(const Use&) = delete;
     OrtSession* session() const { return state_->session_.get(); }
+    /// For what must not outlive the session: memory that it allocated.
+    std::shared_ptr<OrtSession> shared() const { return state_->session_; }
+    size_t output_count() const { return state_->outputs_.size(); }
+    /// Place of an output among the session's. Throws Error where it has none of this name.
+    size_t output_index(const std::string& name) const;
 
    private:
     std::shared_ptr<SessionState> state_;
@@ -41,7 +46,7 @@ class SessionState {
 
   /// From now on no run begins. Idempotent.
   void Close();
-  /// Waits for the runs that have begun and releases the session.
+  /// Waits for the runs that have begun and releases the session; it ends when no tensor on a GPU holds it any more.
   void Release();
 
   const std::vector<ValueInfo>& inputs() const { return inputs_; }
@@ -52,7 +57,7 @@ class SessionState {
   std::condition_variable idle_;
   size_t uses_ = 0;
   bool closed_ = false;
-  Owned<OrtSession> session_;
+  std::shared_ptr<OrtSession> session_;
   std::vector<ValueInfo> inputs_, outputs_;
 };
 

@@ -62,6 +62,40 @@ void SetPlainOptions(const Napi::Object& from, OrtSessionOptions* to) {
     Check(api->AddSessionConfigEntry(to, name.c_str(), value.c_str()));
 }
 
+/// The CUDA ordinal of a device of the provider; -1: it is the CPU.
+int OrdinalOf(const OrtEpDevice* device) {
+  const OrtMemoryInfo* memory = g_ort.api->EpDevice_MemoryInfo(device, OrtDeviceMemoryType_DEFAULT);
+  int ordinal = -1;
+  if (memory != nullptr) Check(g_ort.api->MemoryInfoGetId(memory, &ordinal));
+  return ordinal;
+}
+
+/// The device that options `device` and `device_id` ask for. Where a GPU is asked for and there is none, the CPU: the
+/// provider then says why.
+const OrtEpDevice* ChooseDevice(const std::vector<std::pair<std::string, std::string>>& options) {
+  std::string kind = "auto", id = "0";
+  for (const auto& [name, value] : options) {
+    if (name == "device") kind = value;
+    if (name == "device_id") id = value;
+  }
+  const OrtEpDevice* cpu = nullptr;
+  std::string ordinals;
+  for (const OrtEpDevice* device : GetRuntime().devices) {
+    const int ordinal = OrdinalOf(device);
+    if (ordinal < 0) {
+      cpu = device;
+      continue;
+    }
+    if (kind != "cpu" && std::to_string(ordinal) == id) return device;
+    ordinals += (ordinals.empty() ? "" : ", ") + std::to_string(ordinal);
+  }
+  if (kind != "cpu" && id != "0" && !ordinals.empty()) {
+    throw Error(ORT_INVALID_ARGUMENT, "option deviceId is " + id + ", but the GPUs that can be used are: " + ordinals);
+  }
+  if (cpu == nullptr) throw Error(ORT_FAIL, "ONNX Runtime lists no CPU device for the flashllm provider");
+  return cpu;
+}
+
 void AppendProvider(const Napi::Object& from, OrtSessionOptions* to) {
   std::vector<const char*> keys, values;
   const std::vector<std::pair<std::string, std::string>> pairs = ReadPairs(from, "providerOptions");
@@ -69,9 +103,9 @@ void AppendProvider(const Napi::Object& from, OrtSessionOptions* to) {
     keys.push_back(name.c_str());
     values.push_back(value.c_str());
   }
-  const Runtime& runtime = GetRuntime();
-  Check(g_ort.api->SessionOptionsAppendExecutionProvider_V2(
-      to, runtime.env, runtime.devices.data(), runtime.devices.size(), keys.data(), values.data(), keys.size()));
+  const OrtEpDevice* device = ChooseDevice(pairs);
+  Check(g_ort.api->SessionOptionsAppendExecutionProvider_V2(to, GetRuntime().env, &device, 1, keys.data(),
+                                                            values.data(), keys.size()));
 }
 
 void AddExternalData(const Napi::Object& from, SessionOptions* to) {

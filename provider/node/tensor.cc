@@ -1,7 +1,11 @@
 #include "provider/node/tensor.h"
 
+#include <algorithm>
 #include <cstring>
 #include <optional>
+
+#include "provider/node/ort_library.h"
+#include "provider/node/run_threads.h"
 
 namespace flashllm::node {
 namespace {
@@ -66,15 +70,6 @@ std::vector<int64_t> ReadDims(const Napi::Object& tensor) {
   return dims;
 }
 
-const OrtMemoryInfo* CpuMemory() {
-  static const OrtMemoryInfo* const info = [] {
-    OrtMemoryInfo* made = nullptr;
-    Check(g_ort.api->CreateCpuMemoryInfo(OrtArenaAllocator, OrtMemTypeDefault, &made));
-    return made;
-  }();
-  return info;
-}
-
 Owned<OrtValue> MakeStringTensor(const Napi::Value& data, const std::vector<int64_t>& dims, size_t count,
                                  const std::string& name, bool with_strings) {
   if (!data.IsArray()) Reject(name, "is of type string, but its data is not an array of strings");
@@ -98,6 +93,64 @@ Owned<OrtValue> MakeStringTensor(const Napi::Value& data, const std::vector<int6
   }
   Check(g_ort.api->FillStringTensor(value, pointers.data(), count));
   return owned;
+}
+
+using DeviceHandle = Napi::External<std::shared_ptr<DeviceTensor>>;
+
+/// What a handle holds: null once it is disposed of.
+std::shared_ptr<DeviceTensor> DeviceTensorOf(const Napi::Value& handle) { return *handle.As<DeviceHandle>().Data(); }
+
+struct Description {
+  ONNXTensorElementDataType type = ONNX_TENSOR_ELEMENT_DATA_TYPE_UNDEFINED;
+  std::vector<int64_t> dims;
+  size_t count = 0;
+};
+
+Description Describe(const OrtValue* value, const std::string& name) {
+  ONNXType kind = ONNX_TYPE_UNKNOWN;
+  Check(g_ort.api->GetValueType(value, &kind));
+  if (kind != ONNX_TYPE_TENSOR) {
+    throw Error(ORT_NOT_IMPLEMENTED,
+                "output '" + name + "' is a sequence, map or optional; only tensors can be returned");
+  }
+  OrtTensorTypeAndShapeInfo* raw = nullptr;
+  Check(g_ort.api->GetTensorTypeAndShape(value, &raw));
+  const Owned<OrtTensorTypeAndShapeInfo> info(raw);
+  Description tensor;
+  size_t rank = 0;
+  Check(g_ort.api->GetTensorElementType(raw, &tensor.type));
+  Check(g_ort.api->GetDimensionsCount(raw, &rank));
+  tensor.dims.resize(rank);
+  Check(g_ort.api->GetDimensions(raw, tensor.dims.data(), rank));
+  tensor.count = CountElements(tensor.dims, name);
+  return tensor;
+}
+
+Napi::Object DescriptionToJs(Napi::Env env, const Description& tensor) {
+  Napi::Object result = Napi::Object::New(env);
+  Napi::Array shape = Napi::Array::New(env, tensor.dims.size());
+  for (uint32_t i = 0; i < tensor.dims.size(); ++i) {
+    shape.Set(i, Napi::Number::New(env, static_cast<double>(tensor.dims[i])));
+  }
+  result.Set("dims", shape);
+  result.Set("type", Napi::Number::New(env, tensor.type));
+  return result;
+}
+
+ElementLayout LayoutOrReject(ONNXTensorElementDataType type, const std::string& name) {
+  const std::optional<ElementLayout> layout = LayoutOf(type);
+  if (layout) return *layout;
+  throw Error(ORT_NOT_IMPLEMENTED, "output '" + name + "' has element type " + std::to_string(type) +
+                                       ", which JavaScript tensors cannot hold. Cast it to float in the model");
+}
+
+Napi::Object DeviceToJs(Napi::Env env, const std::string& name, std::shared_ptr<DeviceTensor> held) {
+  const Description tensor = Describe(held->value.get(), name);
+  LayoutOrReject(tensor.type, name);
+  Napi::Object result = DescriptionToJs(env, tensor);
+  const auto free = [](Napi::Env, std::shared_ptr<DeviceTensor>* handle) { delete handle; };
+  result.Set("device", DeviceHandle::New(env, new std::shared_ptr<DeviceTensor>(std::move(held)), free));
+  return result;
 }
 
 /// Small tensors are cheaper to copy than to hand over with a finalizer.
@@ -133,6 +186,15 @@ Napi::ArrayBuffer MakeBuffer(Napi::Env env, Owned<OrtValue> value, size_t bytes,
 
 }  // namespace
 
+const OrtMemoryInfo* CpuMemory() {
+  static const OrtMemoryInfo* const info = [] {
+    OrtMemoryInfo* made = nullptr;
+    Check(g_ort.api->CreateCpuMemoryInfo(OrtArenaAllocator, OrtMemTypeDefault, &made));
+    return made;
+  }();
+  return info;
+}
+
 OrtAllocator* DefaultAllocator() {
   OrtAllocator* allocator = nullptr;
   Check(g_ort.api->GetAllocatorWithDefaultOptions(&allocator));
@@ -160,6 +222,11 @@ void* BytesOf(const Napi::Value& typed_array, size_t* length, napi_typedarray_ty
 JsTensor FromJs(const Napi::Object& tensor, const std::string& name, bool with_strings) {
   JsTensor out;
   out.type = static_cast<ONNXTensorElementDataType>(tensor.Get("type").As<Napi::Number>().Int32Value());
+  if (tensor.Has("device")) {
+    out.device = DeviceTensorOf(tensor.Get("device"));
+    if (out.device == nullptr) Reject(name, "has been disposed of");
+    return out;
+  }
   const std::vector<int64_t> dims = ReadDims(tensor);
   const size_t count = CountElements(dims, name);
   const Napi::Value data = tensor.Get("data");
@@ -195,48 +262,53 @@ JsTensor FromJs(const Napi::Object& tensor, const std::string& name, bool with_s
 }
 
 Napi::Object ToJs(Napi::Env env, const std::string& name, Owned<OrtValue> value, const std::vector<JsTensor>& inputs) {
-  ONNXType kind = ONNX_TYPE_UNKNOWN;
-  Check(g_ort.api->GetValueType(value.get(), &kind));
-  if (kind != ONNX_TYPE_TENSOR) {
-    throw Error(ORT_NOT_IMPLEMENTED,
-                "output '" + name + "' is a sequence, map or optional; only tensors can be returned");
-  }
-  OrtTensorTypeAndShapeInfo* raw = nullptr;
-  Check(g_ort.api->GetTensorTypeAndShape(value.get(), &raw));
-  const Owned<OrtTensorTypeAndShapeInfo> info(raw);
-  ONNXTensorElementDataType type;
-  size_t rank = 0;
-  Check(g_ort.api->GetTensorElementType(raw, &type));
-  Check(g_ort.api->GetDimensionsCount(raw, &rank));
-  std::vector<int64_t> dims(rank);
-  Check(g_ort.api->GetDimensions(raw, dims.data(), rank));
-  const size_t count = CountElements(dims, name);
-
-  Napi::Object result = Napi::Object::New(env);
-  Napi::Array shape = Napi::Array::New(env, rank);
-  for (uint32_t i = 0; i < rank; ++i) shape.Set(i, Napi::Number::New(env, static_cast<double>(dims[i])));
-  result.Set("dims", shape);
-  result.Set("type", Napi::Number::New(env, type));
-  if (type == ONNX_TENSOR_ELEMENT_DATA_TYPE_STRING) {
-    Napi::Array strings = Napi::Array::New(env, count);
+  const Description tensor = Describe(value.get(), name);
+  Napi::Object result = DescriptionToJs(env, tensor);
+  if (tensor.type == ONNX_TENSOR_ELEMENT_DATA_TYPE_STRING) {
+    Napi::Array strings = Napi::Array::New(env, tensor.count);
     CopyStrings(env, value.get(), strings);
     result.Set("data", strings);
     return result;
   }
-  const std::optional<ElementLayout> layout = LayoutOf(type);
-  if (!layout) {
-    throw Error(ORT_NOT_IMPLEMENTED, "output '" + name + "' has element type " + std::to_string(type) +
-                                         ", which JavaScript tensors cannot hold. Cast it to float in the model");
-  }
-  const size_t bytes = (count * layout->bits + 7) / 8;
-  const size_t width = std::max<size_t>(1, layout->bits / 8);
+  const ElementLayout layout = LayoutOrReject(tensor.type, name);
+  const size_t bytes = (tensor.count * layout.bits + 7) / 8;
+  const size_t width = std::max<size_t>(1, layout.bits / 8);
   const Napi::ArrayBuffer buffer = MakeBuffer(env, std::move(value), bytes, inputs);
   napi_value array = nullptr;
-  if (napi_create_typedarray(env, layout->array, bytes / width, buffer, 0, &array) != napi_ok) {
+  if (napi_create_typedarray(env, layout.array, bytes / width, buffer, 0, &array) != napi_ok) {
     throw Error(ORT_FAIL, "output '" + name + "' of " + std::to_string(bytes) + " bytes does not fit a typed array");
   }
   result.Set("data", Napi::Value(env, array));
   return result;
+}
+
+std::shared_ptr<DeviceTensor> LiveDeviceTensor(const Napi::Value& handle) {
+  std::shared_ptr<DeviceTensor> tensor = DeviceTensorOf(handle);
+  if (tensor == nullptr) throw Error(ORT_INVALID_ARGUMENT, "the tensor has been disposed of");
+  return tensor;
+}
+
+Napi::Object ToJs(Napi::Env env, const std::string& name, Owned<OrtValue> value, std::shared_ptr<OrtSession> session) {
+  auto held = std::make_shared<DeviceTensor>();
+  held->session = std::move(session);
+  held->value = std::move(value);
+  return DeviceToJs(env, name, std::move(held));
+}
+
+Napi::Object PartToJs(Napi::Env env, Owned<OrtValue> value, std::shared_ptr<DeviceTensor> owner) {
+  auto held = std::make_shared<DeviceTensor>();
+  held->owner = std::move(owner);
+  held->value = std::move(value);
+  return DeviceToJs(env, "tensor", std::move(held));
+}
+
+bool IsOnDevice(const OrtValue* value) {
+  const OrtMemoryInfo* memory = nullptr;
+  Check(g_ort.api->GetTensorMemoryInfo(value, &memory));
+  OrtMemoryInfoDeviceType type = OrtMemoryInfoDeviceType_CPU;
+  g_ort.api->MemoryInfoGetDeviceType(memory, &type);
+  return type != OrtMemoryInfoDeviceType_CPU &&
+         g_ort.api->MemoryInfoGetDeviceMemType(memory) == OrtDeviceMemoryType_DEFAULT;
 }
 
 void CopyStrings(Napi::Env env, const OrtValue* value, Napi::Array into) {
@@ -248,6 +320,77 @@ void CopyStrings(Napi::Env env, const OrtValue* value, Napi::Array into) {
     if (length > 0) Check(g_ort.api->GetStringTensorElement(value, length, i, text.data()));
     into.Set(i, Napi::String::New(env, text));
   }
+}
+
+namespace {
+
+class DownloadTask : public Task {
+ public:
+  explicit DownloadTask(const Napi::CallbackInfo& info) : device_(LiveDeviceTensor(info[0])) {}
+
+  void Execute() override {
+    const Description tensor = Describe(device_->value.get(), "tensor");
+    OrtValue* copy = nullptr;
+    Check(g_ort.api->CreateTensorAsOrtValue(DefaultAllocator(), tensor.dims.data(), tensor.dims.size(), tensor.type,
+                                            &copy));
+    copy_.reset(copy);
+    const OrtValue* from = device_->value.get();
+    Check(g_ort.api->CopyTensors(GetRuntime().env, &from, &copy, nullptr, 1));
+  }
+
+  Napi::Value Result(Napi::Env env) override { return ToJs(env, "tensor", std::move(copy_), std::vector<JsTensor>()); }
+
+ private:
+  const std::shared_ptr<DeviceTensor> device_;
+  Owned<OrtValue> copy_;
+};
+
+/// The allocator of a GPU's memory that no session owns.
+OrtAllocator* AllocatorOfGpu(int ordinal) {
+  for (const OrtEpDevice* device : GetRuntime().devices) {
+    const OrtMemoryInfo* memory = g_ort.api->EpDevice_MemoryInfo(device, OrtDeviceMemoryType_DEFAULT);
+    int id = -1;
+    if (memory != nullptr) Check(g_ort.api->MemoryInfoGetId(memory, &id));
+    if (memory == nullptr || id != ordinal) continue;
+    OrtAllocator* allocator = nullptr;
+    Check(g_ort.api->GetSharedAllocator(GetRuntime().env, memory, &allocator));
+    if (allocator != nullptr) return allocator;
+  }
+  throw Error(ORT_INVALID_ARGUMENT, "GPU " + std::to_string(ordinal) +
+                                        " cannot be used: the provider does not offer it. flashllm doctor tells why");
+}
+
+}  // namespace
+
+Napi::Value DownloadTensor(const Napi::CallbackInfo& info) {
+  return Boundary(info.Env(), [&] { return Submit(info.Env(), std::make_shared<DownloadTask>(info)); });
+}
+
+Napi::Value AllocateTensor(const Napi::CallbackInfo& info) {
+  return Boundary(info.Env(), [&] {
+    const auto type = static_cast<ONNXTensorElementDataType>(info[0].As<Napi::Number>().Int32Value());
+    const Napi::Array array = info[1].As<Napi::Array>();
+    std::vector<int64_t> dims(array.Length());
+    for (uint32_t i = 0; i < dims.size(); ++i) dims[i] = array.Get(i).As<Napi::Number>().Int64Value();
+    const size_t bytes = (CountElements(dims, "tensor") * LayoutOrReject(type, "tensor").bits + 7) / 8;
+    OrtAllocator* allocator = AllocatorOfGpu(info[2].As<Napi::Number>().Int32Value());
+    OrtValue* made = nullptr;
+    Check(g_ort.api->CreateTensorAsOrtValue(allocator, dims.data(), dims.size(), type, &made));
+    Owned<OrtValue> value(made);
+    void* memory = nullptr;
+    Check(g_ort.api->GetTensorMutableData(made, &memory));
+    if (memory == nullptr && bytes > 0) {
+      throw Error(ORT_FAIL, "out of memory on the GPU: " + std::to_string(bytes) + " bytes could not be allocated");
+    }
+    return ToJs(info.Env(), "tensor", std::move(value), nullptr);
+  });
+}
+
+Napi::Value DisposeTensor(const Napi::CallbackInfo& info) {
+  return Boundary(info.Env(), [&] {
+    info[0].As<DeviceHandle>().Data()->reset();
+    return info.Env().Undefined();
+  });
 }
 
 }  // namespace flashllm::node

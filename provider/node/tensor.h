@@ -11,11 +11,25 @@
 
 namespace flashllm::node {
 
-/// A tensor that came from JavaScript: {type: ONNX element type, dims: number[], data: typed array or string[]}. The
-/// value borrows the typed array's memory, which `data` keeps alive; strings are copied.
+/// A tensor in the memory of a GPU. JavaScript holds it by a handle; runs that use it hold it too, so that it may be
+/// disposed of meanwhile.
+struct DeviceTensor {
+  std::shared_ptr<OrtSession> session;  // whose memory it is, or null; before `value`, hence ended after it
+  std::shared_ptr<DeviceTensor> owner;  // whose memory it is a part of, or null; likewise
+  Owned<OrtValue> value;
+};
+
+/// The tensor of a handle, never null. Throws Error (ORT_INVALID_ARGUMENT) where it has been disposed of.
+std::shared_ptr<DeviceTensor> LiveDeviceTensor(const Napi::Value& handle);
+
+/// A tensor that came from JavaScript: {type: ONNX element type, dims: number[], data: typed array or string[]}, or
+/// {…, device: handle} for one on a GPU. The value borrows the typed array's memory, which `data` keeps alive; strings
+/// are copied.
 struct JsTensor {
   Owned<OrtValue> value;
+  std::shared_ptr<DeviceTensor> device;  // then `value` is null
   Napi::ObjectReference data;
+  OrtValue* get() const { return device != nullptr ? device->value.get() : value.get(); }
   ONNXTensorElementDataType type = ONNX_TENSOR_ELEMENT_DATA_TYPE_UNDEFINED;
   const void* begin = nullptr;  // the borrowed bytes
   size_t bytes = 0;
@@ -30,9 +44,28 @@ JsTensor FromJs(const Napi::Object& tensor, const std::string& name, bool with_s
 /// that JavaScript can hold.
 Napi::Object ToJs(Napi::Env env, const std::string& name, Owned<OrtValue> value, const std::vector<JsTensor>& inputs);
 
+/// {type, dims, device} of a tensor that stays on a GPU. `session` is the one that allocated it.
+Napi::Object ToJs(Napi::Env env, const std::string& name, Owned<OrtValue> value, std::shared_ptr<OrtSession> session);
+
+/// As the one before, of a tensor that is a part of the memory of `owner`.
+Napi::Object PartToJs(Napi::Env env, Owned<OrtValue> value, std::shared_ptr<DeviceTensor> owner);
+
+/// Whether a tensor lies in the memory of a GPU.
+bool IsOnDevice(const OrtValue* value);
+
+/// downloadTensor(handle): Promise<{type, dims, data}>, a copy in the memory of the CPU
+Napi::Value DownloadTensor(const Napi::CallbackInfo& info);
+/// allocateTensor(type, dims, deviceId): {type, dims, device}, zeros in the memory of a GPU
+Napi::Value AllocateTensor(const Napi::CallbackInfo& info);
+/// disposeTensor(handle): frees the memory as soon as no run uses it
+Napi::Value DisposeTensor(const Napi::CallbackInfo& info);
+
 /// The memory of a typed array, also of one over shared memory (which the C++ wrapper refuses). Throws Error for
 /// anything else.
 void* BytesOf(const Napi::Value& typed_array, size_t* length, napi_typedarray_type* type = nullptr);
+
+/// The memory of the CPU.
+const OrtMemoryInfo* CpuMemory();
 
 /// ONNX Runtime's allocator of CPU memory.
 OrtAllocator* DefaultAllocator();

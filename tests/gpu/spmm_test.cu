@@ -57,11 +57,12 @@ struct Case {
 
 std::string Describe(const Case& c) {
   char text[200];
-  std::snprintf(text, sizeof(text),
-                "M=%lld K=%lld N=%lld %s weights=%d x=%d cluster=%d bias=%d relu=%d residual=%d pdl=%d canonical=%d columns=%d",
-                static_cast<long long>(c.m), static_cast<long long>(c.k), static_cast<long long>(c.n),
-                c.pattern.c_str(), static_cast<int>(c.weights), static_cast<int>(c.type), c.cluster, c.bias, c.relu,
-                c.residual, c.programmatic, c.canonical, c.columns);
+  std::snprintf(
+      text, sizeof(text),
+      "M=%lld K=%lld N=%lld %s weights=%d x=%d cluster=%d bias=%d relu=%d residual=%d pdl=%d canonical=%d columns=%d",
+      static_cast<long long>(c.m), static_cast<long long>(c.k), static_cast<long long>(c.n), c.pattern.c_str(),
+      static_cast<int>(c.weights), static_cast<int>(c.type), c.cluster, c.bias, c.relu, c.residual, c.programmatic,
+      c.canonical, c.columns);
   return text;
 }
 
@@ -69,8 +70,8 @@ void Fail(const Case& c, const std::string& why) {
   if (++failures <= 20) std::fprintf(stderr, "FAILED %s: %s\n", Describe(c).c_str(), why.c_str());
 }
 
-/// Reads one run of a column layout back on the host, by layout.h's words alone. False where a lane reads outside of the
-/// window or the run.
+/// Reads one run of a column layout back on the host, by layout.h's words alone. False where a lane reads outside of
+/// the window or the run.
 bool DecodeRun(const cuda::WeightPlan& plan, const std::vector<uint8_t>& layout, const cuda::RunEntry& run, int block,
                int step_begin, int step_end, std::vector<float>* dense) {
   const int tiles = plan.tile_start[block + 1] - plan.tile_start[block];

@@ -95,12 +95,14 @@ test.serial('Ctrl-C ends an export with 130 and leaves nothing', async (t) => {
   t.deepEqual(await readdir(output), []);
 });
 
-test.serial('the demo keeps both models when asked and compares them', async (t) => {
+test.serial('the demo with --sparsity prunes here, keeps both models when asked and compares them', async (t) => {
   const output = await temporaryFolder();
   const { code, stdout, stderr } = await flashllm(
     'demo',
     '-o',
     output,
+    '--sparsity',
+    '0.5',
     '--tokens',
     '8',
     '--eval-tokens',
@@ -117,7 +119,7 @@ test.serial('the demo keeps both models when asked and compares them', async (t)
   await rm(output, { recursive: true });
 });
 
-test.serial('the demo streams text and ends with the table', async (t) => {
+test.serial('the demo streams text of the shipped sparse model and ends with the table', async (t) => {
   const { code, stdout } = await flashllm(
     'demo',
     '--tokens',

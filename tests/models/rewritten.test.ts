@@ -5,7 +5,7 @@ import { basename, dirname, join } from 'node:path';
 import { env, pipeline } from '@huggingface/transformers';
 import test from 'ava';
 import { copyCompanions } from '../../graph-passes/companions.js';
-import { rewriteModel } from '../../graph-passes/index.js';
+import { rewriteModel, verifyModels } from '../../graph-passes/index.js';
 import { exportOpt } from '../../models/opt/export.js';
 import type { OptDtype } from '../../models/opt/graph-context.js';
 import { measurePerplexity } from '../../models/perplexity.js';
@@ -87,6 +87,18 @@ for (const dtype of ['float32', 'float16'] as const) {
     t.true(unpruned < ours && ours < 4 * unpruned, `${unpruned} dense, ${ours} pruned`);
   });
 }
+
+test.serial('verify judges the likeliest tokens of float16 models by the logits that they have', async (t) => {
+  for (const [sparsity, agrees] of [
+    [0, true],
+    [0.95, false],
+  ] as const) {
+    const { dense, sparse } = await rewritten(`verified-${sparsity}`, 'float16', sparsity);
+    const { runs } = await verifyModels({ original: join(dense, 'model.onnx'), rewritten: join(sparse, 'model.onnx') });
+    const choice = runs[0]?.outputs.find(({ name }) => name === 'likeliest');
+    t.like(choice, { type: 'int64', shape: [1, 5], tolerance: 2e-2, ok: agrees });
+  }
+});
 
 test.serial('a rewritten model runs in transformers.js, with the provider named in session_options', async (t) => {
   const { sparse } = await rewritten('transformers-js', 'float32', 0);

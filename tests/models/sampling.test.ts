@@ -2,6 +2,7 @@
 import test from 'ava';
 import fc from 'fast-check';
 import { ModelFolderError } from '../../models/errors.js';
+import { negativeExponential } from '../../models/generation/exponential.js';
 import { resolveOptions } from '../../models/generation/options.js';
 import { Random } from '../../models/generation/random.js';
 import { argmax, largest, logprobs, Sampler } from '../../models/generation/sampling.js';
@@ -154,4 +155,13 @@ test('unfinished characters come out at the end; nonsense bytes do not hold the 
   const nonsense = new TextAssembler(bytes);
   const text = Array.from({ length: 40 }, () => nonsense.push(0x80)).join('') + nonsense.flush();
   t.is(text, '\ufffd'.repeat(40));
+});
+
+test('the quick exponential equals Math.exp', (t) => {
+  let worst = 0;
+  for (let x = 0; x < 43; x += 0.000137) worst = Math.max(worst, Math.abs(negativeExponential(x) / Math.exp(-x) - 1));
+  t.true(worst < 1e-10, `${worst}`);
+  t.is(negativeExponential(0), 1);
+  t.deepEqual([1e3, 1e300, Number.POSITIVE_INFINITY].map(negativeExponential), [0, 0, 0]);
+  t.true(Number.isNaN(negativeExponential(Number.NaN)));
 });

@@ -3,6 +3,8 @@ import { readFile, rm } from 'node:fs/promises';
 import { join } from 'node:path';
 import { TextStreamer } from '@huggingface/transformers';
 import test from 'ava';
+import { Decoder } from '../../models/decoder.js';
+import { type CacheMemory, hostMemory } from '../../models/generation/cache-memory.js';
 import { QueueFullError } from '../../models/generation/scheduler.js';
 import { readOptConfig } from '../../models/opt/config.js';
 import { exportOpt } from '../../models/opt/export.js';
@@ -16,20 +18,28 @@ const config = await readOptConfig(shippedModel());
 const heldOut = await readFile(shippedHeldOutText(), 'utf8');
 const folders: string[] = [];
 const models: Record<string, TextModel> = {};
+/** By the cache that they need: one that is updated in place (also in float16), one that steps copy. */
+const kinds = {
+  rows: {},
+  halves: { dtype: 'float16' },
+  padded: { attention: 'onnx' },
+} as const;
 
 test.before(async () => {
-  for (const dtype of ['float32', 'float16'] as const) {
+  for (const [kind, settings] of Object.entries(kinds)) {
     const folder = await temporaryFolder();
     folders.push(folder);
-    await exportOpt(shippedModel(), { output: folder, dtype });
-    models[dtype] = await openTextModel(folder, { executionProviders: ['flashllm', 'cpu'], intraOpNumThreads: 1 });
+    await exportOpt(shippedModel(), { output: folder, ...settings });
+    models[kind] = await openTextModel(folder, { executionProviders: ['flashllm', 'cpu'], intraOpNumThreads: 1 });
   }
 });
 test.after.always(() => Promise.all(folders.map((folder) => rm(folder, { recursive: true }))));
 
-const model = (dtype = 'float32') => models[dtype] as TextModel;
-const generator = (options = {}, dtype = 'float32') =>
-  new TextGenerator(model(dtype).decoder, model(dtype).tokenizer, config, options);
+type Kind = keyof typeof kinds;
+
+const model = (kind: Kind = 'rows') => models[kind] as TextModel;
+const generator = (options = {}, kind: Kind = 'rows') =>
+  new TextGenerator(model(kind).decoder, model(kind).tokenizer, config, options);
 
 /** Prompts of many lengths, from one token on. */
 function prompts(count: number): string[] {
@@ -38,37 +48,79 @@ function prompts(count: number): string[] {
 
 const lengthOf = (i: number) => 3 + ((i * 7) % 23);
 
-test('requests that join and leave give what each gives alone', async (t) => {
-  for (const scheduling of [{ maxBatch: 5, prefillTokens: 32 }, { maxBatch: 16 }]) {
-    const shared = generator(scheduling);
-    let most = 0;
-    const texts = await Promise.all(
-      prompts(14).map(async (prompt, i) => {
-        const options = { maxNewTokens: lengthOf(i), temperature: i % 3 ? 0 : 0.8, seed: i, stopTokenIds: [] };
-        // They come one after the other, each when the batch is at some other step.
-        await new Promise((resolve) => setTimeout(resolve, 9 * i));
-        let text = '';
-        for await (const piece of shared.stream(prompt, options)) {
-          text += piece.text;
-          most = Math.max(most, shared.scheduler.active);
-        }
-        return { prompt, options, text };
-      }),
-    );
-    t.true(most > 2 && most <= scheduling.maxBatch, `${most} at once`);
-    for (const { prompt, options, text } of texts) t.is(text, (await generator().generate([prompt], options))[0]?.text);
+for (const kind of ['rows', 'padded'] as const) {
+  test(`${kind}: requests that join and leave give what each gives alone`, async (t) => {
+    for (const scheduling of [{ maxBatch: 5, prefillTokens: 32 }, { maxBatch: 16 }]) {
+      const shared = generator(scheduling, kind);
+      let most = 0;
+      const texts = await Promise.all(
+        prompts(14).map(async (prompt, i) => {
+          const options = { maxNewTokens: lengthOf(i), temperature: i % 3 ? 0 : 0.8, seed: i, stopTokenIds: [] };
+          // They come one after the other, each when the batch is at some other step.
+          await new Promise((resolve) => setTimeout(resolve, 9 * i));
+          let text = '';
+          for await (const piece of shared.stream(prompt, options)) {
+            text += piece.text;
+            most = Math.max(most, shared.scheduler.active);
+          }
+          return { prompt, options, text };
+        }),
+      );
+      t.true(most > 2 && most <= scheduling.maxBatch, `${most} at once`);
+      for (const { prompt, options, text } of texts)
+        t.is(text, (await generator({}, kind).generate([prompt], options))[0]?.text);
+      await shared.scheduler.idle();
+      t.deepEqual([shared.scheduler.active, shared.scheduler.queued, shared.scheduler.cacheBytes], [0, 0, 0]);
+    }
+  });
+
+  test(`${kind}: cancelling at any time leaves the others’ texts as they are`, async (t) => {
+    const shared = generator({ maxBatch: 6, prefillTokens: 16 }, kind);
+    const options = { maxNewTokens: 24, stopTokenIds: [] };
+    const going = prompts(12).map((prompt, i) => {
+      const [generation] = shared.start([prompt], { ...options, maxNewTokens: 10 + i });
+      // Some while their prompt is read, some after a few tokens.
+      if (i % 3 === 1) setTimeout(() => generation?.cancel(new Error('gone')), 5 * i);
+      return { prompt, i, result: generation?.result };
+    });
+    for (const { prompt, i, result } of going) {
+      if (i % 3 === 1) await t.throwsAsync(async () => result, { message: 'gone' });
+      else {
+        const [alone] = await generator({}, kind).generate([prompt], { ...options, maxNewTokens: 10 + i });
+        t.is((await result)?.text, alone?.text);
+      }
+    }
     await shared.scheduler.idle();
-    t.deepEqual([shared.scheduler.active, shared.scheduler.queued, shared.scheduler.cacheBytes], [0, 0, 0]);
+    t.is(shared.scheduler.active, 0);
+  });
+}
+
+test('float16 gives the same alone and in a batch, by its likeliest tokens and by its logits', async (t) => {
+  t.true(model('halves').decoder.prefersLikeliest);
+  const options = { maxNewTokens: 8, stopTokenIds: [] };
+  const batch = await generator({ maxBatch: 4, prefillTokens: 24 }, 'halves').generate(prompts(6), options);
+  for (const [i, prompt] of prompts(6).entries()) {
+    const [alone] = await generator({}, 'halves').generate([prompt], { ...options, logprobs: 1 });
+    t.is(batch[i]?.text, alone?.text);
   }
 });
 
-test('a batch in float16, whose attention takes one new token at a time, too', async (t) => {
-  const shared = generator({ maxBatch: 4, prefillTokens: 24 }, 'float16');
-  const batch = await shared.generate(prompts(6), { maxNewTokens: 8, stopTokenIds: [] });
-  for (const [i, prompt] of prompts(6).entries()) {
-    const [alone] = await generator({}, 'float16').generate([prompt], { maxNewTokens: 8, stopTokenIds: [] });
-    t.is(batch[i]?.text, alone?.text);
-  }
+test('a batch grows while it runs: more rows, and longer ones', async (t) => {
+  const shared = generator({ maxBatch: 12 });
+  const first = shared.start(prompts(2), { maxNewTokens: 60, stopTokenIds: [] });
+  for await (const _ of first[0] as (typeof first)[0]) break;
+  const before = shared.scheduler.cacheBytes;
+  let most = 0;
+  const [kept] = await generator().generate([prompts(2)[1] as string], { maxNewTokens: 60, stopTokenIds: [] });
+  const later = shared.start(prompts(8), { maxNewTokens: 200, stopTokenIds: [] });
+  for (const generation of later)
+    generation.onPiece(() => {
+      most = Math.max(most, shared.scheduler.cacheBytes);
+    });
+  t.is((await first[1]?.result)?.text, kept?.text);
+  const [alone] = await generator().generate([prompts(8)[7] as string], { maxNewTokens: 200, stopTokenIds: [] });
+  t.is((await later[7]?.result)?.text, alone?.text);
+  t.true(before > 0 && most > 4 * before, `${before} bytes, then ${most}`);
 });
 
 test('a prompt read in chunks gives what it gives in one go', async (t) => {
@@ -134,6 +186,42 @@ test('who leaves the loop, aborts or cancels makes place; the others go on', asy
   t.is((await going)[0]?.text, expected?.text);
   await shared.scheduler.idle();
   t.is(shared.scheduler.active, 0);
+});
+
+test('a cache lies in the memory that the decoder names, and all of it is given back', async (t) => {
+  const live = new Set<object>();
+  let room = Number.POSITIVE_INFINITY;
+  const memory: CacheMemory = {
+    allocate(type, dims) {
+      if ((dims[2] as number) > room) throw new Error('out of memory on the device');
+      const tensor = hostMemory.allocate(type, dims);
+      (tensor.data as Float32Array).fill(Number.NaN);
+      live.add(tensor);
+      return tensor;
+    },
+    rows(...args) {
+      const view = hostMemory.rows(...args);
+      live.add(view);
+      return view;
+    },
+    copyRow: hostMemory.copyRow,
+    free: (tensor) => t.true(live.delete(tensor)),
+  };
+  const { tokenizer, session } = model();
+  const shared = new TextGenerator(new Decoder(session, memory), tokenizer, config, { maxBatch: 6 });
+  const options = { maxNewTokens: 20, stopTokenIds: [] };
+  const texts = await shared.generate(prompts(9), options);
+  for (const [i, prompt] of prompts(9).entries())
+    t.is(texts[i]?.text, (await generator().generate([prompt], options))[0]?.text);
+  await shared.scheduler.idle();
+  t.is(live.size, 0);
+  // What does not fit ends with the memory's error; what runs goes on.
+  room = 128;
+  const going = shared.generate(['Call me'], { ...options, maxNewTokens: 60 });
+  await t.throwsAsync(shared.generate(['a'], { ...options, maxNewTokens: 300 }), { message: /out of memory/ });
+  t.is((await going)[0]?.text, (await generator().generate(['Call me'], { ...options, maxNewTokens: 60 }))[0]?.text);
+  await shared.scheduler.idle();
+  t.is(live.size, 0);
 });
 
 test('too many waiting prompts are refused, all or none', async (t) => {

@@ -34,10 +34,10 @@ const variants: Record<string, Variant> = {
   'odd sizes': {
     fields: { hidden_size: 15, word_embed_proj_dim: 7, ffn_dim: 11, num_attention_heads: 3, vocab_size: 13 },
   },
-  GroupQueryAttention: { fields: {}, attention: 'group-query' },
-  'GroupQueryAttention, post-norm': {
+  'ONNX Attention': { fields: {}, attention: 'onnx' },
+  'ONNX Attention, post-norm': {
     fields: { do_layer_norm_before: false, word_embed_proj_dim: 24 },
-    attention: 'group-query',
+    attention: 'onnx',
   },
   'stored as float16': { fields: {}, stored: 'float16' },
   'stored as bfloat16': { fields: { tie_word_embeddings: false }, stored: 'bfloat16' },
@@ -134,7 +134,7 @@ test('several tokens on top of a cache equal the whole sequence', async (t) => {
 });
 
 test('several tokens on top of a padded batch’s cache equal the whole sequences', async (t) => {
-  const { decoder, sequences, expected } = await exported({ fields: {} });
+  const { decoder, sequences, expected } = await exported({ fields: {}, attention: 'onnx' });
   const prompts = sequences.map((ids) => ids.slice(0, ids.length - 3));
   const longest = Math.max(...prompts.map((ids) => ids.length));
   const padding = prompts.map((ids) => new Array<number>(longest - ids.length).fill(0));
@@ -150,6 +150,27 @@ test('several tokens on top of a padded batch’s cache equal the whole sequence
     for (let i = 0; i < 3; i++)
       t.true(difference(logits.at(row, i), expected[row]?.[ids.length - 3 + i] as Float64Array) < 3e-6);
   });
+});
+
+test('a row that pauses, its new token masked, goes on later as if nothing had been', async (t) => {
+  for (const attention of ['onnx', 'group-query'] as const) {
+    const { decoder, sequences, expected } = await exported({ fields: {}, attention });
+    const ids = sequences.map((all) => all.slice(0, 2));
+    const mask = ids.map(() => [1, 1]);
+    let { logits, cache } = await decoder.step({ ids, mask });
+    const lengths = [2, 2, 2];
+    for (const pausing of [0, 2, undefined]) {
+      const next = sequences.map((all, row) => [row === pausing ? 1 : (all[lengths[row] as number] as number)]);
+      for (const [row, kept] of mask.entries()) kept.push(row === pausing ? 0 : 1);
+      ({ logits, cache } = await decoder.step({ ids: next, mask, cache }));
+      for (const row of [0, 1, 2]) {
+        if (row === pausing) continue;
+        const reference = expected[row]?.[lengths[row] as number] as Float64Array;
+        t.true(difference(logits.at(row, 0), reference) < 3e-6, `${attention}, row ${row}, token ${lengths[row]}`);
+        lengths[row] = (lengths[row] as number) + 1;
+      }
+    }
+  }
 });
 
 test('GroupQueryAttention takes a cache of full length, whose unused end is not read', async (t) => {

@@ -25,7 +25,7 @@ test.after.always(() => rm(folder, { recursive: true }));
 
 async function serve(t: ExecutionContext, scheduling = {}, options: Partial<ServerOptions> = {}) {
   const own = { ...model, generator: new TextGenerator(model.decoder, model.tokenizer, config, scheduling) };
-  const server = createServer(own, { name: 'opt-14m', maxPositions: config.maxPositions, ...options });
+  const server = createServer([{ name: 'opt-14m', model: own, maxPositions: config.maxPositions }], options);
   await server.app.listen({ host: '127.0.0.1', port: 0 });
   const url = `http://127.0.0.1:${(server.app.server.address() as AddressInfo).port}`;
   t.teardown(() => server.close(0));
@@ -133,9 +133,9 @@ test('concurrent streams share the batch and each gets its own text', async (t) 
   for (const [i, text] of texts.entries()) t.is(text, await expected(prompts[i] as string, 5 + i));
   const metrics = await (await fetch(`${url}/metrics`)).text();
   t.regex(metrics, /flashllm_requests_total\{status="200"\} 16/);
-  const tokens = Number(/flashllm_generated_tokens_total (\d+)/.exec(metrics)?.[1]);
+  const tokens = Number(/flashllm_generated_tokens_total\{model="opt-14m"\} (\d+)/.exec(metrics)?.[1]);
   t.true(tokens > 16 && tokens <= 16 * 5 + 120);
-  t.regex(metrics, /flashllm_sequences_running 0/);
+  t.regex(metrics, /flashllm_sequences_running\{model="opt-14m"\} 0/);
   t.regex(metrics, /nodejs_eventloop_lag_p99_seconds /);
 });
 
@@ -208,7 +208,7 @@ test('an API key is demanded for all but health', async (t) => {
   for (const path of ['/v1/models', '/%761/models', '/metrics', '/nowhere'])
     t.is((await fetch(url + path)).status, 401, path);
   t.is((await fetch(`${url}/v1/models`, { headers: { authorization: 'Bearer sesam' } })).status, 401);
-  t.is((await fetch(`${url}/health`)).status, 200);
+  for (const path of ['/health', '/', '/page.mjs']) t.is((await fetch(url + path)).status, 200, path);
   t.is((await client.completions.create({ ...greedy, prompt: 'a', max_tokens: 2 })).choices.length, 1);
 });
 

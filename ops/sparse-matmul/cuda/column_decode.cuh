@@ -107,9 +107,9 @@ struct Cursor {
   }
 };
 
-/// What one slot holds where the mask's bit is set, else zero; `pointer` moves past what was read. Not volatile, so that
-/// independent chains interleave: the masks on which the address depends were read after the wait, and the product that
-/// uses the slot precedes the release.
+/// What one slot holds where the mask's bit is set, else zero; `pointer` moves past what was read. Not volatile, so
+/// that independent chains interleave: the masks on which the address depends were read after the wait, and the product
+/// that uses the slot precedes the release.
 template <int kBit>
 __device__ __forceinline__ uint32_t GatherHalf(uint32_t mask, uint32_t& pointer) {
   uint32_t element = 0;

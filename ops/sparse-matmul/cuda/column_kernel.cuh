@@ -18,21 +18,21 @@ struct ColumnParams {
   const __half* residual;
   int m, k, n;
   bool relu;
-  bool x_aligned;  // rows of X can be read 16 bytes at a time
+  bool x_aligned;         // rows of X can be read 16 bytes at a time
   uint32_t ahead_blocks;  // of values, in flight for a pair
   Partition partition;
 };
 
-/// How the two warps of a pair share a stage. kUnits: each takes one unit of all tiles, and no element of X twice. kTiles:
-/// each takes some of the tiles; for many columns, where a warp has no registers for the sums of all.
+/// How the two warps of a pair share a stage. kUnits: each takes one unit of all tiles, and no element of X twice.
+/// kTiles: each takes some of the tiles; for many columns, where a warp has no registers for the sums of all.
 enum class Split { kUnits, kTiles };
 
 template <Split kSplit, int kNTiles, int kPairs>
 struct Shape {
   static constexpr int kGroups = kSplit == Split::kUnits ? 1 : 2;  // of warps with the same tiles
   static constexpr int kWarps = 2 * kPairs;
-  static constexpr int kMembers = kWarps / kGroups;           // of a group, that its sums are added over
-  static constexpr int kSumTiles = kPanelTiles / kGroups;     // tiles that a warp keeps sums of
+  static constexpr int kMembers = kWarps / kGroups;                    // of a group, that its sums are added over
+  static constexpr int kSumTiles = kPanelTiles / kGroups;              // tiles that a warp keeps sums of
   static constexpr int kRoundTiles = kSplit == Split::kUnits ? 2 : 1;  // accumulator tiles of a warp summed at once
   static constexpr int kRounds = kSumTiles * kNTiles / kRoundTiles;
   static constexpr int kTasks = kGroups * kRoundTiles * 4;  // a round's: (group, accumulator tile, fragment register)
@@ -134,7 +134,7 @@ class PanelSum {
 #pragma unroll
       for (int i = 0; i < Shape::kRoundTiles; ++i) {
         const int q = round * Shape::kRoundTiles + i;
-        float(&c)[4] = acc[q / kNTiles][q % kNTiles];
+        float (&c)[4] = acc[q / kNTiles][q % kNTiles];
 #pragma unroll
         for (int r = 0; r < 4; ++r)
           partial_[(((member * Shape::kGroups + group) * Shape::kRoundTiles + i) * 4 + r) * 32 + lane] = c[r];
@@ -291,7 +291,8 @@ struct WarpState {
   }
 };
 
-/// One panel of kTiles tiles, of which this warp takes unit `role` of every stage. X is read a stage ahead.
+/// One panel of kTiles tiles, of which this warp takes unit `role` of every stage. X is read a stage ahead: `raw` is
+/// the first stage's when it begins, and nothing when it ends.
 template <Columns kColumns, int kTiles, int kNTiles, bool kBf16>
 __device__ __forceinline__ void DecodeUnits(WarpState<kColumns, kNTiles>& w, uint32_t (&raw)[kNTiles][4],
                                             float (&acc)[kPanelTiles][kNTiles][4]) {
@@ -307,7 +308,6 @@ __device__ __forceinline__ void DecodeUnits(WarpState<kColumns, kNTiles>& w, uin
     w.LoadMasks(words + 128 * kWords * w.role, masks);
     XFragments<kNTiles, kBf16> x;
     SetX<kNTiles, kBf16>(x, raw);
-    if (step + 1 == w.run.steps) w.x_reader.Restart();
     w.x_reader.Next(raw);
     DecodeTiles<kColumns, 0, kTiles, kNTiles, kBf16>(masks, x, w.cursor, acc);
     if (w.role == 0) {
@@ -377,8 +377,7 @@ __global__ void __launch_bounds__(kPairs * 64, 1) ColumnMatMul(const __grid_cons
 
   const uint4 words = __ldg(reinterpret_cast<const uint4*>(p.layout) + row_block * lanes + k_lane);
   const uint32_t shared_at = ptx::SharedAddress(shared);
-  const uint32_t rings =
-      shared_at + Shape::kBarrierBytes + Shape::kPartialBytes + Shape::ReceiveBytes(cut.cluster);
+  const uint32_t rings = shared_at + Shape::kBarrierBytes + Shape::kPartialBytes + Shape::ReceiveBytes(cut.cluster);
   Stream stream(p.layout, {words.x, words.y, words.z, 0}, rings + pair * kRunBytes,
                 shared_at + pair * kRunBarrierBytes);
   MaskIssuer<kColumns> masks(run);
@@ -420,6 +419,8 @@ __global__ void __launch_bounds__(kPairs * 64, 1) ColumnMatMul(const __grid_cons
     });
     const bool last = panel + 1 == run.panels;
     if constexpr (kSplit == Split::kUnits) {
+      w.x_reader.Restart();
+      if (!last) w.x_reader.Next(raw);
       panel_sum.Finish(acc, 0, warp, row0, {tiles}, column0, last);
     } else {
       panel_sum.Finish(acc, role, pair, row0, {FirstTiles(tiles), tiles - FirstTiles(tiles)}, column0, last);

@@ -14,12 +14,13 @@ struct ColumnInstance {
 
   using Shape = cuda::Shape<kSplit, kNTiles, kPairs>;
 
-  static cudaError_t Launch(const WeightPlan& plan, const ColumnParams& params, bool programmatic, cudaStream_t stream) {
+  static cudaError_t Launch(const WeightPlan& plan, const ColumnParams& params, bool programmatic,
+                            cudaStream_t stream) {
     cudaLaunchConfig_t config = {};
     config.gridDim = dim3(plan.blocks * plan.cluster, (params.n + kWidth - 1) / kWidth);
     config.blockDim = dim3(kPairs * 64);
-    config.dynamicSmemBytes = Shape::kBarrierBytes + Shape::kPartialBytes +
-                              Shape::ReceiveBytes(plan.cluster) + kPairs * kRunBytes;
+    config.dynamicSmemBytes =
+        Shape::kBarrierBytes + Shape::kPartialBytes + Shape::ReceiveBytes(plan.cluster) + kPairs * kRunBytes;
     config.stream = stream;
     cudaLaunchAttribute attributes[2];
     config.attrs = attributes;
@@ -37,8 +38,8 @@ struct ColumnInstance {
   }
 
   static cudaError_t Prepare(const DeviceInfo& info) {
-    return cudaFuncSetAttribute(ColumnMatMul<kColumns, kNTiles, kPairs, kBf16, kSplit>, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                info.shared_bytes);
+    return cudaFuncSetAttribute(ColumnMatMul<kColumns, kNTiles, kPairs, kBf16, kSplit>,
+                                cudaFuncAttributeMaxDynamicSharedMemorySize, info.shared_bytes);
   }
 
   /// How many clusters of 2 and 4 blocks run at once.
@@ -56,8 +57,8 @@ struct ColumnInstance {
       config.dynamicSmemBytes = info->shared_bytes;
       config.attrs = &attribute;
       config.numAttrs = 1;
-      const cudaError_t error =
-          cudaOccupancyMaxActiveClusters(&info->clusters[i], ColumnMatMul<kColumns, kNTiles, kPairs, kBf16, kSplit>, &config);
+      const cudaError_t error = cudaOccupancyMaxActiveClusters(
+          &info->clusters[i], ColumnMatMul<kColumns, kNTiles, kPairs, kBf16, kSplit>, &config);
       if (error != cudaSuccess) return error;
     }
     return cudaSuccess;

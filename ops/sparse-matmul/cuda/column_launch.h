@@ -1,4 +1,5 @@
-// The column kernel's instances: one translation unit a value type and kind of columns, so that they compile side by side.
+// The column kernel's instances: one translation unit a value type and kind of columns, so that they compile side by
+// side.
 #pragma once
 
 #include "ops/sparse-matmul/cuda/spmm.h"

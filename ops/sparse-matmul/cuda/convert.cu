@@ -73,8 +73,8 @@ struct Walk {
 
   /// Enters a stage in which the lane has `count` nonzero slots in each chain. Afterwards row[] is where they begin.
   __device__ StageHeader Enter(const int (&count)[2]) {
-    /// Leaves a block's room for copies under way, where lanes are not that far apart.
-    constexpr int kUsualBlocks = kWindowBlocks - 1;
+    /// Leaves room for two blocks of copies under way, where lanes are not that far apart.
+    constexpr int kUsualBlocks = kWindowBlocks - 2;
     StageHeader header = {};
     const bool exchange = kColumns == Columns::kHalves &&
                           max(row[1] + count[0], row[0] + count[1]) < max(row[0] + count[0], row[1] + count[1]);
@@ -221,8 +221,8 @@ class TileValues {
 
 /// Writes one tile's values of one unit into the lane's column.
 template <Columns kColumns, typename From>
-__device__ __forceinline__ void FillTile(const TileValues<From>& values, uint32_t masks, const Walk<kColumns>& walk, int (&at)[2],
-                                         uint8_t* column) {
+__device__ __forceinline__ void FillTile(const TileValues<From>& values, uint32_t masks, const Walk<kColumns>& walk,
+                                         int (&at)[2], uint8_t* column) {
   for (uint32_t left = masks; left != 0;) {
     const int position = __ffs(left) - 1, step = position >> 3, bit = position & 7, h = bit & 1;
     if (kColumns == Columns::kHalves) {
@@ -250,7 +250,8 @@ __global__ void __launch_bounds__(128)
   uint8_t* const column = layout + static_cast<int64_t>(entry.values) * kValueRowBytes + 4 * lane;
   WalkRun<kColumns>(
       RunOf(p, pairs, index), s,
-      [&](int row0, int tiles, int step, const StageMasks& masks, const StageHeader& header, const Walk<kColumns>& walk) {
+      [&](int row0, int tiles, int step, const StageMasks& masks, const StageHeader& header,
+          const Walk<kColumns>& walk) {
         if (lane == 0) *reinterpret_cast<StageHeader*>(block) = header;
         uint8_t* words = block + sizeof(StageHeader) + 4 * lane;
         int at[2] = {walk.row[0], walk.row[1]};
@@ -310,7 +311,8 @@ void PlaceRuns(const std::vector<uint32_t>& blocks, WeightPlan* plan) {
     const int tiles = plan->tile_start[block + 1] - plan->tile_start[block];
     table[i] = {static_cast<uint32_t>(at / 16), 0, blocks[i], 0};
     for (int panel = 0; panel < panels; ++panel)
-      at += stages * MaskBlockBytes(plan->columns, PanelTile(panel + 1, panels, tiles) - PanelTile(panel, panels, tiles));
+      at +=
+          stages * MaskBlockBytes(plan->columns, PanelTile(panel + 1, panels, tiles) - PanelTile(panel, panels, tiles));
   }
   at = align(at);
   for (size_t i = 0; i < table.size(); ++i) {
@@ -363,8 +365,8 @@ cudaError_t Convert(const WeightPlan& plan, const DeviceParts& parts, const void
   // What no lane reads stays zero: the same weight gives the same bytes.
   cudaError_t error = cudaMemsetAsync(layout, 0, plan.layout_bytes, stream);
   if (error == cudaSuccess)
-    error = cudaMemcpyAsync(layout, plan.runs.data(), plan.runs.size() * sizeof(uint32_t), cudaMemcpyHostToDevice,
-                            stream);
+    error =
+        cudaMemcpyAsync(layout, plan.runs.data(), plan.runs.size() * sizeof(uint32_t), cudaMemcpyHostToDevice, stream);
   if (error != cudaSuccess) return error;
   const bool floats = parts.value_type == ValueType::kFloat32;
   const auto fill = plan.columns == Columns::kHalves

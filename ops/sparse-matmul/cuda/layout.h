@@ -1,12 +1,12 @@
 // The column layout, as its converter writes and its kernels read it.
 //
 // A weight is cut into 16-row tiles; a row block (one thread block, or one cluster) owns consecutive tiles, in panels
-// of at most 8. K is cut into steps of 64. A *run* is what one pair of warps decodes: a row block's panels, one after the
-// other, over one K lane (steps KLaneStart(q) .. KLaneStart(q + 1), of as many lanes as the row block has pairs). Panel x
-// step is a *stage*. A run has two streams.
+// of at most 8. K is cut into steps of 64. A *run* is what one pair of warps decodes: a row block's panels, one after
+// the other, over one K lane (steps KLaneStart(q) .. KLaneStart(q + 1), of as many lanes as the row block has pairs).
+// Panel x step is a *stage*. A run has two streams.
 //
-// Lane (g = lane / 4, t = lane % 4) owns in a tile and k16-step s of a unit (32 k) the A fragment of mma.m16n8k16: half h
-// of its register r is the element at
+// Lane (g = lane / 4, t = lane % 4) owns in a tile and k16-step s of a unit (32 k) the A fragment of mma.m16n8k16: half
+// h of its register r is the element at
 //   row g + 8 (r & 1),  k = 8 t + 4 s + 2 (r >> 1) + h of the unit,
 // so that its B fragments of a whole unit are 16 contiguous bytes of one row of X. A *slot* is what the lane reads at
 // once, in the order unit, tile, step, then r, then h:

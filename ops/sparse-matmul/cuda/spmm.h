@@ -3,8 +3,8 @@
 //
 // Life of a weight:  MakePlan (host arithmetic) -> the caller copies the canonical parts (docs/format.md) into device
 // memory and allocates plan.staging_bytes of it -> Measure, which sets plan.layout_bytes -> the caller allocates those
-// -> Convert (kernels) -> staging and parts are freed -> Launch, any number of times, from any streams at once. A weight
-// that the plan calls Layout::kCanonical keeps its parts on the device instead.
+// -> Convert (kernels) -> staging and parts are freed -> Launch, any number of times, from any streams at once. A
+// weight that the plan calls Layout::kCanonical keeps its parts on the device instead.
 #pragma once
 
 #include <cuda_runtime_api.h>
@@ -50,17 +50,17 @@ struct WeightPlan {
   ValueType value_type = ValueType::kFloat16;  // in the layout; float32 is only ever kCanonical
   int64_t out_features = 0, in_features = 0, nnz = 0;
   DeviceInfo device;
-  int cluster = 1;                                   // thread blocks that share a row block and cut K among themselves
-  int blocks = 0;                                    // row blocks; the grid has blocks * cluster thread blocks
-  std::vector<uint16_t> tile_start;                  // [blocks + 1] first 16-row tile of each row block
-  std::vector<uint16_t> panel_start;                 // [blocks + 1] first panel (at most 8 tiles) of each row block
-  int pairs = 8;                                     // of warps of a thread block; each decodes a K lane of its own
+  int cluster = 1;                    // thread blocks that share a row block and cut K among themselves
+  int blocks = 0;                     // row blocks; the grid has blocks * cluster thread blocks
+  std::vector<uint16_t> tile_start;   // [blocks + 1] first 16-row tile of each row block
+  std::vector<uint16_t> panel_start;  // [blocks + 1] first panel (at most 8 tiles) of each row block
+  int pairs = 8;                      // of warps of a thread block; each decodes a K lane of its own
   Columns columns = Columns::kHalves;
-  uint32_t ahead_blocks = 0;                         // of values (layout.h) in flight for a pair
-  int64_t staging_bytes = 0;                         // device memory that Measure and Convert need
-  int64_t layout_bytes = 0;                          // device memory of the layout; set by Measure
-  int64_t stream_bytes = 0;                          // bytes that one multiplication streams; set by Measure
-  std::vector<uint32_t> runs;                        // the layout's table (layout.h); set by Measure
+  uint32_t ahead_blocks = 0;   // of values (layout.h) in flight for a pair
+  int64_t staging_bytes = 0;   // device memory that Measure and Convert need
+  int64_t layout_bytes = 0;    // device memory of the layout; set by Measure
+  int64_t stream_bytes = 0;    // bytes that one multiplication streams; set by Measure
+  std::vector<uint32_t> runs;  // the layout's table (layout.h); set by Measure
 };
 
 struct PlanOptions {

@@ -1,5 +1,5 @@
-// The two streams of a run (layout.h) in shared memory: a ring of value blocks and two mask blocks, filled ahead of their
-// use. Bulk copies on sm_90, cp.async on sm_80, both completing on mbarriers.
+// The two streams of a run (layout.h) in shared memory: a ring of value blocks and two mask blocks, filled ahead of
+// their use. Bulk copies on sm_90, cp.async on sm_80, both completing on mbarriers.
 #pragma once
 
 #include "ops/sparse-matmul/cuda/layout.h"
@@ -17,8 +17,8 @@ constexpr int kRunBarriers = kWindowBlocks + kMaskSlots + 1;
 constexpr int kRunBarrierBytes = (kRunBarriers * 8 + 15) / 16 * 16;
 static_assert(kOverrunRows <= kBlockRows, "the rows past the end are the first block's");
 
-/// Both warps of a pair keep the same account of the streams; which one starts a copy changes from stage to stage. All 32
-/// lanes call every function together.
+/// Both warps of a pair keep the same account of the streams; which one starts a copy changes from stage to stage. All
+/// 32 lanes call every function together.
 class Stream {
  public:
   __device__ __forceinline__ Stream(const uint8_t* layout, const RunEntry& run, uint32_t ring, uint32_t barriers)

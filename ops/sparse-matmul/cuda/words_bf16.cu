@@ -1,5 +1,5 @@
-// The column kernel for bfloat16 weights in columns of words: float16 X is split into two bfloat16 terms, exactly, so it
-// takes two products.
+// The column kernel for bfloat16 weights in columns of words: float16 X is split into two bfloat16 terms, exactly, so
+// it takes two products.
 #include "ops/sparse-matmul/cuda/column_launch.cuh"
 
 namespace flashllm::cuda {

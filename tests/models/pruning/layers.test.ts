@@ -39,6 +39,7 @@ async function hiddenStates(folder: string, config: OptConfig, sequences: number
     sequences: sequences.length,
     length,
     threads,
+    device: 'cpu',
   });
   const file = (layer: number) => join(folder, `hidden-${layer}`);
   await native.embedSequences(pruner, {

@@ -62,6 +62,7 @@ async function pruned(
       ...(targets && { targets: flat(targets) }),
     },
     { ...defaults, ...options },
+    'cpu',
   );
   const rows = weight.map((_, m) => Float64Array.from(result.weight.subarray(m * columns, (m + 1) * columns)));
   return { ...result, rows };

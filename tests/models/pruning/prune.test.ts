@@ -214,6 +214,19 @@ test.serial('a killed process loses at most one layer', async (t) => {
   t.deepEqual(await content(broken), await content(whole));
 });
 
+test('devices: a GPU that is not there is refused by name, and auto does without', async (t) => {
+  const model = await tinyModel();
+  await t.throwsAsync(prune(model, { output: await output(), device: 'cuda:998' }), {
+    message: /cannot prune on cuda:998: (no NVIDIA GPU was found|there is no GPU 998|this build has no CUDA)/,
+  });
+  await t.throwsAsync(prune(model, { output: await output(), device: 'gpu' as 'cuda' }), {
+    message: /device is "gpu", expected auto, cpu, cuda or cuda:<number>/,
+  });
+  const { report } = await prune(model, { output: await output(), device: 'auto' });
+  t.regex(report.device, /^cpu, |NVIDIA/);
+  await rm(model, { recursive: true });
+});
+
 test('an output that exists, a text that is too short and settings out of range are refused', async (t) => {
   const model = await tinyModel();
   const folder = await output();

@@ -1,4 +1,5 @@
-import { type Cache, type CacheArray, cacheArray, cacheNames, cacheTensor, type DecoderShape } from '../decoder.js';
+import { type CacheArray, cacheArray, cacheTensor } from '../cache-tensor.js';
+import { type Cache, cacheNames, type DecoderShape } from '../decoder.js';
 import { breathe } from './event-loop.js';
 
 /** Room for so many tokens is added at a time, so that a growing cache is allocated once in many steps. */
@@ -6,7 +7,7 @@ const PAGE_TOKENS = 64;
 
 /** A row of a cache that is to become a row of another: its last `length` tokens. */
 export interface CacheRow {
-  readonly cache: KvCache;
+  readonly cache: PaddedCache;
   readonly row: number;
   readonly length: number;
 }
@@ -18,7 +19,7 @@ export interface CacheRow {
  * A step reads one side and writes the other, each in memory that is kept: the model's Attention writes past and new
  * tokens to a new tensor, and to allocate it each time costs more than to copy.
  */
-export class KvCache {
+export class PaddedCache {
   rows = 0;
   tokens = 0;
   private side: CacheArray[] = [];

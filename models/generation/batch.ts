@@ -1,0 +1,115 @@
+import { Tensor } from 'onnxruntime-node';
+
+/** What the scheduler runs: tokens in, logits out, tokens in. */
+export interface ScheduledSequence {
+  /** At least one token. */
+  readonly prompt: readonly number[];
+  /** Most tokens that the sequence can have, those of the prompt included. */
+  readonly limit: number;
+  /** Whether the likeliest token is all that `next` needs to know. */
+  readonly greedy: boolean;
+  /**
+   * @param token the likeliest next token.
+   * @param logits of the next token [vocabulary], valid during the call; left out only where `greedy` was true.
+   * @returns the token that was chosen, or undefined at the end.
+   */
+  next(logits: Float32Array | undefined, likeliest?: number): number | undefined;
+  /** The sequence has ended with an error; `next` is not called again. */
+  fail(error: unknown): void;
+}
+
+/** How large a batch and its steps may be. */
+export interface BatchLimits {
+  /** Most sequences at once. */
+  readonly maxBatch: number;
+  /** Most tokens of prompts in one step. */
+  readonly prefillTokens: number;
+}
+
+/** Sequences that run together, and their keys and values. One call at a time, but for `cancel`. */
+export interface Batch {
+  /** Sequences whose prompt is being read. */
+  readonly reading: readonly ScheduledSequence[];
+  /** Sequences that get a token in each step. */
+  readonly decoding: readonly ScheduledSequence[];
+  /** Bytes of memory reserved for keys and values. */
+  readonly cacheBytes: number;
+  /** Takes prompts off the queue to be read next, where there is place and none is being read. */
+  admit(waiting: ScheduledSequence[]): void;
+  /** One step over the prompts that are being read. */
+  prefill(): Promise<void>;
+  /** One token for each sequence. @param more whether others wait for a place. */
+  decode(more: boolean): Promise<void>;
+  /** Takes a sequence out; if a step is running, it gets nothing more. */
+  cancel(sequence: ScheduledSequence): void;
+  /** Gives all memory back; nothing is running. */
+  clear(): void;
+}
+
+/** The prompts that are read next, taken off the queue: as many short ones as fit in a step, or a long one alone. */
+export function takePrompts(
+  waiting: ScheduledSequence[],
+  places: number,
+  { prefillTokens }: BatchLimits,
+): ScheduledSequence[] {
+  const taken: ScheduledSequence[] = [];
+  let longest = 0;
+  while (taken.length < places && waiting.length > 0) {
+    longest = Math.max(longest, (waiting[0] as ScheduledSequence).prompt.length);
+    if (taken.length > 0 && longest * (taken.length + 1) > prefillTokens) break;
+    taken.push(waiting.shift() as ScheduledSequence);
+  }
+  return taken;
+}
+
+/** Has a sequence choose its next token; an error that it throws ends it alone. */
+export function choose(
+  sequence: ScheduledSequence,
+  logits: Float32Array | undefined,
+  likeliest?: number,
+): number | undefined {
+  try {
+    return sequence.next(logits, likeliest);
+  } catch (error) {
+    sequence.fail(error);
+    return undefined;
+  }
+}
+
+/** The integers of one step of the model. */
+export class StepIntegers {
+  private readonly ids: BigInt64Array;
+  private readonly positions: BigInt64Array;
+  private readonly mask: BigInt64Array;
+
+  /** @param fresh new tokens in each row. @param width positions in each row, past and new. */
+  constructor(
+    private readonly rows: number,
+    private readonly fresh: number,
+    private readonly width: number,
+  ) {
+    this.ids = new BigInt64Array(rows * fresh);
+    this.positions = new BigInt64Array(rows * fresh);
+    this.mask = new BigInt64Array(rows * width);
+  }
+
+  /** The `index`-th new token of a row, and its place in the sequence. */
+  set(row: number, index: number, token: number, position: number): void {
+    this.ids[row * this.fresh + index] = BigInt(token);
+    this.positions[row * this.fresh + index] = BigInt(position);
+  }
+
+  /** Positions of a row, from `start` to before `end`, that hold its tokens. */
+  keep(row: number, start: number, end: number): void {
+    this.mask.fill(1n, row * this.width + start, row * this.width + end);
+  }
+
+  tensors(): { ids: Tensor; positions: Tensor; mask: Tensor } {
+    const { rows, fresh, width } = this;
+    return {
+      ids: new Tensor('int64', this.ids, [rows, fresh]),
+      positions: new Tensor('int64', this.positions, [rows, fresh]),
+      mask: new Tensor('int64', this.mask, [rows, width]),
+    };
+  }
+}

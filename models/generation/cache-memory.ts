@@ -1,0 +1,46 @@
+import type { Tensor } from 'onnxruntime-node';
+import { type CacheArray, cacheArray, cacheTensor } from '../cache-tensor.js';
+import type { DecoderShape } from '../decoder.js';
+
+/** Where a cache lies: tensors [rows, heads, room, head_dim] whose rows can be had as tensors of their own. */
+export interface CacheMemory {
+  /** A new tensor; its content is any finite or other numbers. @throws where there is not enough memory. */
+  allocate(type: DecoderShape['type'], dims: readonly number[]): Tensor;
+  /** `count` rows from `first` on: another tensor over the same memory. */
+  rows(tensor: Tensor, first: number, count: number): Tensor;
+  /** Copies the first `tokens` positions of every head of a row; both tensors have the same heads and head_dim. */
+  copyRow(from: Tensor, fromRow: number, to: Tensor, toRow: number, tokens: number): void;
+  /** Ends a tensor of `allocate`, or a view of one; memory goes when all that share it have ended. */
+  free(tensor: Tensor): void;
+}
+
+/**
+ * The process's own memory. What is reserved and not yet written takes no physical memory: the system maps a page when
+ * it is touched first.
+ */
+export const hostMemory: CacheMemory = {
+  allocate(type, dims) {
+    const length = dims.reduce((product, dim) => product * dim, 1);
+    return cacheTensor({ type }, cacheArray({ type }, length), dims);
+  },
+  rows(tensor, first, count) {
+    const row = elementsOfRow(tensor);
+    const part = (tensor.data as CacheArray).subarray(first * row, (first + count) * row);
+    return cacheTensor({ type: tensor.type as DecoderShape['type'] }, part, [count, ...tensor.dims.slice(1)]);
+  },
+  copyRow(from, fromRow, to, toRow, tokens) {
+    const [, heads, , headDim] = from.dims as [number, number, number, number];
+    const [source, target] = [elementsOfRow(from), elementsOfRow(to)];
+    for (let head = 0; head < heads; head++) {
+      const start = fromRow * source + (head * source) / heads;
+      const part = (from.data as CacheArray).subarray(start, start + tokens * headDim);
+      (to.data as CacheArray).set(part, toRow * target + (head * target) / heads);
+    }
+  },
+  // The collector sees to it.
+  free() {},
+};
+
+function elementsOfRow({ dims }: Tensor): number {
+  return dims.slice(1).reduce((product, dim) => product * dim, 1);
+}

@@ -1,0 +1,17 @@
+import { Tensor } from 'onnxruntime-node';
+import { allocateOnDevice, copyRowOnDevice, rowsOnDevice } from '../../provider/device-tensor.js';
+import type { CacheMemory } from './cache-memory.js';
+
+/**
+ * Memory of a GPU, for sessions of the flashllm provider that compute there: keys and values never leave it.
+ *
+ * @param deviceId which GPU, as the provider's option `deviceId`.
+ */
+export function deviceMemory(deviceId = 0): CacheMemory {
+  return {
+    allocate: (type, dims) => allocateOnDevice(Tensor, type, dims, deviceId),
+    rows: (tensor, first, count) => rowsOnDevice(Tensor, tensor, first, count),
+    copyRow: copyRowOnDevice,
+    free: (tensor) => tensor.dispose(),
+  };
+}

@@ -1,0 +1,196 @@
+import { type CacheArray, cacheArray, cacheTensor } from '../cache-tensor.js';
+import type { Decoder, RunInput } from '../decoder.js';
+import { type Batch, type BatchLimits, choose, type ScheduledSequence, StepIntegers, takePrompts } from './batch.js';
+import { breathe } from './event-loop.js';
+import { RowCache } from './row-cache.js';
+
+/** A sequence that has a row. */
+interface Slot {
+  readonly sequence: ScheduledSequence;
+  /** Tokens in the cache. */
+  length: number;
+  /** Chosen, not yet in the cache. */
+  token: number;
+}
+
+/** Prompts being read into rows `first` and following: one in chunks, or several short ones in a single step. */
+interface Prefill {
+  readonly first: number;
+  readonly members: (ScheduledSequence | undefined)[];
+  /** Tokens read so far; of several prompts none. */
+  done: number;
+}
+
+/** What a row has in a step. */
+interface RowInput {
+  /** Tokens in the cache. */
+  readonly past: number;
+  readonly ids: readonly number[];
+}
+
+/**
+ * A batch for decoders that update a cache in place: each sequence has a row of its own from its first token on, and
+ * no step or newcomer copies what is there. A step takes the rows between the first and the last that run; a free or
+ * waiting row among them computes a token that nobody reads, at a position that is written anew before it counts.
+ */
+export class RowBatch implements Batch {
+  private readonly slots: (Slot | undefined)[] = [];
+  private prefilling: Prefill | undefined;
+  private readonly cache: RowCache;
+  /** Memory for logits, kept: as garbage it would make the collector run all the time. */
+  private logits: CacheArray | undefined;
+
+  constructor(
+    private readonly decoder: Decoder,
+    private readonly limits: BatchLimits,
+  ) {
+    this.cache = new RowCache(decoder.shape, limits.maxBatch, decoder.memory);
+  }
+
+  get reading(): ScheduledSequence[] {
+    return this.prefilling?.members.filter((member) => member !== undefined) ?? [];
+  }
+
+  get decoding(): ScheduledSequence[] {
+    return this.slots.flatMap((slot) => (slot ? [slot.sequence] : []));
+  }
+
+  get cacheBytes(): number {
+    return this.cache.bytes;
+  }
+
+  cancel(sequence: ScheduledSequence): void {
+    const row = this.slots.findIndex((slot) => slot?.sequence === sequence);
+    if (row >= 0) this.slots[row] = undefined;
+    const member = this.prefilling?.members.indexOf(sequence) ?? -1;
+    if (member >= 0) (this.prefilling as Prefill).members[member] = undefined;
+  }
+
+  admit(waiting: ScheduledSequence[]): void {
+    if (this.reading.length > 0) return;
+    this.prefilling = undefined;
+    const taken = Array.from({ length: this.limits.maxBatch }, (_, row) => this.slots[row] !== undefined);
+    const first = taken.indexOf(false);
+    if (first < 0) return;
+    const end = taken.indexOf(true, first);
+    const members = takePrompts(waiting, (end < 0 ? taken.length : end) - first, this.limits);
+    if (members.length > 0) this.prefilling = { first, members, done: 0 };
+  }
+
+  async prefill(): Promise<void> {
+    const work = this.prefilling as Prefill;
+    const { first, members, done } = work;
+    await this.reserve(work);
+    if (this.reading.length === 0) return;
+    const rows = members.map((sequence): RowInput => {
+      const { prompt } = sequence ?? { prompt: [0] };
+      const chunk = members.length > 1 ? prompt : prompt.slice(done, done + this.limits.prefillTokens);
+      return { past: done, ids: chunk };
+    });
+    const { logits } = await this.decoder.run(this.withLogits(this.input(first, rows)));
+    const [only] = members;
+    work.done += (rows[0] as RowInput).ids.length;
+    if (members.length === 1 && only && work.done < only.prompt.length) return;
+    this.prefilling = undefined;
+    for (const [row, sequence] of members.entries()) {
+      const token = sequence && choose(sequence, logits.at(row, (rows[row] as RowInput).ids.length - 1));
+      if (token !== undefined && sequence)
+        this.slots[first + row] = { sequence, token, length: sequence.prompt.length };
+    }
+  }
+
+  /** Makes room for what the prompts' sequences may become. One that does not fit ends with the memory's error. */
+  private async reserve({ first, members, done }: Prefill): Promise<void> {
+    const lengths = Array.from(this.slots, (slot) => slot?.length ?? 0);
+    for (const row of members.keys()) lengths[first + row] = done;
+    for (const sequence of this.reading.sort((a, b) => b.limit - a.limit)) {
+      try {
+        return await this.cache.reserve(first + members.length, sequence.limit, lengths);
+      } catch (error) {
+        this.cancel(sequence);
+        sequence.fail(error);
+      }
+    }
+  }
+
+  async decode(more: boolean): Promise<void> {
+    if (!more && !this.prefilling) await this.compact();
+    const slots = [...this.slots];
+    const first = slots.findIndex((slot) => slot !== undefined);
+    const end = slots.findLastIndex((slot) => slot !== undefined) + 1;
+    if (end === 0) return;
+    const rows = slots.slice(first, end).map((slot, i): RowInput => {
+      if (slot) return { past: slot.length, ids: [slot.token] };
+      return { past: this.readTokens(first + i), ids: [0] };
+    });
+    const { decoder } = this;
+    const input = this.input(first, rows);
+    const greedy = decoder.prefersLikeliest && this.decoding.every((sequence) => sequence.greedy);
+    const likeliest = greedy ? await decoder.likeliest(input) : undefined;
+    const logits = greedy ? undefined : (await decoder.run(this.withLogits(input))).logits;
+    for (const [i, slot] of slots.slice(first, end).entries()) {
+      // Cancelled during the step.
+      if (!slot || this.slots[first + i] !== slot) continue;
+      const token = choose(slot.sequence, logits?.at(i, 0), likeliest?.[i]);
+      if (token === undefined) {
+        this.slots[first + i] = undefined;
+        continue;
+      }
+      slot.length++;
+      slot.token = token;
+      await breathe();
+    }
+  }
+
+  clear(): void {
+    this.slots.length = 0;
+    this.prefilling = undefined;
+    this.logits = undefined;
+    this.cache.clear();
+  }
+
+  /** A step's tensors. A row of fewer new tokens than the longest has padding behind them. */
+  private input(first: number, rows: readonly RowInput[]) {
+    const fresh = Math.max(...rows.map(({ ids }) => ids.length));
+    const width = Math.max(...rows.map(({ past, ids }) => past + ids.length));
+    const integers = new StepIntegers(rows.length, fresh, width);
+    for (const [row, { past, ids }] of rows.entries()) {
+      integers.keep(row, 0, past + ids.length);
+      for (const [i, id] of ids.entries()) integers.set(row, i, id, past + i);
+    }
+    const cache = this.cache.view(first, rows.length);
+    return { ...integers.tensors(), cache, present: cache };
+  }
+
+  /** The input, with memory that its logits are written into. */
+  private withLogits(input: RunInput): RunInput {
+    const { shape, vocabulary } = this.decoder;
+    if (vocabulary === undefined) return input;
+    const dims = [...input.ids.dims, vocabulary];
+    const length = dims.reduce((product, dim) => product * dim, 1);
+    if (this.logits === undefined || this.logits.length < length) this.logits = cacheArray(shape, length);
+    return { ...input, logits: cacheTensor(shape, this.logits.subarray(0, length), dims) };
+  }
+
+  /** Tokens of a prompt that the row holds so far. */
+  private readTokens(row: number): number {
+    const { first, members, done } = this.prefilling ?? { first: 0, members: [], done: 0 };
+    return row >= first && row < first + members.length ? done : 0;
+  }
+
+  /** Moves the last row into a free one before it while there is one, so that steps have no more rows than sequences. */
+  private async compact(): Promise<void> {
+    for (;;) {
+      const from = this.slots.findLastIndex((slot) => slot !== undefined);
+      const first = this.slots.findIndex((slot) => slot !== undefined);
+      const to = this.slots.findIndex((slot, row) => slot === undefined && row > first && row < from);
+      const slot = this.slots[from];
+      if (!slot || to < 0) return;
+      await this.cache.move(from, to, slot.length);
+      // Not if it was cancelled meanwhile.
+      if (this.slots[from] !== slot) continue;
+      this.slots[to] = slot;
+      this.slots[from] = undefined;
+    }
+  }
+}

@@ -1,0 +1,19 @@
+// The two ways to compute attention, for LaunchAttention to choose from. Arguments are checked there.
+#pragma once
+
+#include "ops/decoder/cuda/attention.h"
+
+namespace flashllm::cuda::decoder {
+
+constexpr int kMaxSplits = 64;
+
+/// Parts of a sequence's positions that are separate thread blocks in the decode kernel.
+int ChooseSplits(const AttentionArgs& args);
+
+/// Whether the parts of a sequence meet in a cluster's shared memory; else in the workspace, by a second launch.
+bool MergesInCluster(const AttentionArgs& args, int splits);
+
+cudaError_t LaunchDecodeAttention(const AttentionArgs& args, cudaStream_t stream);
+cudaError_t LaunchPrefillAttention(const AttentionArgs& args, cudaStream_t stream);
+
+}  // namespace flashllm::cuda::decoder

@@ -1,0 +1,166 @@
+#include "provider/ep/cuda/cuda_ep.h"
+
+#include <charconv>
+#include <cstring>
+#include <set>
+
+#include "provider/ep/cuda/allocator.h"
+#include "provider/ep/cuda/call.h"
+#include "provider/ep/cuda/node_rules.h"
+#include "provider/ep/cuda/stream.h"
+#include "provider/ep/cuda/upload.h"
+
+namespace flashllm::ep {
+namespace {
+
+/// The run option gpu_graph_id; 0 where it is not given.
+int GraphIdOf(const OrtRunOptions* run_options) {
+  const char* text = run_options == nullptr ? nullptr : g_ort.api->GetRunConfigEntry(run_options, "gpu_graph_id");
+  if (text == nullptr) return 0;
+  int id = 0;
+  const char* const end = text + std::strlen(text);
+  const auto [at, failed] = std::from_chars(text, end, id);
+  if (failed != std::errc() || at != end || id < -1) {
+    throw Error(ORT_INVALID_ARGUMENT,
+                std::string("flashllm: run option gpu_graph_id is '") + text + "', expected an integer from -1 on");
+  }
+  return id;
+}
+
+}  // namespace
+
+CudaEp::CudaEp(const Options& options, Gpu* gpu, const OrtKernelRegistry* registry, const OrtLogger* logger)
+    : options_(options),
+      gpu_(gpu),
+      registry_(registry),
+      logger_(logger),
+      pool_(std::make_shared<MemoryPool>(gpu->ordinal(), MemoryKind::kDevice)),
+      pinned_pool_(std::make_shared<MemoryPool>(gpu->ordinal(), MemoryKind::kPinnedHost)),
+      weight_pool_(std::make_shared<MemoryPool>(gpu->ordinal(), MemoryKind::kDevice)),
+      weights_(gpu, weight_pool_),
+      faults_(gpu->ordinal()),
+      unclaimed_(logger, options) {
+  gpu->Open();
+  SetNodes();
+  SetMemory();
+  SetRuns();
+  if (options.cuda_graph) {
+    graphs_.emplace(gpu->ordinal(), pool_);
+    SetGraphs();
+  }
+}
+
+void CudaEp::SetNodes() {
+  GetCapability = [](OrtEp* self, const OrtGraph* graph, OrtEpGraphSupportInfo* support) noexcept -> OrtStatus* {
+    return Guard([&] { static_cast<CudaEp*>(self)->Claim(graph, support); });
+  };
+  GetKernelRegistry = [](OrtEp* self, const OrtKernelRegistry** registry) noexcept -> OrtStatus* {
+    *registry = static_cast<CudaEp*>(self)->registry_;
+    return nullptr;
+  };
+}
+
+void CudaEp::SetMemory() {
+  GetDefaultMemoryDevice = [](const OrtEp* self, const OrtMemoryDevice** device) noexcept -> OrtStatus* {
+    *device = g_ort.ep->MemoryInfo_GetMemoryDevice(static_cast<const CudaEp*>(self)->gpu_->memory());
+    return nullptr;
+  };
+  CreateAllocator = [](OrtEp* self, const OrtMemoryInfo* info, OrtAllocator** allocator) noexcept -> OrtStatus* {
+    return Guard([&] {
+      auto* ep = static_cast<CudaEp*>(self);
+      const bool pinned = g_ort.api->MemoryInfoGetDeviceMemType(info) == OrtDeviceMemoryType_HOST_ACCESSIBLE;
+      *allocator = pinned ? MakeAllocator(ep->gpu_->pinned_memory(), ep->pinned_pool_, ep->logger_)
+                          : MakeAllocator(ep->gpu_->memory(), ep->pool_, ep->logger_);
+    });
+  };
+  CreateSyncStreamForDevice = [](OrtEp* self, const OrtMemoryDevice*, OrtSyncStreamImpl** stream) noexcept {
+    return Guard([&] {
+      auto* ep = static_cast<CudaEp*>(self);
+      // What is recorded must be on the stream that is recorded.
+      *stream = ep->graphs_ ? MakeSyncStreamView(ep->gpu_->ordinal(), ep->graphs_->stream())
+                            : MakeSyncStream(ep->gpu_->ordinal());
+    });
+  };
+  OnSessionInitializationEnd = [](OrtEp* self) noexcept -> OrtStatus* {
+    auto* ep = static_cast<CudaEp*>(self);
+    ReleaseUploadBuffers();
+    ep->weight_pool_->Trim();
+    ep->pool_->Trim();
+    return nullptr;
+  };
+}
+
+void CudaEp::SetRuns() {
+  IsConcurrentRunSupported = [](OrtEp* self, bool* supported) noexcept -> OrtStatus* {
+    *supported = !static_cast<CudaEp*>(self)->graphs_.has_value();
+    return nullptr;
+  };
+  OnRunStart = [](OrtEp* self, const OrtRunOptions* run_options) noexcept -> OrtStatus* {
+    return Guard([&] {
+      auto* ep = static_cast<CudaEp*>(self);
+      if (!ep->graphs_) return;
+      ep->computed_ = 0;
+      ep->graphs_->BeginRun(GraphIdOf(run_options));
+    });
+  };
+  OnRunEnd = [](OrtEp* self, const OrtRunOptions* run_options, bool) noexcept -> OrtStatus* {
+    return Guard([&] { static_cast<CudaEp*>(self)->EndRun(run_options); });
+  };
+  Sync = [](OrtEp* self) noexcept -> OrtStatus* {
+    return Guard([&] {
+      auto* ep = static_cast<CudaEp*>(self);
+      const DeviceScope scope(ep->gpu_->ordinal());
+      if (ep->graphs_) {
+        WaitForStream(ep->graphs_->stream());
+        ep->faults_.Check();
+      } else {
+        CheckCuda(cudaDeviceSynchronize(), "the work on the GPU");
+      }
+    });
+  };
+}
+
+void CudaEp::EndRun(const OrtRunOptions* run_options) {
+  if (graphs_) {
+    graphs_->EndRun(GraphIdOf(run_options), computed_);
+    const DeviceScope scope(gpu_->ordinal());
+    WaitForStream(graphs_->stream());
+  }
+  faults_.Check();
+}
+
+void CudaEp::SetGraphs() {
+  IsGraphCaptureEnabled = [](const OrtEp*) noexcept { return true; };
+  IsGraphCaptured = [](const OrtEp* self, int id) noexcept {
+    return static_cast<const CudaEp*>(self)->graphs_->Has(id);
+  };
+  ReplayGraph = [](OrtEp* self, int id) noexcept -> OrtStatus* {
+    return Guard([&] { static_cast<CudaEp*>(self)->graphs_->Replay(id); });
+  };
+  ReleaseCapturedGraph = [](OrtEp* self, int id) noexcept -> OrtStatus* {
+    return Guard([&] { static_cast<CudaEp*>(self)->graphs_->Release(id); });
+  };
+}
+
+void CudaEp::Claim(const OrtGraph* graph, OrtEpGraphSupportInfo* support) {
+  for (const OrtNode* node : NodesOf(graph)) {
+    const char* assigned = nullptr;
+    Check(g_ort.api->Node_GetEpName(node, &assigned));
+    if (assigned != nullptr && *assigned != '\0') {  // asked again, after ONNX Runtime changed the graph
+      if (std::strcmp(assigned, kEpName) == 0) Check(g_ort.ep->EpGraphSupportInfo_AddSingleNode(support, node));
+      continue;
+    }
+    const OrtKernelDef* kernel = nullptr;
+    Check(g_ort.ep->EpGraphSupportInfo_LookUpKernel(support, node, &kernel));
+    const std::string reason = kernel == nullptr
+                                   ? "there is no GPU kernel for " + OpName(node) + " of these types and version"
+                                   : ReasonAgainstNode(node);
+    if (reason.empty()) {
+      Check(g_ort.ep->EpGraphSupportInfo_AddSingleNode(support, node));
+    } else {
+      unclaimed_.Report(node, reason);
+    }
+  }
+}
+
+}  // namespace flashllm::ep

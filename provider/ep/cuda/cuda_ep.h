@@ -1,0 +1,55 @@
+// The execution provider of one session on one GPU.
+#pragma once
+
+#include <atomic>
+#include <memory>
+#include <optional>
+#include <string>
+
+#include "provider/ep/claim.h"
+#include "provider/ep/cuda/device_weight.h"
+#include "provider/ep/cuda/fault_board.h"
+#include "provider/ep/cuda/gpu.h"
+#include "provider/ep/cuda/graph_capture.h"
+#include "provider/ep/ep.h"
+#include "provider/ep/options.h"
+
+namespace flashllm::ep {
+
+class CudaEp : public SessionEp {
+ public:
+  /// `registry` and `gpu` must outlive the provider. Throws Error where the GPU cannot be used.
+  CudaEp(const Options& options, Gpu* gpu, const OrtKernelRegistry* registry, const OrtLogger* logger);
+
+  const Options& options() const { return options_; }
+  Gpu& gpu() { return *gpu_; }
+  /// Memory of the session's runs.
+  MemoryPool& pool() { return *pool_; }
+  DeviceWeightCache& weights() { return weights_; }
+  FaultBoard& faults() { return faults_; }
+  /// Whether kernels may start while the one before them still runs (programmatic dependent launch).
+  bool programmatic() const { return gpu_->compute_capability() >= 90; }
+  /// A kernel has enqueued its work.
+  void CountComputed() { computed_.fetch_add(1, std::memory_order_relaxed); }
+
+ private:
+  void SetNodes();
+  void SetMemory();
+  void SetRuns();
+  void SetGraphs();
+  void Claim(const OrtGraph* graph, OrtEpGraphSupportInfo* support);
+  void EndRun(const OrtRunOptions* run_options);
+
+  const Options options_;
+  Gpu* const gpu_;
+  const OrtKernelRegistry* const registry_;
+  const OrtLogger* const logger_;
+  const std::shared_ptr<MemoryPool> pool_, pinned_pool_, weight_pool_;
+  DeviceWeightCache weights_;
+  FaultBoard faults_;
+  std::optional<GraphCapture> graphs_;
+  std::atomic<size_t> computed_{0};
+  UnclaimedLog unclaimed_;
+};
+
+}  // namespace flashllm::ep

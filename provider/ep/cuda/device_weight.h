@@ -1,0 +1,60 @@
+// Packed weights in the memory of a GPU, shared by the kernels of one session that use the same initializers.
+#pragma once
+
+#include <map>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <tuple>
+
+#include "ops/sparse-matmul/cuda/spmm.h"
+#include "ops/sparse-matmul/format.h"
+#include "provider/ep/cuda/gpu.h"
+#include "provider/ep/cuda/memory_pool.h"
+
+namespace flashllm::ep {
+
+/// A weight as the kernels of one GPU want it.
+class DeviceWeight {
+ public:
+  explicit DeviceWeight(std::shared_ptr<MemoryPool> pool) : pool_(std::move(pool)) {}
+  ~DeviceWeight();
+  DeviceWeight(const DeviceWeight&) = delete;
+
+  const cuda::WeightPlan& plan() const { return plan_; }
+  const void* layout() const { return layout_; }
+  const cuda::DeviceParts& parts() const { return parts_; }  // null pointers where the layout has everything
+
+  /// Copies a validated weight to the GPU and lays it out for X of `type`. Throws Error; then the object is of no use.
+  void Load(const PackedWeight& weight, cuda::ElementType type, Gpu* gpu);
+
+ private:
+  void LayOut(const PackedWeight& weight, cuda::ElementType type, const cuda::DeviceInfo& device, cudaStream_t stream);
+  void FreeParts();
+
+  const std::shared_ptr<MemoryPool> pool_;
+  cuda::WeightPlan plan_;
+  void* layout_ = nullptr;
+  cuda::DeviceParts parts_;
+};
+
+class DeviceWeightCache {
+ public:
+  /// `pool`: memory of the GPU that lives as long as the weights.
+  DeviceWeightCache(Gpu* gpu, std::shared_ptr<MemoryPool> pool) : gpu_(gpu), pool_(std::move(pool)) {}
+
+  /// Validates a claim (whose parts are in host memory and are not needed afterwards) and loads the weight for X of
+  /// `type`, or returns what an earlier call made of the same parts. Throws Error with `where` and what is wrong.
+  std::shared_ptr<const DeviceWeight> Prepare(const PackedWeightClaim& claim, cuda::ElementType type,
+                                              bool verify_checksum, const std::string& where);
+
+ private:
+  using Key = std::tuple<const void*, const void*, const void*, int64_t, int64_t, int64_t, uint32_t, ValueType,
+                         cuda::ElementType>;
+  Gpu* const gpu_;
+  const std::shared_ptr<MemoryPool> pool_;
+  std::mutex mutex_;
+  std::map<Key, std::weak_ptr<const DeviceWeight>> loaded_;
+};
+
+}  // namespace flashllm::ep

@@ -1,0 +1,47 @@
+// CUDA graphs of whole runs: the launches of a run are recorded once and then started together. Everything that a run
+// reads and writes must lie where it lay when it was recorded.
+#pragma once
+
+#include <cuda_runtime_api.h>
+
+#include <map>
+#include <memory>
+
+#include "provider/ep/cuda/memory_pool.h"
+
+namespace flashllm::ep {
+
+/// The graphs of one session, by ONNX Runtime's annotation id, and the stream on which they are recorded and run. Runs
+/// of such a session come one after another (ONNX Runtime sees to it).
+class GraphCapture {
+ public:
+  /// `pool`: where ONNX Runtime takes the memory of the session's runs from.
+  GraphCapture(int device, std::shared_ptr<MemoryPool> pool);
+  ~GraphCapture();
+  GraphCapture(const GraphCapture&) = delete;
+
+  cudaStream_t stream() const { return stream_; }
+  bool Has(int id) const { return graphs_.count(id) != 0; }
+
+  /// A run begins: the first of an id is an ordinary one (kernels are loaded), the second is recorded. Id -1 is never
+  /// recorded.
+  void BeginRun(int id);
+  /// A run ends, in which so many kernels computed without an error. One that was recorded becomes a graph, which is
+  /// then run, since recording computes nothing; but not if it was cut short, by an error or a request to terminate.
+  void EndRun(int id, size_t computed);
+  /// Starts a graph. Does not wait.
+  void Replay(int id);
+  void Release(int id);
+
+ private:
+  void Discard() noexcept;
+
+  const int device_;
+  const std::shared_ptr<MemoryPool> pool_;
+  cudaStream_t stream_ = nullptr;
+  std::map<int, cudaGraphExec_t> graphs_;
+  std::map<int, size_t> ordinary_;  // kernels that an ordinary run computed
+  bool capturing_ = false;
+};
+
+}  // namespace flashllm::ep

@@ -1,0 +1,121 @@
+// Arithmetic element by element: Add, Sub, Mul, Div, Relu, Gelu, Cast, Where.
+#include "ops/decoder/cuda/elementwise.h"
+
+#include "provider/ep/cuda/kernel.h"
+#include "provider/ep/cuda/kernels/kernels.h"
+
+namespace flashllm::ep {
+namespace {
+
+constexpr const char* NameOf(cuda::BinaryOp op) {
+  return op == cuda::BinaryOp::kAdd   ? "Add"
+         : op == cuda::BinaryOp::kSub ? "Sub"
+         : op == cuda::BinaryOp::kMul ? "Mul"
+                                      : "Div";
+}
+
+constexpr const char* NameOf(cuda::UnaryOp op) { return op == cuda::UnaryOp::kRelu ? "Relu" : "Gelu"; }
+
+template <cuda::BinaryOp kOp>
+class Binary : public CudaKernel {
+ public:
+  explicit Binary(const OrtKernelInfo* info)
+      : CudaKernel(info, NameOf(kOp)), fault_(kOp == cuda::BinaryOp::kDiv ? ep().faults().Add(where()) : nullptr) {}
+
+ private:
+  void Run(const Call& call) override {
+    const Tensor a = call.Required(0, "A"), b = call.Required(1, "B");
+    cuda::Shape shape;
+    if (!cuda::Broadcast(a.shape, b.shape, &shape)) {
+      Reject("has operands of shapes " + ShapeText(a.shape) + " and " + ShapeText(b.shape) +
+             ", which do not broadcast");
+    }
+    cuda::BinaryArgs args;
+    args.y = call.Output(0, shape, a.type);
+    if (args.y == nullptr) return;
+    args.op = kOp;
+    args.a = a.data, args.b = b.data;
+    args.a_shape = a.shape, args.b_shape = b.shape;
+    args.type = DataTypeOf(a.type);
+    args.fault = fault_;
+    args.programmatic = ep().programmatic();
+    CheckLaunch(cuda::LaunchBinary(args, call.stream()));
+  }
+  uint32_t* const fault_;
+};
+
+template <cuda::UnaryOp kOp>
+class Unary : public CudaKernel {
+ public:
+  explicit Unary(const OrtKernelInfo* info) : CudaKernel(info, NameOf(kOp)) {}
+
+ private:
+  void Run(const Call& call) override {
+    const Tensor x = call.Required(0, "X");
+    cuda::UnaryArgs args;
+    args.y = call.Output(0, x.shape, x.type);
+    if (args.y == nullptr) return;
+    args.op = kOp;
+    args.x = x.data;
+    args.count = x.count();
+    args.type = DataTypeOf(x.type);
+    args.programmatic = ep().programmatic();
+    CheckLaunch(cuda::LaunchUnary(args, call.stream()));
+  }
+};
+
+class Cast : public CudaKernel {
+ public:
+  explicit Cast(const OrtKernelInfo* info)
+      : CudaKernel(info, "Cast"), to_(static_cast<ONNXTensorElementDataType>(IntAttribute(info, "to", 0))) {}
+
+ private:
+  void Run(const Call& call) override {
+    const Tensor x = call.Required(0, "input");
+    cuda::CastArgs args;
+    args.y = call.Output(0, x.shape, to_);
+    if (args.y == nullptr) return;
+    args.x = x.data;
+    args.count = x.count();
+    args.from = DataTypeOf(x.type), args.to = DataTypeOf(to_);
+    args.programmatic = ep().programmatic();
+    CheckLaunch(cuda::LaunchCast(args, call.stream()));
+  }
+  const ONNXTensorElementDataType to_;  // ONNX and ONNX Runtime number types alike
+};
+
+class Where : public CudaKernel {
+ public:
+  explicit Where(const OrtKernelInfo* info) : CudaKernel(info, "Where") {}
+
+ private:
+  void Run(const Call& call) override {
+    const Tensor condition = call.Required(0, "condition"), a = call.Required(1, "X"), b = call.Required(2, "Y");
+    cuda::Shape values, shape;
+    if (!cuda::Broadcast(a.shape, b.shape, &values) || !cuda::Broadcast(condition.shape, values, &shape)) {
+      Reject("has a condition of shape " + ShapeText(condition.shape) + " and values of shapes " + ShapeText(a.shape) +
+             " and " + ShapeText(b.shape) + ", which do not broadcast");
+    }
+    cuda::WhereArgs args;
+    args.y = call.Output(0, shape, a.type);
+    if (args.y == nullptr) return;
+    args.condition = condition.data, args.a = a.data, args.b = b.data;
+    args.condition_shape = condition.shape, args.a_shape = a.shape, args.b_shape = b.shape;
+    args.type = DataTypeOf(a.type);
+    args.programmatic = ep().programmatic();
+    CheckLaunch(cuda::LaunchWhere(args, call.stream()));
+  }
+};
+
+}  // namespace
+
+OrtKernelCreateFunc AddOnGpu() { return Create<Binary<cuda::BinaryOp::kAdd>>; }
+OrtKernelCreateFunc SubOnGpu() { return Create<Binary<cuda::BinaryOp::kSub>>; }
+OrtKernelCreateFunc MulOnGpu() { return Create<Binary<cuda::BinaryOp::kMul>>; }
+OrtKernelCreateFunc DivOnGpu() { return Create<Binary<cuda::BinaryOp::kDiv>>; }
+OrtKernelCreateFunc ReluOnGpu() { return Create<Unary<cuda::UnaryOp::kRelu>>; }
+OrtKernelCreateFunc GeluOnGpu() { return Create<Unary<cuda::UnaryOp::kGelu>>; }
+OrtKernelCreateFunc CastOnGpu() { return Create<Cast>; }
+OrtKernelCreateFunc WhereOnGpu() { return Create<Where>; }
+
+}  // namespace flashllm::ep

@@ -1,0 +1,41 @@
+// The kernels of the provider on a GPU, one file a family of ops. "OnHost": inputs and outputs are host memory.
+#pragma once
+
+#include "provider/ort_api.h"
+
+namespace flashllm::ep {
+
+OrtKernelCreateFunc SparseMatMulOnGpu();            // sparse_matmul.cc
+OrtKernelCreateFunc GemmOnGpu();                    // dense_matmul.cc
+OrtKernelCreateFunc MatMulOnGpu();                  //
+OrtKernelCreateFunc GroupQueryAttentionOnGpu();     // attention.cc
+OrtKernelCreateFunc LayerNormalizationOnGpu();      // layer_norm.cc
+OrtKernelCreateFunc SkipLayerNormalizationOnGpu();  //
+OrtKernelCreateFunc GatherOnGpu();                  // gather.cc
+OrtKernelCreateFunc AddOnGpu();                     // elementwise.cc
+OrtKernelCreateFunc SubOnGpu();                     //
+OrtKernelCreateFunc MulOnGpu();                     //
+OrtKernelCreateFunc DivOnGpu();                     //
+OrtKernelCreateFunc ReluOnGpu();                    //
+OrtKernelCreateFunc GeluOnGpu();                    //
+OrtKernelCreateFunc CastOnGpu();                    //
+OrtKernelCreateFunc WhereOnGpu();                   //
+OrtKernelCreateFunc SoftmaxOnGpu();                 // reduce.cc
+OrtKernelCreateFunc ReduceMaxOnGpu();               //
+OrtKernelCreateFunc ArgMaxOnGpu();                  //
+OrtKernelCreateFunc RangeOnGpu();                   //
+OrtKernelCreateFunc ExpandOnGpu();                  // moves.cc
+OrtKernelCreateFunc TransposeOnGpu();               //
+OrtKernelCreateFunc ReshapeOnGpu();                 // views.cc
+OrtKernelCreateFunc SqueezeOnGpu();                 //
+OrtKernelCreateFunc UnsqueezeOnGpu();               //
+OrtKernelCreateFunc FlattenOnGpu();                 //
+OrtKernelCreateFunc IdentityOnGpu();                //
+OrtKernelCreateFunc ShapeOnHost();                  // shapes.cc
+OrtKernelCreateFunc ConcatOnHost();                 //
+OrtKernelCreateFunc CastOnHost();                   //
+OrtKernelCreateFunc SubOnHost();                    //
+OrtKernelCreateFunc MemcpyFromHostOnGpu();          // memcpy.cc
+OrtKernelCreateFunc MemcpyToHostOnGpu();            //
+
+}  // namespace flashllm::ep

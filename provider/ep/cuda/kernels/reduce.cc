@@ -1,0 +1,135 @@
+// Softmax, ReduceMax, ArgMax and Range.
+#include "ops/decoder/cuda/reduce.h"
+
+#include <algorithm>
+
+#include "provider/ep/cuda/kernel.h"
+#include "provider/ep/cuda/kernels/kernels.h"
+
+namespace flashllm::ep {
+namespace {
+
+class Softmax : public CudaKernel {
+ public:
+  explicit Softmax(const OrtKernelInfo* info) : CudaKernel(info, "Softmax"), axis_(IntAttribute(info, "axis", -1)) {}
+
+ private:
+  void Run(const Call& call) override {
+    const Tensor x = call.Required(0, "input");
+    if (Axis(axis_, x.shape.rank, where()) != x.shape.rank - 1) Reject("is over another axis than the last");
+    cuda::SoftmaxArgs args;
+    args.y = call.Output(0, x.shape, x.type);
+    if (args.y == nullptr) return;
+    args.x = x.data;
+    args.width = x.shape.dims[x.shape.rank - 1];
+    args.rows = x.count() / args.width;
+    args.type = DataTypeOf(x.type);
+    args.programmatic = ep().programmatic();
+    CheckLaunch(cuda::LaunchSoftmax(args, call.stream()));
+  }
+  const int64_t axis_;
+};
+
+/// Over neighbouring axes, given as an input (opset 18) or an attribute (before); none: all.
+class ReduceMax : public CudaKernel {
+ public:
+  explicit ReduceMax(const OrtKernelInfo* info)
+      : CudaKernel(info, "ReduceMax"),
+        attribute_(IntsAttribute(info, "axes")),
+        keep_(IntAttribute(info, "keepdims", 1) != 0) {}
+
+ private:
+  void Run(const Call& call) override {
+    const Tensor x = call.Required(0, "data"), given = call.Input(1);
+    bool reduced[cuda::kMaxRank] = {};
+    const std::vector<int64_t> axes = given ? call.HostInts(given) : attribute_;
+    for (int64_t axis : axes) reduced[Axis(axis, x.shape.rank, where())] = true;
+    if (axes.empty()) std::fill_n(reduced, x.shape.rank, true);
+    cuda::ReduceArgs args;
+    args.op = cuda::ReduceOp::kMax;
+    args.outer = args.axis = args.inner = 1;
+    std::vector<int64_t> dims;
+    for (int i = 0, stage = 0; i < x.shape.rank; ++i) {
+      if (reduced[i] && stage == 2)
+        Reject("is over axes that are not neighbours, which the GPU kernel does not compute");
+      stage = reduced[i] ? 1 : stage == 1 ? 2 : stage;
+      (reduced[i] ? args.axis : stage == 0 ? args.outer : args.inner) *= x.shape.dims[i];
+      if (!reduced[i]) dims.push_back(x.shape.dims[i]);
+      if (reduced[i] && keep_) dims.push_back(1);
+    }
+    args.y = call.Output(0, MakeShape(dims.data(), dims.size()), x.type);
+    if (args.y == nullptr) return;
+    args.x = x.data;
+    args.type = DataTypeOf(x.type);
+    args.programmatic = ep().programmatic();
+    CheckLaunch(cuda::LaunchReduce(args, call.stream()));
+  }
+  const std::vector<int64_t> attribute_;
+  const bool keep_;
+};
+
+class ArgMax : public CudaKernel {
+ public:
+  explicit ArgMax(const OrtKernelInfo* info)
+      : CudaKernel(info, "ArgMax"),
+        axis_(IntAttribute(info, "axis", 0)),
+        keep_(IntAttribute(info, "keepdims", 1) != 0) {}
+
+ private:
+  void Run(const Call& call) override {
+    const Tensor x = call.Required(0, "data");
+    const int last = x.shape.rank - 1;
+    if (Axis(axis_, x.shape.rank, where()) != last) Reject("is over another axis than the last");
+    if (x.shape.dims[last] == 0) Reject("is over an empty axis");
+    cuda::Shape shape = x.shape;
+    shape.dims[last] = 1;
+    if (!keep_) --shape.rank;
+    cuda::ArgMaxArgs args;
+    args.y = static_cast<int64_t*>(call.Output(0, shape, ONNX_TENSOR_ELEMENT_DATA_TYPE_INT64));
+    if (args.y == nullptr) return;
+    args.x = x.data;
+    args.width = x.shape.dims[last];
+    args.rows = x.count() / args.width;
+    args.type = DataTypeOf(x.type);
+    args.programmatic = ep().programmatic();
+    CheckLaunch(cuda::LaunchArgMax(args, call.stream()));
+  }
+  const int64_t axis_;
+  const bool keep_;
+};
+
+/// Of integers; start, limit and delta are host memory.
+class Range : public CudaKernel {
+ public:
+  explicit Range(const OrtKernelInfo* info) : CudaKernel(info, "Range") {}
+
+ private:
+  void Run(const Call& call) override {
+    const Tensor start = call.Required(0, "start"), limit = call.Required(1, "limit"),
+                 delta = call.Required(2, "delta");
+    if (start.count() != 1 || limit.count() != 1 || delta.count() != 1)
+      Reject("has start, limit or delta of several numbers");
+    const int64_t from = call.HostInts(start)[0], to = call.HostInts(limit)[0], step = call.HostInts(delta)[0];
+    if (step == 0) Reject("has delta 0");
+    const __int128 distance = static_cast<__int128>(to) - from;
+    const __int128 steps = step > 0 ? (distance + step - 1) / step : (distance + step + 1) / step;
+    if (steps > (int64_t{1} << 40)) Reject("has more elements than memory can hold");
+    const int64_t count = distance == 0 || (distance > 0) != (step > 0) ? 0 : static_cast<int64_t>(steps);
+    cuda::RangeArgs args;
+    args.y = call.Output(0, MakeShape(&count, 1), start.type);
+    if (args.y == nullptr) return;
+    args.count = count, args.start = from, args.delta = step;
+    args.type = DataTypeOf(start.type);
+    args.programmatic = ep().programmatic();
+    CheckLaunch(cuda::LaunchRange(args, call.stream()));
+  }
+};
+
+}  // namespace
+
+OrtKernelCreateFunc SoftmaxOnGpu() { return Create<Softmax>; }
+OrtKernelCreateFunc ReduceMaxOnGpu() { return Create<ReduceMax>; }
+OrtKernelCreateFunc ArgMaxOnGpu() { return Create<ArgMax>; }
+OrtKernelCreateFunc RangeOnGpu() { return Create<Range>; }
+
+}  // namespace flashllm::ep

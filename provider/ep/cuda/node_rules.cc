@@ -1,0 +1,222 @@
+#include "provider/ep/cuda/node_rules.h"
+
+#include <cstring>
+#include <map>
+#include <optional>
+#include <vector>
+
+#include "provider/ep/claim.h"
+
+namespace flashllm::ep {
+namespace {
+
+using Rule = std::string (*)(const OrtNode*);
+
+struct ValueType {
+  ONNXTensorElementDataType element = ONNX_TENSOR_ELEMENT_DATA_TYPE_UNDEFINED;
+  std::optional<std::vector<int64_t>> dims;  // where the rank is known; -1: a dimension that is not
+};
+
+ValueType TypeOf(const OrtValueInfo* value) {
+  ValueType type;
+  const OrtTypeInfo* info = nullptr;
+  const OrtTensorTypeAndShapeInfo* tensor = nullptr;
+  if (value == nullptr) return type;
+  Check(g_ort.api->GetValueInfoTypeInfo(value, &info));
+  if (info == nullptr) return type;
+  Check(g_ort.api->CastTypeInfoToTensorInfo(info, &tensor));
+  if (tensor == nullptr) return type;
+  Check(g_ort.api->GetTensorElementType(tensor, &type.element));
+  if (!g_ort.api->TensorTypeAndShape_HasShape(tensor)) return type;
+  size_t rank = 0;
+  Check(g_ort.api->GetDimensionsCount(tensor, &rank));
+  type.dims.emplace(rank);
+  Check(g_ort.api->GetDimensions(tensor, type.dims->data(), rank));
+  return type;
+}
+
+float FloatAttribute(const OrtNode* node, const char* name, float otherwise) {
+  const OrtOpAttr* attribute = nullptr;
+  OrtStatus* status = g_ort.api->Node_GetAttributeByName(node, name, &attribute);
+  float value = otherwise;
+  if (status == nullptr && attribute != nullptr) {
+    size_t read = 0;
+    status = g_ort.api->ReadOpAttr(attribute, ORT_OP_ATTR_FLOAT, &value, sizeof value, &read);
+    if (status != nullptr) value = otherwise;
+  }
+  if (status != nullptr) g_ort.api->ReleaseStatus(status);
+  return value;
+}
+
+bool Has(const std::vector<const OrtValueInfo*>& inputs, size_t index) {
+  return index < inputs.size() && inputs[index] != nullptr;
+}
+
+const OrtNode* ProducerOf(const OrtValueInfo* value) {
+  const OrtNode* node = nullptr;
+  size_t output = 0;
+  OrtStatus* status = g_ort.api->ValueInfo_GetValueProducer(value, &node, &output);
+  if (status == nullptr) return node;
+  g_ort.api->ReleaseStatus(status);
+  return nullptr;
+}
+
+/// Whether a value depends on nothing but shapes and constants: ONNX Runtime's CPU provider computes it on the host. Looks
+/// at `budget` values at the most, for graphs that were made to be slow to look at.
+bool IsOfShapes(const OrtValueInfo* value, int* budget) {
+  if (value == nullptr) return true;
+  bool constant = false;
+  Check(g_ort.api->ValueInfo_IsConstantInitializer(value, &constant));
+  if (constant) return true;
+  const OrtNode* node = --*budget > 0 ? ProducerOf(value) : nullptr;
+  if (node == nullptr) return false;
+  const std::string op = OpName(node);
+  if (op == "Shape" || op == "Size") return true;
+  for (const OrtValueInfo* input : InputsOf(node)) {
+    if (!IsOfShapes(input, budget)) return false;
+  }
+  return true;
+}
+
+bool IsOfShapes(const OrtValueInfo* value) {
+  int budget = 64;
+  return IsOfShapes(value, &budget);
+}
+
+std::string ShapeArithmetic(const OrtNode* node) {
+  const std::vector<const OrtValueInfo*> inputs = InputsOf(node);
+  for (const OrtValueInfo* input : inputs) {
+    const ONNXTensorElementDataType type = TypeOf(input).element;
+    const bool integer = type == ONNX_TENSOR_ELEMENT_DATA_TYPE_INT64 || type == ONNX_TENSOR_ELEMENT_DATA_TYPE_INT32 ||
+                         type == ONNX_TENSOR_ELEMENT_DATA_TYPE_BOOL;
+    if (!integer || !IsOfShapes(input)) return "";
+  }
+  return inputs.empty() ? "" : "it computes with shapes only, which is quicker on the CPU";
+}
+
+std::string GatherRule(const OrtNode* node) {
+  return IntAttribute(node, "axis", 0) == 0 ? "" : "the GPU kernel gathers along the first axis only";
+}
+
+std::string LastAxisRule(const OrtNode* node, int64_t standard) {
+  const int64_t axis = IntAttribute(node, "axis", standard);
+  if (axis == -1) return "";
+  const ValueType type = TypeOf(InputsOf(node)[0]);
+  const bool last = type.dims && axis == static_cast<int64_t>(type.dims->size()) - 1;
+  return last ? "" : "the GPU kernel works along the last axis only";
+}
+
+std::string LayerNormRule(const OrtNode* node) {
+  size_t outputs = 0;
+  Check(g_ort.api->Node_GetNumOutputs(node, &outputs));
+  if (outputs > 1) return "the GPU kernel has no output Mean or InvStdDev";
+  return LastAxisRule(node, -1);
+}
+
+std::string GemmRule(const OrtNode* node) {
+  const std::vector<const OrtValueInfo*> inputs = InputsOf(node);
+  if (IntAttribute(node, "transA", 0) != 0 || IntAttribute(node, "transB", 0) != 1) {
+    return "the GPU kernel computes transA = 0 and transB = 1 only";
+  }
+  if (FloatAttribute(node, "alpha", 1.0f) != 1.0f) return "the GPU kernel computes alpha = 1 only";
+  if (!Has(inputs, 2)) return "";
+  if (FloatAttribute(node, "beta", 1.0f) != 1.0f) return "the GPU kernel computes beta = 1 only";
+  const ValueType bias = TypeOf(inputs[2]), weight = TypeOf(inputs[1]);
+  const bool row = bias.dims && weight.dims && bias.dims->size() == 1 && weight.dims->size() == 2 &&
+                   (*bias.dims)[0] == (*weight.dims)[0] && (*bias.dims)[0] >= 0;
+  return row ? "" : "the GPU kernel takes C of shape [M] only";
+}
+
+std::string MatMulRule(const OrtNode* node) {
+  for (const OrtValueInfo* input : InputsOf(node)) {
+    const ValueType type = TypeOf(input);
+    if (!type.dims || type.dims->size() < 2) return "the GPU kernel multiplies matrices, not vectors";
+  }
+  return "";
+}
+
+std::string AttentionRule(const OrtNode* node) {
+  const std::vector<const OrtValueInfo*> inputs = InputsOf(node);
+  const int64_t heads = IntAttribute(node, "num_heads", 0);
+  if (heads < 1 || IntAttribute(node, "kv_num_heads", 0) != heads)
+    return "the GPU kernel has as many KV heads as heads";
+  if (IntAttribute(node, "do_rotary", 0) != 0) return "the GPU kernel has no rotary embedding";
+  if (IntAttribute(node, "local_window_size", -1) != -1) return "the GPU kernel has no local window";
+  if (FloatAttribute(node, "softcap", 0.0f) != 0.0f) return "the GPU kernel has no soft cap";
+  if (IntAttribute(node, "smooth_softmax", -1) > 0) return "the GPU kernel has no smooth softmax";
+  if (IntAttribute(node, "qk_output", 0) != 0) return "the GPU kernel does not output scores";
+  for (size_t i = 7; i < inputs.size(); ++i) {
+    if (i != 10 && Has(inputs, i)) return "the GPU kernel does not take input " + std::to_string(i);
+  }
+  const ValueType query = TypeOf(inputs[0]);
+  const int64_t parts = Has(inputs, 1) ? 1 : 3;
+  if (!query.dims || query.dims->size() != 3 || (*query.dims)[2] < 0) return "the width of its query is not known";
+  const int64_t columns = (*query.dims)[2], head = columns / (heads * parts);
+  if (head * heads * parts != columns || head % 8 != 0 || head > 128) {
+    return "the GPU kernel takes heads of a multiple of 8 elements, at most 128";
+  }
+  return "";
+}
+
+std::string ReduceRule(const OrtNode* node) {
+  const std::vector<const OrtValueInfo*> inputs = InputsOf(node);
+  if (IntAttribute(node, "noop_with_empty_axes", 0) != 0) return "the GPU kernel reduces all axes where none is given";
+  return Has(inputs, 1) && !IsOfShapes(inputs[1]) ? "its axes are not constant" : ShapeArithmetic(node);
+}
+
+std::string ArgMaxRule(const OrtNode* node) {
+  if (IntAttribute(node, "select_last_index", 0) != 0) return "the GPU kernel selects the first index";
+  return LastAxisRule(node, 0);
+}
+
+std::string SoftmaxRule(const OrtNode* node) { return LastAxisRule(node, -1); }
+
+std::string ConcatRule(const OrtNode* node) {
+  const std::vector<const OrtValueInfo*> inputs = InputsOf(node);
+  if (inputs.size() > kHostConcatInputs) return "it has more than " + std::to_string(kHostConcatInputs) + " inputs";
+  for (const OrtValueInfo* input : inputs) {
+    const ValueType type = TypeOf(input);
+    if (!type.dims || type.dims->size() != 1) return "the GPU provider joins integers of one axis only";
+  }
+  return "";
+}
+
+std::string HostCastRule(const OrtNode* node) {
+  const ValueType type = TypeOf(InputsOf(node)[0]);
+  if (type.element != ONNX_TENSOR_ELEMENT_DATA_TYPE_INT64 ||
+      IntAttribute(node, "to", 0) != ONNX_TENSOR_ELEMENT_DATA_TYPE_INT32) {
+    return ShapeArithmetic(node);
+  }
+  return "";
+}
+
+const std::map<std::string, Rule>& Rules() {
+  static const std::map<std::string, Rule> rules = {
+      {"ai.flashllm::SparseMatMul", SparseMatMulReason},
+      {"com.microsoft::GroupQueryAttention", AttentionRule},
+      {"Gather", GatherRule},
+      {"LayerNormalization", LayerNormRule},
+      {"Gemm", GemmRule},
+      {"MatMul", MatMulRule},
+      {"Softmax", SoftmaxRule},
+      {"ReduceMax", ReduceRule},
+      {"ArgMax", ArgMaxRule},
+      {"Concat", ConcatRule},
+      {"Cast", HostCastRule},
+      {"Add", ShapeArithmetic},
+      {"Mul", ShapeArithmetic},
+      {"Div", ShapeArithmetic},
+      {"Where", ShapeArithmetic},
+      {"Transpose", ShapeArithmetic},
+  };
+  return rules;
+}
+
+}  // namespace
+
+std::string ReasonAgainstNode(const OrtNode* node) {
+  const auto rule = Rules().find(OpName(node));
+  return rule == Rules().end() ? "" : rule->second(node);
+}
+
+}  // namespace flashllm::ep

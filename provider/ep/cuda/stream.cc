@@ -1,0 +1,108 @@
+#include "provider/ep/cuda/stream.h"
+
+#include <memory>
+
+#include "provider/ep/cuda/call.h"
+#include "provider/ep/cuda/memory_pool.h"
+
+namespace flashllm::ep {
+namespace {
+
+class Notification : public OrtSyncNotificationImpl {
+ public:
+  Notification(int device, cudaStream_t stream) : OrtSyncNotificationImpl{}, device_(device), stream_(stream) {
+    ort_version_supported = g_ort.version;
+    OrtSyncNotificationImpl::Release = [](OrtSyncNotificationImpl* self) noexcept {
+      delete static_cast<Notification*>(self);
+    };
+    OrtSyncNotificationImpl::Activate = [](OrtSyncNotificationImpl* self) noexcept -> OrtStatus* {
+      return Guard([&] { static_cast<Notification*>(self)->Record(); });
+    };
+    WaitOnDevice = [](OrtSyncNotificationImpl* self, OrtSyncStream* consumer) noexcept -> OrtStatus* {
+      return Guard([&] { static_cast<Notification*>(self)->LetWait(HandleOf(consumer)); });
+    };
+    // What this provider leaves in host memory is there when its kernel returns: shapes are computed on the host, and
+    // MemcpyToHost waits. ONNX Runtime asks for a wait behind each of these nodes.
+    WaitOnHost = [](OrtSyncNotificationImpl*) noexcept -> OrtStatus* { return nullptr; };
+    const DeviceScope scope(device);
+    CheckCuda(cudaEventCreateWithFlags(&event_, cudaEventDisableTiming), "creating an event");
+  }
+  ~Notification() {
+    if (event_ != nullptr) static_cast<void>(cudaEventDestroy(event_));
+  }
+
+ private:
+  void Record() {
+    const DeviceScope scope(device_);
+    // A stream that is recorded as a graph is the only one of its session: nobody on the device waits for it.
+    recorded_ = !IsCapturing(stream_);
+    if (recorded_) CheckCuda(cudaEventRecord(event_, stream_), "recording an event");
+  }
+
+  void LetWait(cudaStream_t consumer) {
+    if (recorded_ && consumer != stream_) CheckCuda(cudaStreamWaitEvent(consumer, event_, 0), "letting a stream wait");
+  }
+
+  const int device_;
+  const cudaStream_t stream_;
+  cudaEvent_t event_ = nullptr;
+  bool recorded_ = false;
+};
+
+class SyncStream : public OrtSyncStreamImpl {
+ public:
+  SyncStream(int device, cudaStream_t stream, bool owned)
+      : OrtSyncStreamImpl{}, device_(device), stream_(stream), owned_(owned) {
+    ort_version_supported = g_ort.version;
+    OrtSyncStreamImpl::Release = [](OrtSyncStreamImpl* self) noexcept { delete static_cast<SyncStream*>(self); };
+    GetHandle = [](OrtSyncStreamImpl* self) noexcept -> void* { return static_cast<SyncStream*>(self)->stream_; };
+    CreateNotification = [](OrtSyncStreamImpl* self, OrtSyncNotificationImpl** made) noexcept -> OrtStatus* {
+      return Guard([&] {
+        auto* it = static_cast<SyncStream*>(self);
+        *made = new Notification(it->device_, it->stream_);
+      });
+    };
+    OrtSyncStreamImpl::Flush = [](OrtSyncStreamImpl* self) noexcept -> OrtStatus* {
+      return Guard([&] { static_cast<SyncStream*>(self)->Wait(); });
+    };
+    OnSessionRunEnd = [](OrtSyncStreamImpl* self) noexcept -> OrtStatus* {
+      return Guard([&] { static_cast<SyncStream*>(self)->Wait(); });
+    };
+  }
+  ~SyncStream() {
+    try {
+      Wait();
+    } catch (...) {  // a device that failed: its memory is not used again either
+    }
+    if (owned_) static_cast<void>(cudaStreamDestroy(stream_));
+  }
+
+ private:
+  void Wait() {
+    const DeviceScope scope(device_);
+    if (IsCapturing(stream_)) return;
+    WaitForStream(stream_);
+    StreamIsIdleInAllPools(stream_);
+  }
+
+  const int device_;
+  const cudaStream_t stream_;
+  const bool owned_;
+};
+
+}  // namespace
+
+OrtSyncStreamImpl* MakeSyncStream(int device) {
+  const DeviceScope scope(device);
+  cudaStream_t stream = nullptr;
+  CheckCuda(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking), "creating a stream");
+  return new SyncStream(device, stream, true);
+}
+
+OrtSyncStreamImpl* MakeSyncStreamView(int device, cudaStream_t stream) { return new SyncStream(device, stream, false); }
+
+cudaStream_t HandleOf(OrtSyncStream* stream) {
+  return stream == nullptr ? nullptr : static_cast<cudaStream_t>(g_ort.api->SyncStream_GetHandle(stream));
+}
+
+}  // namespace flashllm::ep

@@ -1,0 +1,18 @@
+// Host memory to the GPU at the speed of the bus. Copies from pageable memory go through the driver's one small buffer
+// at a few GB/s; here several threads copy into pinned buffers of bounded size while others of them are on the way.
+#pragma once
+
+#include <cuda_runtime_api.h>
+
+#include <cstddef>
+
+namespace flashllm::ep {
+
+/// Copies `bytes` from host memory (any: mapped files too) to device memory and waits until it has arrived. The pinned
+/// buffers are shared by the process: one upload at a time, 64 MB in all. Throws Error.
+void Upload(int device, void* to, const void* from, size_t bytes);
+
+/// Gives the pinned buffers back. The next upload makes them again.
+void ReleaseUploadBuffers() noexcept;
+
+}  // namespace flashllm::ep

@@ -1,0 +1,392 @@
+"""The execution provider on a GPU, through Python's onnxruntime.
+
+    npm run test:gpu:provider        makes the models and runs this
+    python tests/gpu/ep_test.py [--library native/linux-x64/libonnxruntime_ep_flashllm.so] [--models build/gpu-models] [SECTION ...]
+
+It needs onnxruntime 1.30 (the CPU package), onnx and NumPy. `models` is what make-models.mjs writes. Tolerances are stated where
+they are used. Exit code 0: every section passed.
+"""
+
+import argparse
+import json
+import os
+import sys
+import threading
+import time
+import traceback
+
+import numpy as np
+import onnxruntime as ort
+
+ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+sys.path.insert(0, os.path.join(ROOT, "tests", "gpu", "provider"))
+
+from decoder import GPU, ON_GPU_ONLY, Decoder, InPlace, Static, gpu_device, gpu_session  # noqa: E402
+from opt_reference import OptReference  # noqa: E402
+from packed import sparse_matmul_model  # noqa: E402
+
+SECTIONS = []
+
+
+def section(function):
+    SECTIONS.append(function)
+    return function
+
+
+def check(condition, message):
+    if not condition:
+        raise AssertionError(message)
+
+
+def close(found, expected, absolute, relative, what):
+    """|found - expected| <= absolute + relative |expected|, element by element."""
+    found, expected = np.asarray(found, np.float64), np.asarray(expected, np.float64)
+    check(found.shape == expected.shape, f"{what}: shape {found.shape}, expected {expected.shape}")
+    check(np.isfinite(found).all(), f"{what}: {np.count_nonzero(~np.isfinite(found))} values are not finite")
+    error = np.abs(found - expected)
+    excess = error - absolute - relative * np.abs(expected)
+    worst = np.unravel_index(np.argmax(excess), excess.shape)
+    print(f"    {what}: largest error {error.max():.3g}, mean {error.mean():.3g}")
+    check(excess.max() <= 0, f"{what}: at {worst} found {found[worst]}, expected {expected[worst]}")
+
+
+def random_weight(generator, rows, columns, sparsity, dtype=np.float16):
+    weight = generator.uniform(-1, 1, (rows, columns)).astype(dtype)
+    weight[generator.random((rows, columns)) < sparsity] = 0
+    return weight
+
+
+@section
+def devices(_):
+    """The provider shows the GPU with its memory."""
+    for device in ort.get_ep_devices():
+        print("   ", device.ep_name, device.ep_vendor, device.device.type, hex(device.device.vendor_id),
+              hex(device.device.device_id), dict(device.device.metadata), dict(device.ep_metadata))
+    check(gpu_device() is not None, "no GPU")
+
+
+@section
+def sparse_matmul(_):
+    """One SparseMatMul against float64: |error| <= 1e-3 of the largest |Y| and half a unit of float16."""
+    generator = np.random.default_rng(1)
+    for rows, columns, sparsity in ((384, 384, 0.8), (1152, 384, 0.5), (100, 77, 0.3), (1, 1, 0.0), (50, 1536, 0.95)):
+        weight = random_weight(generator, rows, columns, sparsity)
+        bias = generator.uniform(-1, 1, rows).astype(np.float16)
+        session = gpu_session(sparse_matmul_model(weight, bias, residual=True, relu=True), config=ON_GPU_ONLY)
+        for tokens in (1, 8, 33, 64, 200):
+            x = generator.uniform(-1, 1, (1, tokens, columns)).astype(np.float16)
+            r = generator.uniform(-1, 1, (1, tokens, rows)).astype(np.float16)
+            expected = np.maximum(x.astype(np.float64) @ weight.astype(np.float64).T + bias.astype(np.float64), 0) + r
+            found = session.run(None, {"X": x, "R": r})[0]
+            again = session.run(None, {"X": x, "R": r})[0]
+            check(np.array_equal(found.view(np.uint16), again.view(np.uint16)), "two runs differ")
+            close(found, expected, 1e-3 * np.abs(expected).max(), 2**-10, f"[{rows}, {columns}] {sparsity} N={tokens}")
+    weight = random_weight(generator, 96, 160, 0.7, np.float32)
+    session = gpu_session(sparse_matmul_model(weight, float32=True))
+    x = generator.uniform(-1, 1, (2, 3, 160)).astype(np.float32)
+    close(session.run(None, {"X": x})[0], x.astype(np.float64) @ weight.astype(np.float64).T, 1e-4, 1e-4, "float32")
+    check(session.run(None, {"X": x[:, :0]})[0].shape == (2, 0, 96), "an empty batch")
+
+
+@section
+def refusals(_):
+    """What does not fit is an error that says so, and the session goes on."""
+    weight = random_weight(np.random.default_rng(2), 64, 64, 0.5)
+    session = gpu_session(sparse_matmul_model(weight))
+    model = sparse_matmul_model(weight).replace(b"row_offsets", b"row_offsets")
+    for what, action, words in (
+        ("a damaged weight", lambda: gpu_session(damage(model)), "checksum"),
+        ("an unknown option", lambda: gpu_session(model, {"devise": "cuda"}), "devise"),
+        ("the wrong device", lambda: gpu_session(model, {"device": "cpu"}), "cpu"),
+    ):
+        try:
+            action()
+        except Exception as error:  # noqa: BLE001
+            check(words in str(error), f"{what}: {error}")
+            print(f"    {what}: {str(error)[:160]}")
+        else:
+            check(False, f"{what} was taken")
+    x = np.ones((1, 2, 64), np.float16)
+    close(session.run(None, {"X": x})[0], x.astype(np.float64) @ weight.astype(np.float64).T, 0.05, 0.01, "afterwards")
+
+
+def damage(model: bytes) -> bytes:
+    """The model with one bit of a stored value flipped."""
+    import onnx
+
+    proto = onnx.ModelProto.FromString(model)
+    values = next(t for t in proto.graph.initializer if t.name == "values")
+    raw = bytearray(values.raw_data)
+    raw[10] ^= 1
+    values.raw_data = bytes(raw)
+    return proto.SerializeToString()
+
+
+def sequences(generator, vocabulary, lengths, left=True):
+    """A padded batch: ids, mask and positions."""
+    longest = max(lengths)
+    ids = np.ones((len(lengths), longest), np.int64)
+    mask = np.zeros_like(ids)
+    for row, length in enumerate(lengths):
+        place = slice(longest - length, longest) if left else slice(0, length)
+        ids[row, place] = generator.integers(4, vocabulary, length)
+        mask[row, place] = 1
+    return ids, mask, np.maximum(np.cumsum(mask, axis=1) - 1, 0)
+
+
+@section
+def whole_model(models):
+    """Logits of a whole graph on the GPU alone: |error| <= 0.06 + 1 % against float32 arithmetic on the same weights."""
+    for name in ("dense16", "sparse80", "sparse50"):
+        path = os.path.join(models, name, "model.onnx")
+        if not os.path.exists(path):
+            print(f"    {name}: not there")
+            continue
+        reference = OptReference(path)
+        start = time.time()
+        decoder = Decoder(gpu_session(path, config=ON_GPU_ONLY))
+        print(f"    {name}: session in {time.time() - start:.2f} s")
+        generator = np.random.default_rng(3)
+        for lengths, left in (([1], True), ([7], True), ([40], True), ([5, 17, 11], True), ([9, 4], False), ([200, 3], True)):
+            ids, mask, positions = sequences(generator, reference.vocabulary, lengths, left)
+            logits, _ = decoder.run(ids, mask, positions)
+            expected = reference.logits(ids, mask, positions)
+            close(logits[mask == 1], expected[mask == 1], 0.06, 0.01, f"{name} {lengths}")
+
+
+@section
+def greedy(models):
+    """The greedy text of models/opt-14m/reference.json, token by token with a growing cache."""
+    with open(os.path.join(ROOT, "models", "opt-14m", "reference.json"), encoding="utf8") as file:
+        cases = json.load(file)["cases"]
+    decoder = Decoder(gpu_session(os.path.join(models, "dense16", "model.onnx"), config=ON_GPU_ONLY))
+    for case in cases:
+        ids = list(case["input_ids"])
+        fresh, past = np.array([ids], np.int64), None
+        while len(ids) < len(case["greedy_ids"]):
+            mask = np.ones((1, len(ids)), np.int64)
+            positions = np.arange(len(ids) - fresh.shape[1], len(ids))[None]
+            logits, past = decoder.run(fresh, mask, positions, past)
+            ids.append(int(np.argmax(logits[0, -1])))
+            fresh = np.array([[ids[-1]]], np.int64)
+        check(ids == case["greedy_ids"], f"'{case['prompt']}': {ids} instead of {case['greedy_ids']}")
+    print(f"    {len(cases)} texts")
+
+
+@section
+def padding(models):
+    """A padded batch gives what its sequences give alone: |error| <= 0.03 + 0.5 %."""
+    decoder = Decoder(gpu_session(os.path.join(models, "sparse80", "model.onnx"), config=ON_GPU_ONLY))
+    generator = np.random.default_rng(4)
+    for left in (True, False):
+        lengths = [3, 12, 8]
+        ids, mask, positions = sequences(generator, 8000, lengths, left)
+        together, _ = decoder.run(ids, mask, positions)
+        for row, length in enumerate(lengths):
+            alone_ids = ids[row][mask[row] == 1][None]
+            alone, _ = decoder.run(alone_ids, np.ones_like(alone_ids), np.arange(length)[None])
+            close(together[row][mask[row] == 1], alone[0], 0.03, 0.005, f"left={left} length {length}")
+
+
+@section
+def decode_in_place(models):
+    """Prefill, then 200 steps in buffers that past and present share, equal to recomputing whole sequences."""
+    path = os.path.join(models, "sparse80", "model.onnx")
+    decoder = Decoder(gpu_session(path, config=ON_GPU_ONLY))
+    reference = OptReference(path)
+    generator = np.random.default_rng(5)
+    lengths, steps, capacity = [6, 20, 13], 200, 256
+    ids, mask, positions = sequences(generator, reference.vocabulary, lengths)
+    state = InPlace(decoder, len(lengths), capacity)
+    logits = state.run(ids, mask, positions)
+    found, start = [logits[:, -1]], time.time()
+    fresh = generator.integers(4, reference.vocabulary, (len(lengths), steps))
+    for step in range(steps):
+        mask = np.concatenate([mask, np.ones((len(lengths), 1), np.int64)], axis=1)
+        at = (mask.sum(axis=1) - 1)[:, None]
+        found.append(state.run(fresh[:, step : step + 1], mask, at)[:, -1])
+    print(f"    {(time.time() - start) / steps * 1000:.2f} ms a step")
+    ids = np.concatenate([ids, fresh], axis=1)
+    expected = reference.logits(ids, mask, np.maximum(np.cumsum(mask, axis=1) - 1, 0))[:, max(lengths) - 1 :]
+    close(np.stack(found, axis=1), expected, 0.06, 0.01, "201 steps")
+
+
+@section
+def rows(models):
+    """Rows of one buffer that end where their masks do, in steps of one fixed width, equal to recomputing each alone."""
+    path = os.path.join(models, "sparse80", "model.onnx")
+    decoder = Decoder(gpu_session(path, config=ON_GPU_ONLY))
+    reference = OptReference(path)
+    generator = np.random.default_rng(7)
+    lengths, steps, capacity = [6, 20, 13], 30, 64
+    ids, mask, positions = sequences(generator, reference.vocabulary, lengths, left=False)
+    state = InPlace(decoder, len(lengths), capacity)
+    logits = state.run(ids, mask, positions)
+    found = [[logits[row, length - 1]] for row, length in enumerate(lengths)]
+    fresh = generator.integers(4, reference.vocabulary, (len(lengths), steps))
+    for step in range(steps):
+        at = np.array([[length + step] for length in lengths], np.int64)
+        mask = (np.arange(capacity)[None] <= at).astype(np.int64)
+        logits = state.run(fresh[:, step : step + 1], mask, at)
+        for row in range(len(lengths)):
+            found[row].append(logits[row, 0])
+    for row, length in enumerate(lengths):
+        whole = np.concatenate([ids[row, :length], fresh[row]])[None]
+        expected = reference.logits(whole, np.ones_like(whole), np.arange(length + steps)[None])[0, length - 1 :]
+        close(np.stack(found[row]), expected, 0.06, 0.01, f"row of {length} tokens")
+
+
+@section
+def cuda_graph(models):
+    """Replayed CUDA graphs give what ordinary runs give, bit for bit, and what float32 arithmetic gives: 0.06 + 1 %."""
+    path = os.path.join(models, "sparse80", "model.onnx")
+    reference = OptReference(path)
+    generator = np.random.default_rng(7)
+    lengths, steps, capacity = [6, 11], 40, 64
+    prompt, prompt_mask, prompt_positions = sequences(generator, reference.vocabulary, lengths)
+    fresh = generator.integers(4, reference.vocabulary, (len(lengths), steps))
+    found = []
+    for graph in ("0", "1"):
+        decoder = Decoder(gpu_session(path, {"cuda_graph": graph}, ON_GPU_ONLY))
+        state = Static(decoder, len(lengths), capacity, reference.vocabulary)
+        logits = [state.prefill(prompt, prompt_mask, prompt_positions)[:, -1:]]
+        mask, start = prompt_mask, time.time()
+        for step in range(steps):
+            mask = np.concatenate([mask, np.ones((len(lengths), 1), np.int64)], axis=1)
+            at = (mask.sum(axis=1) - 1)[:, None]
+            logits.append(state.step(fresh[:, step : step + 1], mask.shape[1] - 1, at))
+            if step == 20:  # an ordinary run in between, whose memory the graph must not share
+                state.decoder.session.run_with_iobinding(state.binding, plain_run())
+                decoder_logits = state.logits.numpy()
+                check(np.array_equal(decoder_logits, logits[-1]), "an ordinary run of the same step differs")
+        print(f"    cuda_graph={graph}: {(time.time() - start) / steps * 1000:.2f} ms a step with copies")
+        found.append(np.concatenate(logits, axis=1))
+    check(np.array_equal(found[0].view(np.uint16), found[1].view(np.uint16)), "replays differ from ordinary runs")
+    ids = np.concatenate([prompt, fresh], axis=1)
+    expected = reference.logits(ids, mask, np.maximum(np.cumsum(mask, axis=1) - 1, 0))[:, max(lengths) - 1 :]
+    close(found[1], expected, 0.06, 0.01, f"{steps} steps")
+
+
+def plain_run():
+    options = ort.RunOptions()
+    options.add_run_config_entry("gpu_graph_id", "-1")
+    return options
+
+
+@section
+def exporters_graph(_):
+    """A float16 graph as exporters make it: what has no GPU kernel falls to the CPU. |error| <= 0.02 + 1 %."""
+    base = os.path.join(ROOT, "tests", "fixtures", "exports", "preln-ts17-past-fp16")
+    with open(base + ".json", encoding="utf8") as file:
+        recorded = json.load(file)
+
+    def array(value):
+        return np.array(value["data"], dtype=value["dtype"]).reshape(value["shape"])
+
+    session = gpu_session(base + ".onnx")
+    names = [output.name for output in session.get_outputs()]
+    found = session.run(names, {name: array(value) for name, value in recorded["inputs"].items()})
+    for name, value in zip(names, found):
+        close(value, array(recorded["outputs"][name]), 0.02, 0.01, name)
+
+
+@section
+def bad_inputs(models):
+    """Token numbers beyond the table are an error that names the node, and the session goes on."""
+    decoder = Decoder(gpu_session(os.path.join(models, "sparse80", "model.onnx"), config=ON_GPU_ONLY))
+    ones = np.ones((1, 4), np.int64)
+    good, _ = decoder.run(ones * 7, ones, np.arange(4)[None])
+    for bad_ids, bad_positions in ((ones * 8192, np.arange(4)[None]), (ones, np.arange(4)[None] + 5000)):
+        try:
+            decoder.run(bad_ids, ones, bad_positions)
+        except Exception as error:  # noqa: BLE001
+            print(f"    {str(error)[:200]}")
+            check("index" in str(error), str(error))
+        else:
+            check(False, "an index beyond its table was taken")
+    again, _ = decoder.run(ones * 7, ones, np.arange(4)[None])
+    check(np.array_equal(good, again), "a run after an error differs")
+
+
+@section
+def two_sessions(models):
+    """Two sessions and several runs at once give what each gives alone, bit for bit."""
+    sessions = [Decoder(gpu_session(os.path.join(models, name, "model.onnx"))) for name in ("sparse80", "dense16")]
+    generator = np.random.default_rng(6)
+    inputs = [sequences(generator, 8000, [n, n + 9]) for n in (3, 30, 90)]
+    expected = [[decoder.run(*one)[0] for one in inputs] for decoder in sessions]
+    failures = []
+
+    def work(decoder, wanted):
+        try:
+            for _ in range(10):
+                for one, logits in zip(inputs, wanted):
+                    check(np.array_equal(decoder.run(*one)[0], logits), "a run beside others differs")
+        except Exception as error:  # noqa: BLE001
+            failures.append(error)
+
+    threads = [threading.Thread(target=work, args=(d, e)) for d, e in zip(sessions, expected) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    check(not failures, failures)
+
+
+@section
+def out_of_memory(models):
+    """A batch that does not fit is an error with what was needed and free; then the session works as before."""
+    decoder = Decoder(gpu_session(os.path.join(models, "sparse80", "model.onnx")))
+    ones = np.ones((1, 4), np.int64)
+    good, _ = decoder.run(ones * 7, ones, np.arange(4)[None])
+    hoard = []
+    for size in (1 << 33, 1 << 30, 1 << 27):  # bytes: until the GPU is all but full
+        while True:
+            check(len(hoard) < 200, "memory without end")
+            block = ort.OrtValue.ortvalue_from_shape_and_type([size], np.uint8, GPU, 0)
+            if block.data_ptr() == 0:  # how ONNX Runtime shows that an allocator had nothing left
+                break
+            hoard.append(block)
+    print(f"    {len(hoard)} blocks fill the GPU")
+    big = np.full((64, 1000), 7, np.int64)
+    try:
+        logits, _ = decoder.run(big, np.ones_like(big), np.tile(np.arange(1000), (64, 1)))
+        check(False, "a batch of 64 x 1000 fitted into a full GPU")
+    except AssertionError:
+        raise
+    except Exception as error:  # noqa: BLE001
+        print(f"    {str(error)[:300]}")
+        check("memory" in str(error), str(error))
+    hoard.clear()
+    again, _ = decoder.run(ones * 7, ones, np.arange(4)[None])
+    check(np.array_equal(good, again), "a run after an error differs")
+
+
+def main():
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--library", default=os.path.join(ROOT, "native", "linux-x64", "libonnxruntime_ep_flashllm.so"))
+    parser.add_argument("--models", default=os.path.join(ROOT, "build", "gpu-models"))
+    parser.add_argument("sections", nargs="*")
+    arguments = parser.parse_args()
+    print("onnxruntime", ort.__version__)
+    # A relative path would be taken from onnxruntime's own folder.
+    ort.register_execution_provider_library("flashllm", os.path.abspath(arguments.library))
+    failed = []
+    for one in SECTIONS:
+        if arguments.sections and one.__name__ not in arguments.sections:
+            continue
+        start = time.time()
+        print(f"{one.__name__}: {one.__doc__.splitlines()[0]}", flush=True)
+        try:
+            one(arguments.models)
+            print(f"  passed in {time.time() - start:.1f} s", flush=True)
+        except Exception:  # noqa: BLE001
+            failed.append(one.__name__)
+            traceback.print_exc(limit=4, file=sys.stdout)
+            print(f"  FAILED in {time.time() - start:.1f} s", flush=True)
+    print("failed:", ", ".join(failed) if failed else "nothing")
+    sys.exit(1 if failed else 0)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,106 @@
+"""An exported OPT model on the GPU through Python's onnxruntime: growing caches and caches in place."""
+
+import numpy as np
+import onnxruntime as ort
+
+GPU = "cuda"
+
+
+def gpu_device(index: int = 0):
+    """The provider's OrtEpDevice of a GPU."""
+    ours = [d for d in ort.get_ep_devices() if d.ep_name == "FlashLLMExecutionProvider"]
+    gpus = [d for d in ours if d.device.type == ort.OrtHardwareDeviceType.GPU]
+    if index >= len(gpus):
+        raise SystemExit(f"the provider offers {len(gpus)} GPUs of {len(ours)} devices, wanted number {index}")
+    return gpus[index]
+
+
+def gpu_session(model, options=None, config=None, level=None):
+    """A session of a path or of bytes on the first GPU. `config`: session configuration entries."""
+    settings = ort.SessionOptions()
+    settings.log_severity_level = 3
+    if level is not None:
+        settings.graph_optimization_level = level
+    for key, value in (config or {}).items():
+        settings.add_session_config_entry(key, value)
+    settings.add_provider_for_devices([gpu_device()], options or {})
+    return ort.InferenceSession(model, settings, enable_fallback=0)
+
+
+ON_GPU_ONLY = {"session.disable_cpu_ep_fallback": "1"}
+
+
+class Decoder:
+    """A model with its caches' names and sizes."""
+
+    def __init__(self, session):
+        self.session = session
+        self.caches = [i for i in session.get_inputs() if i.name.startswith("past_key_values.")]
+        self.heads, self.head_dim = self.caches[0].shape[1], self.caches[0].shape[3]
+
+    def run(self, ids, mask, positions, past=None):
+        """(logits, caches) with growing caches; `past`: those of the run before."""
+        empty = np.zeros((len(ids), self.heads, 0, self.head_dim), np.float16)
+        feeds = {"input_ids": ids, "attention_mask": mask, "position_ids": positions}
+        for i, cache in enumerate(self.caches):
+            feeds[cache.name] = empty if past is None else past[i]
+        logits, *caches = self.session.run(None, feeds)
+        return logits, caches
+
+
+class InPlace:
+    """A batch whose caches are buffers of full length on the GPU, written where they lie."""
+
+    def __init__(self, decoder, batch, capacity, logits="cpu"):
+        self.decoder = decoder
+        shape = [batch, decoder.heads, capacity, decoder.head_dim]
+        self.buffers = [ort.OrtValue.ortvalue_from_shape_and_type(shape, np.float16, GPU, 0) for _ in decoder.caches]
+        self.logits = logits
+
+    def run(self, ids, mask, positions, run_options=None):
+        binding = self.decoder.session.io_binding()
+        for name, array in (("input_ids", ids), ("attention_mask", mask), ("position_ids", positions)):
+            binding.bind_cpu_input(name, array)
+        binding.bind_output("logits", self.logits)
+        for cache, buffer in zip(self.decoder.caches, self.buffers):
+            binding.bind_ortvalue_input(cache.name, buffer)
+            binding.bind_ortvalue_output(cache.name.replace("past_key_values", "present"), buffer)
+        self.decoder.session.run_with_iobinding(binding, run_options)
+        return binding.get_outputs()[0].numpy()
+
+
+class Static:
+    """A batch whose every input and output lies in one place on the GPU and never changes its shape, as CUDA graphs want it: the
+    attention mask is as wide as the caches and filled as decoding goes on."""
+
+    def __init__(self, decoder, batch, capacity, vocabulary):
+        self.decoder, self.mask = decoder, np.zeros((batch, capacity), np.int64)
+        place = lambda array: ort.OrtValue.ortvalue_from_numpy(array, GPU, 0)  # noqa: E731
+        one = np.zeros((batch, 1), np.int64)
+        self.inputs = {"input_ids": place(one), "attention_mask": place(self.mask), "position_ids": place(one)}
+        self.logits = place(np.zeros((batch, 1, vocabulary), np.float16))
+        self.caches = InPlace(decoder, batch, capacity).buffers
+        self.binding = decoder.session.io_binding()
+        for name, value in self.inputs.items():
+            self.binding.bind_ortvalue_input(name, value)
+        self.binding.bind_ortvalue_output("logits", self.logits)
+        for cache, buffer in zip(decoder.caches, self.caches):
+            self.binding.bind_ortvalue_input(cache.name, buffer)
+            self.binding.bind_ortvalue_output(cache.name.replace("past_key_values", "present"), buffer)
+
+    def prefill(self, ids, mask, positions):
+        """An ordinary run into the same caches. Its shapes are its own."""
+        options = ort.RunOptions()
+        options.add_run_config_entry("gpu_graph_id", "-1")
+        state = InPlace.__new__(InPlace)
+        state.decoder, state.buffers, state.logits = self.decoder, self.caches, "cpu"
+        self.mask[:, : mask.shape[1]] = mask
+        return state.run(ids, mask, positions, options)
+
+    def step(self, ids, column, positions):
+        self.mask[:, column] = 1
+        self.inputs["input_ids"].update_inplace(np.ascontiguousarray(ids))
+        self.inputs["attention_mask"].update_inplace(self.mask)
+        self.inputs["position_ids"].update_inplace(np.ascontiguousarray(positions))
+        self.decoder.session.run_with_iobinding(self.binding)
+        return self.logits.numpy()
