@@ -169,6 +169,7 @@ def main():
     ort.register_execution_provider_library("flashllm", os.path.abspath(arguments.library))
     result = {
         "what": "a decode step of random OPT models against dense torch with a CUDA graph",
+        "date": time.strftime("%Y-%m-%d"),
         "commit": arguments.commit,
         "gpu": torch.cuda.get_device_name(),
         "onnxruntime": ort.__version__,
@@ -181,8 +182,18 @@ def main():
     print(f"{result['gpu']}, reads {result['readGBs']:.0f} GB/s, context {arguments.context}", flush=True)
     dense = {}
 
+    def save():
+        """After every row, so that a run that is cut short keeps what it measured."""
+        if not arguments.json:
+            return
+        temporary = arguments.json + ".part"
+        with open(temporary, "w", encoding="utf8") as file:
+            json.dump(result, file, indent=1)
+        os.replace(temporary, arguments.json)
+
     def report(row):
         result["rows"].append(row)
+        save()
         if row["side"] == "dense":
             dense[row["size"], row["batch"]] = row["milliseconds"]
             print(f"{row['size']} dense            B={row['batch']}: {row['milliseconds']:.3f} ms", flush=True)
@@ -214,11 +225,6 @@ def main():
             if not os.path.exists(path.replace("model.onnx", "model.onnx_data")):
                 fill(path)
             measure_sparse(with_argmax(path), size, sparsity, arguments, report)
-    if arguments.json:
-        temporary = arguments.json + ".part"
-        with open(temporary, "w", encoding="utf8") as file:
-            json.dump(result, file, indent=1)
-        os.replace(temporary, arguments.json)
 
 
 if __name__ == "__main__":
