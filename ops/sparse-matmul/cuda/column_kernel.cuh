@@ -291,8 +291,7 @@ struct WarpState {
   }
 };
 
-/// One panel of kTiles tiles, of which this warp takes unit `role` of every stage. X is read a stage ahead: `raw` is
-/// the first stage's when it begins, and nothing when it ends.
+/// One panel of kTiles tiles, of which this warp takes unit `role` of every stage. X is read a stage ahead.
 template <Columns kColumns, int kTiles, int kNTiles, bool kBf16>
 __device__ __forceinline__ void DecodeUnits(WarpState<kColumns, kNTiles>& w, uint32_t (&raw)[kNTiles][4],
                                             float (&acc)[kPanelTiles][kNTiles][4]) {
@@ -308,6 +307,7 @@ __device__ __forceinline__ void DecodeUnits(WarpState<kColumns, kNTiles>& w, uin
     w.LoadMasks(words + 128 * kWords * w.role, masks);
     XFragments<kNTiles, kBf16> x;
     SetX<kNTiles, kBf16>(x, raw);
+    if (step + 1 == w.run.steps) w.x_reader.Restart();
     w.x_reader.Next(raw);
     DecodeTiles<kColumns, 0, kTiles, kNTiles, kBf16>(masks, x, w.cursor, acc);
     if (w.role == 0) {
@@ -419,8 +419,6 @@ __global__ void __launch_bounds__(kPairs * 64, 1) ColumnMatMul(const __grid_cons
     });
     const bool last = panel + 1 == run.panels;
     if constexpr (kSplit == Split::kUnits) {
-      w.x_reader.Restart();
-      if (!last) w.x_reader.Next(raw);
       panel_sum.Finish(acc, 0, warp, row0, {tiles}, column0, last);
     } else {
       panel_sum.Finish(acc, role, pair, row0, {FirstTiles(tiles), tiles - FirstTiles(tiles)}, column0, last);

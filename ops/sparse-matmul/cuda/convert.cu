@@ -73,8 +73,8 @@ struct Walk {
 
   /// Enters a stage in which the lane has `count` nonzero slots in each chain. Afterwards row[] is where they begin.
   __device__ StageHeader Enter(const int (&count)[2]) {
-    /// Leaves room for two blocks of copies under way, where lanes are not that far apart.
-    constexpr int kUsualBlocks = kWindowBlocks - 2;
+    /// Leaves a block's room for copies under way, where lanes are not that far apart.
+    constexpr int kUsualBlocks = kWindowBlocks - 1;
     StageHeader header = {};
     const bool exchange = kColumns == Columns::kHalves &&
                           max(row[1] + count[0], row[0] + count[1]) < max(row[0] + count[0], row[1] + count[1]);

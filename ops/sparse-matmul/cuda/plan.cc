@@ -10,7 +10,7 @@ namespace {
 
 /// Value blocks in flight for a pair of warps: enough to keep the memory busy. More delays the reads of X, which queue
 /// behind.
-constexpr int kAheadBlocks = 2;
+constexpr int kAheadBlocks = 3;
 
 /// Density below which columns of words, which take more bytes and half the work, are faster.
 constexpr double kWordsDensity = 0.14;
@@ -22,10 +22,10 @@ int BlocksOf(const DeviceInfo& device, int cluster) { return std::max(1, device.
 double CostOfCluster(int64_t tiles, int64_t units, const DeviceInfo& device, int cluster) {
   const int64_t blocks = std::min<int64_t>(tiles, BlocksOf(device, cluster));
   const int64_t busiest = (tiles + blocks - 1) / blocks, panels = (busiest + kPanelTiles - 1) / kPanelTiles;
-  // A stage's copies, waits and reads of X take as many instructions as 2.7 tiles, whatever the panel holds. A panel's
-  // sums take some 1 us, exchanging them within a cluster 2.5 us more.
-  constexpr double kStageCost = 2.7, kSumCost = 50, kExchangeCost = 130;
-  return (busiest + kStageCost * panels) / cluster * units + panels * (kSumCost + (cluster > 1 ? kExchangeCost : 0));
+  // A unit's copies and reads of X take as many instructions as 1.5 tiles, whatever the panel holds; exchanging sums
+  // takes some 3 us.
+  constexpr double kPanelCost = 1.5, kExchangeCost = 160;
+  return (busiest + kPanelCost * panels) / cluster * units + (cluster > 1 ? kExchangeCost : 0);
 }
 
 int ChooseCluster(int64_t tiles, int64_t units, const DeviceInfo& device) {
