@@ -11,11 +11,14 @@ export interface CudaDevice {
   multiprocessors: number;
 }
 
+// As provider/ep/cuda/gpu.h has them.
 const oldestComputeCapability = '8.0';
+const newestComputeCapability = '9.0';
 
 /** Whether sessions can run on a GPU. */
 export function isUsableGpu(device: CudaDevice): boolean {
-  return Number(device.computeCapability) >= Number(oldestComputeCapability);
+  const capability = Number(device.computeCapability);
+  return capability >= Number(oldestComputeCapability) && capability <= Number(newestComputeCapability);
 }
 
 /** What the package found on this machine. A part that failed is null, and `problems` says why and what to do. */
@@ -128,8 +131,8 @@ function adviseOnGpu(facts: DoctorFacts): void {
   }
   for (const { name, computeCapability } of facts.cuda.devices.filter((device) => !isUsableGpu(device))) {
     notice(
-      `${name} has compute capability ${computeCapability}, but the kernels need ${oldestComputeCapability}`,
-      'Sessions run on the CPU; an A100, H100 or a GPU of the RTX 30 series or newer is used by itself',
+      `${name} has compute capability ${computeCapability}, but the kernels are built for ${oldestComputeCapability} to ${newestComputeCapability}`,
+      'Sessions run on the CPU; an A100, H100, H200 or a GPU of the RTX 30 or 40 series is used by itself',
     );
   }
   if (facts.cuda.compiled && hasDriver && facts.cuda.error !== null) {

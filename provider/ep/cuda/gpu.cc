@@ -74,9 +74,10 @@ Gpus FindGpus() {
     const int capability = properties.major * 10 + properties.minor;
     if (error != cudaSuccess) {
       refusal = CudaErrorText(error, "reading the properties of a GPU");
-    } else if (capability < kOldestComputeCapability) {
+    } else if (capability < kOldestComputeCapability || capability > kNewestComputeCapability) {
       refusal = std::string(properties.name) + " has compute capability " + Capability(capability) +
-                "; the kernels need " + Capability(kOldestComputeCapability) + " or newer (A100, H100, RTX 30)";
+                "; the kernels are built for " + Capability(kOldestComputeCapability) + " to " +
+                Capability(kNewestComputeCapability) + " (A100, H100, H200, RTX 30 and 40)";
     } else {
       gpu = std::make_unique<Gpu>(i, properties.name, capability);
     }

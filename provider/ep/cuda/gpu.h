@@ -13,7 +13,8 @@
 namespace flashllm::ep {
 
 constexpr uint32_t kNvidiaVendor = 0x10DE;
-constexpr int kOldestComputeCapability = 80;
+/// The library holds machine code for these, 80 = 8.0, and no PTX: a newer GPU finds no kernel in it.
+constexpr int kOldestComputeCapability = 80, kNewestComputeCapability = 90;
 
 /// One GPU. Made when the library is registered, without touching the device; Open() does that.
 class Gpu {
