@@ -90,13 +90,11 @@ struct Walk {
     end = max(before, Last(count));
     if (Blocks() > kUsualBlocks) {
       first = max(first, min(((end + kBlockRows - 1) / kBlockRows - kUsualBlocks) * kBlockRows, before));
+      // Now it fits. Lanes that stay end where they did, those that jump at most a full stage's rows behind `first`;
+      // and if that is `before`, every lane begins there.
+      static_assert((2 * kPanelTiles * 8 + 2 * kBlockRows - 2) / kBlockRows <= kWindowBlocks, "a full stage fits");
       jump = Jump();
       end = max(before, Last(count));
-      if (Blocks() > kWindowBlocks) {  // everyone starts anew: no stage takes more than the window holds
-        first = before;
-        jump = Jump() || jump;
-        end = max(before, Last(count));
-      }
     }
     header.blocks = (end + kBlockRows - 1) / kBlockRows;
     header.passed = first / kBlockRows | (jump ? kJump : 0);

@@ -61,8 +61,8 @@ const OrtNode* ProducerOf(const OrtValueInfo* value) {
   return nullptr;
 }
 
-/// Whether a value depends on nothing but shapes and constants: ONNX Runtime's CPU provider computes it on the host. Looks
-/// at `budget` values at the most, for graphs that were made to be slow to look at.
+/// Whether a value depends on nothing but shapes and constants: ONNX Runtime's CPU provider computes it on the host.
+/// Looks at `budget` values at the most, for graphs that were made to be slow to look at.
 bool IsOfShapes(const OrtValueInfo* value, int* budget) {
   if (value == nullptr) return true;
   bool constant = false;
