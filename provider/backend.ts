@@ -3,7 +3,14 @@ import type { Backend, InferenceSession, InferenceSessionHandler, OnnxValue, Ten
 import { deviceOf, wrapDevice } from './device-tensor.js';
 import { fromNative, InvalidOptionError, NativeLoadError } from './errors.js';
 import { getLibraryPath, ortLibraryPath } from './library.js';
-import { loadNative, type NativeData, type NativeTensor, type NativeValueInfo, type SessionHandle } from './native.js';
+import {
+  type DeviceHandle,
+  loadNative,
+  type NativeData,
+  type NativeTensor,
+  type NativeValueInfo,
+  type SessionHandle,
+} from './native.js';
 import {
   type FlashLLMRunOptions,
   flattenRunOptions,
@@ -99,13 +106,25 @@ class SessionHandler implements InferenceSessionHandler {
   ): Promise<Record<string, OnnxValue>> {
     const { signal } = options;
     signal?.throwIfAborted();
-    const inputs = this.inputNames.flatMap((name) => (name in feeds ? [{ name, ...toNative(name, feeds[name]) }] : []));
+    const call = new NativeCall();
+    this.inputNames.forEach((name, slot) => {
+      if (name in feeds) call.add(slot, name, feeds[name]);
+    });
     const names = Object.keys(fetches);
-    const outputs = names.map((name) =>
-      fetches[name] ? { name, ...toNative(name, fetches[name]) } : { name, onDevice: this.staysOnDevice(name) },
-    );
+    call.endInputs();
+    for (const name of names) {
+      const slot = this.outputNames.indexOf(name);
+      if (slot < 0) throw new InvalidOptionError(`The session has no output '${name}'`);
+      if (fetches[name]) call.add(slot, name, fetches[name]);
+      else call.addNew(slot, this.staysOnDevice(name));
+    }
     try {
-      const { promise, cancel } = loadNative().runSession(this.handle, inputs, outputs, flattenRunOptions(options));
+      const { promise, cancel } = loadNative().runSession(
+        this.handle,
+        call.layout(),
+        call.tensors,
+        flattenRunOptions(options),
+      );
       const forget = signal ? onAbort(signal, cancel) : undefined;
       const results = await promise.finally(forget);
       return Object.fromEntries(names.map((name, i) => [name, fetches[name] ?? this.toTensor(name, results[i])]));
@@ -155,6 +174,45 @@ function toMetadata({ name, isTensor, type, shape }: NativeValueInfo): Inference
   return isTensor
     ? { name, isTensor, type: typeName(type) ?? (`onnx:${type}` as Tensor.Type), shape }
     : { name, isTensor: false };
+}
+
+/** Where a tensor of a run is. As `Kind` of provider/node/run.cc. */
+enum Kind {
+  data = 0,
+  device = 1,
+  new = 2,
+  newOnDevice = 3,
+}
+
+/** The tensors of one run as `runSession` takes them. */
+class NativeCall {
+  readonly tensors: (NativeData | DeviceHandle | null)[] = [];
+  private readonly numbers: number[] = [0, 0];
+  private inputs = 0;
+
+  add(slot: number, name: string, value: OnnxValue | undefined): void {
+    const { type, dims, data, device } = toNative(name, value);
+    if (device === undefined) this.numbers.push(slot, Kind.data, type, dims.length, ...dims);
+    else this.numbers.push(slot, Kind.device);
+    this.tensors.push(device ?? data);
+  }
+
+  /** An output that the run allocates. */
+  addNew(slot: number, onDevice: boolean): void {
+    this.numbers.push(slot, onDevice ? Kind.newOnDevice : Kind.new);
+    this.tensors.push(null);
+  }
+
+  /** What was added is the inputs, what will be is the outputs. */
+  endInputs(): void {
+    this.inputs = this.tensors.length;
+  }
+
+  layout(): Float64Array {
+    this.numbers[0] = this.inputs;
+    this.numbers[1] = this.tensors.length - this.inputs;
+    return Float64Array.from(this.numbers);
+  }
 }
 
 function toNative(name: string, value: OnnxValue | undefined): NativeTensor {

@@ -85,9 +85,6 @@ export type NativeTensor = { type: number; dims: readonly number[] } & (
   | { device: DeviceHandle; data?: undefined }
 );
 
-/** An output of a run: a tensor to write to, or where a new one shall lie. */
-export type NativeOutput = { name: string } & (NativeTensor | { onDevice: boolean });
-
 export interface NativeValueInfo {
   name: string;
   isTensor: boolean;
@@ -111,10 +108,11 @@ export interface Native extends NativePruning {
   ): Promise<{ handle: SessionHandle; inputs: NativeValueInfo[]; outputs: NativeValueInfo[] }>;
   disposeSession(handle: SessionHandle): Promise<void>;
   endProfiling(handle: SessionHandle): string;
+  /** `layout` says in numbers what `tensors` are: provider/node/run.cc. */
   runSession(
     handle: SessionHandle,
-    inputs: ({ name: string } & NativeTensor)[],
-    outputs: NativeOutput[],
+    layout: Float64Array,
+    tensors: (NativeData | DeviceHandle | null)[],
     options: NativeRunOptions,
   ): { promise: Promise<(NativeTensor | null)[]>; cancel: () => void };
   /** A copy in memory of JavaScript. */

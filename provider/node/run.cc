@@ -1,11 +1,16 @@
-// runSession(handle, inputs, outputs, options): {promise, cancel}
-//   inputs:  {name, type, dims, data}[]
-//   outputs: {name, onDevice} or, preallocated, {name, type, dims, data}; inputs and preallocated outputs on a GPU have
-//            `device` in place of `data`
+// runSession(handle, layout, tensors, options): {promise, cancel}
+//   layout: Float64Array, all numbers of the call at once, since each call into JavaScript takes as long as reading
+//   dozens
+//           of them: the number of inputs, the number of outputs, then for each input and each output
+//             slot      its place among the session's inputs or outputs
+//             kind      Kind, below
+//             type, rank, dims…   of kData only
+//   tensors: for each the typed array or string[] (kData) or the handle (kDevice); anything for the others
 //   options: {logSeverityLevel?, logVerbosityLevel?, tag?, terminate?, config: [key, value][]}
 // The promise gives one element for each output: {type, dims, data}, or {type, dims, device} where it stays on the GPU,
 // or null where it was written to the preallocated tensor.
 #include <algorithm>
+#include <cmath>
 #include <optional>
 #include <utility>
 
@@ -38,21 +43,65 @@ Owned<OrtRunOptions> ReadRunOptions(const Napi::Object& from) {
   return owned;
 }
 
+/// Where a tensor is. As `Kind` of provider/backend.ts.
+enum class Kind { kData, kDevice, kNew, kNewOnDevice };
+
+/// The numbers of a call, one after the other; every read is checked.
+class Numbers {
+ public:
+  explicit Numbers(const Napi::Value& array) {
+    size_t bytes = 0;
+    napi_typedarray_type type;
+    at_ = static_cast<const double*>(BytesOf(array, &bytes, &type));
+    if (type != napi_float64_array) throw Error(ORT_INVALID_ARGUMENT, "expected a Float64Array");
+    end_ = at_ + bytes / sizeof(double);
+  }
+
+  /// Throws Error where there is none left or it is no integer from 0 to `last`.
+  size_t Next(size_t last) {
+    const double number = NextDim();
+    if (!(number >= 0 && number <= static_cast<double>(last)))
+      throw Error(ORT_INVALID_ARGUMENT, "a run was described by numbers that are none of a run's");
+    return static_cast<size_t>(number);
+  }
+  /// The next dimension, -1 where it is none that an int64 holds.
+  int64_t NextDim() {
+    if (at_ == end_) throw Error(ORT_INVALID_ARGUMENT, "a run was described by too few numbers");
+    const double number = *at_++;
+    return number >= 0 && number <= 9007199254740991.0 && std::trunc(number) == number ? static_cast<int64_t>(number)
+                                                                                       : -1;
+  }
+
+ private:
+  const double *at_, *end_;
+};
+
 class RunTask : public Task {
  public:
-  RunTask(const Napi::Value& handle, const Napi::Array& inputs, const Napi::Array& outputs, const Napi::Object& options)
-      : use_(std::in_place, StateOf(handle)), options_(ReadRunOptions(options)) {
-    for (uint32_t i = 0; i < inputs.Length(); ++i) {
-      const Napi::Object input = inputs.Get(i).As<Napi::Object>();
-      input_names_.push_back(input.Get("name").As<Napi::String>().Utf8Value());
-      inputs_.push_back(FromJs(input, input_names_.back(), true));
-    }
-    for (uint32_t i = 0; i < outputs.Length(); ++i) {
-      const Napi::Object output = outputs.Get(i).As<Napi::Object>();
-      output_names_.push_back(output.Get("name").As<Napi::String>().Utf8Value());
-      const bool preallocated = output.Has("data") || output.Has("device");
-      outputs_.push_back(preallocated ? FromJs(output, output_names_.back(), false) : JsTensor{});
-      on_device_.push_back(output.Get("onDevice").ToBoolean());
+  RunTask(const Napi::Value& handle, const Napi::Value& layout, const Napi::Array& tensors, const Napi::Object& options)
+      : use_(std::in_place, StateOf(handle)), options_(ReadRunOptions(options)), tensors_(Napi::Persistent(tensors)) {
+    const std::shared_ptr<SessionState> state = StateOf(handle);
+    Numbers numbers(layout);
+    const size_t inputs = numbers.Next(tensors.Length()), outputs = numbers.Next(tensors.Length() - inputs);
+    for (size_t i = 0; i < inputs + outputs; ++i) {
+      const bool is_input = i < inputs;
+      const std::vector<ValueInfo>& known = is_input ? state->inputs() : state->outputs();
+      if (known.empty()) throw Error(ORT_INVALID_ARGUMENT, "a run names a tensor that the session does not have");
+      const std::string& name = known[numbers.Next(known.size() - 1)].name;
+      const Kind kind =
+          static_cast<Kind>(numbers.Next(static_cast<size_t>(is_input ? Kind::kDevice : Kind::kNewOnDevice)));
+      JsTensor tensor;
+      if (kind == Kind::kDevice) {
+        tensor = FromDevice(tensors.Get(static_cast<uint32_t>(i)), name);
+      } else if (kind == Kind::kData) {
+        const auto type = static_cast<ONNXTensorElementDataType>(numbers.Next(INT16_MAX));
+        std::vector<int64_t> dims(numbers.Next(INT16_MAX));
+        for (int64_t& dim : dims) dim = numbers.NextDim();
+        tensor = FromJs(type, dims, tensors.Get(static_cast<uint32_t>(i)), name, is_input);
+      }
+      (is_input ? input_names_ : output_names_).push_back(name);
+      (is_input ? inputs_ : outputs_).push_back(std::move(tensor));
+      if (!is_input) on_device_.push_back(kind == Kind::kNewOnDevice);
     }
   }
 
@@ -79,7 +128,8 @@ class RunTask : public Task {
         continue;
       }
       if (outputs_[i].type == ONNX_TENSOR_ELEMENT_DATA_TYPE_STRING) {
-        CopyStrings(env, outputs_[i].value.get(), outputs_[i].data.Value().As<Napi::Array>());
+        const uint32_t place = static_cast<uint32_t>(inputs_.size() + i);
+        CopyStrings(env, outputs_[i].value.get(), tensors_.Value().Get(place).As<Napi::Array>());
       }
       array.Set(i, env.Null());
     }
@@ -97,6 +147,7 @@ class RunTask : public Task {
   std::optional<SessionState::Use> use_;
   std::shared_ptr<OrtSession> session_;  // where outputs stay in its memory
   Owned<OrtRunOptions> options_;
+  Napi::Reference<Napi::Array> tensors_;  // keeps what the values borrow
   std::vector<std::string> input_names_, output_names_;
   std::vector<JsTensor> inputs_, outputs_;
   std::vector<bool> on_device_;  // outputs that stay on the GPU
@@ -164,8 +215,7 @@ OrtStatus* RunTask::RunBound() {
 Napi::Value RunSession(const Napi::CallbackInfo& info) {
   const Napi::Env env = info.Env();
   return Boundary(env, [&] {
-    auto task = std::make_shared<RunTask>(info[0], info[1].As<Napi::Array>(), info[2].As<Napi::Array>(),
-                                          info[3].As<Napi::Object>());
+    auto task = std::make_shared<RunTask>(info[0], info[1], info[2].As<Napi::Array>(), info[3].As<Napi::Object>());
     Napi::Object result = Napi::Object::New(env);
     // Weak: a signal that outlives the run must not keep its tensors.
     std::weak_ptr<Task> weak = task;

@@ -63,13 +63,6 @@ size_t CountElements(const std::vector<int64_t>& dims, const std::string& name) 
   return count;
 }
 
-std::vector<int64_t> ReadDims(const Napi::Object& tensor) {
-  const Napi::Array array = tensor.Get("dims").As<Napi::Array>();
-  std::vector<int64_t> dims(array.Length());
-  for (uint32_t i = 0; i < dims.size(); ++i) dims[i] = array.Get(i).As<Napi::Number>().Int64Value();
-  return dims;
-}
-
 Owned<OrtValue> MakeStringTensor(const Napi::Value& data, const std::vector<int64_t>& dims, size_t count,
                                  const std::string& name, bool with_strings) {
   if (!data.IsArray()) Reject(name, "is of type string, but its data is not an array of strings");
@@ -219,18 +212,19 @@ void* BytesOf(const Napi::Value& typed_array, size_t* length, napi_typedarray_ty
   return bytes;
 }
 
-JsTensor FromJs(const Napi::Object& tensor, const std::string& name, bool with_strings) {
+JsTensor FromDevice(const Napi::Value& handle, const std::string& name) {
+  if (!handle.IsExternal()) Reject(name, "is said to lie on a GPU, but has no handle of such memory");
   JsTensor out;
-  out.type = static_cast<ONNXTensorElementDataType>(tensor.Get("type").As<Napi::Number>().Int32Value());
-  if (tensor.Has("device")) {
-    out.device = DeviceTensorOf(tensor.Get("device"));
-    if (out.device == nullptr) Reject(name, "has been disposed of");
-    return out;
-  }
-  const std::vector<int64_t> dims = ReadDims(tensor);
+  out.device = DeviceTensorOf(handle);
+  if (out.device == nullptr) Reject(name, "has been disposed of");
+  return out;
+}
+
+JsTensor FromJs(ONNXTensorElementDataType type, const std::vector<int64_t>& dims, const Napi::Value& data,
+                const std::string& name, bool with_strings) {
+  JsTensor out;
+  out.type = type;
   const size_t count = CountElements(dims, name);
-  const Napi::Value data = tensor.Get("data");
-  if (data.IsObject()) out.data = Napi::Persistent(data.As<Napi::Object>());
   if (out.type == ONNX_TENSOR_ELEMENT_DATA_TYPE_STRING) {
     out.value = MakeStringTensor(data, dims, count, name, with_strings);
     return out;

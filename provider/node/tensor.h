@@ -22,22 +22,25 @@ struct DeviceTensor {
 /// The tensor of a handle, never null. Throws Error (ORT_INVALID_ARGUMENT) where it has been disposed of.
 std::shared_ptr<DeviceTensor> LiveDeviceTensor(const Napi::Value& handle);
 
-/// A tensor that came from JavaScript: {type: ONNX element type, dims: number[], data: typed array or string[]}, or
-/// {…, device: handle} for one on a GPU. The value borrows the typed array's memory, which `data` keeps alive; strings
+/// A tensor that came from JavaScript. The value borrows a typed array's memory, which the caller keeps alive; strings
 /// are copied.
 struct JsTensor {
   Owned<OrtValue> value;
   std::shared_ptr<DeviceTensor> device;  // then `value` is null
-  Napi::ObjectReference data;
   OrtValue* get() const { return device != nullptr ? device->value.get() : value.get(); }
   ONNXTensorElementDataType type = ONNX_TENSOR_ELEMENT_DATA_TYPE_UNDEFINED;
   const void* begin = nullptr;  // the borrowed bytes
   size_t bytes = 0;
 };
 
-/// Throws Error (ORT_INVALID_ARGUMENT) that names the tensor `name`, what was found and what was expected.
-/// `with_strings`: whether the elements of a string tensor are read (not for one that is only written to).
-JsTensor FromJs(const Napi::Object& tensor, const std::string& name, bool with_strings);
+/// A tensor of this element type and shape whose elements are `data`, a typed array or an array of strings. Throws
+/// Error (ORT_INVALID_ARGUMENT) that names the tensor `name`, what was found and what was expected. `with_strings`:
+/// whether the elements of a string tensor are read (not for one that is only written to).
+JsTensor FromJs(ONNXTensorElementDataType type, const std::vector<int64_t>& dims, const Napi::Value& data,
+                const std::string& name, bool with_strings);
+
+/// The tensor behind a handle of one on a GPU. Throws Error where it has been disposed of.
+JsTensor FromDevice(const Napi::Value& handle, const std::string& name);
 
 /// {type, dims, data} of a tensor. Its memory becomes the ArrayBuffer's, which frees the value when it is collected;
 /// only small tensors, and ones that lie in memory of `inputs`, are copied. Throws Error where the value is no tensor
