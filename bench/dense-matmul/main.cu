@@ -8,10 +8,10 @@
 #include <cstdio>
 #include <cstdlib>
 #include <ctime>
-#include <sstream>
 #include <string>
 
 #include "bench/spmm/cublas.h"
+#include "bench/spmm/list_option.h"
 #include "bench/spmm/opt_models.h"
 #include "bench/spmm/rotation.h"
 #include "bench/spmm/timing.h"
@@ -41,19 +41,6 @@ struct Result {
   int n = 0;
   double sparsity = 0, us = 0, pdl_us = 0, cublas_us = 0, worst_error = 0;
 };
-
-template <typename T>
-std::vector<T> Split(const char* text) {
-  std::vector<T> parts;
-  std::stringstream in(text);
-  for (std::string part; std::getline(in, part, ',');) {
-    std::stringstream one(part);
-    T value;
-    one >> value;
-    parts.push_back(value);
-  }
-  return parts;
-}
 
 Options Parse(int argc, char** argv) {
   Options options;

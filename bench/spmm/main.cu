@@ -11,10 +11,10 @@
 #include <cstdlib>
 #include <ctime>
 #include <map>
-#include <sstream>
 #include <string>
 
 #include "bench/spmm/cublas.h"
+#include "bench/spmm/list_option.h"
 #include "bench/spmm/opt_models.h"
 #include "bench/spmm/rotation.h"
 #include "bench/spmm/timing.h"
@@ -40,19 +40,6 @@ struct Result {
   double sparsity, cublas_us, plain_us, pdl_us, stream_bytes, canonical_bytes, worst_error;
   const char* columns;
 };
-
-template <typename T>
-std::vector<T> Split(const char* text) {
-  std::vector<T> parts;
-  std::stringstream in(text);
-  for (std::string part; std::getline(in, part, ',');) {
-    std::stringstream one(part);
-    T value;
-    one >> value;
-    parts.push_back(value);
-  }
-  return parts;
-}
 
 Options Parse(int argc, char** argv) {
   Options options;

@@ -59,6 +59,19 @@ std::vector<uint16_t> CutByBytes(const PackedWeight& weight, int64_t tiles, int 
   return start;
 }
 
+/// StageHeader::window counts the value rows of a run in 24 bits.
+constexpr int64_t kMostRows = int64_t{1} << 24;
+
+/// Value rows of the longest run, were all its tiles full.
+int64_t LongestRun(const WeightPlan& plan, int64_t units) {
+  int64_t most_tiles = 0;
+  for (int block = 0; block < plan.blocks; ++block)
+    most_tiles = std::max<int64_t>(most_tiles, plan.tile_start[block + 1] - plan.tile_start[block]);
+  constexpr int64_t kTileUnitRows = 8;  // of either kind of columns
+  const int64_t lanes = plan.cluster * plan.pairs;
+  return most_tiles * kTileUnitRows * 2 * (((units + 1) / 2 + lanes - 1) / lanes);
+}
+
 }  // namespace
 
 cudaError_t MakePlan(const PackedWeight& weight, const DeviceInfo& device, const PlanOptions& options,
@@ -76,9 +89,7 @@ cudaError_t MakePlan(const PackedWeight& weight, const DeviceInfo& device, const
   const int64_t units = (weight.in_features + kUnitK - 1) / kUnitK;
   const bool inexact = weight.value_type == ValueType::kFloat32 && !options.float32_is_half;
   // Tile indices are 16 bits wide.
-  // A run's rows are counted in 24 bits (layout.h); it has no more than all tiles of all K.
-  const bool too_large = tiles > UINT16_MAX || tiles * units > (int64_t{1} << 20) * device.sm_count;
-  if (inexact || tiles == 0 || units == 0 || too_large) return cudaSuccess;
+  if (inexact || tiles == 0 || units == 0 || tiles > UINT16_MAX) return cudaSuccess;
 
   plan->layout = Layout::kColumns;
   // The rings of eight pairs take some 200 KB (GPUs of 8.0 have 163, of 8.6 and 8.9 99).
@@ -98,6 +109,11 @@ cudaError_t MakePlan(const PackedWeight& weight, const DeviceInfo& device, const
     const int block_tiles = plan->tile_start[block + 1] - plan->tile_start[block];
     plan->panel_start[block + 1] =
         static_cast<uint16_t>(plan->panel_start[block] + (block_tiles + kPanelTiles - 1) / kPanelTiles);
+  }
+  if (LongestRun(*plan, units) >= kMostRows) {
+    plan->layout = Layout::kCanonical;
+    plan->value_type = weight.value_type;
+    return cudaSuccess;
   }
   // A prefix count for every (row, unit), then the number of value blocks of every run.
   plan->staging_bytes =

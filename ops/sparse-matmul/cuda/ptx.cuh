@@ -32,12 +32,6 @@ __device__ __forceinline__ uint32_t LoadShared32(uint32_t address) {
   return value;
 }
 
-__device__ __forceinline__ uint32_t LoadShared16(uint32_t address) {
-  uint16_t value;
-  asm volatile("ld.shared.u16 %0,[%1];" : "=h"(value) : "r"(address) : "memory");
-  return value;
-}
-
 __device__ __forceinline__ uint4 LoadShared128(uint32_t address) {
   uint4 v;
   asm volatile("ld.shared.v4.u32 {%0,%1,%2,%3},[%4];"
