@@ -1,0 +1,26 @@
+// Microseconds a launch, by replays of CUDA graphs.
+#pragma once
+
+#include <cuda_runtime_api.h>
+
+#include <functional>
+#include <vector>
+
+namespace flashllm::bench {
+
+/// launch(0 … launches-1, stream), which run one after another, as in a model's step.
+struct Candidate {
+  int launches;
+  std::function<void(int, cudaStream_t)> launch;
+};
+
+constexpr int kRounds = 9;
+
+/// Most launches of a replay that a product with n columns needs: long ones are timed well by few.
+inline int LaunchesFor(int n) { return n > 512 ? 4 : 64; }
+
+/// Captures each candidate's launches in a graph and replays the graphs in turns, so that none of them has the cooler
+/// GPU. Medians of the rounds, after one that is not counted.
+std::vector<double> TimeInTurns(const std::vector<Candidate>& candidates, int rounds = kRounds);
+
+}  // namespace flashllm::bench
