@@ -44,6 +44,11 @@ class Options {
     }
   }
 
+  /// Ends the program with `message` where a value is out of its range.
+  void Require(bool holds, const char* message) const {
+    if (!holds) Fail(message);
+  }
+
  private:
   struct Entry {
     std::string name, meaning;

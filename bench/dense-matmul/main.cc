@@ -56,6 +56,10 @@ Settings Parse(int argc, char** argv) {
   options.AddFlag("--no-cublas", &s.cublas, false, "time nothing beside the kernels");
   options.AddFlag("--no-dense", &s.dense, false, "time prefill only");
   options.Parse(argc, argv);
+  for (int n : s.columns) options.Require(n >= 1, "--n: expected at least 1");
+  for (double sparsity : s.sparsities) {
+    options.Require(sparsity >= 0 && sparsity <= 1, "--sparsity: expected shares of zeros from 0 to 1");
+  }
   return s;
 }
 
@@ -180,7 +184,7 @@ class Bench {
   /// Checks each kernel, then times all, alone and with programmatic dependent launch, and cuBLAS on the same weights.
   void Compare(const Result& base, const Workload& w, const Rotation& dense, const __half* x, __half* y,
                const std::vector<Kernel>& kernels) {
-    const int n = base.n, launches = std::min(dense.launches(), LaunchesFor(n));
+    const int n = base.n, launches = LaunchesFor(n, dense.launches());
     std::vector<Result> found;
     std::vector<Candidate> candidates;
     for (const Kernel& kernel : kernels) {

@@ -97,8 +97,8 @@ bool CublasLt::Choose(int m, int k, int n, const Rotation& w, const __half* x, _
     return false;
   }
   for (const Product& proposal : proposals) {
-    candidates.push_back({std::min(w.launches(), LaunchesFor(n)),
-                          [&](int i, cudaStream_t stream) { Multiply(proposal, w.at(i), x, y, stream); }});
+    candidates.push_back(
+        {LaunchesFor(n, w.launches()), [&](int i, cudaStream_t stream) { Multiply(proposal, w.at(i), x, y, stream); }});
   }
   const std::vector<double> times = TimeInTurns(candidates, kRounds);
   *product = proposals[std::min_element(times.begin(), times.end()) - times.begin()];

@@ -3,6 +3,7 @@
 
 #include <cuda_runtime_api.h>
 
+#include <algorithm>
 #include <functional>
 #include <vector>
 
@@ -16,8 +17,9 @@ struct Candidate {
 
 constexpr int kRounds = 9;
 
-/// Most launches of a replay that a product with n columns needs: long ones are timed well by few.
-inline int LaunchesFor(int n) { return n > 512 ? 4 : 64; }
+/// Launches of a replay of a product with n columns, of `all` that pass twice over the copies of its weight: of long
+/// ones, which move more than any cache holds, few are enough.
+inline int LaunchesFor(int n, int all) { return n > 512 ? std::min(all, 4) : all; }
 
 /// Captures each candidate's launches in a graph and replays the graphs in turns, so that none of them has the cooler
 /// GPU. Medians of the rounds, after one that is not counted.

@@ -51,7 +51,10 @@ Settings Parse(int argc, char** argv) {
   options.AddFlag("--no-cublas", &s.cublas, false, "time nothing beside the kernels");
   options.AddFlag("--no-peers", &s.peers, false, "leave out cuBLASLt and cuSPARSELt");
   options.Parse(argc, argv);
-  s.peers = s.peers && s.cublas;
+  for (int n : s.columns) options.Require(n >= 1, "--n: expected at least 1");
+  for (double sparsity : s.sparsities) {
+    options.Require(sparsity >= 0 && sparsity <= 1, "--sparsity: expected shares of zeros from 0 to 1");
+  }
   return s;
 }
 
@@ -152,7 +155,7 @@ class Bench {
       cuda::MatMulArgs pdl_args = args;
       pdl_args.programmatic = true;
       const auto ours = [&](const cuda::MatMulArgs& these) {
-        return Candidate{std::min(packed.launches(), LaunchesFor(n)),
+        return Candidate{LaunchesFor(n, packed.launches()),
                          [&packed, these](int i, cudaStream_t stream) { packed.Multiply(i, these, stream); }};
       };
       std::vector<Candidate> candidates = {ours(args), ours(pdl_args)};
@@ -161,7 +164,7 @@ class Bench {
         worst = std::max(worst, ErrorOf(candidate, weight.dense, matrix, n, "SparseMatMul"));
       if (peers_.has_cublas) candidates.push_back(DenseCandidate(matrix, dense, n));
       if (chosen.count(n)) {
-        candidates.push_back({std::min(dense.launches(), LaunchesFor(n)), [&, n](int i, cudaStream_t stream) {
+        candidates.push_back({LaunchesFor(n, dense.launches()), [&, n](int i, cudaStream_t stream) {
                                 peers_.cublas_lt.Multiply(chosen.at(n), dense.at(i), matrix.x, matrix.y, stream);
                               }});
         ErrorOf(candidates.back(), weight.dense, matrix, n, "cuBLASLt");
@@ -173,7 +176,7 @@ class Bench {
   }
 
   Candidate DenseCandidate(const Matrix& matrix, const Rotation& dense, int n) {
-    return {std::min(dense.launches(), LaunchesFor(n)), [&, n](int i, cudaStream_t stream) {
+    return {LaunchesFor(n, dense.launches()), [&, n](int i, cudaStream_t stream) {
               peers_.cublas.Gemm(static_cast<const __half*>(dense.at(i)), matrix.x, matrix.y, matrix.m, matrix.k, n,
                                  stream);
             }};
@@ -234,7 +237,7 @@ class Bench {
       }
       if (product.Search(compressed->at(0), matrix.x, matrix.y) != 0) continue;
       const std::vector<Candidate> candidates = {
-          {std::min(compressed->launches(), LaunchesFor(n)),
+          {LaunchesFor(n, compressed->launches()),
            [&](int i, cudaStream_t stream) {
              if (product.Multiply(compressed->at(i), matrix.x, matrix.y, stream) != 0) std::exit(1);
            }},
