@@ -10,7 +10,7 @@ namespace flashllm::bench {
 namespace {
 
 // From cusparseLt.h (0.5 and later) and cusparse.h.
-constexpr int kHalf = 2, kTranspose = 1, kKeep = 0, kColumnMajor = 1, kTwoOfFour = 0, kComputeFloat = 2;
+constexpr int kHalf = 2, kTranspose = 1, kKeep = 0, kByColumns = 1, kByRows = 2, kTwoOfFour = 0, kComputeFloat = 2;
 constexpr int kPruneStrip = 1;  // by rows of W, unconstrained by its columns
 constexpr uint32_t kAlignment = 16;
 constexpr size_t kWorkspaceBytes = size_t{64} << 20;
@@ -56,12 +56,12 @@ StructuredProduct::~StructuredProduct() {
 int StructuredProduct::Prepare() {
   CusparseLt& l = library_;
   Objects& o = *objects_;
-  // Column-major, as for cuBLAS: Yᵀ[m, n] = (Wᵀ[k, m])ᵀ · Xᵀ[k, n].
-  int status = l.init_structured_(&l.handle_, &o.w, k_, m_, k_, kAlignment, kHalf, kColumnMajor, kTwoOfFour);
-  if (status == 0) status = l.init_dense_(&l.handle_, &o.x, k_, n_, k_, kAlignment, kHalf, kColumnMajor);
-  if (status == 0) status = l.init_dense_(&l.handle_, &o.y, m_, n_, m_, kAlignment, kHalf, kColumnMajor);
+  // Yᵀ[m, n] = W[m, k] · (X[n, k])ᵀ: W and X by rows, Yᵀ by columns.
+  int status = l.init_structured_(&l.handle_, &o.w, m_, k_, k_, kAlignment, kHalf, kByRows, kTwoOfFour);
+  if (status == 0) status = l.init_dense_(&l.handle_, &o.x, n_, k_, k_, kAlignment, kHalf, kByRows);
+  if (status == 0) status = l.init_dense_(&l.handle_, &o.y, m_, n_, m_, kAlignment, kHalf, kByColumns);
   if (status == 0) {
-    status = l.init_operation_(&l.handle_, &o.operation, kTranspose, kKeep, &o.w, &o.x, &o.y, &o.y, kComputeFloat);
+    status = l.init_operation_(&l.handle_, &o.operation, kKeep, kTranspose, &o.w, &o.x, &o.y, &o.y, kComputeFloat);
   }
   if (status == 0) status = l.init_selection_(&l.handle_, &o.selection, &o.operation, 0);
   if (status == 0) status = l.init_plan_(&l.handle_, &o.plan, &o.operation, &o.selection);

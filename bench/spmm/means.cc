@@ -20,7 +20,7 @@ double Means::Of(int n, double sparsity, const std::string& what) const {
   return found == here.end() ? std::nan("") : std::exp(found->second.logs / found->second.count);
 }
 
-void Means::Finish(Report* report) const {
+void Means::Finish(const char* list, Report* report) const {
   for (const auto& [n, by_sparsity] : sums_) {
     std::printf("N=%d, speed-up over cublasGemmEx\n%-12s", n, "  sparsity");
     for (const auto& column : by_sparsity) std::printf(" %6.2f", column.first);
@@ -38,7 +38,7 @@ void Means::Finish(Report* report) const {
       JsonObject row;
       row.Integer("n", n).Number("sparsity", sparsity, 2).Integer("matrices", matrices);
       for (const std::string& name : names_) row.Number(name.c_str(), Of(n, sparsity, name), 3);
-      report->Add("means", row);
+      report->Add(list, row);
     }
   }
 }

@@ -16,8 +16,8 @@ class Means {
   /// Ignores NaN: not measured.
   void Add(int n, double sparsity, const std::string& what, double speedup);
   /// Prints a table for each N, of a row for each name and a column for each sparsity, and adds a row for each N and
-  /// sparsity to the report's "means".
-  void Finish(Report* report) const;
+  /// sparsity to that list of the report.
+  void Finish(const char* list, Report* report) const;
 
  private:
   struct Sum {
