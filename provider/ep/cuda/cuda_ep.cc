@@ -39,13 +39,14 @@ CudaEp::CudaEp(const Options& options, Gpu* gpu, const OrtKernelRegistry* regist
       weight_pool_(std::make_shared<MemoryPool>(gpu->ordinal(), MemoryKind::kDevice)),
       weights_(gpu, weight_pool_),
       faults_(gpu->ordinal()),
+      times_(std::make_shared<KernelTimes>(gpu->ordinal())),
       unclaimed_(logger, options) {
   gpu->Open();
   SetNodes();
   SetMemory();
   SetRuns();
   if (options.cuda_graph) {
-    graphs_.emplace(gpu->ordinal(), pool_);
+    graphs_.emplace(gpu->ordinal(), pool_, times_);
     SetGraphs();
   }
 }
@@ -118,6 +119,12 @@ void CudaEp::SetRuns() {
       }
     });
   };
+  CreateProfiler = [](OrtEp* self, OrtEpProfilerImpl** profiler) noexcept -> OrtStatus* {
+    return Guard([&] {
+      constexpr uint32_t kProfilersSince = 25;
+      *profiler = g_ort.version < kProfilersSince ? nullptr : static_cast<CudaEp*>(self)->times_->MakeProfiler();
+    });
+  };
 }
 
 void CudaEp::EndRun(const OrtRunOptions* run_options) {
@@ -126,6 +133,7 @@ void CudaEp::EndRun(const OrtRunOptions* run_options) {
     const DeviceScope scope(gpu_->ordinal());
     WaitForStream(graphs_->stream());
   }
+  times_->Collect();
   faults_.Check();
 }
 
