@@ -42,18 +42,24 @@ export async function openTextModel(
 }
 
 /** Where keys and values are to lie: on the GPU that attention is computed on, else in the process's memory. */
-function cacheMemory(
+function cacheMemory(session: InferenceSession, options: InferenceSession.SessionOptions): CacheMemory {
+  const device = computesOnDevice(session, options);
+  return device === undefined ? hostMemory : deviceMemory(device);
+}
+
+/** The GPU on which a session of the flashllm provider computes attention. */
+export function computesOnDevice(
   session: InferenceSession,
   { executionProviders = [] }: InferenceSession.SessionOptions,
-): CacheMemory {
+): number | undefined {
   const ours = executionProviders
     .map((provider) => (typeof provider === 'string' ? { name: provider } : provider))
     .find(({ name }) => name === 'flashllm') as FlashLLMOptions | undefined;
   // The provider has GPU kernels of attention for float16 only.
   const half = session.inputMetadata.some((input) => input.isTensor && input.type === 'float16');
-  if (!ours || !half || ours.device === 'cpu') return hostMemory;
+  if (!ours || !half || ours.device === 'cpu') return undefined;
   const deviceId = ours.deviceId ?? 0;
-  return ours.device === 'cuda' || isOffered(deviceId) ? deviceMemory(deviceId) : hostMemory;
+  return ours.device === 'cuda' || isOffered(deviceId) ? deviceId : undefined;
 }
 
 /** Whether the provider offers a GPU: `auto` took it then. */

@@ -339,7 +339,8 @@ class DownloadTask : public Task {
   Owned<OrtValue> copy_;
 };
 
-/// The allocator of a GPU's memory that no session owns.
+}  // namespace
+
 OrtAllocator* AllocatorOfGpu(int ordinal) {
   for (const OrtEpDevice* device : GetRuntime().devices) {
     const OrtMemoryInfo* memory = g_ort.api->EpDevice_MemoryInfo(device, OrtDeviceMemoryType_DEFAULT);
@@ -353,8 +354,6 @@ OrtAllocator* AllocatorOfGpu(int ordinal) {
   throw Error(ORT_INVALID_ARGUMENT, "GPU " + std::to_string(ordinal) +
                                         " cannot be used: the provider does not offer it. flashllm doctor tells why");
 }
-
-}  // namespace
 
 Napi::Value DownloadTensor(const Napi::CallbackInfo& info) {
   return Boundary(info.Env(), [&] { return Submit(info.Env(), std::make_shared<DownloadTask>(info)); });

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <atomic>
+#include <chrono>
 #include <memory>
 #include <optional>
 #include <string>
@@ -40,9 +41,11 @@ class CudaEp : public SessionEp {
   void SetMemory();
   void SetRuns();
   void SetGraphs();
+  void EndLoading();
   void Claim(const OrtGraph* graph, OrtEpGraphSupportInfo* support);
   void EndRun(const OrtRunOptions* run_options);
 
+  const std::chrono::steady_clock::time_point made_ = std::chrono::steady_clock::now();
   const Options options_;
   Gpu* const gpu_;
   const OrtKernelRegistry* const registry_;

@@ -2,11 +2,13 @@
 
 #include <algorithm>
 #include <atomic>
+#include <chrono>
 #include <cstring>
 #include <exception>
 #include <memory>
 #include <mutex>
 #include <thread>
+#include <utility>
 #include <vector>
 
 #include "provider/ep/cuda/call.h"
@@ -71,9 +73,12 @@ class Lane {
   Buffer buffers_[kBuffersPerLane];
 };
 
+double Seconds() { return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count(); }
+
 struct Lanes {
   std::mutex mutex;
   int device = -1;
+  UploadStatistics statistics;
   std::vector<std::unique_ptr<Lane>> lanes;
 };
 Lanes& TheLanes() {
@@ -98,6 +103,7 @@ void Upload(int device, void* to, const void* from, size_t bytes) {
   }
   Lanes& shared = TheLanes();
   std::lock_guard<std::mutex> lock(shared.mutex);
+  const double start = Seconds();
   if (shared.device != device) {
     shared.lanes.clear();
     shared.device = device;
@@ -128,6 +134,14 @@ void Upload(int device, void* to, const void* from, size_t bytes) {
   for (const std::exception_ptr& failure : failures) {
     if (failure) std::rethrow_exception(failure);
   }
+  shared.statistics.bytes += bytes;
+  shared.statistics.seconds += Seconds() - start;
+}
+
+UploadStatistics TakeUploadStatistics() {
+  Lanes& shared = TheLanes();
+  std::lock_guard<std::mutex> lock(shared.mutex);
+  return std::exchange(shared.statistics, {});
 }
 
 void ReleaseUploadBuffers() noexcept {

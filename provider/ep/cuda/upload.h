@@ -12,6 +12,14 @@ namespace flashllm::ep {
 /// buffers are shared by the process: one upload at a time, 64 MB in all. Throws Error.
 void Upload(int device, void* to, const void* from, size_t bytes);
 
+/// What Upload() has sent (in pieces of 1 MB and more) since the last call of this function, for all sessions of the
+/// process.
+struct UploadStatistics {
+  size_t bytes = 0;
+  double seconds = 0;
+};
+UploadStatistics TakeUploadStatistics();
+
 /// Gives the pinned buffers back. The next upload makes them again.
 void ReleaseUploadBuffers() noexcept;
 
