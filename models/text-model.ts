@@ -1,6 +1,6 @@
 import { join } from 'node:path';
-import { InferenceSession, Tensor } from 'onnxruntime-node';
-import { allocateOnDevice } from '../provider/device-tensor.js';
+import { InferenceSession } from 'onnxruntime-node';
+import { offersGpu } from '../provider/device-tensor.js';
 import type { FlashLLMOptions } from '../provider/ep-options.js';
 import { Decoder } from './decoder.js';
 import { type CacheMemory, hostMemory } from './generation/cache-memory.js';
@@ -59,15 +59,5 @@ export function computesOnDevice(
   const half = session.inputMetadata.some((input) => input.isTensor && input.type === 'float16');
   if (!ours || !half || ours.device === 'cpu') return undefined;
   const deviceId = ours.deviceId ?? 0;
-  return ours.device === 'cuda' || isOffered(deviceId) ? deviceId : undefined;
-}
-
-/** Whether the provider offers a GPU: `auto` took it then. */
-function isOffered(deviceId: number): boolean {
-  try {
-    allocateOnDevice(Tensor, 'uint8', [1], deviceId).dispose();
-    return true;
-  } catch {
-    return false;
-  }
+  return ours.device === 'cuda' || offersGpu(deviceId) ? deviceId : undefined;
 }

@@ -83,6 +83,15 @@ export function writeOnDevice(tensor: Tensor, data: ArrayBufferView): void {
   }
 }
 
+/** Whether the provider offers a GPU to sessions: `auto` takes it then. False where nothing was loaded yet. */
+export function offersGpu(deviceId = 0): boolean {
+  try {
+    return loadNative().offersGpu(deviceId);
+  } catch {
+    return false;
+  }
+}
+
 /**
  * Bytes of a GPU's memory that the provider holds in this process, for weights, runs and tensors. The CUDA context comes on top.
  * @throws an error of ONNX Runtime where the provider does not offer that GPU.

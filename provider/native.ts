@@ -127,6 +127,8 @@ export interface Native extends NativePruning {
   allocateTensor(type: number, dims: readonly number[], deviceId: number): NativeTensor;
   /** Copies an array of the tensor's type and size into it. */
   writeTensor(device: DeviceHandle, data: NativeData): void;
+  /** Whether sessions can use a GPU. */
+  offersGpu(deviceId: number): boolean;
   /** Bytes of a GPU's memory that the provider holds in this process. */
   deviceUse(deviceId: number): DeviceUse;
   /** Rows along the first axis as a tensor over the same memory. */

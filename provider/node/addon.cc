@@ -41,6 +41,7 @@ Napi::Object Init(Napi::Env env, Napi::Object exports) {
   exports.Set("downloadTensor", Napi::Function::New(env, DownloadTensor));
   exports.Set("allocateTensor", Napi::Function::New(env, AllocateTensor));
   exports.Set("writeTensor", Napi::Function::New(env, WriteTensor));
+  exports.Set("offersGpu", Napi::Function::New(env, OffersGpu));
   exports.Set("deviceUse", Napi::Function::New(env, DeviceUse));
   exports.Set("rowsOfTensor", Napi::Function::New(env, RowsOfTensor));
   exports.Set("copyRow", Napi::Function::New(env, CopyRow));

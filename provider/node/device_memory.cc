@@ -9,6 +9,12 @@
 
 namespace flashllm::node {
 
+Napi::Value OffersGpu(const Napi::CallbackInfo& info) {
+  return Boundary(info.Env(), [&] {
+    return Napi::Boolean::New(info.Env(), MemoryOfGpu(info[0].As<Napi::Number>().Int32Value()) != nullptr);
+  });
+}
+
 Napi::Value DeviceUse(const Napi::CallbackInfo& info) {
   return Boundary(info.Env(), [&] {
     OrtKeyValuePairs* raw = nullptr;

@@ -5,6 +5,9 @@
 
 namespace flashllm::node {
 
+/// offersGpu(deviceId): whether sessions can use it
+Napi::Value OffersGpu(const Napi::CallbackInfo& info);
+
 /// deviceUse(deviceId): {reserved, maxReserved}, bytes that the provider holds in this process, now and at most so far
 Napi::Value DeviceUse(const Napi::CallbackInfo& info);
 
