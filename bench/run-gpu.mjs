@@ -1,5 +1,5 @@
 // Runs a benchmark of the CUDA kernels and writes bench/results/<date>-<gpu>-<what>.json:
-//   node bench/run-gpu.mjs spmm | dense-matmul  [options of the program, see its main.cu]
+//   node bench/run-gpu.mjs spmm | dense-matmul | decode-chain  [options of the program, see its main.cu]
 import { execFileSync, spawnSync } from 'node:child_process';
 import { mkdirSync, readFileSync, renameSync } from 'node:fs';
 import { join } from 'node:path';
@@ -7,6 +7,7 @@ import { join } from 'node:path';
 const programs = {
   spmm: { folder: 'spmm', program: 'spmm_bench' },
   'dense-matmul': { folder: 'dense-matmul', program: 'dense_matmul_bench' },
+  'decode-chain': { folder: 'decode', program: 'decode_chain' },
 };
 const [what, ...options] = process.argv.slice(2);
 const chosen = programs[what];
@@ -23,7 +24,7 @@ const results = join(root, 'bench', 'results');
 function commit() {
   const git = (...args) => execFileSync('git', args, { cwd: root, encoding: 'utf8' }).trim();
   try {
-    const dirty = git('status', '--porcelain', '--', 'ops', 'bench/spmm', 'bench/dense-matmul') !== '';
+    const dirty = git('status', '--porcelain', '--', 'ops', 'bench/spmm', 'bench/dense-matmul', 'bench/decode') !== '';
     return git('rev-parse', '--short', 'HEAD') + (dirty ? '-dirty' : '');
   } catch {
     return 'unknown';
