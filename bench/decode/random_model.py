@@ -171,11 +171,31 @@ def cache_infos(infos, layers, heads, head_dim):
     return grown
 
 
+def scaled_infos(graph, hidden, layers):
+    """What the template says of its values, for the other widths and layers. Providers may ask for the width of a query."""
+    old = {tensor.name: tensor.dims for tensor in graph.initializer}["model.decoder.embed_tokens.weight"]
+    widths = {old[1]: hidden, 3 * old[1]: 3 * hidden, 4 * old[1]: 4 * hidden, old[0]: VOCABULARY}
+    grown = []
+    for info in graph.value_info:
+        number = NUMBERED.search(info.name)
+        if number and int(number[2]) > 1:
+            continue
+        for layer in range(1, layers) if number and int(number[2]) == 1 else [1]:
+            made = onnx.ValueInfoProto()
+            made.CopyFrom(info)
+            made.name = renumbered(info.name, layer - 1)
+            for dim in made.type.tensor_type.shape.dim:
+                if dim.dim_value in widths:
+                    dim.dim_value = widths[dim.dim_value]
+            grown.append(made)
+    return grown
+
+
 def grow(model, data, size):
     """Makes the template's graph that of a model of `size` with the weights in `data`."""
     layers, hidden, heads = SIZES[size]
     graph = model.graph
-    nodes = grown_nodes(graph, layers)
+    nodes, infos = grown_nodes(graph, layers), scaled_infos(graph, hidden, layers)
     inputs = [info for info in graph.input if not NUMBERED.search(info.name)]
     outputs = [info for info in graph.output if not NUMBERED.search(info.name)]
     inputs += cache_infos(graph.input, layers, heads, hidden // heads)
@@ -191,11 +211,11 @@ def grow(model, data, size):
         set_attributes(node, data, heads, hidden // heads)
     names = dict.fromkeys(name for node in nodes for name in node.input)
     weights = [tensor for tensor in map(data.tensor, names) if tensor is not None]
-    for field, content in (("node", nodes), ("input", inputs), ("output", outputs), ("initializer", constants + weights)):
+    grown = {"node": nodes, "input": inputs, "output": outputs, "initializer": constants + weights, "value_info": infos}
+    for field, content in grown.items():
         content = [type(item).FromString(item.SerializeToString()) for item in content]
         del getattr(graph, field)[:]
         getattr(graph, field).extend(content)
-    del graph.value_info[:]
 
 
 def make(size, sparsity, template, folder, seed=0):

@@ -35,31 +35,26 @@ struct Source {
   __device__ __forceinline__ int64_t Stride(int position) const { return position < past ? past_stride : new_stride; }
 };
 
-/// Writes positions first … end - 1 to the present cache, of which `present` is the head's offset.
-__device__ __forceinline__ void Append(const AttentionArgs& p, const Source& source, int64_t present, int first,
-                                       int end) {
-  const int chunks = static_cast<int>(p.head_dim) / 8;
-  for (int i = threadIdx.x; i < (end - first) * chunks; i += blockDim.x) {
-    const int position = first + i / chunks, element = i % chunks * 8;
-    const uint4 key = *reinterpret_cast<const uint4*>(source.Key(position) + element);
-    const uint4 value = *reinterpret_cast<const uint4*>(source.Value(position) + element);
-    const int64_t at = present + position * p.head_dim + element;
-    *reinterpret_cast<uint4*>(static_cast<__half*>(p.present_key) + at) = key;
-    *reinterpret_cast<uint4*>(static_cast<__half*>(p.present_value) + at) = value;
-  }
-}
+/// What this thread block puts into the present cache: its own tokens, and of a past that lies elsewhere an equal part
+/// of the positions.
+struct Share {
+  int past_begin, past_end, new_begin, new_end;
 
-/// This thread block's share of what the present cache gets: its own tokens, and of a past that lies elsewhere an equal
-/// part of the positions.
-__device__ __forceinline__ void AppendShare(const AttentionArgs& p, const Source& source, const Lengths& lengths,
-                                            int64_t cache, int64_t tile, int64_t tiles) {
-  const int64_t first = tile * kBlockQueries, end = min(first + kBlockQueries, p.sequence);
-  Append(p, source, cache, lengths.past + static_cast<int>(first),
-         static_cast<int>(min(lengths.past + end, static_cast<int64_t>(lengths.length))));
-  if (p.past_key == p.present_key) return;
-  const int64_t past = lengths.past;
-  Append(p, source, cache, static_cast<int>(past * tile / tiles), static_cast<int>(past * (tile + 1) / tiles));
-}
+  __device__ __forceinline__ Share(const AttentionArgs& p, const Lengths& lengths, int64_t tile, int64_t tiles) {
+    const int64_t past = p.past_key == p.present_key ? 0 : lengths.past, length = lengths.length;
+    past_begin = static_cast<int>(past * tile / tiles);
+    past_end = static_cast<int>(past * (tile + 1) / tiles);
+    new_begin = lengths.past + static_cast<int>(tile) * kBlockQueries;
+    new_end = static_cast<int>(min(min(new_begin + int64_t{kBlockQueries}, lengths.past + p.sequence), length));
+  }
+
+  __device__ __forceinline__ bool Holds(int position) const {
+    return (position >= new_begin && position < new_end) || (position >= past_begin && position < past_end);
+  }
+  __device__ __forceinline__ bool Meets(int first, int end) const {
+    return (first < new_end && end > new_begin) || (first < past_end && end > past_begin);
+  }
+};
 
 /// Tiles in shared memory: keys and values, two stages. Products: how a tile lies there, and what multiplies it.
 template <typename Products>
@@ -102,10 +97,28 @@ struct Tiles {
       CopyAsync16(to_values + Products::Offset(row, element), values + row * stride + element);
     }
   }
+
+  /// Writes what a share holds of a tile to the present cache, of whose elements `present` is the head's first.
+  static __device__ __forceinline__ void Append(const AttentionArgs& p, const Share& share, int64_t present, int first,
+                                                uint32_t shared, int stage) {
+    if (!share.Meets(first, first + kTile)) return;
+#pragma unroll
+    for (int i = threadIdx.x; i < kTile * kChunks; i += kThreads) {
+      const int row = i / kChunks, element = i % kChunks * 8;
+      if (!share.Holds(first + row) || element >= p.head_dim) continue;
+      const int64_t at = present + (first + row) * p.head_dim + element;
+      const uint32_t offset = Products::Offset(row, element);
+      *reinterpret_cast<uint4*>(static_cast<__half*>(p.present_key) + at) =
+          ptx::LoadShared128(Keys(shared, stage) + offset);
+      *reinterpret_cast<uint4*>(static_cast<__half*>(p.present_value) + at) =
+          ptx::LoadShared128(Values(shared, stage) + offset);
+    }
+  }
 };
 
 template <typename Products>
-__global__ void __launch_bounds__(kPrefillWarps * 32) PrefillKernel(const __grid_constant__ PrefillParams params) {
+__global__ void __launch_bounds__(kPrefillWarps * 32, Products::kHeadDim <= 96 ? 3 : 2)
+    PrefillKernel(const __grid_constant__ PrefillParams params) {
   extern __shared__ __align__(1024) uint8_t shared_bytes[];
   using T = Tiles<Products>;
   constexpr int kHeadDim = Products::kHeadDim;
@@ -131,7 +144,8 @@ __global__ void __launch_bounds__(kPrefillWarps * 32) PrefillKernel(const __grid
   const uint32_t shared = ptx::SharedAddress(shared_bytes);
   if (tiles > 0) T::Load(source, head_dim, 0, visible, shared, 0);
   CommitCopies();
-  AppendShare(p, source, lengths, CacheOffset(p, batch, head, p.present_capacity), query_tile, params.query_tiles);
+  const Share share(p, lengths, query_tile, params.query_tiles);
+  const int64_t present = CacheOffset(p, batch, head, p.present_capacity);
   for (int tile = 0; tile < tiles; ++tile) {
     if (tile + 1 < tiles) T::Load(source, head_dim, (tile + 1) * kTile, visible, shared, (tile + 1) % 2);
     CommitCopies();
@@ -145,6 +159,7 @@ __global__ void __launch_bounds__(kPrefillWarps * 32) PrefillKernel(const __grid
     MaskScores(rows, tile * kTile, bias, scores);
     Softmax<kHeadDim>(scores, &state);
     Products::MultiplyValues(scores, T::Values(shared, tile % 2), &state);
+    T::Append(p, share, present, tile * kTile, shared, tile % 2);
     __syncthreads();
   }
   StoreRows<kHeadDim>(p, rows, batch, head, state);
