@@ -13,7 +13,7 @@ const styles: Readonly<Record<string, Style>> = {
   [lines.plain]: { color: '#0050d0', dash: [1, 0], shape: 'circle' },
   [lines.pdl]: { color: '#59a0ff', dash: [5, 3], shape: 'circle' },
   [lines.roofline]: { color: '#000000', dash: [2, 2], shape: 'stroke' },
-  [lines.cublasLt]: { color: '#8c8c8c', dash: [1, 0], shape: 'stroke' },
+  [lines.cublasLt]: { color: '#7f4f24', dash: [1, 0], shape: 'stroke' },
   [lines.cusparseLt]: { color: '#8c2d9c', dash: [1, 0], shape: 'diamond' },
   'Flash-LLM': { color: '#d95f02', dash: [1, 0], shape: 'square' },
   SpInfer: { color: '#1b9e77', dash: [1, 0], shape: 'triangle-up' },
@@ -101,7 +101,7 @@ function chartSpec(
         lineLayer(ours, 2.5, encoding),
         lineLayer(`!(${ours})`, 1.3, encoding),
         {
-          mark: { type: 'point', size: 28, filled: true, opacity: 1 },
+          mark: { type: 'point', size: 40, filled: true, opacity: 1 },
           encoding: { color: encoding.color, shape: encoding.shape },
         },
       ],

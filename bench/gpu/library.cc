@@ -11,10 +11,10 @@ bool Library::Open(const char* title, const char* variable, std::initializer_lis
   title_ = title;
   const char* const named = std::getenv(variable);
   if (named != nullptr && *named != '\0') {
-    handle_ = dlopen(named, RTLD_NOW | RTLD_GLOBAL);
+    handle_ = dlopen(named, RTLD_NOW | RTLD_LOCAL);
   } else {
     for (const char* name : names) {
-      if (handle_ == nullptr) handle_ = dlopen(name, RTLD_NOW | RTLD_GLOBAL);
+      if (handle_ == nullptr) handle_ = dlopen(name, RTLD_NOW | RTLD_LOCAL);
     }
   }
   if (handle_ != nullptr) return true;

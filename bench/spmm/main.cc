@@ -32,7 +32,7 @@ struct Settings {
   std::vector<std::string> matrices = {"fc1", "fc2", "o", "qkv"};
   std::vector<double> sparsities = {0.5, 0.6, 0.7, 0.8, 0.9};
   std::vector<int> columns = {1, 8, 16, 32, 64}, clusters = {0};
-  int ahead = 0, layout = -1;
+  int layout = -1;
   bool cublas = true, peers = true;
 };
 
@@ -44,7 +44,6 @@ Settings Parse(int argc, char** argv) {
   options.Add("--sparsity", &s.sparsities, "shares of zeros, each from 0 to 1 (0.5,0.6,0.7,0.8,0.9)");
   options.Add("--n", &s.columns, "columns of X (1,8,16,32,64)");
   options.Add("--clusters", &s.clusters, "thread blocks that share K: 1, 2, 4, or 0 to choose (0)");
-  options.Add("--ahead", &s.ahead, "value blocks in flight for a pair of warps, 0 to choose (0)");
   options.Add("--columns", &s.layout, "kind of columns: 0 halves, 1 words, -1 to choose (-1)");
   options.Add("--json", &s.json, "file to write, anew after every row");
   options.Add("--commit", &s.commit, "what the file says was measured");
@@ -150,7 +149,6 @@ class Bench {
                  const std::map<int, CublasLt::Product>& chosen) {
     cuda::PlanOptions options;
     options.cluster = cluster;
-    options.ahead_blocks = settings_.ahead;
     options.columns = settings_.layout;
     const PackedWeights packed(weight, gpu_, options);
     for (int n : settings_.columns) {
