@@ -77,7 +77,7 @@ class Step:
         `microseconds` is the sum of their times, which overlap: a kernel that waits for the one before it is running too. `adds`
         is by how much they end later than everything before them, and `gaps` is when nothing ran before they began.
         """
-        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profiler:
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA], acc_events=True) as profiler:
             for _ in range(runs):
                 self.run()
             torch.cuda.synchronize()

@@ -129,8 +129,6 @@ class Attend {
     const int visible = min(lengths.past + work.token + 1, lengths.length);
     first_ = work.first(visible), end_ = work.end(visible);
     past_ = lengths.past, past_end_ = min(end_, lengths.past);
-    chunks_ = max(0, (past_end_ - first_ - warp_ * kChunk + kDecodeWarps * kChunk - 1) / (kDecodeWarps * kChunk));
-    rotation_ = chunks_ == 0 ? 0 : static_cast<int>(static_cast<uint32_t>(work.query) % chunks_);
     active_ = lane_ * 8 < p.head_dim, element_ = active_ ? lane_ * 8 : 0;
     // The block of the last new token passes over everything that there is, so it is the one to write the cache.
     writes_ = active_ && work.token == p.sequence - 1;
@@ -152,21 +150,16 @@ class Attend {
 #pragma unroll
     for (int i = 0; i < 8; ++i) query[i] = active_ ? query[i] * (p_.scale * kLog2E) : 0.0f;
     NewToken(query, partial);
-    for (int i = 0; i < chunks_; ++i) Chunk(i, query, partial);
+    for (int i = 0; ChunkStart(i) < past_end_; ++i) Chunk(i, query, partial);
   }
 
  private:
-  /// First position of this warp's i-th chunk. Each query begins at another one: heads lie powers of two apart, and
-  /// those that walk in step would all ask the same few memory channels.
-  __device__ __forceinline__ int ChunkStart(int i) const {
-    int chunk = i + rotation_;
-    if (chunk >= chunks_) chunk -= chunks_;
-    return first_ + (chunk * kDecodeWarps + warp_) * kChunk;
-  }
+  /// First position of this warp's i-th chunk.
+  __device__ __forceinline__ int ChunkStart(int i) const { return first_ + (i * kDecodeWarps + warp_) * kChunk; }
 
   __device__ __forceinline__ void Fetch(int i) {
-    if (i >= chunks_) return;
     const int start = ChunkStart(i), count = min(kChunk, past_end_ - start);
+    if (count <= 0) return;
     const int64_t from = start * p_.head_dim;
     ring_.Fetch(i, past_key_ + from, past_value_ + from, static_cast<uint32_t>(count * p_.head_dim * 2));
   }
@@ -216,9 +209,8 @@ class Attend {
   const AttentionArgs& p_;
   const Ring ring_;
   const int warp_ = threadIdx.x / kWarpLanes, group_ = threadIdx.x % kWarpLanes / kLanes, lane_ = threadIdx.x % kLanes;
-  int first_, end_;        // of the block's positions
-  int past_, past_end_;    // positions of the past; the end of those that this block takes
-  int chunks_, rotation_;  // of this warp
+  int first_, end_;      // of the block's positions
+  int past_, past_end_;  // positions of the past; the end of those that this block takes
   bool active_, writes_;
   int element_;
   int64_t present_, new_, query_;
