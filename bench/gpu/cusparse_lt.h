@@ -30,9 +30,10 @@ class CusparseLt {
   using Object = CusparseLtObject;
 
   Library library_;
-  Object handle_;
   void* workspace_ = nullptr;
   int version_ = 0;
+  int (*init_)(Object*) = nullptr;
+  int (*destroy_)(const Object*) = nullptr;
   int (*init_dense_)(const Object*, Object*, int64_t, int64_t, int64_t, uint32_t, int, int) = nullptr;
   int (*init_structured_)(const Object*, Object*, int64_t, int64_t, int64_t, uint32_t, int, int, int) = nullptr;
   int (*init_operation_)(const Object*, Object*, int, int, const Object*, const Object*, const Object*, const Object*,
@@ -43,7 +44,7 @@ class CusparseLt {
   int (*get_workspace_)(const Object*, const Object*, size_t*) = nullptr;
   int (*prune_)(const Object*, const Object*, const void*, void*, int, cudaStream_t) = nullptr;
   int (*compressed_size_)(const Object*, const Object*, size_t*, size_t*) = nullptr;
-  int (*compress_)(const Object*, const Object*, const void*, void*, void*, cudaStream_t) = nullptr;
+  int (*compress_)(const Object*, const Object*, int, int, const void*, void*, void*, cudaStream_t) = nullptr;
   int (*search_)(const Object*, Object*, const void*, const void*, const void*, const void*, const void*, void*, void*,
                  cudaStream_t*, int) = nullptr;
   int (*matmul_)(const Object*, const Object*, const void*, const void*, const void*, const void*, const void*, void*,
@@ -73,10 +74,10 @@ class StructuredProduct {
   const int m_, k_, n_;
   // On the heap, for an object may point to another.
   struct Objects {
-    CusparseLtObject w, x, y, operation, selection, plan;
+    CusparseLtObject handle, w, x, y, operation, selection, plan;
   };
   const std::unique_ptr<Objects> objects_ = std::make_unique<Objects>();
-  bool planned_ = false;
+  bool started_ = false, planned_ = false;
   size_t compressed_bytes_ = 0, buffer_bytes_ = 0;
 };
 

@@ -229,14 +229,18 @@ class Bench {
   /// cuSPARSELt on a weight of its own, pruned 2:4, beside cublasGemmEx on the same.
   void RunStructured(const Matrix& matrix) {
     const Workload weight(matrix.m, matrix.k, 0.0, 5);
+    std::unique_ptr<Memory> once;
     std::unique_ptr<Rotation> dense, compressed;
+    std::vector<std::unique_ptr<StructuredProduct>> products;
     for (int n : settings_.columns) {
-      StructuredProduct product(peers_.cusparse_lt, matrix.m, matrix.k, CusparseLt::Columns(n));
+      products.push_back(
+          std::make_unique<StructuredProduct>(peers_.cusparse_lt, matrix.m, matrix.k, CusparseLt::Columns(n)));
+      StructuredProduct& product = *products.back();
       if (product.Prepare() != 0) return;
       if (compressed == nullptr) {
-        const Memory once(product.compressed_bytes());
-        if (product.Prune(weight.dense) != 0 || product.Compress(weight.dense, once.get()) != 0) return;
-        compressed = std::make_unique<Rotation>(once.get(), product.compressed_bytes());
+        once = std::make_unique<Memory>(product.compressed_bytes());
+        if (product.Prune(weight.dense) != 0 || product.Compress(weight.dense, once->get()) != 0) return;
+        compressed = std::make_unique<Rotation>(once->get(), product.compressed_bytes());
         dense = std::make_unique<Rotation>(weight.dense, matrix.m * matrix.k * 2);
       }
       if (product.Search(compressed->at(0), matrix.x, matrix.y) != 0) continue;
