@@ -2,7 +2,7 @@
 // docs/accuracy.md has the table. --sparsities 0.5,0.7 and --methods 'sparsegpt;admm' take fewer rows. Instead of them, --fine-tuned
 // measures the shipped model of 80 % zeros, and --variants other settings of one method. --write puts the results into bench/results/.
 // `alone` is the method by itself; `biases` adds the correction of biases; without a suffix there is the compensation of earlier
-// layers as well, which is the default.
+// layers as well and, with sparsegpt and admm, refinement: the default.
 import { readFile, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { parseArgs } from 'node:util';
@@ -37,7 +37,7 @@ const methods: readonly { name: string; settings: Settings }[] = [
   { name: 'magnitude', settings: { method: 'magnitude' } },
   { name: 'wanda, biases', settings: { method: 'wanda', compensation: false } },
   { name: 'wanda', settings: { method: 'wanda' } },
-  { name: 'sparsegpt, biases', settings: { method: 'sparsegpt', compensation: false } },
+  { name: 'sparsegpt, biases', settings: { method: 'sparsegpt', compensation: false, refinement: 0 } },
   { name: 'sparsegpt', settings: { method: 'sparsegpt' } },
   { name: 'admm, biases', settings: { method: 'admm', compensation: false } },
   { name: 'admm', settings: { method: 'admm' } },
@@ -47,6 +47,8 @@ const methods: readonly { name: string; settings: Settings }[] = [
 const variants: readonly { name: string; sequences?: number; sparsity?: number; settings: Settings }[] = [
   { name: 'sparsegpt', settings: {} },
   { name: 'twice the text', sequences: 128, settings: {} },
+  { name: 'not refined', settings: { refinement: 0 } },
+  { name: 'refined by 50 steps', settings: { refinement: 50 } },
   { name: 'damping 0.001', settings: { damping: 0.001 } },
   { name: 'damping 0.1', settings: { damping: 0.1 } },
   { name: 'blocks of 32 columns', settings: { blockColumns: 32 } },
