@@ -75,8 +75,8 @@ void PruneWanda(Device& device, const Matrix& h, double sparsity, Matrix* weight
 void PruneSparseGpt(Device& device, Matrix h, const PruneOptions& options, Matrix* weight, const Progress& progress);
 void PruneAdmm(Device& device, Matrix h, const PruneOptions& options, Matrix* weight, const Progress& progress);
 
-/// Steps of conjugate gradients, for each row on the elements that are not zero, on ‖(weight − target)·h^½‖². None makes
-/// it larger. Works in h's memory.
+/// Steps of conjugate gradients, for each row on the elements that are not zero, on ‖(weight − target)·h^½‖². None
+/// makes it larger. Works in h's memory.
 void Refine(Device& device, Matrix h, const Matrix& target, int steps, Matrix* weight);
 
 }  // namespace flashllm::pruning

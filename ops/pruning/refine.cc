@@ -1,5 +1,5 @@
-// Conjugate gradients on the weights that a method has kept (arXiv 2406.07831, section 3.2): those come to fit the outputs
-// as well as they can, whatever chose them.
+// Conjugate gradients on the weights that a method has kept (arXiv 2406.07831, section 3.2): those come to fit the
+// outputs as well as they can, whatever chose them.
 #include <cmath>
 #include <utility>
 
@@ -21,8 +21,8 @@ void Refine(Device& device, Matrix h, const Matrix& target, int steps, Matrix* w
   Matrix residual = Multiply(device, direction, h);
   Array<uint8_t> support(device, z.size());
   Array<double> squared(device, z.rows);
-  const ConjugateRows rows = {
-      z.rows, z.columns, z.data.data(), residual.data.data(), direction.data.data(), support.data(), squared.data()};
+  const ConjugateRows rows = {z.rows,         z.columns,     z.data.data(), residual.data.data(), direction.data.data(),
+                              support.data(), squared.data()};
   device.ConjugateStart(rows);
   for (int step = 0; step < steps; ++step) {
     const Matrix image = Multiply(device, direction, h);
