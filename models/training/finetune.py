@@ -14,7 +14,7 @@ while some come back. Two losses:
 A batch is text, and what the teacher itself writes after the first tokens of pieces of the text: it holds what the model knows beyond
 this text. Adam, bfloat16 products with float32 weights, linear warm-up, cosine decay. The training takes --seconds, or --steps.
 
-Wants torch (a GPU), tokenizers and safetensors. Output: float16 safetensors in Hugging Face's layout, and finetune.json with the
+Wants torch, tokenizers and safetensors, and a GPU for anything but a try. Output: float16 safetensors in Hugging Face's layout, and finetune.json with the
 settings, the losses on the way and perplexities on --eval texts, which nothing is chosen by.
 """
 
@@ -252,12 +252,14 @@ def main() -> None:
     def evaluate(weights: dict) -> dict[str, float]:
         return {name: perplexity(weights, config, ids) for name, ids in held_out.items()}
 
-    teacher = {name: tensor.half().to(device) for name, tensor in tensors.items()}
+    kind = torch.float16 if device == "cuda" else torch.float32
+    teacher = {name: tensor.to(device, kind) for name, tensor in tensors.items()}
     report = {"dense": evaluate({name: tensor.to(device) for name, tensor in tensors.items()})}
     text = tokens_of(settings.text, tokenizer, config["eos_token_id"]).to(device)
     started = time.perf_counter()
     written = write_text(teacher, config, text, settings, generator)
-    print(json.dumps(report), f"{len(text)} tokens of text; {tuple(written.shape)} written in {time.perf_counter() - started:.1f} s")
+    print(json.dumps(report))
+    print(f"{len(text)} tokens of text, {written.numel()} written in {time.perf_counter() - started:.1f} s", flush=True)
     corpus = Corpus(text, written, settings, generator)
 
     run = Training(teacher, tensors, config, corpus, settings, *compiled(settings))
@@ -272,7 +274,7 @@ def main() -> None:
         "written_tokens": written.numel(),
         "steps": log[-1]["step"],
         "log": log,
-        "gpu": torch.cuda.get_device_name(),
+        "device": torch.cuda.get_device_name() if device == "cuda" else device,
         "torch": torch.__version__,
     }
     (settings.output / "finetune.json").write_text(json.dumps(report, indent=2) + "\n")

@@ -8,7 +8,8 @@ import torch
 
 
 class Masks:
-    """`mask` is 1 where a weight is kept. `names` and `pieces` give the linears their parts."""
+    """`mask` is 1 where a weight is kept. `pieces` are the linears' views of `weights`, in their order there; `scores` is `fisher`, or
+    `magnitude` for the largest of each linear; no linear loses more than `largest` of its weights but by regrow()."""
 
     def __init__(self, weights: torch.Tensor, pieces: dict[str, torch.Tensor], scores: str, largest: float = 0.95):
         self.weights = weights
