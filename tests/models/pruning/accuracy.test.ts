@@ -9,11 +9,13 @@ import { type PruneSettings, pruneOpt } from '../../../models/pruning/index.js';
 import { shippedInDomainText, shippedModel } from '../../../models/shipped.js';
 import { openTextModel } from '../../../models/text-model.js';
 
-/** Perplexity on six windows spread over the held-out text, of the dense model or of one that is pruned to 60 %. */
-async function perplexity(settings?: Omit<PruneSettings, 'sparsity'>): Promise<number> {
+/** Perplexity on six windows spread over the held-out text, of the dense model or of one that is pruned to 60 % on as much calibration text. */
+async function perplexity(
+  settings?: Omit<PruneSettings, 'sparsity'>,
+  calibration = { sequences: 48, length: 256 },
+): Promise<number> {
   const scratch = await mkdtemp(join(tmpdir(), 'flashllm-test-'));
   const pruned = join(scratch, 'pruned');
-  const calibration = { sequences: 48, length: 256 };
   if (settings) await pruneOpt(shippedModel(), { ...settings, output: pruned, sparsity: 0.6, calibration });
   await exportOpt(settings ? pruned : shippedModel(), { output: join(scratch, 'onnx') });
   const model = await openTextModel(join(scratch, 'onnx'), { executionProviders: ['cpu'] });
@@ -26,16 +28,23 @@ async function perplexity(settings?: Omit<PruneSettings, 'sparsity'>): Promise<n
   return measured.perplexity;
 }
 
-test('at 60 %: dense < admm < sparsegpt < wanda < magnitude, and compensation helps', async (t) => {
+test('at 60 %: dense < admm < sparsegpt < wanda < magnitude', async (t) => {
   const dense = await perplexity();
   const magnitude = await perplexity({ method: 'magnitude' });
   const wanda = await perplexity({ method: 'wanda' });
   const sparsegpt = await perplexity({});
   const admm = await perplexity({ method: 'admm' });
-  const alone = await perplexity({ compensation: false });
-  const found = JSON.stringify({ dense, admm, sparsegpt, wanda, magnitude, alone });
+  const found = JSON.stringify({ dense, admm, sparsegpt, wanda, magnitude });
   t.log(found);
   t.true(dense < admm && admm < sparsegpt && sparsegpt < wanda && wanda < magnitude, found);
-  t.true(sparsegpt < alone, found);
   t.true(sparsegpt < 2 * dense, found);
+});
+
+// With the 12,000 tokens above it is noise that fc2's 1,536 inputs would be fitted to (docs/accuracy.md).
+test('at 60 %: compensation helps where there is enough text', async (t) => {
+  const enough = { sequences: 32, length: 1024 };
+  const compensated = await perplexity({}, enough);
+  const alone = await perplexity({ compensation: false }, enough);
+  t.log({ compensated, alone });
+  t.true(compensated < alone, JSON.stringify({ compensated, alone }));
 });
