@@ -1,5 +1,5 @@
 // Runs a benchmark of the CUDA kernels and writes bench/results/<date>-<gpu>-<what>.json:
-//   node bench/run-gpu.mjs spmm | dense-matmul  [options of the program, see its --help]
+//   node bench/run-gpu.mjs spmm | dense-matmul | decode-chain  [options of the program, see its --help]
 // cuBLAS, cuBLASLt and cuSPARSELt are those that CUBLAS_LIBRARY, CUBLASLT_LIBRARY and CUSPARSELT_LIBRARY name, else those of the Python
 // packages that come with torch, else the system's.
 import { execFileSync, spawnSync } from 'node:child_process';
@@ -9,6 +9,7 @@ import { join } from 'node:path';
 const programs = {
   spmm: { folder: 'spmm', program: 'spmm_bench' },
   'dense-matmul': { folder: 'dense-matmul', program: 'dense_matmul_bench' },
+  'decode-chain': { folder: 'decode', program: 'decode_chain' },
 };
 const [what, ...options] = process.argv.slice(2);
 const chosen = programs[what];
@@ -25,7 +26,8 @@ const results = join(root, 'bench', 'results');
 function commit() {
   const git = (...args) => execFileSync('git', args, { cwd: root, encoding: 'utf8' }).trim();
   try {
-    const dirty = git('status', '--porcelain', '--', 'ops', 'bench/gpu', 'bench/spmm', 'bench/dense-matmul') !== '';
+    const folders = ['ops', 'bench/gpu', ...Object.values(programs).map(({ folder }) => `bench/${folder}`)];
+    const dirty = git('status', '--porcelain', '--', ...folders) !== '';
     return git('rev-parse', '--short', 'HEAD') + (dirty ? '-dirty' : '');
   } catch {
     return 'unknown';

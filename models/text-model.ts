@@ -1,6 +1,6 @@
 import { join } from 'node:path';
-import { InferenceSession, Tensor } from 'onnxruntime-node';
-import { allocateOnDevice } from '../provider/device-tensor.js';
+import { InferenceSession } from 'onnxruntime-node';
+import { offersGpu } from '../provider/device-tensor.js';
 import type { FlashLLMOptions } from '../provider/ep-options.js';
 import { Decoder } from './decoder.js';
 import { type CacheMemory, hostMemory } from './generation/cache-memory.js';
@@ -42,26 +42,22 @@ export async function openTextModel(
 }
 
 /** Where keys and values are to lie: on the GPU that attention is computed on, else in the process's memory. */
-function cacheMemory(
+function cacheMemory(session: InferenceSession, options: InferenceSession.SessionOptions): CacheMemory {
+  const device = computesOnDevice(session, options);
+  return device === undefined ? hostMemory : deviceMemory(device);
+}
+
+/** The GPU on which a session of the flashllm provider computes attention. */
+export function computesOnDevice(
   session: InferenceSession,
   { executionProviders = [] }: InferenceSession.SessionOptions,
-): CacheMemory {
+): number | undefined {
   const ours = executionProviders
     .map((provider) => (typeof provider === 'string' ? { name: provider } : provider))
     .find(({ name }) => name === 'flashllm') as FlashLLMOptions | undefined;
   // The provider has GPU kernels of attention for float16 only.
   const half = session.inputMetadata.some((input) => input.isTensor && input.type === 'float16');
-  if (!ours || !half || ours.device === 'cpu') return hostMemory;
+  if (!ours || !half || ours.device === 'cpu') return undefined;
   const deviceId = ours.deviceId ?? 0;
-  return ours.device === 'cuda' || isOffered(deviceId) ? deviceMemory(deviceId) : hostMemory;
-}
-
-/** Whether the provider offers a GPU: `auto` took it then. */
-function isOffered(deviceId: number): boolean {
-  try {
-    allocateOnDevice(Tensor, 'uint8', [1], deviceId).dispose();
-    return true;
-  } catch {
-    return false;
-  }
+  return ours.device === 'cuda' || offersGpu(deviceId) ? deviceId : undefined;
 }

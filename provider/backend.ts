@@ -1,5 +1,6 @@
 import { createRequire } from 'node:module';
 import type { Backend, InferenceSession, InferenceSessionHandler, OnnxValue, Tensor } from 'onnxruntime-node';
+import { settleDevice } from './auto-device.js';
 import { deviceOf, wrapDevice } from './device-tensor.js';
 import { fromNative, InvalidOptionError, NativeLoadError } from './errors.js';
 import { getLibraryPath, ortLibraryPath } from './library.js';
@@ -53,7 +54,8 @@ class FlashLLMBackend implements Backend {
     const flat = flattenSessionOptions(options, this.ort.env.logLevel === 'warning');
     const staysOnDevice = outputLocations(options.preferredOutputLocation);
     try {
-      const { handle, inputs, outputs } = await loadNative().createSession(pathOrBytes, flat);
+      const settled = await settleDevice(pathOrBytes, flat);
+      const { handle, inputs, outputs } = await loadNative().createSession(pathOrBytes, settled);
       return new SessionHandler(this.ort, handle, inputs, outputs, staysOnDevice);
     } catch (error) {
       throw fromNative(error);

@@ -1,31 +1,32 @@
 #include "provider/ep/cuda/device_weight.h"
 
+#include <algorithm>
 #include <cstring>
+#include <functional>
 #include <vector>
 
 #include "provider/ep/cuda/call.h"
 #include "provider/ep/cuda/upload.h"
+#include "provider/ep/cuda/workers.h"
 
 namespace flashllm::ep {
 namespace {
-
-/// A stream for the length of a scope.
-class LoadStream {
- public:
-  LoadStream() { CheckCuda(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking), "creating a stream"); }
-  ~LoadStream() { static_cast<void>(cudaStreamDestroy(stream_)); }
-  LoadStream(const LoadStream&) = delete;
-  cudaStream_t get() const { return stream_; }
-
- private:
-  cudaStream_t stream_ = nullptr;
-};
 
 /// The host's parts may lie at any address; the plan reads row_offsets as int32.
 std::vector<int32_t> AlignedOffsets(const PackedWeight& weight) {
   std::vector<int32_t> offsets(static_cast<size_t>(weight.out_features) + 1);
   std::memcpy(offsets.data(), weight.row_offsets, offsets.size() * sizeof(int32_t));
   return offsets;
+}
+
+/// Runs parts of a check on the threads that load weights.
+void InParts(int64_t rows, const std::function<void(int64_t, int64_t)>& check) {
+  constexpr int64_t kRowsOfPart = 64;
+  const auto parts = std::clamp<int64_t>(rows / kRowsOfPart, 1, static_cast<int64_t>(LoadWorkers()));
+  RunAtOnce(static_cast<size_t>(parts), [&](size_t part) {
+    const auto at = static_cast<int64_t>(part);
+    check(rows * at / parts, rows * (at + 1) / parts);
+  });
 }
 
 }  // namespace
@@ -43,29 +44,32 @@ void DeviceWeight::FreeParts() {
   parts_ = cuda::DeviceParts{};
 }
 
-void DeviceWeight::Load(const PackedWeight& weight, cuda::ElementType type, Gpu* gpu) {
+uint32_t DeviceWeight::Send(const PackedWeight& weight, bool with_checksum, Gpu* gpu) {
   const DeviceScope scope(gpu->ordinal());
-  const LoadStream stream;
-  const auto upload = [&](const void* from, int64_t bytes) {
-    void* to = pool_->Allocate(static_cast<size_t>(bytes), nullptr);
-    try {
-      Upload(gpu->ordinal(), to, from, static_cast<size_t>(bytes));
-    } catch (...) {
-      pool_->Free(to);
-      throw;
-    }
-    return to;
-  };
+  const auto bitmap_bytes = static_cast<size_t>(weight.out_features * BitmapRowBytes(weight.in_features));
+  const auto offsets_bytes = static_cast<size_t>((weight.out_features + 1) * 4);
+  const auto values_bytes = static_cast<size_t>(ValuesLength(weight.nnz) * SizeOf(weight.value_type));
+  // Into the parts as they come, which own them.
   parts_.value_type = weight.value_type;
-  parts_.values = upload(weight.values, ValuesLength(weight.nnz) * SizeOf(weight.value_type));
-  parts_.bitmap =
-      static_cast<uint8_t*>(upload(weight.bitmap, weight.out_features * BitmapRowBytes(weight.in_features)));
-  parts_.row_offsets = static_cast<int32_t*>(upload(weight.row_offsets, (weight.out_features + 1) * 4));
-  LayOut(weight, type, gpu->device(), stream.get());
+  void* const bitmap = pool_->Allocate(bitmap_bytes, nullptr);
+  parts_.bitmap = static_cast<uint8_t*>(bitmap);
+  void* const row_offsets = pool_->Allocate(offsets_bytes, nullptr);
+  parts_.row_offsets = static_cast<int32_t*>(row_offsets);
+  void* const values = pool_->Allocate(values_bytes, nullptr);
+  parts_.values = values;
+  uint32_t checksum = 0;
+  Upload(gpu->ordinal(),
+         {{bitmap, weight.bitmap, bitmap_bytes},
+          {row_offsets, weight.row_offsets, offsets_bytes},
+          {values, weight.values, values_bytes}},
+         with_checksum ? &checksum : nullptr);
+  return checksum;
 }
 
-void DeviceWeight::LayOut(const PackedWeight& weight, cuda::ElementType type, const cuda::DeviceInfo& device,
-                          cudaStream_t stream) {
+void DeviceWeight::LayOut(const PackedWeight& weight, cuda::ElementType type, Gpu* gpu) {
+  const DeviceScope scope(gpu->ordinal());
+  const OwnStream own_stream;
+  const cudaStream_t stream = own_stream.get();
   cuda::PlanOptions options;
   if (weight.value_type == ValueType::kFloat32) {
     const Scratch result(pool_.get(), 4, nullptr);
@@ -76,7 +80,7 @@ void DeviceWeight::LayOut(const PackedWeight& weight, cuda::ElementType type, co
   const std::vector<int32_t> offsets = AlignedOffsets(weight);
   PackedWeight aligned = weight;
   aligned.row_offsets = offsets.data();
-  CheckCuda(cuda::MakePlan(aligned, device, options, &plan_), "planning a weight");
+  CheckCuda(cuda::MakePlan(aligned, gpu->device(), options, &plan_), "planning a weight");
   if (!cuda::Supports(plan_, type)) plan_.layout = cuda::Layout::kCanonical;  // the parts serve every type
   if (plan_.layout == cuda::Layout::kCanonical) return;
   const Scratch staging(pool_.get(), static_cast<size_t>(plan_.staging_bytes), nullptr);
@@ -94,13 +98,16 @@ std::shared_ptr<const DeviceWeight> DeviceWeightCache::Prepare(const PackedWeigh
   std::lock_guard<std::mutex> lock(mutex_);
   std::weak_ptr<const DeviceWeight>& entry = loaded_[key];
   if (std::shared_ptr<const DeviceWeight> ready = entry.lock()) return ready;
-  PackedWeight weight;
-  const std::string wrong = Validate(claim, verify_checksum, &weight);
-  if (!wrong.empty()) {
+  const auto reject = [&](const std::string& wrong) {
     throw Error(ORT_INVALID_GRAPH, "flashllm: the packed weight of " + where + " is not valid: " + wrong);
-  }
+  };
+  PackedWeight weight;
+  const std::string wrong = Validate(claim, false, &weight, InParts);
+  if (!wrong.empty()) reject(wrong);
   const auto loaded = std::make_shared<DeviceWeight>(pool_);
-  loaded->Load(weight, type, gpu_);
+  const uint32_t found = loaded->Send(weight, verify_checksum, gpu_);
+  if (verify_checksum && found != claim.checksum) reject(ChecksumMessage(found, claim.checksum));
+  loaded->LayOut(weight, type, gpu_);
   entry = loaded;
   return loaded;
 }
