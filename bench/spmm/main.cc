@@ -13,13 +13,13 @@
 #include "bench/gpu/cusparse_lt.h"
 #include "bench/gpu/memory.h"
 #include "bench/gpu/opt_models.h"
+#include "bench/gpu/packed_weights.h"
 #include "bench/gpu/report.h"
 #include "bench/gpu/rotation.h"
 #include "bench/gpu/timing.h"
 #include "bench/gpu/workload.h"
 #include "bench/options.h"
 #include "bench/spmm/means.h"
-#include "bench/spmm/packed_weights.h"
 
 namespace flashllm::bench {
 namespace {
