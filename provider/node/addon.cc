@@ -3,6 +3,7 @@
 
 #include "provider/node/device_rows.h"
 #include "provider/node/ort_library.h"
+#include "provider/node/prepared_run.h"
 #include "provider/node/pruning.h"
 #include "provider/node/run_threads.h"
 #include "provider/node/session.h"
@@ -37,6 +38,9 @@ Napi::Object Init(Napi::Env env, Napi::Object exports) {
   exports.Set("disposeSession", Napi::Function::New(env, DisposeSession));
   exports.Set("endProfiling", Napi::Function::New(env, EndProfiling));
   exports.Set("runSession", Napi::Function::New(env, RunSession));
+  exports.Set("prepareRun", Napi::Function::New(env, PrepareRun));
+  exports.Set("startPreparedRun", Napi::Function::New(env, StartPreparedRun));
+  exports.Set("disposePreparedRun", Napi::Function::New(env, DisposePreparedRun));
   exports.Set("downloadTensor", Napi::Function::New(env, DownloadTensor));
   exports.Set("allocateTensor", Napi::Function::New(env, AllocateTensor));
   exports.Set("rowsOfTensor", Napi::Function::New(env, RowsOfTensor));
