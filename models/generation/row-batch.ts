@@ -1,7 +1,9 @@
-import { type CacheArray, cacheArray, cacheTensor } from '../cache-tensor.js';
-import type { Decoder, RunInput } from '../decoder.js';
+import type { RowDecoder } from '../decoder.js';
 import { type Batch, type BatchLimits, choose, type ScheduledSequence, StepIntegers, takePrompts } from './batch.js';
+import type { DecodeRow } from './decode-step.js';
+import { DecodeSteps } from './decode-steps.js';
 import { breathe } from './event-loop.js';
+import { LogitsMemory } from './logits-memory.js';
 import { RowCache } from './row-cache.js';
 
 /** A sequence that has a row. */
@@ -37,14 +39,16 @@ export class RowBatch implements Batch {
   private readonly slots: (Slot | undefined)[] = [];
   private prefilling: Prefill | undefined;
   private readonly cache: RowCache;
-  /** Memory for logits, kept: as garbage it would make the collector run all the time. */
-  private logits: CacheArray | undefined;
+  private readonly steps: DecodeSteps;
+  private readonly logits: LogitsMemory;
 
   constructor(
-    private readonly decoder: Decoder,
+    private readonly decoder: RowDecoder,
     private readonly limits: BatchLimits,
   ) {
     this.cache = new RowCache(decoder.shape, limits.maxBatch, decoder.memory);
+    this.logits = new LogitsMemory(decoder.shape);
+    this.steps = new DecodeSteps(decoder, this.cache, this.logits, limits.maxBatch);
   }
 
   get reading(): ScheduledSequence[] {
@@ -87,7 +91,7 @@ export class RowBatch implements Batch {
       const chunk = members.length > 1 ? prompt : prompt.slice(done, done + this.limits.prefillTokens);
       return { past: done, ids: chunk };
     });
-    const { logits } = await this.decoder.run(this.withLogits(this.input(first, rows)));
+    const { logits } = await this.decoder.run(this.input(first, rows));
     const [only] = members;
     work.done += (rows[0] as RowInput).ids.length;
     if (members.length === 1 && only && work.done < only.prompt.length) return;
@@ -103,9 +107,11 @@ export class RowBatch implements Batch {
   private async reserve({ first, members, done }: Prefill): Promise<void> {
     const lengths = Array.from(this.slots, (slot) => slot?.length ?? 0);
     for (const row of members.keys()) lengths[first + row] = done;
+    const rows = this.steps.rounded(first + members.length);
     for (const sequence of this.reading.sort((a, b) => b.limit - a.limit)) {
       try {
-        return await this.cache.reserve(first + members.length, sequence.limit, lengths);
+        if (await this.cache.reserve(rows, sequence.limit, lengths)) await this.steps.clear();
+        return;
       } catch (error) {
         this.cancel(sequence);
         sequence.fail(error);
@@ -116,22 +122,22 @@ export class RowBatch implements Batch {
   async decode(more: boolean): Promise<void> {
     if (!more && !this.prefilling) await this.compact();
     const slots = [...this.slots];
-    const first = slots.findIndex((slot) => slot !== undefined);
-    const end = slots.findLastIndex((slot) => slot !== undefined) + 1;
-    if (end === 0) return;
-    const rows = slots.slice(first, end).map((slot, i): RowInput => {
-      if (slot) return { past: slot.length, ids: [slot.token] };
-      return { past: this.readTokens(first + i), ids: [0] };
+    const used = slots.findIndex((slot) => slot !== undefined);
+    if (used < 0) return;
+    const last = slots.findLastIndex((slot) => slot !== undefined);
+    const range = this.steps.range({ first: used, count: last + 1 - used });
+    const { first, count } = range;
+    const rows = Array.from({ length: count }, (_, i): DecodeRow => {
+      const slot = slots[first + i];
+      return slot ? { past: slot.length, token: slot.token } : { past: this.readTokens(first + i), token: 0 };
     });
-    const { decoder } = this;
-    const input = this.input(first, rows);
-    const greedy = decoder.prefersLikeliest && this.decoding.every((sequence) => sequence.greedy);
-    const likeliest = greedy ? await decoder.likeliest(input) : undefined;
-    const logits = greedy ? undefined : (await decoder.run(this.withLogits(input))).logits;
-    for (const [i, slot] of slots.slice(first, end).entries()) {
+    const step = await this.steps.step(range, 1 + Math.max(...rows.map(({ past }) => past)));
+    const greedy = this.decoding.every((sequence) => sequence.greedy);
+    const { likeliest, logits } = await step.run(rows, greedy);
+    for (const [i, slot] of slots.slice(first, first + count).entries()) {
       // Cancelled during the step.
       if (!slot || this.slots[first + i] !== slot) continue;
-      const token = choose(slot.sequence, logits?.at(i, 0), likeliest?.[i]);
+      const token = choose(slot.sequence, logits?.at(i, 0), likeliest && Number(likeliest[i]));
       if (token === undefined) {
         this.slots[first + i] = undefined;
         continue;
@@ -142,14 +148,15 @@ export class RowBatch implements Batch {
     }
   }
 
-  clear(): void {
+  async clear(): Promise<void> {
     this.slots.length = 0;
     this.prefilling = undefined;
-    this.logits = undefined;
+    await this.steps.clear();
+    this.logits.clear();
     this.cache.clear();
   }
 
-  /** A step's tensors. A row of fewer new tokens than the longest has padding behind them. */
+  /** Tensors of a step of prefill. A row of fewer new tokens than the longest has padding behind them. */
   private input(first: number, rows: readonly RowInput[]) {
     const fresh = Math.max(...rows.map(({ ids }) => ids.length));
     const width = Math.max(...rows.map(({ past, ids }) => past + ids.length));
@@ -159,17 +166,8 @@ export class RowBatch implements Batch {
       for (const [i, id] of ids.entries()) integers.set(row, i, id, past + i);
     }
     const cache = this.cache.view(first, rows.length);
-    return { ...integers.tensors(), cache, present: cache };
-  }
-
-  /** The input, with memory that its logits are written into. */
-  private withLogits(input: RunInput): RunInput {
-    const { shape, vocabulary } = this.decoder;
-    if (vocabulary === undefined) return input;
-    const dims = [...input.ids.dims, vocabulary];
-    const length = dims.reduce((product, dim) => product * dim, 1);
-    if (this.logits === undefined || this.logits.length < length) this.logits = cacheArray(shape, length);
-    return { ...input, logits: cacheTensor(shape, this.logits.subarray(0, length), dims) };
+    const logits = this.logits.tensor([rows.length, fresh, this.decoder.vocabulary]);
+    return { ...integers.tensors(), cache, present: cache, logits };
   }
 
   /** Tokens of a prompt that the row holds so far. */
@@ -178,12 +176,14 @@ export class RowBatch implements Batch {
     return row >= first && row < first + members.length ? done : 0;
   }
 
-  /** Moves the last row into a free one before it while there is one, so that steps have no more rows than sequences. */
+  /** Moves the last row into a free one before it while there is one, so that steps have no more rows than they need. */
   private async compact(): Promise<void> {
     for (;;) {
+      const size = this.slots.findLastIndex((slot) => slot !== undefined) + 1;
+      if (this.steps.rounded(size) === this.steps.rounded(this.decoding.length)) return;
       const from = this.slots.findLastIndex((slot) => slot !== undefined);
-      const first = this.slots.findIndex((slot) => slot !== undefined);
-      const to = this.slots.findIndex((slot, row) => slot === undefined && row > first && row < from);
+      const { first } = this.steps.range({ first: this.slots.findIndex((slot) => slot !== undefined), count: 1 });
+      const to = this.slots.findIndex((slot, row) => slot === undefined && row >= first && row < from);
       const slot = this.slots[from];
       if (!slot || to < 0) return;
       await this.cache.move(from, to, slot.length);
