@@ -1,6 +1,6 @@
 import type { RowDecoder } from '../decoder.js';
 import { type Batch, type BatchLimits, choose, type ScheduledSequence, StepIntegers, takePrompts } from './batch.js';
-import type { DecodeRow } from './decode-step.js';
+import type { DecodeRow, NextTokens } from './decode-step.js';
 import { DecodeSteps } from './decode-steps.js';
 import { breathe } from './event-loop.js';
 import { LogitsMemory } from './logits-memory.js';
@@ -23,6 +23,14 @@ interface Prefill {
   done: number;
 }
 
+/** A decoding step that has been started. */
+interface Flight {
+  readonly first: number;
+  /** Of row `first` and following. */
+  readonly slots: readonly (Slot | undefined)[];
+  readonly result: Promise<NextTokens>;
+}
+
 /** What a row has in a step. */
 interface RowInput {
   /** Tokens in the cache. */
@@ -38,6 +46,8 @@ interface RowInput {
 export class RowBatch implements Batch {
   private readonly slots: (Slot | undefined)[] = [];
   private prefilling: Prefill | undefined;
+  /** The next step, where it was started before what the last one gave was read. */
+  private ahead: Flight | undefined;
   private readonly cache: RowCache;
   private readonly steps: DecodeSteps;
   private readonly logits: LogitsMemory;
@@ -84,6 +94,7 @@ export class RowBatch implements Batch {
   async prefill(): Promise<void> {
     const work = this.prefilling as Prefill;
     const { first, members, done } = work;
+    await this.landed();
     await this.reserve(work);
     if (this.reading.length === 0) return;
     const rows = members.map((sequence): RowInput => {
@@ -105,7 +116,10 @@ export class RowBatch implements Batch {
 
   /** Makes room for what the prompts' sequences may become. One that does not fit ends with the memory's error. */
   private async reserve({ first, members, done }: Prefill): Promise<void> {
-    const lengths = Array.from(this.slots, (slot) => slot?.length ?? 0);
+    const lengths = Array.from(this.slots, (slot) => {
+      const fresh = this.ahead?.slots.includes(slot) ? 1 : 0;
+      return slot ? Math.min(slot.length + fresh, this.cache.room) : 0;
+    });
     for (const row of members.keys()) lengths[first + row] = done;
     const rows = this.steps.rounded(first + members.length);
     for (const sequence of this.reading.sort((a, b) => b.limit - a.limit)) {
@@ -120,35 +134,75 @@ export class RowBatch implements Batch {
   }
 
   async decode(more: boolean): Promise<void> {
-    if (!more && !this.prefilling) await this.compact();
-    const slots = [...this.slots];
-    const used = slots.findIndex((slot) => slot !== undefined);
-    if (used < 0) return;
-    const last = slots.findLastIndex((slot) => slot !== undefined);
-    const range = this.steps.range({ first: used, count: last + 1 - used });
-    const { first, count } = range;
-    const rows = Array.from({ length: count }, (_, i): DecodeRow => {
-      const slot = slots[first + i];
-      return slot ? { past: slot.length, token: slot.token } : { past: this.readTokens(first + i), token: 0 };
-    });
-    const step = await this.steps.step(range, 1 + Math.max(...rows.map(({ past }) => past)));
-    const greedy = this.decoding.every((sequence) => sequence.greedy);
-    const { likeliest, logits } = await step.run(rows, greedy);
-    for (const [i, slot] of slots.slice(first, first + count).entries()) {
-      // Cancelled during the step.
-      if (!slot || this.slots[first + i] !== slot) continue;
-      const token = choose(slot.sequence, logits?.at(i, 0), likeliest && Number(likeliest[i]));
-      if (token === undefined) {
-        this.slots[first + i] = undefined;
-        continue;
-      }
-      slot.length++;
-      slot.token = token;
+    const flight = this.ahead ?? (await this.start(more));
+    this.ahead = undefined;
+    if (!flight) return;
+    const { likeliest, logits } = await flight.result;
+    // The array is the next step's, too.
+    const tokens = likeliest && Array.from(likeliest, Number);
+    // But for those that were cancelled during the step.
+    const live = flight.slots.flatMap((slot, i) => (slot && this.slots.includes(slot) ? [{ slot, i }] : []));
+    if (!logits && tokens) await this.runAhead(live, tokens, more);
+    for (const { slot, i } of live) {
+      const row = this.slots.indexOf(slot);
+      if (row < 0) continue;
+      const token = choose(slot.sequence, logits?.at(i, 0), tokens?.[i]);
+      if (token === undefined) this.slots[row] = undefined;
+      else if (logits) this.advance(slot, token);
       await breathe();
     }
   }
 
+  /** Starts a step over all sequences, if there are any. */
+  private async start(more: boolean): Promise<Flight | undefined> {
+    if (!more && !this.prefilling) await this.compact();
+    const used = this.slots.findIndex((slot) => slot !== undefined);
+    if (used < 0) return undefined;
+    const last = this.slots.findLastIndex((slot) => slot !== undefined);
+    const range = this.steps.range({ first: used, count: last + 1 - used });
+    const { first, count } = range;
+    const slots = this.slots.slice(first, first + count);
+    const rows = Array.from({ length: count }, (_, i): DecodeRow => {
+      const slot = slots[i];
+      if (!slot) return { past: this.readTokens(first + i), token: 0 };
+      // A sequence that is ending may have no room left, nor need it.
+      return { past: Math.min(slot.length, this.cache.room - 1), token: slot.token };
+    });
+    const step = await this.steps.step(range, 1 + Math.max(...rows.map(({ past }) => past)));
+    const greedy = this.decoding.every((sequence) => sequence.greedy);
+    return { first, slots, result: step.run(rows, greedy) };
+  }
+
+  /**
+   * Where all sequences take the likeliest token, the next step is started before texts are made of these tokens: the
+   * device need not wait for JavaScript. What it gives to a sequence that ends with this token is dropped.
+   */
+  private async runAhead(
+    live: readonly { readonly slot: Slot; readonly i: number }[],
+    tokens: readonly number[],
+    more: boolean,
+  ): Promise<void> {
+    for (const { slot, i } of live) this.advance(slot, tokens[i] as number);
+    if (this.prefilling || !live.some(({ slot }) => slot.length + 1 < slot.sequence.limit)) return;
+    this.ahead = await this.start(more);
+    // Who awaits it handles its error, a little later.
+    this.ahead?.result.catch(() => {});
+  }
+
+  /** The token that was fed is in the cache now, and `token` comes next. */
+  private advance(slot: Slot, token: number): void {
+    slot.length++;
+    slot.token = token;
+  }
+
+  /** When no step is running; its error is for those who are in it. */
+  private async landed(): Promise<void> {
+    await this.ahead?.result.catch(() => {});
+  }
+
   async clear(): Promise<void> {
+    await this.landed();
+    this.ahead = undefined;
     this.slots.length = 0;
     this.prefilling = undefined;
     await this.steps.clear();
