@@ -26,7 +26,7 @@ export interface TextModel {
  *
  * @param options of the session, such as `{ executionProviders: ['flashllm', 'cpu'] }`; that name needs this package
  * imported. Where that provider may take a GPU, decoding steps are recorded there as CUDA graphs, unless its option
- * `cudaGraph` says otherwise; runs of your own whose tensors do not all lie on the GPU stay ordinary ones.
+ * `cudaGraph` says otherwise; runs of your own stay ordinary ones.
  * @param scheduling of the generator's batch.
  * @param tokenizer default: the folder's.
  * @throws ModelFolderError for a folder that is incomplete; ONNX Runtime's error for a model that it refuses.

@@ -120,9 +120,8 @@ class SessionHandler implements InferenceSessionHandler {
       else call.addNew(this.outputSlot(name), this.staysOnDevice(name));
     }
     const flat = flattenRunOptions(options);
-    // What ONNX Runtime copies to the GPU, or allocates there, lies elsewhere in the next run: no graph of it can be kept.
-    if (this.records && !call.onDevice && !flat.config.some(([key]) => key === GRAPH_ID))
-      flat.config.push([GRAPH_ID, '-1']);
+    // A graph reads and writes where its first run did. Only who asks for one says that this run's tensors lie there, too.
+    if (this.records && !flat.config.some(([key]) => key === GRAPH_ID)) flat.config.push([GRAPH_ID, '-1']);
     try {
       const { promise, cancel } = loadNative().runSession(this.handle, call.layout(), call.tensors, flat);
       const forget = signal ? onAbort(signal, cancel) : undefined;
