@@ -17,6 +17,7 @@ import { readOptConfig } from '../../models/opt/config.js';
 import { doctorFacts } from '../../provider/index.js';
 import { packageRoot } from '../../provider/library.js';
 import { environment } from '../environment.js';
+import { mainThreadTime } from '../main-thread.js';
 import { median } from '../statistics.js';
 
 interface Options {
@@ -42,7 +43,7 @@ interface Row {
   /** Milliseconds until every sequence has its first token, and between two tokens after that. */
   firstToken?: number;
   tokenGap?: number;
-  /** Share of the time in which the main thread was busy. */
+  /** The main thread's processor time, as a share of the time. */
   mainThreadShare?: number;
   loadSeconds?: number;
   gpuBytes?: number;
@@ -123,7 +124,7 @@ interface Generation {
 }
 
 async function generate({ generator }: TextModel, prompts: number[][], newTokens: number): Promise<Generation> {
-  const before = performance.eventLoopUtilization();
+  const before = mainThreadTime();
   const started = performance.now();
   const generations = generator.start(prompts, { maxNewTokens: newTokens, stopTokenIds: [] });
   let tokens = 0;
@@ -134,7 +135,7 @@ async function generate({ generator }: TextModel, prompts: number[][], newTokens
     });
   await Promise.all(generations.map(({ result }) => result));
   const took = performance.now() - started;
-  const mainThreadShare = performance.eventLoopUtilization(before).utilization;
+  const mainThreadShare = (mainThreadTime() - before) / took;
   if (tokens !== prompts.length * newTokens) throw new Error(`${tokens} tokens were made`);
   await generator.scheduler.idle();
   return { seconds: took / 1000, firstToken, tokenGap: (took - firstToken) / (newTokens - 1), mainThreadShare };
@@ -155,7 +156,7 @@ function report(row: Row, against?: number): void {
   const rest = [
     against === undefined ? undefined : `flashllm makes ${(against / row.tokensPerSecond).toFixed(2)} times as many`,
     row.tokenGap && `first token ${row.firstToken?.toFixed(1)} ms, then ${row.tokenGap.toFixed(3)} ms`,
-    row.mainThreadShare && `main thread busy ${(100 * row.mainThreadShare).toFixed(1)} %`,
+    row.mainThreadShare && `main thread ${(100 * row.mainThreadShare).toFixed(1)} %`,
     row.loadSeconds && `loaded in ${row.loadSeconds.toFixed(1)} s`,
   ].filter(Boolean);
   process.stdout.write(`${row.side}: ${row.tokensPerSecond.toFixed(0)} tokens/s; ${rest.join('; ')}\n`);
