@@ -28,17 +28,21 @@ export function addModelOptions(command: Command): Command {
 /** Opens a model folder as the options say. Importing the package makes 'flashllm' a provider of onnxruntime-node. */
 export async function openModel(
   folder: string,
-  { threads, device, stock }: ModelOptions,
+  options: ModelOptions,
   scheduling: SchedulerOptions = {},
   tokenizer?: Tokenizer,
 ): Promise<TextModel> {
-  if (!stock) await import('../provider/index.js');
+  if (!options.stock) await import('../provider/index.js');
+  return openTextModel(folder, sessionOptions(options), scheduling, tokenizer);
+}
+
+/** The options of the session. */
+export function sessionOptions({ threads, device, stock }: ModelOptions): InferenceSession.SessionOptions {
   const ours: FlashLLMOptions = { name: 'flashllm', ...(device === undefined ? {} : { device }) };
-  const session: InferenceSession.SessionOptions = {
+  return {
     executionProviders: stock ? ['cpu'] : [ours, 'cpu'],
     ...(threads === undefined ? {} : { intraOpNumThreads: threads }),
   };
-  return openTextModel(folder, session, scheduling, tokenizer);
 }
 
 export interface SamplingFlags {

@@ -1,8 +1,8 @@
 import { join } from 'node:path';
-import { InferenceSession, Tensor } from 'onnxruntime-node';
+import { InferenceSession } from 'onnxruntime-node';
 import { loadModel } from '../graph-passes/onnx/load.js';
 import { onnx } from '../graph-passes/onnx/proto.js';
-import { allocateOnDevice } from '../provider/device-tensor.js';
+import { offersGpu } from '../provider/device-tensor.js';
 import type { FlashLLMOptions } from '../provider/ep-options.js';
 import { Decoder } from './decoder.js';
 import { type CacheMemory, hostMemory } from './generation/cache-memory.js';
@@ -82,20 +82,19 @@ function oursOf({ executionProviders = [] }: InferenceSession.SessionOptions): F
 
 /** Where keys and values are to lie: on the GPU that attention is computed on, else in the process's memory. */
 function cacheMemory(session: InferenceSession, options: InferenceSession.SessionOptions): CacheMemory {
+  const device = computesOnDevice(session, options);
+  return device === undefined ? hostMemory : deviceMemory(device);
+}
+
+/** The GPU on which a session of the flashllm provider computes attention. */
+export function computesOnDevice(
+  session: InferenceSession,
+  options: InferenceSession.SessionOptions,
+): number | undefined {
   const ours = oursOf(options);
   // The provider has GPU kernels of attention for float16 only.
   const half = session.inputMetadata.some((input) => input.isTensor && input.type === 'float16');
-  if (!ours || !half || ours.device === 'cpu') return hostMemory;
+  if (!ours || !half || ours.device === 'cpu') return undefined;
   const deviceId = ours.deviceId ?? 0;
-  return ours.device === 'cuda' || isOffered(deviceId) ? deviceMemory(deviceId) : hostMemory;
-}
-
-/** Whether the provider offers a GPU: `auto` took it then. */
-function isOffered(deviceId: number): boolean {
-  try {
-    allocateOnDevice(Tensor, 'uint8', [1], deviceId).dispose();
-    return true;
-  } catch {
-    return false;
-  }
+  return ours.device === 'cuda' || offersGpu(deviceId) ? deviceId : undefined;
 }

@@ -1,5 +1,5 @@
 import { loadModel } from '../graph-passes/onnx/load.js';
-import type { NodeProto, TensorProto } from '../graph-passes/onnx/proto.js';
+import type { TensorProto } from '../graph-passes/onnx/proto.js';
 import { elementCount, expectedBytes } from '../graph-passes/onnx/tensor.js';
 
 /** Operators whose initializers are the weights that every step reads whole. */
@@ -21,13 +21,22 @@ const LINEARS: Readonly<
  * @throws ModelError for a file that is not a sound ONNX model.
  */
 export function weightBytesPerStep(modelPath: string, elementBytes: number): number {
+  return [...weightBytesByNode(modelPath, elementBytes).values()].reduce((sum, bytes) => sum + bytes, 0);
+}
+
+/** As `weightBytesPerStep`, of each linear by the name of its node; of all that share a name together. */
+export function weightBytesByNode(modelPath: string, elementBytes: number): Map<string, number> {
   const graph = loadModel(modelPath).proto.graph;
   const tensors = new Map((graph?.initializer ?? []).map((tensor) => [tensor.name, tensor]));
   const nodes = graph?.node ?? [];
   const casts = new Map(nodes.filter(({ opType }) => opType === 'Cast').map((node) => [node.output?.[0], node]));
   const source = (name: string) => tensors.get(casts.get(name)?.input?.[0] ?? name);
-  const bytes = ({ opType, input }: NodeProto) => LINEARS[opType ?? '']?.((input ?? []).map(source), elementBytes) ?? 0;
-  return nodes.reduce((sum, node) => sum + bytes(node), 0);
+  const byNode = new Map<string, number>();
+  for (const { name, opType, input } of nodes) {
+    const bytes = LINEARS[opType ?? '']?.((input ?? []).map(source), elementBytes);
+    if (bytes !== undefined) byNode.set(name ?? '', (byNode.get(name ?? '') ?? 0) + bytes);
+  }
+  return byNode;
 }
 
 function dense(inputs: readonly (TensorProto | undefined)[], elementBytes: number): number {

@@ -1,5 +1,6 @@
 import { createRequire } from 'node:module';
 import type { Backend, InferenceSession, InferenceSessionHandler, OnnxValue, Tensor } from 'onnxruntime-node';
+import { settleDevice } from './auto-device.js';
 import { wrapDevice } from './device-tensor.js';
 import { fromNative, InvalidOptionError, NativeLoadError } from './errors.js';
 import { getLibraryPath, ortLibraryPath } from './library.js';
@@ -50,8 +51,9 @@ class FlashLLMBackend implements Backend {
     const flat = flattenSessionOptions(options, this.ort.env.logLevel === 'warning');
     const staysOnDevice = outputLocations(options.preferredOutputLocation);
     try {
-      const { handle, inputs, outputs } = await loadNative().createSession(pathOrBytes, flat);
-      const records = flat.providerOptions.some(([name, value]) => name === 'cuda_graph' && value === '1');
+      const settled = await settleDevice(pathOrBytes, flat);
+      const { handle, inputs, outputs } = await loadNative().createSession(pathOrBytes, settled);
+      const records = settled.providerOptions.some(([name, value]) => name === 'cuda_graph' && value === '1');
       return new SessionHandler(this.ort, handle, inputs, outputs, staysOnDevice, records);
     } catch (error) {
       throw fromNative(error);

@@ -1,6 +1,6 @@
 import type { Tensor } from 'onnxruntime-node';
 import { fromNative, InvalidOptionError } from './errors.js';
-import { type DeviceHandle, loadNative, type NativeTensor } from './native.js';
+import { type DeviceHandle, type DeviceUse, loadNative, type NativeTensor } from './native.js';
 import { typeName, typeNumber } from './tensor-types.js';
 
 type TensorClass = typeof Tensor;
@@ -66,6 +66,39 @@ export function allocateOnDevice(Class: TensorClass, type: DeviceType, dims: rea
   try {
     const native = loadNative().allocateTensor(typeNumber(type) as number, dims, deviceId);
     return wrapDevice(Class, 'tensor', native as NativeTensor & { device: DeviceHandle });
+  } catch (error) {
+    throw fromNative(error);
+  }
+}
+
+/**
+ * Writes an array into a tensor on a GPU, whose type and number of elements it must have.
+ * @throws an error where it has another, or the tensor has been disposed of.
+ */
+export function writeOnDevice(tensor: Tensor, data: ArrayBufferView): void {
+  try {
+    loadNative().writeTensor(deviceOf('tensor', tensor), data);
+  } catch (error) {
+    throw fromNative(error);
+  }
+}
+
+/** Whether the provider offers a GPU to sessions: `auto` takes it then. False where nothing was loaded yet. */
+export function offersGpu(deviceId = 0): boolean {
+  try {
+    return loadNative().offersGpu(deviceId);
+  } catch {
+    return false;
+  }
+}
+
+/**
+ * Bytes of a GPU's memory that the provider holds in this process, for weights, runs and tensors. The CUDA context comes on top.
+ * @throws an error of ONNX Runtime where the provider does not offer that GPU.
+ */
+export function deviceUse(deviceId = 0): DeviceUse {
+  try {
+    return loadNative().deviceUse(deviceId);
   } catch (error) {
     throw fromNative(error);
   }

@@ -9,16 +9,8 @@ export interface CudaDevice {
   computeCapability: string;
   memoryBytes: number;
   multiprocessors: number;
-}
-
-// As provider/ep/cuda/gpu.h has them.
-const oldestComputeCapability = '8.0';
-const newestComputeCapability = '9.0';
-
-/** Whether sessions can run on a GPU. */
-export function isUsableGpu(device: CudaDevice): boolean {
-  const capability = Number(device.computeCapability);
-  return capability >= Number(oldestComputeCapability) && capability <= Number(newestComputeCapability);
+  /** Why the provider cannot use it; null: it can. */
+  refusal: string | null;
 }
 
 /** What the package found on this machine. A part that failed is null, and `problems` says why and what to do. */
@@ -129,11 +121,8 @@ function adviseOnGpu(facts: DoctorFacts): void {
       'Install the CUDA toolkit (nvcc), then: npm rebuild onnxruntime-ep-flashllm',
     );
   }
-  for (const { name, computeCapability } of facts.cuda.devices.filter((device) => !isUsableGpu(device))) {
-    notice(
-      `${name} has compute capability ${computeCapability}, but the kernels are built for ${oldestComputeCapability} to ${newestComputeCapability}`,
-      'Sessions run on the CPU; an A100, H100, H200 or a GPU of the RTX 30 or 40 series is used by itself',
-    );
+  for (const { refusal } of facts.cuda.devices) {
+    if (refusal !== null) notice(refusal, 'Sessions run on the CPU, or on another GPU of this list');
   }
   if (facts.cuda.compiled && hasDriver && facts.cuda.error !== null) {
     notice(

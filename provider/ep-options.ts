@@ -3,7 +3,7 @@
 /** Options of the flashllm execution provider: `executionProviders: [{ name: 'flashllm', device: 'cpu' }, 'cpu']`. */
 export interface FlashLLMOptions {
   readonly name: 'flashllm';
-  /** Where the provider's nodes run. auto takes an NVIDIA GPU that can be used, else the CPU. A float16 model runs whole on a GPU; of a float32 model only SparseMatMul does, with copies around it: choose cpu for those. In other languages the OrtEpDevice that is appended decides, and this must not contradict it. Default: 'auto'. */
+  /** Where the provider's nodes run. auto takes an NVIDIA GPU that can be used, else the CPU. A float16 model runs whole on a GPU. Of a model that computes in float32 only SparseMatMul does, with copies around it: auto takes the CPU for those, with a warning. In other languages the OrtEpDevice that is appended decides (append the CPU's for a float32 model), and this must not contradict it. Default: 'auto'. */
   readonly device?: 'auto' | 'cpu' | 'cuda';
   /** Which GPU, counted as the CUDA runtime counts them. In other languages the OrtEpDevice tells. Default: 0. */
   readonly deviceId?: number;

@@ -10,7 +10,14 @@
 import { hasPeer, register } from './backend.js';
 
 export { type OnnxRuntime, prepareRun, register } from './backend.js';
-export { allocateOnDevice, copyRowOnDevice, type DeviceType, rowsOnDevice } from './device-tensor.js';
+export {
+  allocateOnDevice,
+  copyRowOnDevice,
+  type DeviceType,
+  deviceUse,
+  rowsOnDevice,
+  writeOnDevice,
+} from './device-tensor.js';
 export { type CudaDevice, type DoctorFacts, doctorFacts } from './doctor.js';
 export type { FlashLLMOptions } from './ep-options.js';
 export { FlashLLMError, InvalidOptionError, NativeLoadError, OrtError } from './errors.js';

@@ -79,6 +79,13 @@ export interface DeviceHandle {
   readonly [deviceBrand]: true;
 }
 
+/** Bytes of a GPU's memory that the provider holds in this process: weights, runs and tensors. */
+export interface DeviceUse {
+  readonly reserved: number;
+  /** At most so far. */
+  readonly maxReserved: number;
+}
+
 /** A tensor with ONNX's number of its element type, in memory of JavaScript (`data`) or of a GPU (`device`). */
 export type NativeTensor = { type: number; dims: readonly number[] } & (
   | { data: NativeData; device?: undefined }
@@ -139,6 +146,12 @@ export interface Native extends NativePruning {
   /** A copy in memory of JavaScript. */
   downloadTensor(device: DeviceHandle): Promise<NativeTensor>;
   allocateTensor(type: number, dims: readonly number[], deviceId: number): NativeTensor;
+  /** Copies an array of the tensor's type and size into it. */
+  writeTensor(device: DeviceHandle, data: NativeData): void;
+  /** Whether sessions can use a GPU. */
+  offersGpu(deviceId: number): boolean;
+  /** Bytes of a GPU's memory that the provider holds in this process. */
+  deviceUse(deviceId: number): DeviceUse;
   /** Rows along the first axis as a tensor over the same memory. */
   rowsOfTensor(device: DeviceHandle, first: number, count: number): NativeTensor;
   /** Copies the first positions of a row between tensors [rows, heads, positions, width]. */

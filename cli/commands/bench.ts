@@ -6,9 +6,13 @@ import { Command, InvalidArgumentError } from 'commander';
 import { BENCHMARK_PREFILL_TOKENS, type Benchmark, measureGeneration } from '../../models/benchmark.js';
 import { tokenizerOrNumbers } from '../../models/number-tokenizer.js';
 import { readOptConfig } from '../../models/opt/config.js';
+import { profileStep, type StepProfile } from '../../models/step-profile.js';
+import { computesOnDevice } from '../../models/text-model.js';
+import { deviceUse } from '../../provider/device-tensor.js';
 import { barChart } from '../chart.js';
-import { addModelOptions, type ModelOptions, openModel, wholeNumber } from '../generation-options.js';
-import { abortOnInterrupt, formatBytes, formatTable, Progress } from '../terminal.js';
+import { addModelOptions, type ModelOptions, openModel, sessionOptions, wholeNumber } from '../generation-options.js';
+import { formatStep } from '../step-table.js';
+import { abortOnInterrupt, formatBytes, formatSeconds, formatTable, Progress } from '../terminal.js';
 
 interface Options extends ModelOptions {
   promptTokens: number;
@@ -17,12 +21,20 @@ interface Options extends ModelOptions {
   repeats: number;
   compare?: string;
   compareStock?: boolean;
+  ops?: boolean;
   json?: boolean;
   svg?: string;
 }
 
 /** A measured model, and how it was run. */
-type Measured = Benchmark & { readonly providers: 'flashllm' | 'stock' };
+type Measured = Benchmark & {
+  readonly providers: 'flashllm' | 'stock';
+  /** From reading the files to a session that can run. */
+  readonly loadSeconds: number;
+  /** Bytes of the GPU's memory that the provider held at most. */
+  readonly deviceMemory?: number;
+  readonly step?: StepProfile;
+};
 
 /** `flashllm bench`: how fast a model generates, alone or against another. */
 export function benchCommand(): Command {
@@ -33,6 +45,7 @@ export function benchCommand(): Command {
     .option('--new-tokens <number>', 'tokens to generate for each', wholeNumber(2), 64)
     .option('--batch <list>', 'prompts at once, separated by commas', parseList, [1, 8])
     .option('--repeats <number>', 'measurements of each batch', wholeNumber(1), 3)
+    .option('--ops', 'also show where the time of a decode step goes, by operator (of the largest batch)')
     .option('--compare <folder>', 'also measure this model, in a process of its own')
     .option('--compare-stock', 'run that one without flashllm');
   return addModelOptions(command)
@@ -59,6 +72,12 @@ async function run(folder: string, options: Options): Promise<void> {
 }
 
 async function measure(folder: string, options: Options, signal: AbortSignal): Promise<Measured> {
+  const measured = await measureSpeed(folder, options, signal);
+  // In a session of its own, after the other: a profile slows runs down.
+  return options.ops ? { ...measured, step: await profile(folder, options, signal) } : measured;
+}
+
+async function measureSpeed(folder: string, options: Options, signal: AbortSignal): Promise<Measured> {
   const { promptTokens, newTokens, batch: batches, repeats } = options;
   const config = await readOptConfig(folder);
   if (promptTokens + newTokens > config.maxPositions)
@@ -66,21 +85,35 @@ async function measure(folder: string, options: Options, signal: AbortSignal): P
       `--prompt-tokens ${promptTokens} and --new-tokens ${newTokens} are more than the ${config.maxPositions} tokens that the model takes`,
     );
   const scheduling = { maxBatch: Math.max(...batches), prefillTokens: BENCHMARK_PREFILL_TOKENS };
-  const model = await openModel(folder, options, scheduling, await tokenizerOrNumbers(folder));
+  const tokenizer = await tokenizerOrNumbers(folder);
+  const started = performance.now();
+  const model = await openModel(folder, options, scheduling, tokenizer);
+  const loadSeconds = (performance.now() - started) / 1000;
   const bar = new Progress('bench', 1, (count) => `${(100 * count).toFixed(0)} %`);
   try {
     const onProgress = (done: number, total: number) => bar.update(done / total);
     const settings = { promptTokens, newTokens, batches, repeats, signal, onProgress };
     const measured = await measureGeneration(folder, model, config, settings);
-    return { ...measured, providers: options.stock ? 'stock' : 'flashllm' };
+    const device = computesOnDevice(model.session, sessionOptions(options));
+    const memory = device === undefined ? {} : { deviceMemory: deviceUse(device).maxReserved };
+    return { ...measured, providers: options.stock ? 'stock' : 'flashllm', loadSeconds, ...memory };
   } finally {
     bar.stop();
     await model.session.release();
   }
 }
 
+/** Steps that a profile takes the mean of. */
+const PROFILED_STEPS = 20;
+
+function profile(folder: string, options: Options, signal: AbortSignal): Promise<StepProfile> {
+  const context = options.promptTokens + options.newTokens;
+  const step = { batch: Math.max(...options.batch), context, steps: PROFILED_STEPS, signal };
+  return profileStep(folder, sessionOptions(options), step);
+}
+
 async function measureApart(folder: string, options: Options, stock: boolean, signal: AbortSignal): Promise<Measured> {
-  const args = ['bench', folder, '--json', ...(stock ? ['--stock'] : [])];
+  const args = ['bench', folder, '--json', ...(stock ? ['--stock'] : []), ...(options.ops ? ['--ops'] : [])];
   for (const [flag, value] of Object.entries({
     'prompt-tokens': options.promptTokens,
     'new-tokens': options.newTokens,
@@ -129,12 +162,13 @@ function format(models: readonly Measured[]): string {
   );
   const memory = models.map(
     (model) =>
-      `${model.folder}: ${formatBytes(model.weightBytes)} of weights a step, ${formatBytes(model.peakMemory)} of memory at most`,
+      `${model.folder}: loaded in ${formatSeconds(model.loadSeconds)}, ${formatBytes(model.weightBytes)} of weights a step, ${formatBytes(model.peakMemory)} of memory at most` +
+      (model.deviceMemory === undefined ? '' : `, ${formatBytes(model.deviceMemory)} of the GPU's`),
   );
+  const steps = models.flatMap((model) => (model.step ? ['', `${model.folder}: ${formatStep(model.step)}`] : []));
   const { promptTokens, newTokens, repeats } = base;
-  return [table, '', ...memory, `prompts of ${promptTokens} tokens, ${newTokens} generated, ${repeats} repeats`].join(
-    '\n',
-  );
+  const settings = `prompts of ${promptTokens} tokens, ${newTokens} generated, ${repeats} repeats`;
+  return [table, '', ...memory, settings, ...steps].join('\n');
 }
 
 function chart(models: readonly Measured[]): string {

@@ -1,6 +1,6 @@
 import { Command } from 'commander';
 import pc from 'picocolors';
-import { type DoctorFacts, doctorFacts, isUsableGpu } from '../../provider/doctor.js';
+import { type DoctorFacts, doctorFacts } from '../../provider/doctor.js';
 import { formatBytes, formatTable } from '../terminal.js';
 
 /** `flashllm doctor`: what was found on this machine and what to do about what is missing. Exit code 1 where something must be mended. */
@@ -24,7 +24,7 @@ function describe(facts: DoctorFacts): string {
   });
   const verdict = facts.problems.some(({ severity }) => severity === 'failure')
     ? `${pc.red('✗')} Sessions cannot run with provider flashllm until this is mended.`
-    : `${pc.green('✓')} Sessions run with executionProviders: ['flashllm', 'cpu']${facts.cuda?.devices.some(isUsableGpu) ? ", on the GPU unless { name: 'flashllm', device: 'cpu' } asks for the CPU" : ''}.`;
+    : `${pc.green('✓')} Sessions run with executionProviders: ['flashllm', 'cpu']${facts.cuda?.devices.some(({ refusal }) => refusal === null) ? ", on the GPU unless { name: 'flashllm', device: 'cpu' } asks for the CPU" : ''}.`;
   return [table, '', ...problems, verdict].join('\n');
 }
 

@@ -138,13 +138,15 @@ std::string Validate(const PackedWeightClaim& claim, bool verify_checksum, Packe
   weight.values = claim.values;
   if (verify_checksum) {
     const uint32_t found = Checksum(weight);
-    if (found != claim.checksum) {
-      return "checksum of the data is " + Text(found) + ", expected " + Text(claim.checksum) +
-             ": the file was damaged or changed; rewrite the model from its source";
-    }
+    if (found != claim.checksum) return ChecksumMessage(found, claim.checksum);
   }
   *out = weight;
   return {};
+}
+
+std::string ChecksumMessage(uint32_t found, uint32_t expected) {
+  return "checksum of the data is " + Text(found) + ", expected " + Text(expected) +
+         ": the file was damaged or changed; rewrite the model from its source";
 }
 
 uint32_t Checksum(const PackedWeight& w) {

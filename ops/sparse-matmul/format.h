@@ -63,6 +63,9 @@ struct PackedWeightClaim {
 /// shapes only.
 std::string Validate(const PackedWeightClaim& claim, bool verify_checksum, PackedWeight* out);
 
+/// What Validate() says of a checksum that does not fit.
+std::string ChecksumMessage(uint32_t found, uint32_t expected);
+
 /// CRC-32C (Castagnoli, RFC 3720) of `bytes`, continued from `crc` (0 to start). Uses SSE4.2 where the CPU has it.
 uint32_t Crc32c(const void* bytes, size_t length, uint32_t crc = 0);
 

@@ -4,6 +4,8 @@
 
 #ifdef FLASHLLM_HAS_CUDA
 #include <cuda_runtime_api.h>
+
+#include "provider/ep/cuda/gpu.h"
 #endif
 
 namespace flashllm::ep {
@@ -18,14 +20,20 @@ std::string Version(int version) {
   return JsonString(std::to_string(version / 1000) + "." + std::to_string(version % 1000 / 10));
 }
 
-std::string Device(int index) {
+std::string Device(int index, int driver) {
   cudaDeviceProp properties{};
   const cudaError_t failed = cudaGetDeviceProperties(&properties, index);
-  if (failed != cudaSuccess) return "{\"error\": " + JsonString(cudaGetErrorString(failed)) + "}";
+  if (failed != cudaSuccess) {
+    return "{\"name\": \"GPU " + std::to_string(index) +
+           "\", \"computeCapability\": \"\", \"memoryBytes\": 0, \"multiprocessors\": 0, \"refusal\": " +
+           JsonString(cudaGetErrorString(failed)) + "}";
+  }
+  const std::string refusal = ReasonAgainstGpu(properties.name, properties.major * 10 + properties.minor, driver);
   return "{\"name\": " + JsonString(properties.name) + ", \"computeCapability\": " +
          JsonString(std::to_string(properties.major) + "." + std::to_string(properties.minor)) +
          ", \"memoryBytes\": " + std::to_string(properties.totalGlobalMem) +
-         ", \"multiprocessors\": " + std::to_string(properties.multiProcessorCount) + "}";
+         ", \"multiprocessors\": " + std::to_string(properties.multiProcessorCount) +
+         ", \"refusal\": " + (refusal.empty() ? "null" : JsonString(refusal)) + "}";
 }
 
 }  // namespace
@@ -36,7 +44,7 @@ std::string CudaFacts() {
   cudaRuntimeGetVersion(&runtime);
   const cudaError_t failed = cudaGetDeviceCount(&count);
   std::string devices;
-  for (int i = 0; failed == cudaSuccess && i < count; ++i) devices += (i ? ", " : "") + Device(i);
+  for (int i = 0; failed == cudaSuccess && i < count; ++i) devices += (i ? ", " : "") + Device(i, driver);
   return "{\"compiled\": true, \"driver\": " + Version(driver) + ", \"runtime\": " + Version(runtime) +
          ", \"error\": " + (failed == cudaSuccess ? "null" : JsonString(cudaGetErrorString(failed))) +
          ", \"devices\": [" + devices + "]}";

@@ -5,6 +5,7 @@
 
 #include "ops/sparse-matmul/format.h"
 #include "provider/ep/options.h"
+#include "provider/ep/tensor_view.h"
 
 namespace flashllm::ep {
 
@@ -84,11 +85,7 @@ void InferShape(OrtShapeInferContext* context) {
 
 /// ONNX Runtime asks the schema for a kernel where the provider has not claimed the node: the place to say why.
 void RefuseKernel(const OrtKernelInfo* info) {
-  size_t size = 0;
-  Check(g_ort.api->KernelInfo_GetNodeName(info, nullptr, &size));
-  std::string node(size, '\0');
-  Check(g_ort.api->KernelInfo_GetNodeName(info, node.data(), &size));
-  node.resize(size > 0 ? size - 1 : 0);
+  const std::string node = NodeName(info);
   int64_t format = kFormatVersion;
   if (OrtStatus* status = g_ort.api->KernelInfoGetAttribute_int64(info, "format_version", &format))
     g_ort.api->ReleaseStatus(status);

@@ -72,7 +72,7 @@ void SetParts(const TensorView& bitmap, const TensorView& row_offsets, const Ten
 
 SparseMatMulNode ReadSparseMatMulNode(const OrtKernelInfo* info) {
   SparseMatMulNode node;
-  node.where = NodeName(info, kSparseMatMul);
+  node.where = DescribeNode(info, kSparseMatMul);
   PackedWeightClaim& claim = node.claim;
   claim.format_version = IntAttribute(info, node.where, "format_version");
   claim.out_features = IntAttribute(info, node.where, "out_features");

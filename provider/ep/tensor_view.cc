@@ -18,13 +18,17 @@ std::string ShapeText(const int64_t* dims, size_t rank) {
   return text + "]";
 }
 
-std::string NodeName(const OrtKernelInfo* info, const char* op) {
+std::string NodeName(const OrtKernelInfo* info) {
   size_t size = 0;
   Check(g_ort.api->KernelInfo_GetNodeName(info, nullptr, &size));
   std::string name(size, '\0');
   Check(g_ort.api->KernelInfo_GetNodeName(info, name.data(), &size));
   name.resize(size > 0 ? size - 1 : 0);
-  return std::string(op) + " node '" + name + "'";
+  return name;
+}
+
+std::string DescribeNode(const OrtKernelInfo* info, const char* op) {
+  return std::string(op) + " node '" + NodeName(info) + "'";
 }
 
 const OrtValue* InputOf(const OrtKernelContext* context, size_t index) {

@@ -21,8 +21,9 @@ TensorView ViewOf(const OrtValue* value);
 std::string ShapeText(const int64_t* dims, size_t rank);
 inline std::string ShapeText(const std::vector<int64_t>& shape) { return ShapeText(shape.data(), shape.size()); }
 
+std::string NodeName(const OrtKernelInfo* info);
 /// "LayerNormalization node '/model/norm'".
-std::string NodeName(const OrtKernelInfo* info, const char* op);
+std::string DescribeNode(const OrtKernelInfo* info, const char* op);
 
 /// Input `index`, or null where the node leaves it out.
 const OrtValue* InputOf(const OrtKernelContext* context, size_t index);

@@ -1,6 +1,7 @@
 // What the addon exports. Arguments are checked in TypeScript (provider/native.ts); these functions trust their kinds.
 #include <napi.h>
 
+#include "provider/node/device_memory.h"
 #include "provider/node/device_rows.h"
 #include "provider/node/ort_library.h"
 #include "provider/node/prepared_run.h"
@@ -43,6 +44,9 @@ Napi::Object Init(Napi::Env env, Napi::Object exports) {
   exports.Set("disposePreparedRun", Napi::Function::New(env, DisposePreparedRun));
   exports.Set("downloadTensor", Napi::Function::New(env, DownloadTensor));
   exports.Set("allocateTensor", Napi::Function::New(env, AllocateTensor));
+  exports.Set("writeTensor", Napi::Function::New(env, WriteTensor));
+  exports.Set("offersGpu", Napi::Function::New(env, OffersGpu));
+  exports.Set("deviceUse", Napi::Function::New(env, DeviceUse));
   exports.Set("rowsOfTensor", Napi::Function::New(env, RowsOfTensor));
   exports.Set("copyRow", Napi::Function::New(env, CopyRow));
   exports.Set("disposeTensor", Napi::Function::New(env, DisposeTensor));

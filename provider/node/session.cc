@@ -1,5 +1,8 @@
 #include "provider/node/session.h"
 
+#include <atomic>
+#include <mutex>
+
 #include "provider/node/ort_library.h"
 #include "provider/node/run_threads.h"
 #include "provider/node/session_options.h"
@@ -100,11 +103,18 @@ class CreateTask : public Task {
   void Execute() override {
     OrtEnv* env = GetRuntime().env;
     OrtSession* session = nullptr;
+    // ONNX Runtime adds the domain of our op to a table of the process with the first session. It looks and adds
+    // without a lock: of two first sessions at once, one may fail.
+    static std::mutex first;
+    static std::atomic<bool> added{false};
+    std::unique_lock<std::mutex> alone(first, std::defer_lock);
+    if (!added) alone.lock();
     if (bytes_ == nullptr) {
       Check(g_ort.api->CreateSession(env, path_.c_str(), options_.options.get(), &session));
     } else {
       Check(g_ort.api->CreateSessionFromArray(env, bytes_, length_, options_.options.get(), &session));
     }
+    added = true;
     state_ = std::make_shared<SessionState>(Owned<OrtSession>(session));
   }
 

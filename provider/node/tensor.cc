@@ -339,22 +339,27 @@ class DownloadTask : public Task {
   Owned<OrtValue> copy_;
 };
 
-/// The allocator of a GPU's memory that no session owns.
-OrtAllocator* AllocatorOfGpu(int ordinal) {
+}  // namespace
+
+const OrtMemoryInfo* MemoryOfGpu(int ordinal) {
   for (const OrtEpDevice* device : GetRuntime().devices) {
     const OrtMemoryInfo* memory = g_ort.api->EpDevice_MemoryInfo(device, OrtDeviceMemoryType_DEFAULT);
     int id = -1;
     if (memory != nullptr) Check(g_ort.api->MemoryInfoGetId(memory, &id));
-    if (memory == nullptr || id != ordinal) continue;
-    OrtAllocator* allocator = nullptr;
-    Check(g_ort.api->GetSharedAllocator(GetRuntime().env, memory, &allocator));
-    if (allocator != nullptr) return allocator;
+    if (memory != nullptr && id == ordinal) return memory;
   }
+  return nullptr;
+}
+
+OrtAllocator* AllocatorOfGpu(int ordinal) {
+  OrtAllocator* allocator = nullptr;
+  if (const OrtMemoryInfo* memory = MemoryOfGpu(ordinal)) {
+    Check(g_ort.api->GetSharedAllocator(GetRuntime().env, memory, &allocator));
+  }
+  if (allocator != nullptr) return allocator;
   throw Error(ORT_INVALID_ARGUMENT, "GPU " + std::to_string(ordinal) +
                                         " cannot be used: the provider does not offer it. flashllm doctor tells why");
 }
-
-}  // namespace
 
 Napi::Value DownloadTensor(const Napi::CallbackInfo& info) {
   return Boundary(info.Env(), [&] { return Submit(info.Env(), std::make_shared<DownloadTask>(info)); });

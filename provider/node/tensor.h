@@ -56,6 +56,12 @@ Napi::Object PartToJs(Napi::Env env, Owned<OrtValue> value, std::shared_ptr<Devi
 /// Whether a tensor lies in the memory of a GPU.
 bool IsOnDevice(const OrtValue* value);
 
+/// The memory of a GPU that the provider offers, or null.
+const OrtMemoryInfo* MemoryOfGpu(int ordinal);
+
+/// The allocator of a GPU's memory that no session owns. Throws Error where the provider does not offer that GPU.
+OrtAllocator* AllocatorOfGpu(int ordinal);
+
 /// downloadTensor(handle): Promise<{type, dims, data}>, a copy in the memory of the CPU
 Napi::Value DownloadTensor(const Napi::CallbackInfo& info);
 /// allocateTensor(type, dims, deviceId): {type, dims, device}, zeros in the memory of a GPU

@@ -11,6 +11,7 @@ import argparse
 import json
 import os
 import sys
+import tempfile
 import threading
 import time
 import traceback
@@ -271,6 +272,42 @@ def plain_run():
     options = ort.RunOptions()
     options.add_run_config_entry("gpu_graph_id", "-1")
     return options
+
+
+@section
+def profile(models):
+    """ONNX Runtime's profile has a time on the device for each kernel, of ordinary runs and of replayed CUDA graphs."""
+    path = os.path.join(models, "sparse80", "model.onnx")
+    generator = np.random.default_rng(8)
+    steps = 5
+    for graph in (False, True):
+        with tempfile.TemporaryDirectory() as folder:
+            settings = {"cuda_graph": "1" if graph else "0"}
+            session = gpu_session(path, settings, ON_GPU_ONLY, profile=os.path.join(folder, "profile"))
+            state = Static(Decoder(session), 2, 64, 8192)
+            state.prefill(*sequences(generator, 8192, [6, 11]))
+            start = time.time()
+            for step in range(steps):
+                state.step(np.full((2, 1), 7, np.int64), 11 + step, np.full((2, 1), 11 + step, np.int64))
+            took = time.time() - start
+            with open(session.end_profiling(), encoding="utf8") as file:
+                events = json.load(file)
+        timed = [event for event in events if "device_ns" in event.get("args", {})]
+        products = [event for event in timed if event["args"]["op_name"] == "SparseMatMul"]
+        names = {event["args"]["node"] for event in products}
+        check(len(names) == 24, f"{len(names)} of 24 SparseMatMul nodes are in the profile")
+        replays = [event for event in products if event["args"]["cuda_graph"] == "1"]
+        check(len(replays) >= (steps * len(names) if graph else 0), f"{len(replays)} products in replayed graphs")
+        check(all(0 < int(event["args"]["device_ns"]) < 1e7 for event in timed), "a time that cannot be")
+        kernels = [event["ts"] for event in timed]
+        check(min(kernels) > 0 and max(kernels) <= max(event["ts"] for event in events if event not in timed) + 1e6, "a start that cannot be")
+        total = sum(int(event["args"]["device_ns"]) for event in timed if (event["args"]["cuda_graph"] == "1") == graph)
+        print(f"    cuda_graph={int(graph)}: {len(timed)} times, {total / 1e6:.2f} ms of kernels in {took * 1000:.2f} ms of {steps} steps")
+        by_op = {}
+        for event in (e for e in timed if (e["args"]["cuda_graph"] == "1") == graph):
+            by_op.setdefault(event["args"]["op_name"], []).append(int(event["args"]["device_ns"]))
+        for op, times in sorted(by_op.items(), key=lambda item: -sum(item[1])):
+            print(f"      {op}: {len(times)} x {sum(times) / len(times) / 1000:.2f} us")
 
 
 @section

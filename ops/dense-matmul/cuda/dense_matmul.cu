@@ -40,6 +40,7 @@ cudaError_t GetDenseDevice(int device, DenseDevice* info) {
   if (error != cudaSuccess) return error;
   info->compute_capability = major * 10 + minor;
   if (info->compute_capability < 80) return cudaErrorNoKernelImageForDevice;
+  if (info->compute_capability > 90) info->compute_capability = 80;  // they run its PTX
   error = PrepareMmaGemm();
   // Code for sm_90a runs on compute capability 9.0 alone.
   return error == cudaSuccess && info->compute_capability == 90 ? PrepareTmaGemm(info) : error;

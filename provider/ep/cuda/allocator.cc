@@ -60,6 +60,9 @@ class Allocator : public OrtAllocator {
     add("NumAllocs", now.allocations);
     add("NumArenaExtensions", now.segments);
     add("MaxAllocSize", now.largest);
+    const DeviceUse all = UseOfDevice(pool_->device());
+    add("DeviceReserved", all.reserved);
+    add("MaxDeviceReserved", all.max_reserved);
     return pairs;
   }
 

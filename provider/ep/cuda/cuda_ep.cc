@@ -1,6 +1,7 @@
 #include "provider/ep/cuda/cuda_ep.h"
 
 #include <charconv>
+#include <cstdio>
 #include <cstring>
 #include <set>
 
@@ -39,13 +40,14 @@ CudaEp::CudaEp(const Options& options, Gpu* gpu, const OrtKernelRegistry* regist
       weight_pool_(std::make_shared<MemoryPool>(gpu->ordinal(), MemoryKind::kDevice)),
       weights_(gpu, weight_pool_),
       faults_(gpu->ordinal()),
+      times_(std::make_shared<KernelTimes>(gpu->ordinal())),
       unclaimed_(logger, options) {
   gpu->Open();
   SetNodes();
   SetMemory();
   SetRuns();
   if (options.cuda_graph) {
-    graphs_.emplace(gpu->ordinal(), pool_);
+    graphs_.emplace(gpu->ordinal(), pool_, times_);
     SetGraphs();
   }
 }
@@ -82,12 +84,26 @@ void CudaEp::SetMemory() {
     });
   };
   OnSessionInitializationEnd = [](OrtEp* self) noexcept -> OrtStatus* {
-    auto* ep = static_cast<CudaEp*>(self);
-    ReleaseUploadBuffers();
-    ep->weight_pool_->Trim();
-    ep->pool_->Trim();
-    return nullptr;
+    return Guard([&] { static_cast<CudaEp*>(self)->EndLoading(); });
   };
+}
+
+/// Gives back what only loading needs, and says what it took.
+void CudaEp::EndLoading() {
+  ReleaseUploadBuffers();
+  weight_pool_->Trim();
+  pool_->Trim();
+  const UploadStatistics sent = TakeUploadStatistics();
+  const DeviceUse use = UseOfDevice(gpu_->ordinal());
+  const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - made_).count();
+  char text[256];
+  std::snprintf(text, sizeof text,
+                "flashllm: a session on GPU %d was ready after %.2f s: %.1f MB sent at %.1f GB/s; the process holds "
+                "%.1f MB of its memory, at most %.1f MB so far",
+                gpu_->ordinal(), seconds, static_cast<double>(sent.bytes) / 1e6,
+                sent.seconds > 0 ? static_cast<double>(sent.bytes) / sent.seconds / 1e9 : 0.0,
+                static_cast<double>(use.reserved) / 1e6, static_cast<double>(use.max_reserved) / 1e6);
+  Log(logger_, ORT_LOGGING_LEVEL_INFO, text);
 }
 
 void CudaEp::SetRuns() {
@@ -118,6 +134,12 @@ void CudaEp::SetRuns() {
       }
     });
   };
+  CreateProfiler = [](OrtEp* self, OrtEpProfilerImpl** profiler) noexcept -> OrtStatus* {
+    return Guard([&] {
+      constexpr uint32_t kProfilersSince = 25;
+      *profiler = g_ort.version < kProfilersSince ? nullptr : static_cast<CudaEp*>(self)->times_->MakeProfiler();
+    });
+  };
 }
 
 void CudaEp::EndRun(const OrtRunOptions* run_options) {
@@ -126,6 +148,7 @@ void CudaEp::EndRun(const OrtRunOptions* run_options) {
     const DeviceScope scope(gpu_->ordinal());
     WaitForStream(graphs_->stream());
   }
+  times_->Collect();
   faults_.Check();
 }
 

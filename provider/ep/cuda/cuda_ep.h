@@ -2,6 +2,7 @@
 #pragma once
 
 #include <atomic>
+#include <chrono>
 #include <memory>
 #include <optional>
 #include <string>
@@ -11,6 +12,7 @@
 #include "provider/ep/cuda/fault_board.h"
 #include "provider/ep/cuda/gpu.h"
 #include "provider/ep/cuda/graph_capture.h"
+#include "provider/ep/cuda/profiler.h"
 #include "provider/ep/ep.h"
 #include "provider/ep/options.h"
 
@@ -27,8 +29,10 @@ class CudaEp : public SessionEp {
   MemoryPool& pool() { return *pool_; }
   DeviceWeightCache& weights() { return weights_; }
   FaultBoard& faults() { return faults_; }
-  /// Whether kernels may start while the one before them still runs (programmatic dependent launch).
-  bool programmatic() const { return gpu_->compute_capability() >= 90; }
+  KernelTimes& times() { return *times_; }
+  /// Whether kernels may start while the one before them still runs (programmatic dependent launch). Not in a profile,
+  /// which times each by itself.
+  bool programmatic() const { return gpu_->compute_capability() >= 90 && !times_->active(); }
   /// A kernel has enqueued its work.
   void CountComputed() { computed_.fetch_add(1, std::memory_order_relaxed); }
 
@@ -37,9 +41,11 @@ class CudaEp : public SessionEp {
   void SetMemory();
   void SetRuns();
   void SetGraphs();
+  void EndLoading();
   void Claim(const OrtGraph* graph, OrtEpGraphSupportInfo* support);
   void EndRun(const OrtRunOptions* run_options);
 
+  const std::chrono::steady_clock::time_point made_ = std::chrono::steady_clock::now();
   const Options options_;
   Gpu* const gpu_;
   const OrtKernelRegistry* const registry_;
@@ -47,6 +53,7 @@ class CudaEp : public SessionEp {
   const std::shared_ptr<MemoryPool> pool_, pinned_pool_, weight_pool_;
   DeviceWeightCache weights_;
   FaultBoard faults_;
+  const std::shared_ptr<KernelTimes> times_;
   std::optional<GraphCapture> graphs_;
   std::atomic<size_t> computed_{0};
   UnclaimedLog unclaimed_;

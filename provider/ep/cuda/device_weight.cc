@@ -43,13 +43,13 @@ void DeviceWeight::FreeParts() {
   parts_ = cuda::DeviceParts{};
 }
 
-void DeviceWeight::Load(const PackedWeight& weight, cuda::ElementType type, Gpu* gpu) {
+uint32_t DeviceWeight::Send(const PackedWeight& weight, bool with_checksum, Gpu* gpu) {
   const DeviceScope scope(gpu->ordinal());
-  const LoadStream stream;
-  const auto upload = [&](const void* from, int64_t bytes) {
+  uint32_t checksum = 0;
+  const auto send = [&](const void* from, int64_t bytes) {
     void* to = pool_->Allocate(static_cast<size_t>(bytes), nullptr);
     try {
-      Upload(gpu->ordinal(), to, from, static_cast<size_t>(bytes));
+      Upload(gpu->ordinal(), to, from, static_cast<size_t>(bytes), with_checksum ? &checksum : nullptr);
     } catch (...) {
       pool_->Free(to);
       throw;
@@ -57,15 +57,17 @@ void DeviceWeight::Load(const PackedWeight& weight, cuda::ElementType type, Gpu*
     return to;
   };
   parts_.value_type = weight.value_type;
-  parts_.values = upload(weight.values, ValuesLength(weight.nnz) * SizeOf(weight.value_type));
-  parts_.bitmap =
-      static_cast<uint8_t*>(upload(weight.bitmap, weight.out_features * BitmapRowBytes(weight.in_features)));
-  parts_.row_offsets = static_cast<int32_t*>(upload(weight.row_offsets, (weight.out_features + 1) * 4));
-  LayOut(weight, type, gpu->device(), stream.get());
+  // In the order of the checksum.
+  parts_.bitmap = static_cast<uint8_t*>(send(weight.bitmap, weight.out_features * BitmapRowBytes(weight.in_features)));
+  parts_.row_offsets = static_cast<int32_t*>(send(weight.row_offsets, (weight.out_features + 1) * 4));
+  parts_.values = send(weight.values, ValuesLength(weight.nnz) * SizeOf(weight.value_type));
+  return checksum;
 }
 
-void DeviceWeight::LayOut(const PackedWeight& weight, cuda::ElementType type, const cuda::DeviceInfo& device,
-                          cudaStream_t stream) {
+void DeviceWeight::LayOut(const PackedWeight& weight, cuda::ElementType type, Gpu* gpu) {
+  const DeviceScope scope(gpu->ordinal());
+  const LoadStream load_stream;
+  const cudaStream_t stream = load_stream.get();
   cuda::PlanOptions options;
   if (weight.value_type == ValueType::kFloat32) {
     const Scratch result(pool_.get(), 4, nullptr);
@@ -76,7 +78,7 @@ void DeviceWeight::LayOut(const PackedWeight& weight, cuda::ElementType type, co
   const std::vector<int32_t> offsets = AlignedOffsets(weight);
   PackedWeight aligned = weight;
   aligned.row_offsets = offsets.data();
-  CheckCuda(cuda::MakePlan(aligned, device, options, &plan_), "planning a weight");
+  CheckCuda(cuda::MakePlan(aligned, gpu->device(), options, &plan_), "planning a weight");
   if (!cuda::Supports(plan_, type)) plan_.layout = cuda::Layout::kCanonical;  // the parts serve every type
   if (plan_.layout == cuda::Layout::kCanonical) return;
   const Scratch staging(pool_.get(), static_cast<size_t>(plan_.staging_bytes), nullptr);
@@ -94,13 +96,16 @@ std::shared_ptr<const DeviceWeight> DeviceWeightCache::Prepare(const PackedWeigh
   std::lock_guard<std::mutex> lock(mutex_);
   std::weak_ptr<const DeviceWeight>& entry = loaded_[key];
   if (std::shared_ptr<const DeviceWeight> ready = entry.lock()) return ready;
-  PackedWeight weight;
-  const std::string wrong = Validate(claim, verify_checksum, &weight);
-  if (!wrong.empty()) {
+  const auto reject = [&](const std::string& wrong) {
     throw Error(ORT_INVALID_GRAPH, "flashllm: the packed weight of " + where + " is not valid: " + wrong);
-  }
+  };
+  PackedWeight weight;
+  const std::string wrong = Validate(claim, false, &weight);
+  if (!wrong.empty()) reject(wrong);
   const auto loaded = std::make_shared<DeviceWeight>(pool_);
-  loaded->Load(weight, type, gpu_);
+  const uint32_t found = loaded->Send(weight, verify_checksum, gpu_);
+  if (verify_checksum && found != claim.checksum) reject(ChecksumMessage(found, claim.checksum));
+  loaded->LayOut(weight, type, gpu_);
   entry = loaded;
   return loaded;
 }

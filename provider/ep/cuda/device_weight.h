@@ -25,11 +25,13 @@ class DeviceWeight {
   const void* layout() const { return layout_; }
   const cuda::DeviceParts& parts() const { return parts_; }  // null pointers where the layout has everything
 
-  /// Copies a validated weight to the GPU and lays it out for X of `type`. Throws Error; then the object is of no use.
-  void Load(const PackedWeight& weight, cuda::ElementType type, Gpu* gpu);
+  /// Copies a validated weight to the GPU and returns the checksum of what was sent, 0 where it is not asked for.
+  /// Throws Error; then the object is of no use.
+  uint32_t Send(const PackedWeight& weight, bool with_checksum, Gpu* gpu);
+  /// Lays a weight that was sent out for X of `type`. Throws Error likewise.
+  void LayOut(const PackedWeight& weight, cuda::ElementType type, Gpu* gpu);
 
  private:
-  void LayOut(const PackedWeight& weight, cuda::ElementType type, const cuda::DeviceInfo& device, cudaStream_t stream);
   void FreeParts();
 
   const std::shared_ptr<MemoryPool> pool_;

@@ -30,10 +30,25 @@ PciAddress ParsePciAddress(const char* text) {
 
 std::string Capability(int value) { return std::to_string(value / 10) + "." + std::to_string(value % 10); }
 
+std::string CudaVersion(int value) { return std::to_string(value / 1000) + "." + std::to_string(value % 1000 / 10); }
+
 }  // namespace
 
+std::string ReasonAgainstGpu(const std::string& name, int compute_capability, int driver) {
+  constexpr int kOldest = 80;
+  const std::string has = name + " has compute capability " + Capability(compute_capability);
+  if (compute_capability < kOldest) {
+    return has + "; the kernels need " + Capability(kOldest) + " or newer (A100, H100, RTX 30 and later)";
+  }
+  if (LaunchCapability(compute_capability) != compute_capability && driver < CUDART_VERSION) {
+    return has + ", for which the driver compiles the kernels; that takes a driver for CUDA " +
+           CudaVersion(CUDART_VERSION) + " or newer, but this one is for " + CudaVersion(driver) + ". Update it";
+  }
+  return "";
+}
+
 Gpu::Gpu(int ordinal, std::string name, int compute_capability)
-    : ordinal_(ordinal), name_(std::move(name)), compute_capability_(compute_capability) {
+    : ordinal_(ordinal), name_(std::move(name)), compute_capability_(LaunchCapability(compute_capability)) {
   memory_ = MakeMemoryInfo("FlashLLM", ordinal, OrtDeviceMemoryType_DEFAULT);
   pinned_memory_ = MakeMemoryInfo("FlashLLMPinned", ordinal, OrtDeviceMemoryType_HOST_ACCESSIBLE);
 }
@@ -49,6 +64,7 @@ void Gpu::Open() {
   const DeviceScope scope(ordinal_);
   CheckCuda(cuda::GetDeviceInfo(ordinal_, &device_), "readying the kernels on the GPU");
   CheckCuda(cuda::GetDenseDevice(ordinal_, &dense_device_), "readying the dense kernels on the GPU");
+  device_.compute_capability = dense_device_.compute_capability = compute_capability_;
   CheckCuda(cuda::PreparePrefill(device_), "readying the prefill kernels on the GPU");
   open_ = true;
 }
@@ -74,15 +90,12 @@ Gpus FindGpus() {
     const int capability = properties.major * 10 + properties.minor;
     if (error != cudaSuccess) {
       refusal = CudaErrorText(error, "reading the properties of a GPU");
-    } else if (capability < kOldestComputeCapability || capability > kNewestComputeCapability) {
-      refusal = std::string(properties.name) + " has compute capability " + Capability(capability) +
-                "; the kernels are built for " + Capability(kOldestComputeCapability) + " to " +
-                Capability(kNewestComputeCapability) + " (A100, H100, H200, RTX 30 and 40)";
     } else {
-      gpu = std::make_unique<Gpu>(i, properties.name, capability);
+      refusal = ReasonAgainstGpu(properties.name, capability, driver);
     }
+    if (refusal.empty()) gpu = std::make_unique<Gpu>(i, properties.name, capability);
     gpus.by_ordinal.push_back(std::move(gpu));
-    gpus.refusals.push_back(refusal);
+    gpus.refusals.push_back(std::move(refusal));
   }
   return gpus;
 }

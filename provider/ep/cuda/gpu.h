@@ -13,8 +13,13 @@
 namespace flashllm::ep {
 
 constexpr uint32_t kNvidiaVendor = 0x10DE;
-/// The library holds machine code for these, 80 = 8.0, and no PTX: a newer GPU finds no kernel in it.
-constexpr int kOldestComputeCapability = 80, kNewestComputeCapability = 90;
+/// Why the kernels cannot run on a GPU; empty: they can. `compute_capability`: 80 = 8.0; `driver`: the newest CUDA that
+/// it knows, 13000 = 13.0. The library holds machine code for 8.x and 9.0, and PTX that the driver compiles for newer
+/// GPUs, if it is as new as the CUDA that the library was built with.
+std::string ReasonAgainstGpu(const std::string& name, int compute_capability, int driver);
+
+/// As which compute capability kernels are launched: the PTX is 8.0's, without clusters or programmatic launches.
+constexpr int LaunchCapability(int compute_capability) { return compute_capability > 90 ? 80 : compute_capability; }
 
 /// One GPU. Made when the library is registered, without touching the device; Open() does that.
 class Gpu {
@@ -25,6 +30,7 @@ class Gpu {
 
   int ordinal() const { return ordinal_; }
   const std::string& name() const { return name_; }
+  /// As which kernels are launched.
   int compute_capability() const { return compute_capability_; }
   const OrtMemoryInfo* memory() const { return memory_; }
   const OrtMemoryInfo* pinned_memory() const { return pinned_memory_; }
@@ -47,7 +53,7 @@ class Gpu {
   cuda::DenseDevice dense_device_;
 };
 
-/// Every GPU that the CUDA runtime lists, in its order. A null entry is one that is too old.
+/// Every GPU that the CUDA runtime lists, in its order. A null entry is one that cannot be used.
 struct Gpus {
   std::vector<std::unique_ptr<Gpu>> by_ordinal;
   std::vector<std::string> refusals;  // why an entry is null; empty text where it is not

@@ -10,7 +10,8 @@ uint64_t TagOf(int id) { return (uint64_t{1} << 32) + static_cast<uint32_t>(id);
 
 }  // namespace
 
-GraphCapture::GraphCapture(int device, std::shared_ptr<MemoryPool> pool) : device_(device), pool_(std::move(pool)) {
+GraphCapture::GraphCapture(int device, std::shared_ptr<MemoryPool> pool, std::shared_ptr<KernelTimes> times)
+    : device_(device), pool_(std::move(pool)), times_(std::move(times)) {
   const DeviceScope scope(device);
   CheckCuda(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking), "creating a stream");
 }
@@ -18,11 +19,14 @@ GraphCapture::GraphCapture(int device, std::shared_ptr<MemoryPool> pool) : devic
 GraphCapture::~GraphCapture() {
   Discard();
   static_cast<void>(cudaStreamSynchronize(stream_));
-  for (const auto& [id, graph] : graphs_) {
-    static_cast<void>(cudaGraphExecDestroy(graph));
-    pool_->ReleasePrivate(TagOf(id));
-  }
+  for (auto& [id, graph] : graphs_) Destroy(id, &graph);
   static_cast<void>(cudaStreamDestroy(stream_));
+}
+
+void GraphCapture::Destroy(int id, Graph* graph) noexcept {
+  static_cast<void>(cudaGraphExecDestroy(graph->exec));
+  times_->Recycle(&graph->launches);
+  pool_->ReleasePrivate(TagOf(id));
 }
 
 /// Ends a recording that nobody will use: a node of its run failed.
@@ -34,12 +38,14 @@ void GraphCapture::Discard() noexcept {
   static_cast<void>(cudaStreamEndCapture(stream_, &graph));
   if (graph != nullptr) static_cast<void>(cudaGraphDestroy(graph));
   static_cast<void>(cudaGetLastError());
+  times_->DropRecorded();
 }
 
 void GraphCapture::BeginRun(int id) {
   Discard();
   if (id < 0 || Has(id) || ordinary_.count(id) == 0) return;
   const DeviceScope scope(device_);
+  times_->DropRecorded();  // of a recording that could not become a graph
   // Relaxed: memory may be allocated meanwhile, by this thread and by others.
   CheckCuda(cudaStreamBeginCapture(stream_, cudaStreamCaptureModeRelaxed), "beginning to record a graph");
   capturing_ = true;
@@ -65,14 +71,18 @@ void GraphCapture::EndRun(int id, size_t computed) {
   const cudaError_t failed = cudaGraphInstantiate(&exec, graph, 0);
   static_cast<void>(cudaGraphDestroy(graph));
   CheckCuda(failed, "making a graph ready to run");
-  graphs_[id] = exec;
+  graphs_[id] = {exec, times_->TakeRecorded()};
   Replay(id);
   WaitForStream(stream_);
 }
 
 void GraphCapture::Replay(int id) {
   const DeviceScope scope(device_);
-  CheckCuda(cudaGraphLaunch(graphs_.at(id), stream_), "starting a graph");
+  const Graph& graph = graphs_.at(id);
+  CheckCuda(cudaGraphLaunch(graph.exec, stream_), "starting a graph");
+  if (!times_->active() || graph.launches.empty()) return;
+  WaitForStream(stream_);
+  times_->CollectReplay(graph.launches);
 }
 
 void GraphCapture::Release(int id) {
@@ -80,10 +90,9 @@ void GraphCapture::Release(int id) {
   if (found == graphs_.end()) return;
   const DeviceScope scope(device_);
   WaitForStream(stream_);
-  static_cast<void>(cudaGraphExecDestroy(found->second));
+  Destroy(id, &found->second);
   graphs_.erase(found);
   ordinary_.erase(id);
-  pool_->ReleasePrivate(TagOf(id));
 }
 
 }  // namespace flashllm::ep

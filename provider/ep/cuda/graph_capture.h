@@ -6,8 +6,10 @@
 
 #include <map>
 #include <memory>
+#include <vector>
 
 #include "provider/ep/cuda/memory_pool.h"
+#include "provider/ep/cuda/profiler.h"
 
 namespace flashllm::ep {
 
@@ -15,8 +17,8 @@ namespace flashllm::ep {
 /// of such a session come one after another (ONNX Runtime sees to it).
 class GraphCapture {
  public:
-  /// `pool`: where ONNX Runtime takes the memory of the session's runs from.
-  GraphCapture(int device, std::shared_ptr<MemoryPool> pool);
+  /// `pool`: where ONNX Runtime takes the memory of the session's runs from. `times`: of its kernels.
+  GraphCapture(int device, std::shared_ptr<MemoryPool> pool, std::shared_ptr<KernelTimes> times);
   ~GraphCapture();
   GraphCapture(const GraphCapture&) = delete;
 
@@ -29,17 +31,23 @@ class GraphCapture {
   /// A run ends, in which so many kernels computed without an error. One that was recorded becomes a graph, which is
   /// then run, since recording computes nothing; but not if it was cut short, by an error or a request to terminate.
   void EndRun(int id, size_t computed);
-  /// Starts a graph. Does not wait.
+  /// Starts a graph. Waits for it only where it is profiled.
   void Replay(int id);
   void Release(int id);
 
  private:
+  struct Graph {
+    cudaGraphExec_t exec = nullptr;
+    std::vector<TimedLaunch> launches;  // where it was recorded during a profile
+  };
   void Discard() noexcept;
+  void Destroy(int id, Graph* graph) noexcept;
 
   const int device_;
   const std::shared_ptr<MemoryPool> pool_;
+  const std::shared_ptr<KernelTimes> times_;
   cudaStream_t stream_ = nullptr;
-  std::map<int, cudaGraphExec_t> graphs_;
+  std::map<int, Graph> graphs_;
   std::map<int, size_t> ordinary_;  // kernels that an ordinary run computed
   bool capturing_ = false;
 };

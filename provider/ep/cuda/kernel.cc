@@ -71,13 +71,15 @@ cuda::Shape MakeShape(const int64_t* dims, size_t rank) {
 }
 
 CudaKernel::CudaKernel(const OrtKernelInfo* info, const char* op)
-    : OrtKernelImpl{}, ep_(EpOf(info)), where_(NodeName(info, op)) {
+    : OrtKernelImpl{}, ep_(EpOf(info)), op_(op), node_(NodeName(info)), where_(DescribeNode(info, op)) {
   ort_version_supported = g_ort.version;
   Compute = [](OrtKernelImpl* self, OrtKernelContext* context) noexcept -> OrtStatus* {
     return Guard([&] {
       auto* kernel = static_cast<CudaKernel*>(self);
       const DeviceScope scope(kernel->ep().gpu().ordinal());
-      kernel->Run(Call(*kernel, context));
+      LaunchTimer timer(&kernel->ep().times());
+      kernel->Run(Call(*kernel, context, &timer));
+      timer.End(kernel->op_, kernel->node_);
       kernel->ep().CountComputed();
     });
   };
@@ -92,7 +94,8 @@ void CudaKernel::CheckLaunch(cudaError_t error) const {
   if (error != cudaSuccess) throw Error(ORT_EP_FAIL, "flashllm: " + CudaErrorText(error, where_.c_str()));
 }
 
-Call::Call(const CudaKernel& kernel, OrtKernelContext* context) : kernel_(kernel), context_(context) {
+Call::Call(const CudaKernel& kernel, OrtKernelContext* context, LaunchTimer* timer)
+    : kernel_(kernel), context_(context), timer_(timer) {
   void* stream = nullptr;
   Check(g_ort.api->KernelContext_GetGPUComputeStream(context, &stream));
   stream_ = static_cast<cudaStream_t>(stream);

@@ -44,9 +44,13 @@ class CudaKernel;
 /// One computation of a kernel.
 class Call {
  public:
-  Call(const CudaKernel& kernel, OrtKernelContext* context);
+  Call(const CudaKernel& kernel, OrtKernelContext* context, LaunchTimer* timer);
 
-  cudaStream_t stream() const { return stream_; }
+  /// The run's stream. A kernel that asks for it is about to enqueue its work, which a profile times from here on.
+  cudaStream_t stream() const {
+    timer_->Begin(stream_);
+    return stream_;
+  }
   Tensor Input(size_t index) const;
   /// An input that must be there.
   Tensor Required(size_t index, const char* name) const;
@@ -58,11 +62,13 @@ class Call {
  private:
   const CudaKernel& kernel_;
   OrtKernelContext* const context_;
+  LaunchTimer* const timer_;
   cudaStream_t stream_ = nullptr;
 };
 
 class CudaKernel : public OrtKernelImpl {
  public:
+  /// `op`: a literal.
   CudaKernel(const OrtKernelInfo* info, const char* op);
   virtual ~CudaKernel() = default;
 
@@ -80,7 +86,8 @@ class CudaKernel : public OrtKernelImpl {
 
  private:
   CudaEp* ep_ = nullptr;
-  const std::string where_;
+  const char* const op_;
+  const std::string node_, where_;
 };
 
 /// The attribute of a node at kernel creation; `otherwise` where it is left out.

@@ -26,10 +26,21 @@ struct Pools {
   }
   std::mutex failure_mutex;
   std::string failure;  // the last one
+
+  std::mutex use_mutex;
+  std::map<int, DeviceUse> use;  // by device
 };
 Pools& ThePools() {
   static Pools* pools = new Pools();
   return *pools;
+}
+
+void CountReserved(int device, size_t more, size_t less) {
+  Pools& pools = ThePools();
+  std::lock_guard<std::mutex> lock(pools.use_mutex);
+  DeviceUse& use = pools.use[device];
+  use.reserved += more - less;
+  use.max_reserved = std::max(use.max_reserved, use.reserved);
 }
 
 std::string Megabytes(size_t bytes) {
@@ -51,7 +62,7 @@ MemoryPool::~MemoryPool() {
     std::lock_guard<std::mutex> lock(pools.mutex);
     pools.all.erase(this);
   }
-  for (Segment& segment : segments_) ToSystem(segment.base);
+  for (Segment& segment : segments_) ToSystem(segment);
 }
 
 void* MemoryPool::Allocate(size_t bytes, cudaStream_t stream) {
@@ -226,7 +237,7 @@ void MemoryPool::TrimLocked() noexcept {
       continue;
     }
     free_[0].erase(&it->blocks.begin()->second);
-    ToSystem(it->base);
+    ToSystem(*it);
     statistics_.reserved -= it->bytes;
     --statistics_.segments;
     it = segments_.erase(it);
@@ -242,16 +253,20 @@ void* MemoryPool::FromSystem(size_t bytes) {
   const cudaError_t failed =
       kind_ == MemoryKind::kDevice ? cudaMalloc(&base, bytes) : cudaHostAlloc(&base, bytes, cudaHostAllocPortable);
   static_cast<void>(cudaThreadExchangeStreamCaptureMode(&mode));
-  if (failed == cudaSuccess) return base;
+  if (failed == cudaSuccess) {
+    if (kind_ == MemoryKind::kDevice) CountReserved(device_, bytes, 0);
+    return base;
+  }
   if (failed != cudaErrorMemoryAllocation) CheckCuda(failed, "allocating memory");
   static_cast<void>(cudaGetLastError());
   return nullptr;
 }
 
-void MemoryPool::ToSystem(void* base) noexcept {
+void MemoryPool::ToSystem(const Segment& segment) noexcept {
   // At the end of a process the runtime may be gone; then there is nothing to free.
-  static_cast<void>(kind_ == MemoryKind::kDevice ? cudaFree(base) : cudaFreeHost(base));
+  static_cast<void>(kind_ == MemoryKind::kDevice ? cudaFree(segment.base) : cudaFreeHost(segment.base));
   static_cast<void>(cudaGetLastError());
+  if (kind_ == MemoryKind::kDevice) CountReserved(device_, 0, segment.bytes);
 }
 
 std::string MemoryPool::Describe(size_t bytes) const {
@@ -275,6 +290,12 @@ std::string LastMemoryFailure() {
   Pools& pools = ThePools();
   std::lock_guard<std::mutex> lock(pools.failure_mutex);
   return pools.failure;
+}
+
+DeviceUse UseOfDevice(int device) {
+  Pools& pools = ThePools();
+  std::lock_guard<std::mutex> lock(pools.use_mutex);
+  return pools.use[device];
 }
 
 void StreamIsIdleInAllPools(cudaStream_t stream) noexcept {

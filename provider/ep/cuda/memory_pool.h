@@ -53,6 +53,7 @@ class MemoryPool {
   void Trim() noexcept;
 
   MemoryStatistics statistics() const;
+  int device() const { return device_; }
 
  private:
   struct Segment;
@@ -83,7 +84,7 @@ class MemoryPool {
   void Join(Block* block);
   bool MayFollow(const Block& block, cudaStream_t stream) const;
   void* FromSystem(size_t bytes);
-  void ToSystem(void* base) noexcept;
+  void ToSystem(const Segment& segment) noexcept;
   void TrimLocked() noexcept;
   std::string Describe(size_t bytes) const;
 
@@ -101,6 +102,12 @@ class MemoryPool {
 /// The message of the last Allocate() of any pool that failed; empty if none has. For those who find null in a tensor:
 /// ONNX Runtime's allocators have no other way to fail, and it does not look.
 std::string LastMemoryFailure();
+
+/// What all pools of this process hold of a GPU's memory, in bytes. The CUDA context and the kernels' code come on top.
+struct DeviceUse {
+  size_t reserved = 0, max_reserved = 0;
+};
+DeviceUse UseOfDevice(int device);
 
 /// Tells every pool of the process that a stream is idle, or is about to be destroyed.
 void StreamIsIdleInAllPools(cudaStream_t stream) noexcept;

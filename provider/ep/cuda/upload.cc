@@ -2,13 +2,16 @@
 
 #include <algorithm>
 #include <atomic>
+#include <chrono>
 #include <cstring>
 #include <exception>
 #include <memory>
 #include <mutex>
 #include <thread>
+#include <utility>
 #include <vector>
 
+#include "ops/sparse-matmul/format.h"
 #include "provider/ep/cuda/call.h"
 
 namespace flashllm::ep {
@@ -44,8 +47,9 @@ class Lane {
   }
   Lane(const Lane&) = delete;
 
-  /// Sends pieces of [0, bytes), those that no other lane has taken, and waits until they have arrived.
-  void Send(char* to, const char* from, size_t bytes, std::atomic<size_t>* next) {
+  /// Sends pieces of [0, bytes), those that no other lane has taken, and waits until they have arrived. `checksums`: of
+  /// each piece as it was sent, where wanted.
+  void Send(char* to, const char* from, size_t bytes, std::atomic<size_t>* next, uint32_t* checksums) {
     const DeviceScope scope(device_);
     for (size_t turn = 0;; ++turn) {
       const size_t begin = next->fetch_add(kPiece);
@@ -57,6 +61,7 @@ class Lane {
       CheckCuda(cudaMemcpyAsync(to + begin, buffer.memory, length, cudaMemcpyHostToDevice, stream_),
                 "copying to the GPU");
       CheckCuda(cudaEventRecord(buffer.sent, stream_), "recording an event");
+      if (checksums != nullptr) checksums[begin / kPiece] = Crc32c(buffer.memory, length);
     }
     WaitForStream(stream_);
   }
@@ -71,9 +76,12 @@ class Lane {
   Buffer buffers_[kBuffersPerLane];
 };
 
+double Seconds() { return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count(); }
+
 struct Lanes {
   std::mutex mutex;
   int device = -1;
+  UploadStatistics statistics;
   std::vector<std::unique_ptr<Lane>> lanes;
 };
 Lanes& TheLanes() {
@@ -88,16 +96,20 @@ size_t WantedLanes(size_t bytes) {
 
 }  // namespace
 
-void Upload(int device, void* to, const void* from, size_t bytes) {
+void Upload(int device, void* to, const void* from, size_t bytes, uint32_t* checksum) {
   if (bytes < kDirectBelow) {
     const DeviceScope scope(device);
-    CheckCuda(cudaMemcpy(to, from, bytes, cudaMemcpyHostToDevice), "copying to the GPU");
+    const char* const begin = static_cast<const char*>(from);
+    const std::vector<char> kept(begin, begin + bytes);
+    if (checksum != nullptr) *checksum = Crc32c(kept.data(), bytes, *checksum);
+    CheckCuda(cudaMemcpy(to, kept.data(), bytes, cudaMemcpyHostToDevice), "copying to the GPU");
     // A copy from pageable memory may still be on the way from the driver's buffer.
     CheckCuda(cudaStreamSynchronize(nullptr), "copying to the GPU");
     return;
   }
   Lanes& shared = TheLanes();
   std::lock_guard<std::mutex> lock(shared.mutex);
+  const double start = Seconds();
   if (shared.device != device) {
     shared.lanes.clear();
     shared.device = device;
@@ -110,10 +122,12 @@ void Upload(int device, void* to, const void* from, size_t bytes) {
   }
 
   std::atomic<size_t> next{0};
+  std::vector<uint32_t> pieces(checksum == nullptr ? 0 : (bytes + kPiece - 1) / kPiece);
   std::vector<std::exception_ptr> failures(count);
   const auto send = [&](size_t lane) noexcept {
     try {
-      shared.lanes[lane]->Send(static_cast<char*>(to), static_cast<const char*>(from), bytes, &next);
+      shared.lanes[lane]->Send(static_cast<char*>(to), static_cast<const char*>(from), bytes, &next,
+                               checksum == nullptr ? nullptr : pieces.data());
     } catch (...) {
       failures[lane] = std::current_exception();
     }
@@ -128,6 +142,17 @@ void Upload(int device, void* to, const void* from, size_t bytes) {
   for (const std::exception_ptr& failure : failures) {
     if (failure) std::rethrow_exception(failure);
   }
+  for (size_t i = 0; i < pieces.size(); ++i) {
+    *checksum = Crc32cCombine(*checksum, pieces[i], std::min(kPiece, bytes - i * kPiece));
+  }
+  shared.statistics.bytes += bytes;
+  shared.statistics.seconds += Seconds() - start;
+}
+
+UploadStatistics TakeUploadStatistics() {
+  Lanes& shared = TheLanes();
+  std::lock_guard<std::mutex> lock(shared.mutex);
+  return std::exchange(shared.statistics, {});
 }
 
 void ReleaseUploadBuffers() noexcept {

@@ -5,12 +5,22 @@
 #include <cuda_runtime_api.h>
 
 #include <cstddef>
+#include <cstdint>
 
 namespace flashllm::ep {
 
 /// Copies `bytes` from host memory (any: mapped files too) to device memory and waits until it has arrived. The pinned
-/// buffers are shared by the process: one upload at a time, 64 MB in all. Throws Error.
-void Upload(int device, void* to, const void* from, size_t bytes);
+/// buffers are shared by the process: one upload at a time, 64 MB in all. `checksum`: where given, is continued over
+/// the bytes as they were sent, whatever happens to the file meanwhile (Crc32c). Throws Error.
+void Upload(int device, void* to, const void* from, size_t bytes, uint32_t* checksum = nullptr);
+
+/// What Upload() has sent (in pieces of 1 MB and more) since the last call of this function, for all sessions of the
+/// process.
+struct UploadStatistics {
+  size_t bytes = 0;
+  double seconds = 0;
+};
+UploadStatistics TakeUploadStatistics();
 
 /// Gives the pinned buffers back. The next upload makes them again.
 void ReleaseUploadBuffers() noexcept;

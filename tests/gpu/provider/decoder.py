@@ -15,10 +15,14 @@ def gpu_device(index: int = 0):
     return gpus[index]
 
 
-def gpu_session(model, options=None, config=None, level=None):
-    """A session of a path or of bytes on the first GPU. `config`: session configuration entries."""
+def gpu_session(model, options=None, config=None, level=None, profile=None):
+    """A session of a path or of bytes on the first GPU. `config`: session configuration entries; `profile`: what the name of a
+    profile begins with."""
     settings = ort.SessionOptions()
     settings.log_severity_level = 3
+    if profile is not None:
+        settings.enable_profiling = True
+        settings.profile_file_prefix = profile
     if level is not None:
         settings.graph_optimization_level = level
     for key, value in (config or {}).items():

@@ -1,3 +1,4 @@
+#include <algorithm>
 #include <string>
 #include <vector>
 
@@ -24,5 +25,18 @@ TEST_CASE("CRC-32C continues and combines at every cut") {
     const uint32_t first = Crc32c(bytes, cut);
     CHECK(Crc32c(bytes + cut, length - cut, first) == whole);
     CHECK(Crc32cCombine(first, Crc32c(bytes + cut, length - cut), length - cut) == whole);
+  }
+}
+
+TEST_CASE("CRC-32C of long data, which is read in several places at once") {
+  const std::vector<float> floats = test::RandomFloats(150000, 2);
+  const uint8_t* bytes = reinterpret_cast<const uint8_t*>(floats.data());
+  for (const size_t length : {98303, 98304, 98311, 196608, 599999}) {
+    uint32_t piecewise = 0;  // pieces too short for that
+    for (size_t at = 0; at < length; at += 1000) {
+      piecewise = Crc32c(bytes + at, std::min<size_t>(1000, length - at), piecewise);
+    }
+    CHECK(Crc32c(bytes, length) == piecewise);
+    CHECK(Crc32c(bytes + 1, length - 1, Crc32c(bytes, 1)) == piecewise);
   }
 }
