@@ -118,6 +118,14 @@ export class Decoder {
     return { logits: new Logits(results.logits as Tensor), cache: renamed(results, this.names, 1) };
   }
 
+  /** As `run`, for the likeliest token after each new one alone: [batch × new tokens]. The logits stay where they are. */
+  async likeliest({ ids, mask, positions, cache, present }: RunInput & { readonly present: Cache }): Promise<number[]> {
+    const feeds = { ...cache, ...this.named({ ids, mask, positions }) };
+    const fetches = { [LIKELIEST]: null, ...this.presentOf(present) };
+    const results = await this.session.run(feeds, fetches);
+    return Array.from((results[LIKELIEST] as Tensor).data as BigInt64Array, Number);
+  }
+
   /** Tensors of a step by the names of the model's inputs. */
   named<Place>({ ids, mask, positions }: Record<'ids' | 'mask' | 'positions', Place>): Record<string, Place> {
     const inputs: Record<string, Place> = { input_ids: ids, attention_mask: mask };

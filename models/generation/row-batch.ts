@@ -102,16 +102,37 @@ export class RowBatch implements Batch {
       const chunk = members.length > 1 ? prompt : prompt.slice(done, done + this.limits.prefillTokens);
       return { past: done, ids: chunk };
     });
-    const { logits } = await this.decoder.run(this.input(first, rows));
+    const next = await this.read(first, rows);
     const [only] = members;
     work.done += (rows[0] as RowInput).ids.length;
     if (members.length === 1 && only && work.done < only.prompt.length) return;
     this.prefilling = undefined;
     for (const [row, sequence] of members.entries()) {
-      const token = sequence && choose(sequence, logits.at(row, (rows[row] as RowInput).ids.length - 1));
+      const token = sequence && next(sequence, row);
       if (token !== undefined && sequence)
         this.slots[first + row] = { sequence, token, length: sequence.prompt.length };
     }
+  }
+
+  /**
+   * Runs prompts, or chunks of them, into their rows.
+   * @returns what has a sequence choose the token after those of its row. Where all are greedy, their many logits stay
+   * where they are computed.
+   */
+  private async read(
+    first: number,
+    rows: readonly RowInput[],
+  ): Promise<(sequence: ScheduledSequence, row: number) => number | undefined> {
+    const input = this.input(first, rows);
+    const last = (row: number) => (rows[row] as RowInput).ids.length - 1;
+    if (this.decoder.tellsLikeliest && this.reading.every((sequence) => sequence.greedy)) {
+      const [, fresh] = input.ids.dims as [number, number];
+      const likeliest = await this.decoder.likeliest(input);
+      return (sequence, row) => choose(sequence, undefined, likeliest[row * fresh + last(row)]);
+    }
+    const logits = this.logits.tensor([...input.ids.dims, this.decoder.vocabulary]);
+    const output = await this.decoder.run({ ...input, logits });
+    return (sequence, row) => choose(sequence, output.logits.at(row, last(row)));
   }
 
   /** Makes room for what the prompts' sequences may become. One that does not fit ends with the memory's error. */
@@ -220,8 +241,7 @@ export class RowBatch implements Batch {
       for (const [i, id] of ids.entries()) integers.set(row, i, id, past + i);
     }
     const cache = this.cache.view(first, rows.length);
-    const logits = this.logits.tensor([rows.length, fresh, this.decoder.vocabulary]);
-    return { ...integers.tensors(), cache, present: cache, logits };
+    return { ...integers.tensors(), cache, present: cache };
   }
 
   /** Tokens of a prompt that the row holds so far. */
