@@ -1,9 +1,7 @@
 // Times SparseMatMul against cublasGemmEx on OPT's four matrices, every output checked, weights rotated through device
 // memory.
-//   spmm_bench [--model opt-30b] [--matrices fc1,fc2,o,qkv] [--sparsity 0.5,…] [--n 1,8,…] [--clusters 0] [--ahead
-//   BLOCKS]
-//   [--columns 0|1]
-//   [--json FILE] [--commit ID] [--no-cublas]
+//   spmm_bench [--model opt-30b] [--matrices fc1,fc2,o,qkv] [--sparsity 0.5,…] [--n 1,8,…] [--clusters 0]
+//   [--columns 0|1] [--json FILE] [--commit ID] [--no-cublas]
 // docs/kernels.md says what the columns mean.
 #include <algorithm>
 #include <cmath>
@@ -29,7 +27,7 @@ struct Options {
   std::vector<std::string> matrices = {"fc1", "fc2", "o", "qkv"};
   std::vector<double> sparsities = {0.5, 0.6, 0.7, 0.8, 0.9};
   std::vector<int> columns = {8, 16, 32}, clusters = {0};
-  int ahead = 0, layout = -1;
+  int layout = -1;
   bool cublas = true;
 };
 
@@ -64,8 +62,6 @@ Options Parse(int argc, char** argv) {
       options.columns = Split<int>(value);
     else if (name == "--clusters")
       options.clusters = Split<int>(value);
-    else if (name == "--ahead")
-      options.ahead = std::atoi(value);
     else if (name == "--columns")
       options.layout = std::atoi(value);
     else if (name == "--json")
@@ -134,7 +130,6 @@ class Bench {
     cuda::WeightPlan plan;
     cuda::PlanOptions plan_options;
     plan_options.cluster = cluster;
-    plan_options.ahead_blocks = options_.ahead;
     plan_options.columns = options_.layout;
     Check(cuda::MakePlan(w.view(), device_, plan_options, &plan), "MakePlan");
     void *layout, *staging;

@@ -1,6 +1,9 @@
 #include "ops/sparse-matmul/format.h"
 
 #include <cstring>
+#include <map>
+#include <mutex>
+#include <utility>
 
 namespace flashllm {
 namespace {
@@ -88,12 +91,14 @@ std::string CheckShapes(const PackedWeightClaim& c) {
   return {};
 }
 
-std::string CheckRows(const PackedWeightClaim& c) {
+/// Checks rows from `first` to before `last`. What comes before them is another call's to check: offsets are only
+/// compared here, and the bitmap's size is known.
+std::string CheckRows(const PackedWeightClaim& c, int64_t first, int64_t last) {
   const CountRowFunction count_row = ChooseCountRow();
   const int64_t row_bytes = BitmapRowBytes(c.in_features);
-  int64_t begin = LoadOffset(c.row_offsets, 0);
-  if (begin != 0) return "row_offsets[0] is " + Text(begin) + ", expected 0";
-  for (int64_t m = 0; m < c.out_features; ++m) {
+  int64_t begin = LoadOffset(c.row_offsets, first);
+  if (first == 0 && begin != 0) return "row_offsets[0] is " + Text(begin) + ", expected 0";
+  for (int64_t m = first; m < last; ++m) {
     const int64_t end = LoadOffset(c.row_offsets, m + 1);
     if (end < begin || end > c.nnz) {
       return "row_offsets[" + Text(m + 1) + "] is " + Text(end) + ", expected " + Text(begin) + " to " + Text(c.nnz);
@@ -108,8 +113,24 @@ std::string CheckRows(const PackedWeightClaim& c) {
     }
     begin = end;
   }
-  if (begin != c.nnz) return "row_offsets ends with " + Text(begin) + ", expected nnz " + Text(c.nnz);
+  if (last == c.out_features && begin != c.nnz) {
+    return "row_offsets ends with " + Text(begin) + ", expected nnz " + Text(c.nnz);
+  }
   return {};
+}
+
+/// All rows; of several that are wrong the first is told.
+std::string CheckAllRows(const PackedWeightClaim& c, const ForRows& for_rows) {
+  if (!for_rows) return CheckRows(c, 0, c.out_features);
+  std::mutex mutex;
+  std::map<int64_t, std::string> errors;  // by row
+  for_rows(c.out_features, [&](int64_t first, int64_t last) {
+    std::string error = CheckRows(c, first, last);
+    if (error.empty()) return;
+    std::lock_guard<std::mutex> lock(mutex);
+    errors.emplace(first, std::move(error));
+  });
+  return errors.empty() ? std::string() : errors.begin()->second;
 }
 
 std::string CheckPadding(const PackedWeightClaim& c) {
@@ -123,9 +144,9 @@ std::string CheckPadding(const PackedWeightClaim& c) {
 
 }  // namespace
 
-std::string Validate(const PackedWeightClaim& claim, bool verify_checksum, PackedWeight* out) {
+std::string Validate(const PackedWeightClaim& claim, bool verify_checksum, PackedWeight* out, const ForRows& for_rows) {
   std::string error = CheckShapes(claim);
-  if (error.empty()) error = CheckRows(claim);
+  if (error.empty()) error = CheckAllRows(claim, for_rows);
   if (error.empty()) error = CheckPadding(claim);
   if (!error.empty()) return error;
   PackedWeight weight;

@@ -4,6 +4,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
+#include <functional>
 #include <string>
 
 namespace flashllm {
@@ -58,10 +59,14 @@ struct PackedWeightClaim {
   int64_t values_length = 0;  // elements
 };
 
+/// Calls check(first, last) for ranges of rows that cover 0 to `rows`, maybe at once, and waits for all.
+using ForRows = std::function<void(int64_t rows, const std::function<void(int64_t first, int64_t last)>& check)>;
+
 /// Checks every dimension, offset and count of a claim against docs/format.md, and the checksum if asked.
 /// Returns an empty string and fills `out`, or a message: what was found, what was expected. Reads within the claimed
-/// shapes only.
-std::string Validate(const PackedWeightClaim& claim, bool verify_checksum, PackedWeight* out);
+/// shapes only. `for_rows`: where given, how the check of the rows, which reads the bitmap, is spread over threads.
+std::string Validate(const PackedWeightClaim& claim, bool verify_checksum, PackedWeight* out,
+                     const ForRows& for_rows = nullptr);
 
 /// What Validate() says of a checksum that does not fit.
 std::string ChecksumMessage(uint32_t found, uint32_t expected);

@@ -70,72 +70,123 @@ void Fail(const Case& c, const std::string& why) {
   if (++failures <= 20) std::fprintf(stderr, "FAILED %s: %s\n", Describe(c).c_str(), why.c_str());
 }
 
-/// Reads one run of a column layout back on the host, by layout.h's words alone. False where a lane reads outside of
-/// the window or the run.
-bool DecodeRun(const cuda::WeightPlan& plan, const std::vector<uint8_t>& layout, const cuda::RunEntry& run, int block,
-               int step_begin, int step_end, std::vector<float>* dense) {
-  const int tiles = plan.tile_start[block + 1] - plan.tile_start[block];
-  const int panels = plan.panel_start[block + 1] - plan.panel_start[block];
-  const uint8_t* stage = layout.data() + static_cast<int64_t>(run.masks) * 16;
-  const uint8_t* const values = layout.data() + static_cast<int64_t>(run.values) * 128;
-  const bool words = plan.columns == cuda::Columns::kWords;
-  uint32_t blocks_so_far = 0;
-  int row[32][2] = {}, half[32][2];
-  for (auto& h : half) h[0] = 0, h[1] = 1;
-  for (int panel = 0; panel < panels; ++panel) {
-    const int first_tile = plan.tile_start[block] + panel * tiles / panels;
-    const int count = (panel + 1) * tiles / panels - panel * tiles / panels;
-    const int mask_words = words ? (count + 3) / 4 : (count + 1) / 2;
-    for (int step = step_begin; step < step_end; ++step) {
-      cuda::StageHeader header;
-      std::memcpy(&header, stage, sizeof(header));
-      const uint32_t passed = header.passed & ~cuda::kJump;
-      if (header.blocks < blocks_so_far || header.blocks > run.blocks || header.blocks - passed > cuda::kWindowBlocks)
-        return false;
-      blocks_so_far = header.blocks;
-      const int first = static_cast<int>(header.window / 256) - static_cast<int>(header.window % 256);
-      if (first < 0 || static_cast<uint32_t>(first) / cuda::kBlockRows != passed) return false;
-      for (int l = 0; l < 32; ++l) {
-        if (header.exchange >> l & 1) std::swap(row[l][0], row[l][1]), std::swap(half[l][0], half[l][1]);
-        for (int h = 0; h < (words ? 1 : 2); ++h) {
-          if (row[l][h] < first && (header.passed & cuda::kJump) == 0) return false;
-          row[l][h] = std::max(row[l][h], first);
+/// Reads one run of a column layout back on the host, by layout.h's words alone: copies stages into a ring as early as
+/// they may be and lets 32 lanes read it. False where a lane reads what is not there, or shares a column.
+class RunReader {
+ public:
+  RunReader(const cuda::WeightPlan& plan, const std::vector<uint8_t>& layout, int64_t run, int block)
+      : plan_(plan), layout_(layout), block_(block), ring_(cuda::kRingRows * 128, 0xee) {
+    record_ = reinterpret_cast<const uint32_t*>(layout.data()) + run * plan.record_words;
+    masks_ = record_[0] * int64_t{16}, values_ = record_[1] * int64_t{128};
+    for (int l = 0; l < 32; ++l) at_[l][0] = 4 * l, at_[l][1] = 4 * l + 2;
+  }
+
+  bool Read(int first_unit, int end_unit, std::vector<float>* dense) {
+    const int tiles = plan_.tile_start[block_ + 1] - plan_.tile_start[block_];
+    const int panels = plan_.panel_start[block_ + 1] - plan_.panel_start[block_];
+    for (int panel = 0; panel < panels; ++panel) {
+      first_tile_ = plan_.tile_start[block_] + panel * tiles / panels;
+      tiles_ = (panel + 1) * tiles / panels - panel * tiles / panels;
+      units_ = tiles_ > 4 ? 1 : tiles_ > 2 ? 2 : tiles_ > 1 ? 4 : 8;
+      for (int unit = first_unit; unit < end_unit; unit += units_) {
+        if (!Copy() || !EnterStage()) return false;
+        for (int lane = 0; lane < 32; ++lane) {
+          if (!ReadLane(lane, unit, end_unit, dense)) return false;
         }
-        for (int i = 0; i < 4 * count; ++i) {  // unit, tile, k16-step, the last running fastest; then its slots
-          const int unit = i / (2 * count), tile = i % (2 * count) / 2, s = i % 2, slots = words ? 4 : 8;
-          for (int slot = 0; slot < slots; ++slot) {
-            const int bit = i % (2 * count) * slots + slot;
-            if (!(stage[16 + (unit * mask_words + bit / 32) * 128 + 4 * l + bit / 8 % 4] >> (bit % 8) & 1)) continue;
-            const int r = words ? slot : slot / 2, chain = words ? 0 : slot % 2;
-            const int at = row[l][chain]++;
-            if (at / cuda::kBlockRows >= static_cast<int>(header.blocks)) return false;
-            for (int h = words ? 0 : slot % 2; h < (words ? 2 : slot % 2 + 1); ++h) {
-              uint16_t value;
-              std::memcpy(&value, values + static_cast<int64_t>(at) * 128 + l * 4 + (words ? h : half[l][h]) * 2, 2);
-              const int64_t m = (first_tile + tile) * 16 + l / 4 + 8 * (r & 1);
-              const int64_t k = step * 64 + unit * 32 + 8 * (l % 4) + 4 * s + 2 * (r / 2) + h;
-              if (m < plan.out_features && k < plan.in_features)
-                (*dense)[m * plan.in_features + k] = FromBits16(value, plan.value_type);
-              else if (value != 0)
-                return false;
-            }
-          }
+        ++done_;
+      }
+    }
+    return done_ == static_cast<int>(record_[2]);
+  }
+
+ private:
+  bool words() const { return plan_.columns == cuda::Columns::kWords; }
+
+  /// All copies that may start once `done_` stages have been read.
+  bool Copy() {
+    for (; issued_ < static_cast<int>(record_[2]); ++issued_) {
+      const uint32_t copy = record_[3 + issued_];
+      const int rows = copy & 255, again = copy >> 8 & 255, at = copy >> 16 & 255, lag = copy >> 24 & 15;
+      if (lag < 1 || lag > cuda::kStageSlots || at + again + rows > cuda::kRingRows) return false;
+      if (issued_ >= done_ + lag) break;
+      const int64_t bytes = 48 + 128 * (copy >> 28), from = values_ - again * 128, size = (again + rows) * 128;
+      if (masks_ + bytes > plan_.layout_bytes || from < 0 || from + size > plan_.layout_bytes) return false;
+      slots_[issued_ % cuda::kStageSlots].assign(&layout_[masks_], &layout_[masks_] + bytes);
+      std::copy_n(layout_.begin() + from, size, ring_.begin() + at * 128);
+      masks_ += bytes, values_ += rows * 128;
+    }
+    return issued_ > done_;
+  }
+
+  const std::vector<uint8_t>& stage() const { return slots_[done_ % cuda::kStageSlots]; }
+
+  bool EnterStage() {
+    cuda::StageHeader header;
+    std::memcpy(&header, stage().data(), sizeof(header));
+    int from[32][2];
+    std::memcpy(from, at_, sizeof(from));
+    uint32_t columns = 0;
+    for (int l = 0; l < 32; ++l) {
+      const int lane = header.column[l] % 32, exchange = header.column[l] / 32;
+      columns |= 1u << lane;
+      for (int h = 0; h < 2; ++h) {
+        int at = from[lane][h ^ exchange] + header.shift;
+        const int place = (at % 128 + 128) % 128;
+        if (header.jump != 0) at = std::max<int>(at - place, (header.jump - 1) * 128) + place;
+        at_[l][h] = at;
+      }
+    }
+    return columns == 0xffffffffu;  // every lane has a column of its own
+  }
+
+  bool ReadLane(int lane, int unit0, int end_unit, std::vector<float>* dense) {
+    const int slots = words() ? 4 : 8, mask_words = (tiles_ * units_ * 2 * slots + 31) / 32;
+    for (int i = 0; i < 2 * tiles_ * units_; ++i) {  // unit, tile, k16-step, the last running fastest; then its slots
+      const int unit = i / (2 * tiles_), tile = i % (2 * tiles_) / 2, s = i % 2;
+      for (int slot = 0; slot < slots; ++slot) {
+        const int r = words() ? slot : slot / 2, chain = words() ? 0 : slot % 2;
+        const int word = words() ? i / 8 : i / 4, bit = words() ? i % 8 : 2 * (i % 4) + chain;  // of byte r
+        // Words are stored 4, 2 or 1 at a time.
+        const int word_at = mask_words == 4               ? 16 * lane + 4 * word
+                            : mask_words > 1 && word < 2 ? 8 * lane + 4 * word
+                                                         : 128 * (mask_words - 1) + 4 * lane;
+        if (!(stage()[48 + word_at + r] >> bit & 1)) continue;
+        if (unit0 + unit >= end_unit) return false;
+        const int at = at_[lane][chain];
+        if (at < 0 || at >= static_cast<int>(ring_.size())) return false;
+        at_[lane][chain] += 128;
+        for (int h = words() ? 0 : chain; h < (words() ? 2 : chain + 1); ++h) {
+          uint16_t value;
+          std::memcpy(&value, &ring_[at + (words() ? 2 * h : 0)], 2);
+          const int64_t m = (first_tile_ + tile) * 16 + lane / 4 + 8 * (r & 1);
+          const int64_t k = (unit0 + unit) * 32 + 8 * (lane % 4) + 4 * s + 2 * (r / 2) + h;
+          if (m < plan_.out_features && k < plan_.in_features)
+            (*dense)[m * plan_.in_features + k] = FromBits16(value, plan_.value_type);
+          else if (value != 0)
+            return false;
         }
       }
-      stage += 16 + 256 * mask_words;
     }
+    return true;
   }
-  return true;
-}
+
+  const cuda::WeightPlan& plan_;
+  const std::vector<uint8_t>& layout_;
+  const int block_;
+  const uint32_t* record_;
+  std::vector<uint8_t> ring_, slots_[cuda::kStageSlots];
+  int64_t masks_, values_;
+  int issued_ = 0, done_ = 0, first_tile_ = 0, tiles_ = 0, units_ = 0;
+  int at_[32][2];  // bytes in the ring, as Cursor
+};
 
 bool DecodeLayout(const cuda::WeightPlan& plan, const std::vector<uint8_t>& layout, std::vector<float>* dense) {
-  const int64_t steps = (plan.in_features + 63) / 64, lanes = plan.pairs * plan.cluster;
+  const int64_t units = (plan.in_features + 31) / 32, lanes = plan.lanes * plan.cluster;
   dense->assign(plan.out_features * plan.in_features, 0.0f);
   for (int block = 0; block < plan.blocks; ++block) {
     for (int64_t lane = 0; lane < lanes; ++lane) {
-      cuda::RunEntry run;
-      std::memcpy(&run, layout.data() + (block * lanes + lane) * sizeof(run), sizeof(run));
-      if (!DecodeRun(plan, layout, run, block, lane * steps / lanes, (lane + 1) * steps / lanes, dense)) return false;
+      RunReader reader(plan, layout, block * lanes + lane, block);
+      if (!reader.Read(lane * units / lanes, (lane + 1) * units / lanes, dense)) return false;
     }
   }
   return true;
@@ -303,6 +354,18 @@ void RunAll(const cuda::DeviceInfo& device, bool quick) {
       Run(device, c);
     }
     Run(device, {130, 160, n, "uniform80", bf16, ElementType::kFloat16, 0, false, false, true});
+  }
+  // Few thread blocks with many panels each: runs long enough for the ring to go round.
+  cuda::DeviceInfo few = device;
+  few.clusters[0] = 2, few.clusters[1] = few.clusters[2] = 1;
+  for (const char* pattern : patterns) {
+    for (int64_t n : {8, 27}) {
+      for (int columns : {0, 1}) {
+        Case c{quick ? 150 : 660, quick ? 1000 : 6000, n, pattern, half, ElementType::kFloat16, 0, true, false, true};
+        c.columns = columns;
+        Run(few, c);
+      }
+    }
   }
   if (!quick) {
     for (int cluster : {0, 1, 2, 4})

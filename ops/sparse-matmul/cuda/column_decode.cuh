@@ -40,129 +40,112 @@ __device__ __forceinline__ void SetX(XFragments<kNTiles, kBf16>& x, const uint32
   }
 }
 
+/// Fragments of a mask word.
+FLASHLLM_HD constexpr int WordFragments(Columns columns) { return 64 / TileSlots(columns); }
+
+/// How many of `left` fragments from `fragment` on are decoded together: of one mask word, at most `most`.
+FLASHLLM_HD constexpr int FragmentsTogether(Columns columns, int fragment, int left, int most) {
+  const int in_word = WordFragments(columns) - fragment % WordFragments(columns);
+  const int fit = in_word < most ? in_word : most;
+  return left < fit ? left : fit;
+}
+
 /// Where a lane reads next, in its column of the ring: for kHalves its nonzeros with h = 0 and those with h = 1, for
 /// kWords only the first.
 template <Columns kColumns>
 struct Cursor {
   static constexpr int kChains = kColumns == Columns::kHalves ? 2 : 1;
   uint32_t at[kChains];
-  uint32_t limit;  // the ring's end
 
-  __device__ __forceinline__ Cursor(uint32_t ring, int lane) : limit(ring + kRingBytes) {
+  __device__ __forceinline__ Cursor(uint32_t ring, int lane) {
 #pragma unroll
     for (int c = 0; c < kChains; ++c) at[c] = ring + 4 * lane + 2 * c;
   }
 
-  __device__ __forceinline__ void Wrap() {
+  /// Enters a stage: takes over another lane's column. `shift`, `jump` and `column` as in StageHeader.
+  __device__ __forceinline__ void Enter(uint32_t ring, uint32_t shift, uint32_t jump, uint32_t column) {
+    uint32_t from[kChains];
 #pragma unroll
-    for (int c = 0; c < kChains; ++c) {
-      if (at[c] >= limit) at[c] -= kRingBytes;
-    }
-  }
-
-  __device__ __forceinline__ void Enter(const uint4& header, int lane) {
-    if ((header.z & kJump) != 0) Jump(header.w);
-    if constexpr (kColumns == Columns::kHalves) {
-      const bool exchange = (header.x >> lane & 1) != 0;
-      const uint32_t first = at[0];
-      at[0] = exchange ? at[1] : first;
-      at[1] = exchange ? first : at[1];
-    }
-  }
-
-  /// Passes over the nonzeros of tiles kBegin to kEnd of a unit with these mask words.
-  template <int kBegin, int kEnd, int kWords>
-  __device__ __forceinline__ void Skip(const uint32_t (&masks)[kWords]) {
-    constexpr int kSlots = TileSlots(kColumns);
-    uint32_t rows[2] = {0, 0};
+    for (int c = 0; c < kChains; ++c) from[c] = __shfl_sync(0xffffffffu, at[c] + shift, column);
+    if (jump != 0) {
+      const int first = static_cast<int>(ring + (jump - 1) * kValueRowBytes);
 #pragma unroll
-    for (int w = 0; w < kWords; ++w) {
-      const int first = max(kBegin * kSlots - 32 * w, 0), last = min(kEnd * kSlots - 32 * w, 32);
-      if (first >= last) continue;
-      const uint32_t mask = masks[w] & (0xffffffffu >> (32 - (last - first)) << first);
-      if constexpr (kColumns == Columns::kHalves) {
-        rows[0] += __popc(mask & 0x55555555u), rows[1] += __popc(mask & 0xaaaaaaaau);
-      } else {
-        rows[0] += __popc(mask);
+      for (int c = 0; c < kChains; ++c) {
+        const uint32_t place = from[c] % kValueRowBytes;
+        from[c] = max(static_cast<int>(from[c] - place), first) + place;
       }
     }
+    const bool exchange = (column & kExchange) != 0;
 #pragma unroll
-    for (int c = 0; c < kChains; ++c) at[c] += rows[c] * kValueRowBytes;
-    Wrap();
-  }
-
- private:
-  /// Moves what lies before the window to its first row. `window` as in StageHeader.
-  __device__ __forceinline__ void Jump(uint32_t window) {
-    const uint32_t ring = limit - kRingBytes, behind_most = (window & 255) * kValueRowBytes;
-    const uint32_t end = window / 256 % (kWindowBlocks * kBlockRows) * kValueRowBytes;
-    Wrap();
-#pragma unroll
-    for (int c = 0; c < kChains; ++c) {
-      const uint32_t row_at = (at[c] - ring) & ~(kValueRowBytes - 1u);
-      const uint32_t behind = end - row_at + (end < row_at ? kRingBytes : 0);
-      const uint32_t first = end - behind_most + (end < behind_most ? kRingBytes : 0);
-      if (behind > behind_most) at[c] += first - row_at;
-    }
+    for (int c = 0; c < kChains; ++c) at[c] = exchange ? from[kChains - 1 - c] : from[c];
   }
 };
 
-/// What one slot holds where the mask's bit is set, else zero; `pointer` moves past what was read. Not volatile, so
-/// that independent chains interleave: the masks on which the address depends were read after the wait, and the product
-/// that uses the slot precedes the release.
-template <int kBit>
-__device__ __forceinline__ uint32_t GatherHalf(uint32_t mask, uint32_t& pointer) {
-  uint32_t element = 0;
-  if (mask & (1u << kBit)) {
-    asm("ld.shared.u16 %0,[%1];" : "=r"(element) : "r"(pointer));
-    pointer += kValueRowBytes;
-  }
-  return element;
-}
-template <int kBit>
-__device__ __forceinline__ uint32_t GatherWord(uint32_t mask, uint32_t& pointer) {
-  uint32_t word = 0;
-  if (mask & (1u << kBit)) {
-    asm("ld.shared.u32 %0,[%1];" : "=r"(word) : "r"(pointer));
-    pointer += kValueRowBytes;
-  }
-  return word;
-}
-
-/// The A fragment of step kStep of tile kTile, from the mask words of its unit.
-template <Columns kColumns, int kTile, int kStep, int kWords>
-__device__ __forceinline__ void GatherFragment(const uint32_t (&masks)[kWords], Cursor<kColumns>& cursor,
-                                               uint32_t (&a)[4]) {
-  constexpr int kFirst = kTile * TileSlots(kColumns) + kStep * TileSlots(kColumns) / 2;
-  const uint32_t m = masks[kFirst / 32] >> (kFirst % 32);
-  if constexpr (kColumns == Columns::kHalves) {
-    const uint32_t e0 = GatherHalf<0>(m, cursor.at[0]), e1 = GatherHalf<1>(m, cursor.at[1]);
-    const uint32_t e2 = GatherHalf<2>(m, cursor.at[0]), e3 = GatherHalf<3>(m, cursor.at[1]);
-    const uint32_t e4 = GatherHalf<4>(m, cursor.at[0]), e5 = GatherHalf<5>(m, cursor.at[1]);
-    const uint32_t e6 = GatherHalf<6>(m, cursor.at[0]), e7 = GatherHalf<7>(m, cursor.at[1]);
-    a[0] = __byte_perm(e0, e1, 0x5410), a[1] = __byte_perm(e2, e3, 0x5410);
-    a[2] = __byte_perm(e4, e5, 0x5410), a[3] = __byte_perm(e6, e7, 0x5410);
-  } else {
-    a[0] = GatherWord<0>(m, cursor.at[0]), a[1] = GatherWord<1>(m, cursor.at[0]);
-    a[2] = GatherWord<2>(m, cursor.at[0]), a[3] = GatherWord<3>(m, cursor.at[0]);
-  }
-}
-
-/// acc[i - kBegin] += tile i x X for tiles kBegin to kEnd of a unit with these mask words.
-template <Columns kColumns, int kBegin, int kEnd, int kNTiles, bool kBf16, int kFragment = 0, int kWords, int kSums>
-__device__ __forceinline__ void DecodeTiles(const uint32_t (&masks)[kWords], const XFragments<kNTiles, kBf16>& x,
-                                            Cursor<kColumns>& cursor, float (&acc)[kSums][kNTiles][4]) {
-  if constexpr (kFragment < 2 * (kEnd - kBegin)) {
-    constexpr int kTile = kFragment / 2, kStep = kFragment % 2;
-    if constexpr (kFragment % 4 == 0) cursor.Wrap();  // four fragments take at most kOverrunRows rows
-    uint32_t a[4];
-    GatherFragment<kColumns, kBegin + kTile, kStep>(masks, cursor, a);
+/// The A fragments kFragment to kFragment + kCount - 1 of a stage, of one mask word. Where each begins in its chains is
+/// a dot product of the mask bits before it, so that the fragments' walks do not wait for each other. The loads are not
+/// volatile: the masks were read after the wait, and the product that uses a slot precedes the release.
+template <Columns kColumns, int kFragment, int kCount, int kWords>
+__device__ __forceinline__ void GatherFragments(const uint32_t (&masks)[kWords], Cursor<kColumns>& cursor,
+                                                uint32_t (&a)[kCount][4]) {
+  constexpr int kChains = Cursor<kColumns>::kChains, kInWord = WordFragments(kColumns), kPlace = kFragment % kInWord;
+  static_assert(kPlace + kCount <= kInWord && kValueRowBytes == 0x80, "one word; a bit of a byte, shifted, is a row");
+  const uint32_t mask = masks[kFragment / kInWord];
+  uint32_t at[kCount][kChains];
 #pragma unroll
-    for (int j = 0; j < kNTiles; ++j) {
-      ptx::Mma<kBf16>(acc[kTile][j], a, x.high[j][2 * kStep], x.high[j][2 * kStep + 1]);
-      if constexpr (kBf16) ptx::Mma<kBf16>(acc[kTile][j], a, x.low[j][2 * kStep], x.low[j][2 * kStep + 1]);
+  for (int f = 0; f < kCount; ++f) {
+#pragma unroll
+    for (int c = 0; c < kChains; ++c) {
+      const int bit = kChains * (kPlace + f) + c;
+      at[f][c] = cursor.at[c];
+      cursor.at[c] = __dp4a(mask & 0x01010101u << bit, (kValueRowBytes >> bit) * 0x01010101u, cursor.at[c]);
     }
-    DecodeTiles<kColumns, kBegin, kEnd, kNTiles, kBf16, kFragment + 1>(masks, x, cursor, acc);
+  }
+#pragma unroll
+  for (int r = 0; r < 4; ++r) {
+#pragma unroll
+    for (int f = 0; f < kCount; ++f) {
+      const int bit = 8 * r + kChains * (kPlace + f);
+      a[f][r] = 0;
+      if constexpr (kColumns == Columns::kHalves) {
+        if (mask >> bit & 1) {
+          asm("ld.shared.u16 %0,[%1];" : "=r"(a[f][r]) : "r"(at[f][0]));
+          at[f][0] += kValueRowBytes;
+        }
+        uint32_t high = 0;
+        if (mask >> bit & 2) {
+          asm("ld.shared.u16 %0,[%1];" : "=r"(high) : "r"(at[f][kChains - 1]));
+          at[f][kChains - 1] += kValueRowBytes;
+        }
+        a[f][r] = __byte_perm(a[f][r], high, 0x5410);
+      } else {
+        if (mask >> bit & 1) {
+          asm("ld.shared.u32 %0,[%1];" : "=r"(a[f][r]) : "r"(at[f][0]));
+          at[f][0] += kValueRowBytes;
+        }
+      }
+    }
+  }
+}
+
+/// acc[i] += tile i x X for the kTiles tiles of a unit whose first fragment is kFirst.
+template <Columns kColumns, int kFirst, int kTiles, int kNTiles, bool kBf16, int kDone = 0, int kWords>
+__device__ __forceinline__ void DecodeTiles(const uint32_t (&masks)[kWords], const XFragments<kNTiles, kBf16>& x,
+                                            Cursor<kColumns>& cursor, float (&acc)[kPanelTiles][kNTiles][4]) {
+  if constexpr (kDone < 2 * kTiles) {
+    // The more at once, the less they wait; with 16 columns there are no registers for it.
+    constexpr int kCount = FragmentsTogether(kColumns, kFirst + kDone, 2 * kTiles - kDone, kNTiles == 2 ? 2 : 4);
+    uint32_t a[kCount][4];
+    GatherFragments<kColumns, kFirst + kDone, kCount>(masks, cursor, a);
+#pragma unroll
+    for (int f = 0; f < kCount; ++f) {
+      const int tile = (kDone + f) / 2, step = (kDone + f) % 2;
+#pragma unroll
+      for (int j = 0; j < kNTiles; ++j) {
+        ptx::Mma<kBf16>(acc[tile][j], a[f], x.high[j][2 * step], x.high[j][2 * step + 1]);
+        if constexpr (kBf16) ptx::Mma<kBf16>(acc[tile][j], a[f], x.low[j][2 * step], x.low[j][2 * step + 1]);
+      }
+    }
+    DecodeTiles<kColumns, kFirst, kTiles, kNTiles, kBf16, kDone + kCount>(masks, x, cursor, acc);
   }
 }
 

@@ -1,5 +1,4 @@
-// The tensor-core kernel: one thread block a multiprocessor, its pairs of warps cut K, a cluster of thread blocks cuts
-// K further.
+// The tensor-core kernel: one thread block a multiprocessor, its warps cut K, a cluster of thread blocks cuts K further.
 #pragma once
 
 #include <type_traits>
@@ -18,66 +17,65 @@ struct ColumnParams {
   const __half* residual;
   int m, k, n;
   bool relu;
-  bool x_aligned;         // rows of X can be read 16 bytes at a time
-  uint32_t ahead_blocks;  // of values, in flight for a pair
+  bool x_aligned;  // rows of X can be read 16 bytes at a time
   Partition partition;
 };
 
-/// How the two warps of a pair share a stage. kUnits: each takes one unit of all tiles, and no element of X twice.
-/// kTiles: each takes some of the tiles; for many columns, where a warp has no registers for the sums of all.
-enum class Split { kUnits, kTiles };
-
-template <Split kSplit, int kNTiles, int kPairs>
+/// kRuns: runs of each warp, one after the other. Two, and half the warps, where the sums of many columns leave no
+/// registers for more warps.
+template <int kNTiles, int kWarps, int kRuns>
 struct Shape {
-  static constexpr int kGroups = kSplit == Split::kUnits ? 1 : 2;  // of warps with the same tiles
-  static constexpr int kWarps = 2 * kPairs;
-  static constexpr int kMembers = kWarps / kGroups;                    // of a group, that its sums are added over
-  static constexpr int kSumTiles = kPanelTiles / kGroups;              // tiles that a warp keeps sums of
-  static constexpr int kRoundTiles = kSplit == Split::kUnits ? 2 : 1;  // accumulator tiles of a warp summed at once
-  static constexpr int kRounds = kSumTiles * kNTiles / kRoundTiles;
-  static constexpr int kTasks = kGroups * kRoundTiles * 4;  // a round's: (group, accumulator tile, fragment register)
-  using Sums = float[kSumTiles][kNTiles][4];
+  static constexpr int kThreads = 32 * kWarps;
+  static constexpr int kAllTiles = kPanelTiles * kNTiles;  // accumulator tiles of a warp
+  static constexpr int kRoundTiles = 2;                    // of them summed at once, while rings are in use
+  using Sums = float[kPanelTiles][kNTiles][4];
 
-  /// Shared memory: barriers, partial sums of a round, sums from the cluster's other blocks, rings.
-  static constexpr int kBarrierBytes = (kPairs * kRunBarrierBytes + 127) / 128 * 128;
-  static constexpr int kPartialBytes = kWarps * kRoundTiles * 128 * 4;
-  static FLASHLLM_HD constexpr int ReceiveBytes(int cluster) { return cluster == 1 ? 0 : kRounds * kTasks * 32 * 4; }
+  /// Shared memory: barriers, partial sums of a round, sums from the cluster's other blocks, runs.
+  static constexpr int kBarrierBytes = (kWarps * kRuns * kRunBarrierBytes + 127) / 128 * 128;
+  static constexpr int kPartialBytes = kWarps * kRoundTiles * 512;
+  static FLASHLLM_HD constexpr int ReceiveBytes(int cluster) { return cluster == 1 ? 0 : kAllTiles * 512; }
+  static FLASHLLM_HD constexpr int RunsAt(int cluster) { return kBarrierBytes + kPartialBytes + ReceiveBytes(cluster); }
+  static FLASHLLM_HD constexpr int SharedBytes(int cluster) { return RunsAt(cluster) + kWarps * kRuns * kRunBytes; }
 };
 
-/// Tiles of the first warp of a pair that splits by tiles. A mask word's tiles go together.
-FLASHLLM_HD constexpr int FirstTiles(int panel_tiles) { return (panel_tiles / 2 + 1) / 2 * 2; }
-
-/// Reads a lane's share of X, 8 consecutive k for each of its columns, unit after unit.
+/// Reads a lane's share of X, 8 consecutive k for each of its columns, unit after unit. Columns that X does not have are
+/// the last once more; nobody stores what comes of them.
 template <int kNTiles>
 class XReader {
  public:
-  /// Of units first_unit, first_unit + stride, ...
-  __device__ __forceinline__ XReader(const ColumnParams& p, int64_t first_column, int first_unit, int stride, int lane)
-      : row_stride_(p.k), stride_(stride * kUnitK), aligned_(p.x_aligned) {
-    const int column = lane >> 2, k = first_unit * kUnitK + 8 * (lane & 3);
-    begin_ = at_ = p.x + (first_column + column) * p.k + k;
-    begin_left_ = left_ = p.k - k;
+  __device__ __forceinline__ XReader(const ColumnParams& p, int first_column, int lane)
+      : lane_k_(8 * (lane & 3)), k_(p.k), aligned_(p.x_aligned) {
+    const int column = min(first_column + (lane >> 2), p.n - 1);
+    begin_ = p.x + static_cast<int64_t>(column) * p.k + lane_k_;
 #pragma unroll
-    for (int j = 0; j < kNTiles; ++j) valid_[j] = first_column + column + 8 * j < p.n;
+    for (int j = 0; j < kNTiles; ++j) offset_[j] = (min(first_column + (lane >> 2) + 8 * j, p.n - 1) - column) * p.k;
+  }
+
+  /// Units first to end - 1 come next, then zeros.
+  __device__ __forceinline__ void Seek(int first, int end) {
+    at_ = begin_ + first * kUnitK;
+    left_ = min(end * kUnitK, k_) - first * kUnitK - lane_k_;
   }
 
   /// Reads the next unit.
   __device__ __forceinline__ void Next(uint32_t (&raw)[kNTiles][4]) {
+    uint4 v[kNTiles];
 #pragma unroll
-    for (int j = 0; j < kNTiles; ++j) {
-      uint4 v = make_uint4(0, 0, 0, 0);
-      if (valid_[j] && left_ > 0) {
-        const __half* const from = at_ + static_cast<int64_t>(8 * j) * row_stride_;
-        v = aligned_ ? *reinterpret_cast<const uint4*>(from) : Unaligned(from, left_);
+    for (int j = 0; j < kNTiles; ++j) v[j] = make_uint4(0, 0, 0, 0);
+    if (aligned_) {
+#pragma unroll
+      for (int j = 0; j < kNTiles; ++j) {
+        if (left_ > 0) v[j] = *reinterpret_cast<const uint4*>(at_ + offset_[j]);
       }
-      raw[j][0] = v.x, raw[j][1] = v.y, raw[j][2] = v.z, raw[j][3] = v.w;
+    } else if (left_ > 0) {
+#pragma unroll
+      for (int j = 0; j < kNTiles; ++j) v[j] = Unaligned(at_ + offset_[j], left_);
     }
-    at_ += stride_;
-    left_ -= stride_;
+#pragma unroll
+    for (int j = 0; j < kNTiles; ++j) raw[j][0] = v[j].x, raw[j][1] = v[j].y, raw[j][2] = v[j].z, raw[j][3] = v[j].w;
+    at_ += kUnitK;
+    left_ -= kUnitK;
   }
-
-  /// Back to the first unit.
-  __device__ __forceinline__ void Restart() { at_ = begin_, left_ = begin_left_; }
 
  private:
   static __device__ __noinline__ uint4 Unaligned(const __half* from, int count) {
@@ -89,10 +87,9 @@ class XReader {
     return make_uint4(words[0], words[1], words[2], words[3]);
   }
 
-  const __half *at_, *begin_;
-  int left_, begin_left_;
-  const int row_stride_, stride_;
-  bool valid_[kNTiles];
+  const __half *at_ = nullptr, *begin_;
+  int left_ = 0, offset_[kNTiles];
+  const int lane_k_, k_;
   const bool aligned_;
 };
 
@@ -106,16 +103,14 @@ __device__ __forceinline__ void Store(const ColumnParams& p, int row, int column
   p.y[at] = __float2half_rn(sum);
 }
 
-/// Sums a panel's accumulators over warps and cluster, in a fixed order.
-template <typename Shape, int kNTiles>
+/// Sums a panel's accumulators over warps and cluster, in a fixed order, and stores the outputs.
+template <int kNTiles, int kWarps, int kRuns>
 class PanelSum {
  public:
-  static constexpr int kTasksPerWarp = (Shape::kTasks + Shape::kWarps - 1) / Shape::kWarps;
-  using Partial = float[Shape::kRounds][kTasksPerWarp];
+  using Shape = cuda::Shape<kNTiles, kWarps, kRuns>;
 
-  __device__ __forceinline__ PanelSum(const ColumnParams& p, uint8_t* shared) : p_(p) {
-    partial_ = reinterpret_cast<float*>(shared + Shape::kBarrierBytes);
-    receive_ = partial_ + Shape::kPartialBytes / 4;
+  __device__ __forceinline__ PanelSum(const ColumnParams& p, uint8_t* shared, int column0)
+      : p_(p), shared_(shared), column0_(column0) {
 #if __CUDA_ARCH__ >= 900
     rank_ = p.partition.cluster == 1 ? 0 : static_cast<int>(ptx::ClusterRank());
 #endif
@@ -123,228 +118,170 @@ class PanelSum {
 
   __device__ __forceinline__ int rank() const { return rank_; }
 
-  /// `row0`: first row of the panel, whose groups have group_tiles[g] tiles. This warp is `member` of `group`.
-  __device__ __forceinline__ void Finish(typename Shape::Sums& acc, int group, int member, int row0,
-                                         const int (&group_tiles)[Shape::kGroups], int column0, bool last) {
-    const int warp = threadIdx.x / 32, lane = threadIdx.x & 31;
-    Partial sums;
-#pragma unroll
-    for (int round = 0; round < Shape::kRounds; ++round) {
-      __syncthreads();
-#pragma unroll
-      for (int i = 0; i < Shape::kRoundTiles; ++i) {
-        const int q = round * Shape::kRoundTiles + i;
-        float (&c)[4] = acc[q / kNTiles][q % kNTiles];
-#pragma unroll
-        for (int r = 0; r < 4; ++r)
-          partial_[(((member * Shape::kGroups + group) * Shape::kRoundTiles + i) * 4 + r) * 32 + lane] = c[r];
-      }
-      __syncthreads();
-#pragma unroll
-      for (int t = 0; t < kTasksPerWarp; ++t) {
-        const int task = warp + t * Shape::kWarps;
-        sums[round][t] = 0.0f;
-        if (task >= Shape::kTasks) continue;
-#pragma unroll
-        for (int q = 0; q < Shape::kMembers; ++q) sums[round][t] += partial_[(q * Shape::kTasks + task) * 32 + lane];
-      }
+  /// `row0`: first row of the panel. After the last panel the runs' memory is free, and has room for all partial sums at
+  /// once.
+  __device__ __forceinline__ void Finish(const typename Shape::Sums& acc, int row0, int tiles, bool last) {
+    if (last) {
+      constexpr int kStride = kRuns * kRunBytes, kAtOnce = Shape::kAllTiles / (Shape::kAllTiles * 512 > kStride ? 2 : 1);
+      static_assert(kAtOnce * 512 <= kStride, "a warp's sums fit where its runs were");
+      Sum<kAtOnce>(acc, shared_ + Shape::RunsAt(p_.partition.cluster), kStride, row0, tiles);
+    } else {
+      Sum<Shape::kRoundTiles>(acc, shared_ + Shape::kBarrierBytes, Shape::kRoundTiles * 512, row0, tiles);
     }
-#if __CUDA_ARCH__ >= 900
-    if (p_.partition.cluster > 1) Exchange(sums, warp, lane);
-#endif
-#pragma unroll
-    for (int t = 0; t < kTasksPerWarp; ++t) {
-      const int task = warp + t * Shape::kWarps, of = task / (4 * Shape::kRoundTiles), r = task & 3;
-      if (task >= Shape::kTasks || Owner(task) != rank_) continue;
-      const int first_tile = of == 0 ? 0 : group_tiles[0], tiles = group_tiles[Shape::kGroups == 1 ? 0 : of];
-#pragma unroll
-      for (int round = 0; round < Shape::kRounds; ++round) {
-        const int q = round * Shape::kRoundTiles + task / 4 % Shape::kRoundTiles, tile = q / kNTiles, j = q % kNTiles;
-        if (tile >= tiles) continue;
-        Store(p_, row0 + (first_tile + tile) * kTileRows + (lane >> 2) + 8 * (r >> 1),
-              column0 + 8 * j + 2 * (lane & 3) + (r & 1), sums[round][t]);
-      }
-    }
-#if __CUDA_ARCH__ >= 900
-    // The next panel may overwrite what was received only when every block has read it.
-    if (p_.partition.cluster > 1 && !last) ptx::ClusterArrive();
-#endif
   }
 
  private:
-  /// The block of the cluster that stores a task's outputs.
-  __device__ __forceinline__ int Owner(int task) const { return task & (p_.partition.cluster - 1); }
-
+  /// kAtOnce accumulator tiles of every warp at a time, a warp's at area + warp * stride.
+  template <int kAtOnce>
+  __device__ __forceinline__ void Sum(const typename Shape::Sums& acc, uint8_t* area, int stride, int row0, int tiles) {
+    // A task is a fragment register of an accumulator tile; lanes have its outputs.
+    constexpr int kRounds = Shape::kAllTiles / kAtOnce, kTasks = kAtOnce * 4;
+    const int warp = threadIdx.x / 32, lane = threadIdx.x & 31;
+    const auto place = [&](int warp, int task) { return reinterpret_cast<float*>(area + warp * stride) + task * 32 + lane; };
 #if __CUDA_ARCH__ >= 900
-  __device__ __forceinline__ void Exchange(Partial& sums, int warp, int lane) {
-    const int cluster = p_.partition.cluster;
-    // A block receives, from each of the cluster, the tasks that it owns.
-    const auto slot = [&](int from, int round, int task) {
-      return receive_ + ((from * Shape::kRounds + round) * (Shape::kTasks / cluster) + task / cluster) * 32 + lane;
-    };
-    ptx::ClusterWait();  // of the arrival at the start, or at the end of the last panel
+    // A cluster's row block is one panel, and one round. The others must have started before they are sent anything.
+    if (kRounds == 1 && p_.partition.cluster > 1) ptx::ClusterWait();
+#endif
 #pragma unroll
-    for (int t = 0; t < kTasksPerWarp; ++t) {
-      const int task = warp + t * Shape::kWarps;
-      if (task >= Shape::kTasks) continue;
+    for (int round = 0; round < kRounds; ++round) {
+      if (kRounds > 1) __syncthreads();
 #pragma unroll
-      for (int round = 0; round < Shape::kRounds; ++round) {
-        float* const to = slot(rank_, round, task);
-        if (Owner(task) == rank_) {
-          *to = sums[round][t];
+      for (int i = 0; i < kAtOnce; ++i) {
+        const int q = round * kAtOnce + i;
+#pragma unroll
+        for (int r = 0; r < 4; ++r) *place(warp, i * 4 + r) = acc[q / kNTiles][q % kNTiles][r];
+      }
+      __syncthreads();
+#pragma unroll
+      for (int t = 0; t < (kTasks + kWarps - 1) / kWarps; ++t) {
+        const int task = warp + t * kWarps;
+        if (kTasks % kWarps != 0 && task >= kTasks) continue;
+        float sum = 0.0f;
+#pragma unroll
+        for (int w = 0; w < kWarps; ++w) sum += *place(w, task);
+        if (p_.partition.cluster == 1) {
+          StoreTask(round * kTasks + task, row0, tiles, sum);
         } else {
-          ptx::StoreCluster(ptx::SharedAddress(to), Owner(task), sums[round][t]);
+          Send(task, sum);
         }
       }
     }
+#if __CUDA_ARCH__ >= 900
+    if (kRounds > 1 || p_.partition.cluster == 1) return;
     ptx::ClusterArrive();
     ptx::ClusterWait();
 #pragma unroll
-    for (int t = 0; t < kTasksPerWarp; ++t) {
-      const int task = warp + t * Shape::kWarps;
-      if (task >= Shape::kTasks || Owner(task) != rank_) continue;
-#pragma unroll
-      for (int round = 0; round < Shape::kRounds; ++round) {
-        float sum = 0.0f;
-        for (int from = 0; from < cluster; ++from) sum += *slot(from, round, task);
-        sums[round][t] = sum;
-      }
+    for (int t = 0; t < (kTasks + kWarps - 1) / kWarps; ++t) {
+      const int task = warp + t * kWarps;
+      if (task < kTasks && Owner(task) == rank_) StoreTask(task, row0, tiles, Received(task));
     }
-  }
 #endif
+  }
+
+  __device__ __forceinline__ void StoreTask(int task, int row0, int tiles, float sum) {
+    const int lane = threadIdx.x & 31, r = task & 3, tile = task / 4 / kNTiles, j = task / 4 % kNTiles;
+    if (tile >= tiles) return;
+    Store(p_, row0 + tile * kTileRows + (lane >> 2) + 8 * (r >> 1), column0_ + 8 * j + 2 * (lane & 3) + (r & 1), sum);
+  }
+
+  /// The block of the cluster that stores a task's outputs.
+  __device__ __forceinline__ int Owner(int task) const { return task & (p_.partition.cluster - 1); }
+
+  /// Where a block receives another's sum of a task that it owns.
+  __device__ __forceinline__ float* Slot(int from, int task) const {
+    const int cluster = p_.partition.cluster, slot = from * (Shape::kAllTiles * 4 / cluster) + task / cluster;
+    return reinterpret_cast<float*>(shared_ + Shape::kBarrierBytes + Shape::kPartialBytes) + slot * 32 +
+           (threadIdx.x & 31);
+  }
+
+  __device__ __forceinline__ void Send(int task, float sum) {
+#if __CUDA_ARCH__ >= 900
+    float* const to = Slot(rank_, task);
+    if (Owner(task) == rank_) {
+      *to = sum;
+    } else {
+      ptx::StoreCluster(ptx::SharedAddress(to), Owner(task), sum);
+    }
+#endif
+  }
+
+  __device__ __forceinline__ float Received(int task) const {
+    float sum = 0.0f;
+    for (int from = 0; from < p_.partition.cluster; ++from) sum += *Slot(from, task);
+    return sum;
+  }
 
   const ColumnParams& p_;
-  float* partial_;
-  float* receive_;
+  uint8_t* const shared_;
+  const int column0_;
   int rank_ = 0;
 };
 
-/// What a pair of warps decodes of its row block.
-struct RunShape {
-  int panels, tiles, first_tile;
-  int step_begin, steps;
-
-  __device__ __forceinline__ int PanelTiles(int panel) const {
-    return PanelTile(panel + 1, panels, tiles) - PanelTile(panel, panels, tiles);
-  }
-};
-
-/// Issues mask blocks in the order of the stages.
+/// A run on its way through its warp.
 template <Columns kColumns>
-class MaskIssuer {
- public:
-  __device__ __forceinline__ explicit MaskIssuer(const RunShape& run)
-      : run_(run), panel_(run.steps > 0 ? 0 : run.panels), left_(run.steps) {
-    if (panel_ < run.panels) bytes_ = MaskBlockBytes(kColumns, run.PanelTiles(0));
-  }
-  __device__ __forceinline__ void Next(Stream& stream, bool mine) {
-    if (panel_ >= run_.panels) return;
-    stream.IssueMasks(bytes_, mine);
-    if (--left_ > 0) return;
-    left_ = run_.steps;
-    if (++panel_ < run_.panels) bytes_ = MaskBlockBytes(kColumns, run_.PanelTiles(panel_));
-  }
-
- private:
-  const RunShape& run_;
-  int panel_, left_, bytes_ = 0;
-};
-
-/// A warp on its way through its pair's run. `role`: which of the pair's two it is.
-template <Columns kColumns, int kNTiles>
-struct WarpState {
-  const RunShape& run;
-  const int role, lane;
-  const uint32_t ahead_blocks;
-  XReader<kNTiles> x_reader;
+struct RunState {
   Stream stream;
-  MaskIssuer<kColumns> masks;
   Cursor<kColumns> cursor;
-  uint32_t stage = 0;
+  int first_unit, end_unit;
 
-  /// Enters the next stage, once its masks and values are there. Returns where its mask words lie.
-  __device__ __forceinline__ uint32_t Enter() {
-    const uint32_t block = stream.WaitMasks(stage);
-    const uint4 header = ptx::LoadShared128(block);
-    cursor.Enter(header, lane);
-    // Copies may only go where both warps have read, which is where the stage before ended.
-    const bool mine = (stage & 1) == role;
-    if (stage > 0) {
-      if (mine) stream.WaitDone(stage - 1);
-      masks.Next(stream, mine);
-    }
-    stream.IssueValues(header.y + ahead_blocks, header.z & ~kJump, mine);
-    stream.WaitValues(header.y);
-    return block + sizeof(StageHeader);
-  }
+  /// Run `index` of the thread block, of `lanes` K lanes the one with number k_lane. Starts its first copies.
+  __device__ __forceinline__ RunState(const ColumnParams& p, int row_block, int lanes, int k_lane, uint32_t ring,
+                                      uint32_t barriers)
+      : stream(p.layout,
+               reinterpret_cast<const uint32_t*>(p.layout) +
+                   static_cast<int64_t>(row_block * lanes + k_lane) * p.partition.record_words,
+               ring, barriers),
+        cursor(ring, threadIdx.x & 31),
+        first_unit(KLaneStart(k_lane, lanes, p.partition.units)),
+        end_unit(KLaneStart(k_lane + 1, lanes, p.partition.units)) {}
 
-  __device__ __forceinline__ void Leave() {
-    if ((stage & 1) != role && stage > 0) stream.WaitDone(stage - 1);
-    stream.ArriveDone();
-    ++stage;
-  }
-
+  /// Waits for the next stage and reads the lane's mask words.
   template <int kWords>
-  __device__ __forceinline__ void LoadMasks(uint32_t words, uint32_t (&masks)[kWords]) const {
-#pragma unroll
-    for (int w = 0; w < kWords; ++w) masks[w] = ptx::LoadShared32(words + 128 * w + 4 * lane);
+  __device__ __forceinline__ void Enter(uint32_t (&masks)[kWords]) {
+    const int lane = threadIdx.x & 31;
+    const uint32_t block = stream.Enter();
+    const uint2 header = ptx::LoadShared64(block);
+    const uint32_t column = ptx::LoadShared8(block + 16 + lane);
+    if constexpr (kWords == 4) {
+      const uint4 words = ptx::LoadShared128(block + MaskWordAt(4, 0, 0) + 16 * lane);
+      masks[0] = words.x, masks[1] = words.y, masks[2] = words.z, masks[3] = words.w;
+    } else {
+      if constexpr (kWords > 1) {
+        const uint2 words = ptx::LoadShared64(block + MaskWordAt(kWords, 0, 0) + 8 * lane);
+        masks[0] = words.x, masks[1] = words.y;
+      }
+      if constexpr (kWords != 2)
+        masks[kWords - 1] = ptx::LoadShared32(block + MaskWordAt(kWords, kWords - 1, 0) + 4 * lane);
+    }
+    cursor.Enter(stream.ring(), header.x, header.y, column);
   }
 };
 
-/// One panel of kTiles tiles, of which this warp takes unit `role` of every stage. X is read a stage ahead.
-template <Columns kColumns, int kTiles, int kNTiles, bool kBf16>
-__device__ __forceinline__ void DecodeUnits(WarpState<kColumns, kNTiles>& w, uint32_t (&raw)[kNTiles][4],
-                                            float (&acc)[kPanelTiles][kNTiles][4]) {
-  constexpr int kWords = MaskWords(kColumns, kTiles);
-#pragma unroll 1
-  for (int step = 0; step < w.run.steps; ++step) {
-    const uint32_t words = w.Enter();
-    uint32_t masks[kWords];
-    if (w.role == 1) {
-      w.LoadMasks(words, masks);
-      w.cursor.template Skip<0, kTiles>(masks);
-    }
-    w.LoadMasks(words + 128 * kWords * w.role, masks);
-    XFragments<kNTiles, kBf16> x;
-    SetX<kNTiles, kBf16>(x, raw);
-    if (step + 1 == w.run.steps) w.x_reader.Restart();
-    w.x_reader.Next(raw);
-    DecodeTiles<kColumns, 0, kTiles, kNTiles, kBf16>(masks, x, w.cursor, acc);
-    if (w.role == 0) {
-      w.LoadMasks(words + 128 * kWords, masks);
-      w.cursor.template Skip<0, kTiles>(masks);
-    }
-    w.Leave();
+/// Calls run(std::integral_constant) for 0 to kCount - 1.
+template <int kCount, int kIndex = 0, typename Run>
+__device__ __forceinline__ void ForEach(const Run& run) {
+  if constexpr (kIndex < kCount) {
+    run(std::integral_constant<int, kIndex>());
+    ForEach<kCount, kIndex + 1>(run);
   }
 }
 
-/// One panel of kTiles tiles, of which this warp takes the first FirstTiles or the others, in both units.
+/// A panel of kTiles tiles over one run. X is read a unit ahead.
 template <Columns kColumns, int kTiles, int kNTiles, bool kBf16>
-__device__ __forceinline__ void DecodeSomeTiles(WarpState<kColumns, kNTiles>& w,
-                                                float (&acc)[kPanelTiles / 2][kNTiles][4]) {
-  constexpr int kWords = MaskWords(kColumns, kTiles), kFirst = FirstTiles(kTiles);
+__device__ __forceinline__ void DecodePanel(RunState<kColumns>& run, XReader<kNTiles>& x_reader,
+                                            uint32_t (&raw)[kNTiles][4], float (&acc)[kPanelTiles][kNTiles][4]) {
 #pragma unroll 1
-  for (int step = 0; step < w.run.steps; ++step) {
-    const uint32_t words = w.Enter();
-#pragma unroll 1
-    for (int unit = 0; unit < 2; ++unit) {
-      uint32_t raw[kNTiles][4];
-      w.x_reader.Next(raw);
+  for (int stages = StagesOf(run.end_unit - run.first_unit, kTiles); stages > 0; --stages) {
+    uint32_t masks[MaskWords(kColumns, kTiles)];
+    run.Enter(masks);
+    ForEach<StageUnits(kTiles)>([&](auto unit) {
       XFragments<kNTiles, kBf16> x;
       SetX<kNTiles, kBf16>(x, raw);
-      uint32_t masks[kWords];
-      w.LoadMasks(words + 128 * kWords * unit, masks);
-      if (w.role == 0) {
-        DecodeTiles<kColumns, 0, kFirst, kNTiles, kBf16>(masks, x, w.cursor, acc);
-        w.cursor.template Skip<kFirst, kTiles>(masks);
-      } else {
-        w.cursor.template Skip<0, kFirst>(masks);
-        DecodeTiles<kColumns, kFirst, kTiles, kNTiles, kBf16>(masks, x, w.cursor, acc);
-      }
-    }
-    w.Leave();
+      x_reader.Next(raw);
+      DecodeTiles<kColumns, 2 * kTiles * decltype(unit)::value, kTiles, kNTiles, kBf16>(masks, x, run.cursor, acc);
+    });
+    run.stream.Leave();
   }
-  w.x_reader.Restart();
 }
 
 /// Calls run(std::integral_constant) for a number from 1 to kPanelTiles, straight code for each.
@@ -356,73 +293,51 @@ __device__ __forceinline__ void ForTiles(int tiles, const Run& run) {
   run(std::integral_constant<int, kTiles>());
 }
 
-template <Columns kColumns, int kNTiles, int kPairs, bool kBf16, Split kSplit>
-__global__ void __launch_bounds__(kPairs * 64, 1) ColumnMatMul(const __grid_constant__ ColumnParams p) {
-  using Shape = Shape<kSplit, kNTiles, kPairs>;
+template <Columns kColumns, int kNTiles, int kWarps, int kRuns, bool kBf16>
+__global__ void __launch_bounds__(kWarps * 32, 1) ColumnMatMul(const __grid_constant__ ColumnParams p) {
+  using Shape = Shape<kNTiles, kWarps, kRuns>;
   extern __shared__ __align__(128) uint8_t shared[];
-  PanelSum<Shape, kNTiles> panel_sum(p, shared);
+  const int column0 = blockIdx.y * kNTiles * 8;
+  PanelSum<kNTiles, kWarps, kRuns> panel_sum(p, shared, column0);
   const Partition& cut = p.partition;
   // The shuffle tells the compiler that the whole warp has one value.
-  const int warp = __shfl_sync(0xffffffffu, threadIdx.x / 32, 0), lane = threadIdx.x & 31, pair = warp / 2;
-  // A multiprocessor's four schedulers have every fourth warp each: neither role may gather on some of them.
-  const int role = (warp ^ warp >> 2) & 1;
-  const int row_block = blockIdx.x / cut.cluster, column0 = blockIdx.y * kNTiles * 8;
-  const int lanes = kPairs * cut.cluster, k_lane = panel_sum.rank() * kPairs + pair;
-  RunShape run;
-  run.panels = cut.panel_start[row_block + 1] - cut.panel_start[row_block];
-  run.first_tile = cut.tile_start[row_block];
-  run.tiles = cut.tile_start[row_block + 1] - run.first_tile;
-  run.step_begin = KLaneStart(k_lane, lanes, cut.steps);
-  run.steps = KLaneStart(k_lane + 1, lanes, cut.steps) - run.step_begin;
-
-  const uint4 words = __ldg(reinterpret_cast<const uint4*>(p.layout) + row_block * lanes + k_lane);
-  const uint32_t shared_at = ptx::SharedAddress(shared);
-  const uint32_t rings = shared_at + Shape::kBarrierBytes + Shape::kPartialBytes + Shape::ReceiveBytes(cut.cluster);
-  Stream stream(p.layout, {words.x, words.y, words.z, 0}, rings + pair * kRunBytes,
-                shared_at + pair * kRunBarrierBytes);
-  MaskIssuer<kColumns> masks(run);
-  if (role == 0) stream.InitBarriers();
-  for (int i = 0; i < kMaskSlots; ++i) masks.Next(stream, role == 0);
-  // Full rings at once would queue behind every other run's copies: start with a little, then run ahead.
-  stream.IssueValues(2, 0, role == 0);
+  const int warp = __shfl_sync(0xffffffffu, threadIdx.x / 32, 0);
+  const int row_block = blockIdx.x / cut.cluster, block_lanes = kWarps * kRuns, lanes = block_lanes * cut.cluster;
+  const uint32_t barriers = ptx::SharedAddress(shared), runs = barriers + Shape::RunsAt(cut.cluster);
+  const auto run_of = [&](int i) {
+    const int index = warp * kRuns + i;
+    return RunState<kColumns>(p, row_block, lanes, panel_sum.rank() * block_lanes + index, runs + index * kRunBytes,
+                              barriers + index * kRunBarrierBytes);
+  };
+  RunState<kColumns> run = run_of(0), other = kRuns == 1 ? run : run_of(kRuns - 1);
 #if __CUDA_ARCH__ >= 900
   if (cut.cluster > 1) ptx::ClusterArrive();
   ptx::LaunchDependents();
   ptx::WaitForPrevious();  // X is the previous kernel's; the weights above are not
 #endif
-  __syncthreads();  // barriers are ready
 
-  // By units, this warp reads every other one.
-  constexpr int kUnitStride = kSplit == Split::kUnits ? 2 : 1;
-  WarpState<kColumns, kNTiles> w = {
-      run,
-      role,
-      lane,
-      p.ahead_blocks,
-      XReader<kNTiles>(p, column0, 2 * run.step_begin + (kSplit == Split::kUnits ? role : 0), kUnitStride, lane),
-      stream,
-      masks,
-      Cursor<kColumns>(stream.ring(), lane)};
+  XReader<kNTiles> x_reader(p, column0, threadIdx.x & 31);
   uint32_t raw[kNTiles][4];
-  if constexpr (kSplit == Split::kUnits) w.x_reader.Next(raw);
-  for (int panel = 0; panel < run.panels; ++panel) {
-    const int tiles = run.PanelTiles(panel);
-    const int row0 = (run.first_tile + PanelTile(panel, run.panels, run.tiles)) * kTileRows;
+  x_reader.Seek(run.first_unit, run.end_unit);
+  x_reader.Next(raw);
+  const int first_tile = cut.tile_start[row_block], block_tiles = cut.tile_start[row_block + 1] - first_tile;
+  const int panels = cut.panel_start[row_block + 1] - cut.panel_start[row_block];
+  for (int panel = 0; panel < panels; ++panel) {
+    const int begin = PanelTile(panel, panels, block_tiles), tiles = PanelTile(panel + 1, panels, block_tiles) - begin;
     typename Shape::Sums acc = {};
-    ForTiles(tiles, [&](auto panel_tiles) {
-      constexpr int kTiles = decltype(panel_tiles)::value;
-      if constexpr (kSplit == Split::kUnits) {
-        DecodeUnits<kColumns, kTiles, kNTiles, kBf16>(w, raw, acc);
-      } else {
-        DecodeSomeTiles<kColumns, kTiles, kNTiles, kBf16>(w, acc);
+#pragma unroll 1
+    for (int i = 0; i < kRuns; ++i) {
+      ForTiles(tiles, [&](auto panel_tiles) {
+        DecodePanel<kColumns, decltype(panel_tiles)::value, kNTiles, kBf16>(run, x_reader, raw, acc);
+      });
+      if constexpr (kRuns > 1) {
+        const RunState<kColumns> kept = run;
+        run = other, other = kept;
       }
-    });
-    const bool last = panel + 1 == run.panels;
-    if constexpr (kSplit == Split::kUnits) {
-      panel_sum.Finish(acc, 0, warp, row0, {tiles}, column0, last);
-    } else {
-      panel_sum.Finish(acc, role, pair, row0, {FirstTiles(tiles), tiles - FirstTiles(tiles)}, column0, last);
+      x_reader.Seek(run.first_unit, run.end_unit);
+      x_reader.Next(raw);
     }
+    panel_sum.Finish(acc, (first_tile + begin) * kTileRows, tiles, panel + 1 == panels);
   }
 }
 

@@ -8,19 +8,18 @@
 
 namespace flashllm::cuda {
 
-template <Columns kColumns, int kNTiles, int kPairs, bool kBf16, Split kSplit = Split::kUnits>
+template <Columns kColumns, int kNTiles, int kWarps, int kRuns, bool kBf16>
 struct ColumnInstance {
   static constexpr int kWidth = 8 * kNTiles;
 
-  using Shape = cuda::Shape<kSplit, kNTiles, kPairs>;
+  using Shape = cuda::Shape<kNTiles, kWarps, kRuns>;
 
   static cudaError_t Launch(const WeightPlan& plan, const ColumnParams& params, bool programmatic,
                             cudaStream_t stream) {
     cudaLaunchConfig_t config = {};
     config.gridDim = dim3(plan.blocks * plan.cluster, (params.n + kWidth - 1) / kWidth);
-    config.blockDim = dim3(kPairs * 64);
-    config.dynamicSmemBytes =
-        Shape::kBarrierBytes + Shape::kPartialBytes + Shape::ReceiveBytes(plan.cluster) + kPairs * kRunBytes;
+    config.blockDim = dim3(kWarps * 32);
+    config.dynamicSmemBytes = Shape::SharedBytes(plan.cluster);
     config.stream = stream;
     cudaLaunchAttribute attributes[2];
     config.attrs = attributes;
@@ -34,11 +33,11 @@ struct ColumnInstance {
       attributes[config.numAttrs].id = cudaLaunchAttributeProgrammaticStreamSerialization;
       attributes[config.numAttrs++].val.programmaticStreamSerializationAllowed = 1;
     }
-    return cudaLaunchKernelEx(&config, ColumnMatMul<kColumns, kNTiles, kPairs, kBf16, kSplit>, params);
+    return cudaLaunchKernelEx(&config, ColumnMatMul<kColumns, kNTiles, kWarps, kRuns, kBf16>, params);
   }
 
   static cudaError_t Prepare(const DeviceInfo& info) {
-    return cudaFuncSetAttribute(ColumnMatMul<kColumns, kNTiles, kPairs, kBf16, kSplit>,
+    return cudaFuncSetAttribute(ColumnMatMul<kColumns, kNTiles, kWarps, kRuns, kBf16>,
                                 cudaFuncAttributeMaxDynamicSharedMemorySize, info.shared_bytes);
   }
 
@@ -53,12 +52,12 @@ struct ColumnInstance {
       attribute.val.clusterDim.y = attribute.val.clusterDim.z = 1;
       cudaLaunchConfig_t config = {};
       config.gridDim = dim3(2 * i * info->sm_count);
-      config.blockDim = dim3(kPairs * 64);
+      config.blockDim = dim3(kWarps * 32);
       config.dynamicSmemBytes = info->shared_bytes;
       config.attrs = &attribute;
       config.numAttrs = 1;
       const cudaError_t error = cudaOccupancyMaxActiveClusters(
-          &info->clusters[i], ColumnMatMul<kColumns, kNTiles, kPairs, kBf16, kSplit>, &config);
+          &info->clusters[i], ColumnMatMul<kColumns, kNTiles, kWarps, kRuns, kBf16>, &config);
       if (error != cudaSuccess) return error;
     }
     return cudaSuccess;
@@ -77,7 +76,6 @@ inline ColumnParams MakeParams(const WeightPlan& plan, const void* layout, const
   params.n = static_cast<int>(args.n);
   params.relu = args.activation == Activation::kRelu;
   params.x_aligned = plan.in_features % 8 == 0 && reinterpret_cast<uintptr_t>(args.x) % 16 == 0;
-  params.ahead_blocks = plan.ahead_blocks;
   params.partition = MakePartition(plan);
   return params;
 }
@@ -85,16 +83,16 @@ inline ColumnParams MakeParams(const WeightPlan& plan, const void* layout, const
 /// Instances for 8, 16 and 32 columns, one for any n where shared memory is short.
 template <Columns kColumns, bool kBf16>
 struct ColumnInstances {
-  using N8 = ColumnInstance<kColumns, 1, 8, kBf16>;
-  using N16 = ColumnInstance<kColumns, 2, 8, kBf16>;
-  using N32 = ColumnInstance<kColumns, 4, 8, kBf16, Split::kTiles>;
-  using FourPairs = ColumnInstance<kColumns, 4, 4, kBf16>;
-  using TwoPairs = ColumnInstance<kColumns, 4, 2, kBf16>;
+  using N8 = ColumnInstance<kColumns, 1, 16, 1, kBf16>;
+  using N16 = ColumnInstance<kColumns, 2, 16, 1, kBf16>;
+  using N32 = ColumnInstance<kColumns, 4, 8, 2, kBf16>;
+  using EightLanes = ColumnInstance<kColumns, 4, 8, 1, kBf16>;
+  using FourLanes = ColumnInstance<kColumns, 4, 4, 1, kBf16>;
 
   static cudaError_t Launch(const WeightPlan& plan, const void* layout, const MatMulArgs& args, cudaStream_t stream) {
     const ColumnParams params = MakeParams(plan, layout, args);
-    const auto launch = plan.pairs == 2   ? TwoPairs::Launch
-                        : plan.pairs == 4 ? FourPairs::Launch
+    const auto launch = plan.lanes == 4   ? FourLanes::Launch
+                        : plan.lanes == 8 ? EightLanes::Launch
                         : args.n <= 8     ? N8::Launch
                         : args.n <= 16    ? N16::Launch
                                           : N32::Launch;
@@ -102,7 +100,7 @@ struct ColumnInstances {
   }
 
   static cudaError_t Prepare(DeviceInfo* info) {
-    for (auto prepare : {N8::Prepare, N16::Prepare, N32::Prepare, FourPairs::Prepare, TwoPairs::Prepare}) {
+    for (auto prepare : {N8::Prepare, N16::Prepare, N32::Prepare, EightLanes::Prepare, FourLanes::Prepare}) {
       const cudaError_t error = prepare(*info);
       if (error != cudaSuccess) return error;
     }

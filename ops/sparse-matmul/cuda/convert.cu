@@ -17,8 +17,8 @@ struct Source {
   const uint32_t* bitmap;      // rows of `row_words` 32-bit words
   const int32_t* row_offsets;  // [rows + 1]
   const void* values;
-  uint32_t* prefix;      // [rows, units] stored values of the row before the unit
-  uint32_t* run_blocks;  // [runs] value blocks
+  uint32_t* prefix;    // [rows, units] stored values of the row before the unit
+  uint32_t* run_rows;  // [runs] value rows
   int64_t row_words;
   int rows, units;
 };
@@ -45,7 +45,8 @@ __global__ void CountPrefixes(Source s) {
   }
 }
 
-/// Bits of a lane's fragments, as layout.h orders them, from the bitmap words of its two rows: step s in byte s.
+/// Bits of a lane's two fragments in a tile and unit, from the bitmap words of its two rows: step s in byte s, in it bit
+/// 2 r + h.
 __device__ __forceinline__ uint32_t FragmentMasks(uint32_t upper, uint32_t lower, int t) {
   uint32_t masks = 0;
   for (int step = 0; step < 2; ++step) {
@@ -55,7 +56,7 @@ __device__ __forceinline__ uint32_t FragmentMasks(uint32_t upper, uint32_t lower
   return masks;
 }
 
-/// The same for columns of words: four bits a step, in a byte.
+/// The registers of which either half is not zero: bit 4 s + r.
 __device__ __forceinline__ uint32_t WordMasks(uint32_t masks) {
   const uint32_t any = (masks | masks >> 1) & 0x5555;  // bits 2r of each byte
   const uint32_t pairs = (any | any >> 1) & 0x3333;
@@ -63,81 +64,154 @@ __device__ __forceinline__ uint32_t WordMasks(uint32_t masks) {
   return (nibbles | nibbles >> 4) & 0xff;
 }
 
-/// Walks a run stage by stage as the kernel will, one warp: what each stage's header says, where each lane reads.
+/// Adds a tile and unit's fragments, the stage's number 2 q and 2 q + 1, to the lane's mask words.
 template <Columns kColumns>
-struct Walk {
+__device__ __forceinline__ void AddMasks(uint32_t masks, int q, uint32_t (&words)[4]) {
+  constexpr int kSlots = kColumns == Columns::kHalves ? 2 : 1, kInWord = 8 / kSlots;
+  const uint32_t slots = kColumns == Columns::kHalves ? masks : WordMasks(masks);
+  for (int s = 0; s < 2; ++s) {
+    const int fragment = 2 * q + s;
+    for (int r = 0; r < 4; ++r) {
+      const uint32_t bits = slots >> (4 * kSlots * s + kSlots * r) & ((1 << kSlots) - 1);
+      words[fragment / kInWord] |= bits << (8 * r + kSlots * (fragment % kInWord));
+    }
+  }
+}
+
+/// How many lanes have a greater key, or the same and a lower number.
+__device__ __forceinline__ int Rank(int key) {
+  const int lane = threadIdx.x & 31;
+  int rank = 0;
+  for (int other = 0; other < 32; ++other) {
+    const int their = __shfl_sync(kAllLanes, key, other);
+    rank += their > key || (their == key && other < lane);
+  }
+  return rank;
+}
+
+/// Walks a run stage by stage as the kernel will, one warp: where each lane reads, what each stage's header and copy
+/// say.
+template <Columns kColumns>
+class Walk {
+ public:
   // Of a lane's two chains: the next row, and which half of the column it is. With kWords only the first counts; the
   // second stays beside it.
   int row[2] = {0, 0}, half[2] = {0, 1};
-  int end = 0, first = 0;
+  int column = threadIdx.x & 31;
+  int end = 0;  // row after the last that a lane has read
+
+  struct Stage {
+    int32_t shift;
+    uint32_t jump;
+    uint8_t column;  // this lane's in the header
+    StageCopy copy;
+  };
 
   /// Enters a stage in which the lane has `count` nonzero slots in each chain. Afterwards row[] is where they begin.
-  __device__ StageHeader Enter(const int (&count)[2]) {
-    /// Leaves a block's room for copies under way, where lanes are not that far apart.
-    constexpr int kUsualBlocks = kWindowBlocks - 1;
-    StageHeader header = {};
-    const bool exchange = kColumns == Columns::kHalves &&
-                          max(row[1] + count[0], row[0] + count[1]) < max(row[0] + count[0], row[1] + count[1]);
-    header.exchange = __ballot_sync(kAllLanes, exchange);
-    if (exchange) {
-      const int other = row[0];
-      row[0] = row[1], row[1] = other;
-      half[0] ^= 1, half[1] ^= 1;
-    }
+  __device__ Stage Enter(const int (&count)[2], int mask_words) {
+    Stage stage = {};
+    stage.column = static_cast<uint8_t>(ChangeColumn(count) | (Exchange(count) ? kExchange : 0));
     const int before = end;
-    bool jump = false;
-    first = max(first, __reduce_min_sync(kAllLanes, min(row[0], row[1])));
+    first_ = max(first_, __reduce_min_sync(kAllLanes, min(row[0], row[1])));
     end = max(before, Last(count));
-    if (Blocks() > kUsualBlocks) {
-      first = max(first, min(((end + kBlockRows - 1) / kBlockRows - kUsualBlocks) * kBlockRows, before));
-      // Now it fits. Lanes that stay end where they did, those that jump at most a full stage's rows behind `first`;
+    bool jump = false;
+    if (end - first_ > kWindowRows) {
+      // Now it fits. Lanes that stay end where they did, those that jump at most a full stage's rows behind `first_`;
       // and if that is `before`, every lane begins there.
-      static_assert((2 * kPanelTiles * 8 + 2 * kBlockRows - 2) / kBlockRows <= kWindowBlocks, "a full stage fits");
+      first_ = max(first_, min(end - kWindowRows, before));
       jump = Jump();
       end = max(before, Last(count));
     }
-    header.blocks = (end + kBlockRows - 1) / kBlockRows;
-    header.passed = first / kBlockRows | (jump ? kJump : 0);
-    header.window = static_cast<uint32_t>(before) << 8 | (before - first);
-    return header;
+    const int rows = end - before;
+    int again = 0, at = before - origin_;
+    if (end - origin_ > kRingRows) {
+      stage.shift = (origin_ - first_) * kValueRowBytes;
+      again = before - first_, at = 0;
+      origin_ = first_;
+    }
+    if (jump) stage.jump = 1 + first_ - origin_;
+    stage.copy = StageCopy::Make(rows, again, at, mask_words, Lag(at, at + again + rows));
+#pragma unroll
+    for (int i = kStageSlots - 2; i > 0; --i) window_begin_[i] = window_begin_[i - 1], window_end_[i] = window_end_[i - 1];
+    window_begin_[0] = first_ - origin_, window_end_[0] = end - origin_;
+    return stage;
   }
 
   __device__ void Leave(const int (&count)[2]) { row[0] += count[0], row[1] += count[1]; }
 
  private:
-  /// That the window touches.
-  __device__ int Blocks() const { return (end + kBlockRows - 1) / kBlockRows - first / kBlockRows; }
+  /// Fewest slots ahead, longest column.
+  __device__ int ChangeColumn(const int (&count)[2]) {
+    const int column_rank = Rank(row[0] + row[1]), lane_rank = Rank(-count[0] - count[1]);
+    int source = 0;
+    for (int rank = 0; rank < 32; ++rank) {
+      const int lane = __ffs(__ballot_sync(kAllLanes, column_rank == rank)) - 1;
+      if (lane_rank == rank) source = lane;
+    }
+    for (int c = 0; c < 2; ++c) {
+      row[c] = __shfl_sync(kAllLanes, row[c], source);
+      half[c] = __shfl_sync(kAllLanes, half[c], source);
+    }
+    column = __shfl_sync(kAllLanes, column, source);
+    return source;
+  }
+
+  __device__ bool Exchange(const int (&count)[2]) {
+    const bool exchange = kColumns == Columns::kHalves && max(row[1] + count[0], row[0] + count[1]) <
+                                                              max(row[0] + count[0], row[1] + count[1]);
+    if (exchange) {
+      const int other = row[0];
+      row[0] = row[1], row[1] = other;
+      half[0] ^= 1, half[1] ^= 1;
+    }
+    return exchange;
+  }
+
   __device__ int Last(const int (&count)[2]) const {
     return __reduce_max_sync(kAllLanes, max(row[0] + count[0], row[1] + count[1]));
   }
+
   __device__ bool Jump() {
-    const bool behind = min(row[0], row[1]) < first;
-    row[0] = max(row[0], first), row[1] = max(row[1], first);
+    const bool behind = min(row[0], row[1]) < first_;
+    row[0] = max(row[0], first_), row[1] = max(row[1], first_);
     return __any_sync(kAllLanes, behind);
   }
+
+  /// How many stages ago these rows of the ring were last in use, as far as slots for stages let that matter.
+  __device__ int Lag(int begin, int to) const {
+#pragma unroll
+    for (int i = 0; i < kStageSlots - 1; ++i) {
+      if (max(begin, window_begin_[i]) < min(to, window_end_[i])) return i + 1;
+    }
+    return kStageSlots;
+  }
+
+  int first_ = 0;   // of the window
+  int origin_ = 0;  // the row at the ring's start
+  int window_begin_[kStageSlots - 1] = {}, window_end_[kStageSlots - 1] = {};  // of the last stages, in the ring
 };
 
 /// What one warp of MeasureRuns or FillRuns walks.
 struct Run {
   int panels, tiles, first_tile;
-  int step_begin, step_end;
+  int first_unit, end_unit;
 };
 
-__device__ Run RunOf(const Partition& p, int pairs, int index) {
-  const int lanes = pairs * p.cluster, block = index / lanes, k_lane = index % lanes;
+__device__ Run RunOf(const Partition& p, int block_lanes, int index) {
+  const int lanes = block_lanes * p.cluster, block = index / lanes, k_lane = index % lanes;
   Run run;
   run.panels = p.panel_start[block + 1] - p.panel_start[block];
   run.first_tile = p.tile_start[block];
   run.tiles = p.tile_start[block + 1] - run.first_tile;
-  run.step_begin = KLaneStart(k_lane, lanes, p.steps);
-  run.step_end = KLaneStart(k_lane + 1, lanes, p.steps);
+  run.first_unit = KLaneStart(k_lane, lanes, p.units);
+  run.end_unit = KLaneStart(k_lane + 1, lanes, p.units);
   return run;
 }
 
-/// Bits of a lane's fragments in one stage: masks[unit][tile], as FragmentMasks.
-using StageMasks = uint32_t[2][kPanelTiles];
+/// Bits of a lane's fragments in a stage, as FragmentMasks: [unit * tiles + tile].
+using StageMasks = uint32_t[kStageTiles];
 
-/// Calls visit(first row of the panel, tiles, step, masks, header, walk) for each stage.
+/// Calls visit(first row of the panel, tiles, first unit, masks, what the walk says, walk) for each stage.
 template <Columns kColumns, typename Visit>
 __device__ int WalkRun(const Run& run, const Source& s, const Visit& visit) {
   const int lane = threadIdx.x & 31, g = lane >> 2, t = lane & 3;
@@ -146,25 +220,23 @@ __device__ int WalkRun(const Run& run, const Source& s, const Visit& visit) {
     const int begin = PanelTile(panel, run.panels, run.tiles);
     const int tiles = PanelTile(panel + 1, run.panels, run.tiles) - begin;
     const int row0 = (run.first_tile + begin) * kTileRows;
-    for (int step = run.step_begin; step < run.step_end; ++step) {
+    for (int unit0 = run.first_unit; unit0 < run.end_unit; unit0 += StageUnits(tiles)) {
       StageMasks masks;
       int count[2] = {0, 0};
 #pragma unroll
-      for (int i = 0; i < kPanelTiles; ++i) {
-#pragma unroll
-        for (int u = 0; u < 2; ++u) {
-          const int row = row0 + i * kTileRows + g, unit = 2 * step + u;
-          masks[u][i] = i < tiles ? FragmentMasks(Word(s, row, unit), Word(s, row + 8, unit), t) : 0;
-          if (kColumns == Columns::kHalves) {
-            count[0] += __popc(masks[u][i] & 0x5555), count[1] += __popc(masks[u][i] & 0xaaaa);
-          } else {
-            count[0] += __popc(WordMasks(masks[u][i]));
-            count[1] = count[0];
-          }
+      for (int q = 0; q < kStageTiles; ++q) {
+        const int row = row0 + q % tiles * kTileRows + g, unit = unit0 + q / tiles;
+        const bool mine = q < tiles * StageUnits(tiles) && unit < run.end_unit;
+        masks[q] = mine ? FragmentMasks(Word(s, row, unit), Word(s, row + 8, unit), t) : 0;
+        if (kColumns == Columns::kHalves) {
+          count[0] += __popc(masks[q] & 0x5555), count[1] += __popc(masks[q] & 0xaaaa);
+        } else {
+          count[0] += __popc(WordMasks(masks[q]));
+          count[1] = count[0];
         }
       }
-      const StageHeader header = walk.Enter(count);
-      visit(row0, tiles, step, masks, header, walk);
+      const auto stage = walk.Enter(count, MaskWords(kColumns, tiles));
+      visit(row0, tiles, unit0, masks, stage, walk);
       walk.Leave(count);
     }
   }
@@ -172,11 +244,11 @@ __device__ int WalkRun(const Run& run, const Source& s, const Visit& visit) {
 }
 
 template <Columns kColumns>
-__global__ void __launch_bounds__(128) MeasureRuns(const __grid_constant__ Partition p, int pairs, int runs, Source s) {
+__global__ void __launch_bounds__(128) MeasureRuns(const __grid_constant__ Partition p, int block_lanes, int runs, Source s) {
   const int index = (blockIdx.x * 128 + threadIdx.x) / 32;
   if (index >= runs) return;
-  const int rows = WalkRun<kColumns>(RunOf(p, pairs, index), s, [](auto&&...) {});
-  if ((threadIdx.x & 31) == 0) s.run_blocks[index] = (rows + kBlockRows - 1) / kBlockRows;
+  const int rows = WalkRun<kColumns>(RunOf(p, block_lanes, index), s, [](auto&&...) {});
+  if ((threadIdx.x & 31) == 0) s.run_rows[index] = rows;
 }
 
 template <typename From>
@@ -240,36 +312,41 @@ __device__ __forceinline__ void FillTile(const TileValues<From>& values, uint32_
 
 template <Columns kColumns, typename From>
 __global__ void __launch_bounds__(128)
-    FillRuns(const __grid_constant__ Partition p, int pairs, int runs, Source s, uint8_t* layout) {
+    FillRuns(const __grid_constant__ Partition p, int block_lanes, int runs, Source s, uint8_t* layout) {
   const int index = (blockIdx.x * 128 + threadIdx.x) / 32, lane = threadIdx.x & 31;
   if (index >= runs) return;
-  const RunEntry entry = reinterpret_cast<const RunEntry*>(layout)[index];
-  uint8_t* block = layout + static_cast<int64_t>(entry.masks) * 16;
-  uint8_t* const column = layout + static_cast<int64_t>(entry.values) * kValueRowBytes + 4 * lane;
-  WalkRun<kColumns>(
-      RunOf(p, pairs, index), s,
-      [&](int row0, int tiles, int step, const StageMasks& masks, const StageHeader& header,
-          const Walk<kColumns>& walk) {
-        if (lane == 0) *reinterpret_cast<StageHeader*>(block) = header;
-        uint8_t* words = block + sizeof(StageHeader) + 4 * lane;
-        int at[2] = {walk.row[0], walk.row[1]};
+  auto* const record =
+      reinterpret_cast<RunRecord*>(layout + static_cast<int64_t>(index) * p.record_words * sizeof(uint32_t));
+  uint8_t* block = layout + static_cast<int64_t>(record->masks) * 16;
+  uint8_t* const values = layout + static_cast<int64_t>(record->values) * kValueRowBytes;
+  StageCopy* copy = record->copies;
+  WalkRun<kColumns>(RunOf(p, block_lanes, index), s,
+                    [&](int row0, int tiles, int unit0, const StageMasks& masks,
+                        const typename Walk<kColumns>::Stage& stage, const Walk<kColumns>& walk) {
+                      const int words = MaskWords(kColumns, tiles);
+                      auto* const header = reinterpret_cast<StageHeader*>(block);
+                      if (lane == 0) {
+                        *copy = stage.copy;
+                        header->shift = stage.shift;
+                        header->jump = stage.jump;
+                      }
+                      ++copy;
+                      header->column[lane] = stage.column;
+                      int at[2] = {walk.row[0], walk.row[1]};
+uint32_t mask_words[4] = {};
 #pragma unroll
-        for (int u = 0; u < 2; ++u, words += 128 * MaskWords(kColumns, tiles)) {
+                      for (int q = 0; q < kStageTiles; ++q) {
+                        if (masks[q] == 0) continue;
+                        AddMasks<kColumns>(masks[q], q, mask_words);
+                        FillTile<kColumns>(TileValues<From>(s, row0 + q % tiles * kTileRows, unit0 + q / tiles),
+                                           masks[q], walk, at, values + 4 * walk.column);
+                      }
 #pragma unroll
-          for (int i = 0; i < kPanelTiles; ++i) {
-            if (i >= tiles) break;
-            const int byte = i * TileSlots(kColumns) / 8;
-            uint8_t* const to = words + byte / 4 * 128 + byte % 4;
-            if (kColumns == Columns::kHalves) {
-              *reinterpret_cast<uint16_t*>(to) = static_cast<uint16_t>(masks[u][i]);  // at an even place of a word
-            } else {
-              *to = static_cast<uint8_t>(WordMasks(masks[u][i]));
-            }
-            FillTile<kColumns>(TileValues<From>(s, row0 + i * kTileRows, 2 * step + u), masks[u][i], walk, at, column);
-          }
-        }
-        block += MaskBlockBytes(kColumns, tiles);
-      });
+                      for (int w = 0; w < 4; ++w) {
+                        if (w < words) *reinterpret_cast<uint32_t*>(block + MaskWordAt(words, w, lane)) = mask_words[w];
+                      }
+                      block += MaskBlockBytes(words);
+                    });
 }
 
 __global__ void FindInexact(const float* values, int64_t count, uint32_t* inexact) {
@@ -279,7 +356,7 @@ __global__ void FindInexact(const float* values, int64_t count, uint32_t* inexac
   if (__any_sync(kAllLanes, differs) && (threadIdx.x & 31) == 0) *inexact = 1;
 }
 
-int RunCount(const WeightPlan& plan) { return plan.blocks * plan.cluster * plan.pairs; }
+int RunCount(const WeightPlan& plan) { return plan.blocks * plan.cluster * plan.lanes; }
 
 Source MakeSource(const WeightPlan& plan, const DeviceParts& parts, const void* staging) {
   Source source;
@@ -289,38 +366,38 @@ Source MakeSource(const WeightPlan& plan, const DeviceParts& parts, const void* 
   source.row_words = BitmapRowBytes(plan.in_features) / 4;
   source.rows = static_cast<int>(plan.out_features);
   source.units = static_cast<int>((plan.in_features + kUnitK - 1) / kUnitK);
-  source.run_blocks = static_cast<uint32_t*>(const_cast<void*>(staging));
-  source.prefix = source.run_blocks + RunCount(plan);
+  source.run_rows = static_cast<uint32_t*>(const_cast<void*>(staging));
+  source.prefix = source.run_rows + RunCount(plan);
   return source;
 }
 
-/// Where each run's streams lie: the table, all mask streams, all value streams.
-void PlaceRuns(const std::vector<uint32_t>& blocks, WeightPlan* plan) {
-  const int lanes = plan->cluster * plan->pairs;
-  const int steps = static_cast<int>((plan->in_features + kStageK - 1) / kStageK);
+/// Where each run's streams lie: the records, all mask streams, all value streams.
+void PlaceRuns(const std::vector<uint32_t>& rows, WeightPlan* plan) {
+  const int lanes = plan->cluster * plan->lanes;
+  const int units = static_cast<int>((plan->in_features + kUnitK - 1) / kUnitK);
   const auto align = [](int64_t bytes) { return (bytes + kValueRowBytes - 1) / kValueRowBytes * kValueRowBytes; };
-  std::vector<RunEntry> table(blocks.size());
-  const int64_t table_bytes = align(static_cast<int64_t>(table.size() * sizeof(RunEntry)));
-  int64_t at = table_bytes;
-  for (size_t i = 0; i < table.size(); ++i) {
+  plan->runs.assign(rows.size() * plan->record_words, 0);
+  const auto record = [&](size_t run) { return &plan->runs[run * plan->record_words]; };
+  int64_t at = align(static_cast<int64_t>(plan->runs.size() * sizeof(uint32_t)));
+  for (size_t i = 0; i < rows.size(); ++i) {
     const int block = static_cast<int>(i) / lanes, k_lane = static_cast<int>(i) % lanes;
-    const int64_t stages = KLaneStart(k_lane + 1, lanes, steps) - KLaneStart(k_lane, lanes, steps);
+    const int lane_units = KLaneStart(k_lane + 1, lanes, units) - KLaneStart(k_lane, lanes, units);
     const int panels = plan->panel_start[block + 1] - plan->panel_start[block];
     const int tiles = plan->tile_start[block + 1] - plan->tile_start[block];
-    table[i] = {static_cast<uint32_t>(at / 16), 0, blocks[i], 0};
-    for (int panel = 0; panel < panels; ++panel)
-      at +=
-          stages * MaskBlockBytes(plan->columns, PanelTile(panel + 1, panels, tiles) - PanelTile(panel, panels, tiles));
+    record(i)[0] = static_cast<uint32_t>(at / 16);
+    for (int panel = 0; panel < panels; ++panel) {
+      const int panel_tiles = PanelTile(panel + 1, panels, tiles) - PanelTile(panel, panels, tiles);
+      const int stages = StagesOf(lane_units, panel_tiles);
+      record(i)[2] += stages;
+      at += static_cast<int64_t>(stages) * MaskBlockBytes(MaskWords(plan->columns, panel_tiles));
+    }
   }
   at = align(at);
-  for (size_t i = 0; i < table.size(); ++i) {
-    table[i].values = static_cast<uint32_t>(at / kValueRowBytes);
-    at += static_cast<int64_t>(blocks[i]) * kBlockBytes;
+  for (size_t i = 0; i < rows.size(); ++i) {
+    record(i)[1] = static_cast<uint32_t>(at / kValueRowBytes);
+    at += static_cast<int64_t>(rows[i]) * kValueRowBytes;
   }
-  plan->layout_bytes = at;
-  plan->stream_bytes = at - table_bytes;
-  plan->runs.resize(table.size() * sizeof(RunEntry) / sizeof(uint32_t));
-  std::memcpy(plan->runs.data(), table.data(), table.size() * sizeof(RunEntry));
+  plan->layout_bytes = plan->stream_bytes = at;
 }
 
 }  // namespace
@@ -345,13 +422,13 @@ cudaError_t Measure(const DeviceParts& parts, void* staging, cudaStream_t stream
   const int runs = RunCount(*plan);
   CountPrefixes<<<static_cast<unsigned>((source.rows * 32ll + kThreads - 1) / kThreads), kThreads, 0, stream>>>(source);
   const auto measure = plan->columns == Columns::kHalves ? MeasureRuns<Columns::kHalves> : MeasureRuns<Columns::kWords>;
-  measure<<<(runs + 3) / 4, 128, 0, stream>>>(MakePartition(*plan), plan->pairs, runs, source);
-  std::vector<uint32_t> blocks(runs);
+  measure<<<(runs + 3) / 4, 128, 0, stream>>>(MakePartition(*plan), plan->lanes, runs, source);
+  std::vector<uint32_t> rows(runs);
   cudaError_t error = cudaGetLastError();
   if (error == cudaSuccess)
-    error = cudaMemcpyAsync(blocks.data(), source.run_blocks, runs * sizeof(uint32_t), cudaMemcpyDeviceToHost, stream);
+    error = cudaMemcpyAsync(rows.data(), source.run_rows, runs * sizeof(uint32_t), cudaMemcpyDeviceToHost, stream);
   if (error == cudaSuccess) error = cudaStreamSynchronize(stream);
-  if (error == cudaSuccess) PlaceRuns(blocks, plan);
+  if (error == cudaSuccess) PlaceRuns(rows, plan);
   return error;
 }
 
@@ -370,7 +447,7 @@ cudaError_t Convert(const WeightPlan& plan, const DeviceParts& parts, const void
   const auto fill = plan.columns == Columns::kHalves
                         ? (floats ? FillRuns<Columns::kHalves, float> : FillRuns<Columns::kHalves, uint16_t>)
                         : (floats ? FillRuns<Columns::kWords, float> : FillRuns<Columns::kWords, uint16_t>);
-  fill<<<(runs + 3) / 4, 128, 0, stream>>>(MakePartition(plan), plan.pairs, runs, source,
+  fill<<<(runs + 3) / 4, 128, 0, stream>>>(MakePartition(plan), plan.lanes, runs, source,
                                            static_cast<uint8_t*>(layout));
   return cudaGetLastError();
 }

@@ -8,31 +8,32 @@
 namespace flashllm::cuda {
 namespace {
 
-/// Value blocks in flight for a pair of warps: enough to keep the memory busy. More delays the reads of X, which queue
-/// behind.
-constexpr int kAheadBlocks = 3;
-
 /// Density below which columns of words, which take more bytes and half the work, are faster.
 constexpr double kWordsDensity = 0.14;
 
 int BlocksOf(const DeviceInfo& device, int cluster) { return std::max(1, device.clusters[cluster / 2]); }
 
-/// Time of the busiest thread block with this cluster size, in units of one 16-row tile of one K unit. Fitted to an
-/// H100's timings.
+/// Time of the busiest thread block with this cluster size, in units of one 16-row tile of one unit.
 double CostOfCluster(int64_t tiles, int64_t units, const DeviceInfo& device, int cluster) {
   const int64_t blocks = std::min<int64_t>(tiles, BlocksOf(device, cluster));
   const int64_t busiest = (tiles + blocks - 1) / blocks, panels = (busiest + kPanelTiles - 1) / kPanelTiles;
-  // A unit's copies and reads of X take as many instructions as 1.5 tiles, whatever the panel holds; exchanging sums
-  // takes some 3 us.
-  constexpr double kPanelCost = 1.5, kExchangeCost = 160;
-  return (busiest + kPanelCost * panels) / cluster * units + (cluster > 1 ? kExchangeCost : 0);
+  // Reading X and the rest of a stage cost as much as a tile; a panel's sums over warps some 0.5 us, the exchange in a
+  // cluster some 3 us.
+  constexpr double kStageCost = 1, kSumCost = 30, kExchangeCost = 260;
+  return (busiest + kStageCost * panels) / cluster * units + kSumCost * panels + (cluster > 1 ? kExchangeCost : 0);
+}
+
+/// A cluster's row block is one panel, so that its blocks exchange sums once.
+bool FitsCluster(int64_t tiles, const DeviceInfo& device, int cluster) {
+  return cluster == 1 || (device.compute_capability >= 90 && tiles <= int64_t{BlocksOf(device, cluster)} * kPanelTiles);
 }
 
 int ChooseCluster(int64_t tiles, int64_t units, const DeviceInfo& device) {
-  if (device.compute_capability < 90) return 1;
   int best = 1;
   for (int cluster : {2, 4}) {
-    if (CostOfCluster(tiles, units, device, cluster) < CostOfCluster(tiles, units, device, best)) best = cluster;
+    if (FitsCluster(tiles, device, cluster) &&
+        CostOfCluster(tiles, units, device, cluster) < CostOfCluster(tiles, units, device, best))
+      best = cluster;
   }
   return best;
 }
@@ -59,17 +60,33 @@ std::vector<uint16_t> CutByBytes(const PackedWeight& weight, int64_t tiles, int 
   return start;
 }
 
-/// StageHeader::window counts the value rows of a run in 24 bits.
-constexpr int64_t kMostRows = int64_t{1} << 24;
+/// Cuts the tiles into row blocks and panels for clusters of so many thread blocks.
+void CutRows(const PackedWeight& weight, int64_t tiles, int cluster, WeightPlan* plan) {
+  plan->cluster = cluster;
+  plan->blocks = static_cast<int>(std::min<int64_t>({tiles, BlocksOf(plan->device, cluster), kMaxBlocks}));
+  plan->tile_start = CutByBytes(weight, tiles, plan->blocks);
+  plan->panel_start.assign(plan->blocks + 1, 0);
+  for (int block = 0; block < plan->blocks; ++block) {
+    const int block_tiles = plan->tile_start[block + 1] - plan->tile_start[block];
+    plan->panel_start[block + 1] =
+        static_cast<uint16_t>(plan->panel_start[block] + (block_tiles + kPanelTiles - 1) / kPanelTiles);
+  }
+}
 
-/// Value rows of the longest run, were all its tiles full.
-int64_t LongestRun(const WeightPlan& plan, int64_t units) {
-  int64_t most_tiles = 0;
-  for (int block = 0; block < plan.blocks; ++block)
-    most_tiles = std::max<int64_t>(most_tiles, plan.tile_start[block + 1] - plan.tile_start[block]);
-  constexpr int64_t kTileUnitRows = 8;  // of either kind of columns
-  const int64_t lanes = plan.cluster * plan.pairs;
-  return most_tiles * kTileUnitRows * 2 * (((units + 1) / 2 + lanes - 1) / lanes);
+/// Stages of the longest run.
+int MostStages(const WeightPlan& plan, int64_t units) {
+  const int64_t lanes = int64_t{plan.cluster} * plan.lanes;
+  const int lane_units = static_cast<int>((units + lanes - 1) / lanes);
+  int most = 0;
+  for (int block = 0; block < plan.blocks; ++block) {
+    const int panels = plan.panel_start[block + 1] - plan.panel_start[block];
+    const int tiles = plan.tile_start[block + 1] - plan.tile_start[block];
+    int stages = 0;
+    for (int panel = 0; panel < panels; ++panel)
+      stages += StagesOf(lane_units, PanelTile(panel + 1, panels, tiles) - PanelTile(panel, panels, tiles));
+    most = std::max(most, stages);
+  }
+  return most;
 }
 
 }  // namespace
@@ -88,36 +105,26 @@ cudaError_t MakePlan(const PackedWeight& weight, const DeviceInfo& device, const
   const int64_t tiles = (weight.out_features + kTileRows - 1) / kTileRows;
   const int64_t units = (weight.in_features + kUnitK - 1) / kUnitK;
   const bool inexact = weight.value_type == ValueType::kFloat32 && !options.float32_is_half;
-  // Tile indices are 16 bits wide.
-  if (inexact || tiles == 0 || units == 0 || tiles > UINT16_MAX) return cudaSuccess;
+  // Tile indices are 16 bits wide; 32 rows of X are addressed in 31.
+  if (inexact || tiles == 0 || units == 0 || tiles > UINT16_MAX || weight.in_features >= int64_t{1} << 26)
+    return cudaSuccess;
 
   plan->layout = Layout::kColumns;
-  // The rings of eight pairs take some 200 KB (GPUs of 8.0 have 163, of 8.6 and 8.9 99).
-  plan->pairs = device.shared_bytes >= (220 << 10) ? 8 : device.shared_bytes >= (120 << 10) ? 4 : 2;
-  plan->ahead_blocks = options.ahead_blocks != 0 ? options.ahead_blocks : kAheadBlocks;
+  // The rings of sixteen warps take some 200 KB (GPUs of 8.0 have 163, of 8.6 and 8.9 99).
+  plan->lanes = device.shared_bytes >= (220 << 10) ? 16 : device.shared_bytes >= (140 << 10) ? 8 : 4;
   const double density = static_cast<double>(weight.nnz) / weight.out_features / weight.in_features;
   plan->columns = options.columns >= 0      ? static_cast<Columns>(options.columns)
                   : density < kWordsDensity ? Columns::kWords
                                             : Columns::kHalves;
   if (weight.value_type == ValueType::kFloat32) plan->value_type = ValueType::kFloat16;
-  plan->cluster = options.cluster != 0 ? options.cluster : ChooseCluster(tiles, units, device);
-  if (device.compute_capability < 90) plan->cluster = 1;
-  plan->blocks = static_cast<int>(std::min<int64_t>({tiles, BlocksOf(device, plan->cluster), kMaxBlocks}));
-  plan->tile_start = CutByBytes(weight, tiles, plan->blocks);
-  plan->panel_start.assign(plan->blocks + 1, 0);
-  for (int block = 0; block < plan->blocks; ++block) {
-    const int block_tiles = plan->tile_start[block + 1] - plan->tile_start[block];
-    plan->panel_start[block + 1] =
-        static_cast<uint16_t>(plan->panel_start[block] + (block_tiles + kPanelTiles - 1) / kPanelTiles);
-  }
-  if (LongestRun(*plan, units) >= kMostRows) {
-    plan->layout = Layout::kCanonical;
-    plan->value_type = weight.value_type;
-    return cudaSuccess;
-  }
-  // A prefix count for every (row, unit), then the number of value blocks of every run.
+  const int cluster = options.cluster != 0 ? options.cluster : ChooseCluster(tiles, units, device);
+  CutRows(weight, tiles, FitsCluster(tiles, device, cluster) ? cluster : 1, plan);
+  // Sparse rows make for a block of many tiles.
+  if (plan->cluster > 1 && plan->panel_start[plan->blocks] > plan->blocks) CutRows(weight, tiles, 1, plan);
+  plan->record_words = (3 + MostStages(*plan, units) + 3) / 4 * 4;
+  // A prefix count for every (row, unit), then the number of value rows of every run.
   plan->staging_bytes =
-      (weight.out_features * units + static_cast<int64_t>(plan->blocks) * plan->cluster * plan->pairs) * 4;
+      (weight.out_features * units + static_cast<int64_t>(plan->blocks) * plan->cluster * plan->lanes) * 4;
   return cudaSuccess;
 }
 

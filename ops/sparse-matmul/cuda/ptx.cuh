@@ -41,6 +41,18 @@ __device__ __forceinline__ uint4 LoadShared128(uint32_t address) {
   return v;
 }
 
+__device__ __forceinline__ uint2 LoadShared64(uint32_t address) {
+  uint2 v;
+  asm volatile("ld.shared.v2.u32 {%0,%1},[%2];" : "=r"(v.x), "=r"(v.y) : "r"(address) : "memory");
+  return v;
+}
+
+__device__ __forceinline__ uint32_t LoadShared8(uint32_t address) {
+  uint32_t value;
+  asm volatile("ld.shared.u8 %0,[%1];" : "=r"(value) : "r"(address) : "memory");
+  return value;
+}
+
 __device__ __forceinline__ void StoreShared128(uint32_t address, uint4 v) {
   asm volatile("st.shared.v4.u32 [%0],{%1,%2,%3,%4};" ::"r"(address), "r"(v.x), "r"(v.y), "r"(v.z), "r"(v.w)
                : "memory");
@@ -82,19 +94,14 @@ __device__ __forceinline__ void BulkCopy(uint32_t destination, const void* sourc
 __device__ __forceinline__ void ArriveExpect(uint32_t barrier, uint32_t bytes) {
   asm volatile("mbarrier.arrive.expect_tx.shared.b64 _,[%0],%1;" ::"r"(barrier), "r"(bytes) : "memory");
 }
-/// A warp's copy of `bytes`, a positive multiple of 16; completes one phase of the barrier (bulk copy, 9.7.9.25.4).
-__device__ __forceinline__ void Copy(uint32_t destination, const void* source, uint32_t bytes, uint32_t barrier) {
+/// A warp's two copies, of a positive multiple of 16 bytes and of a multiple, maybe none; they complete one phase of
+/// the barrier (bulk copy, 9.7.9.25.4).
+__device__ __forceinline__ void CopyPair(uint32_t to, const void* from, uint32_t bytes, uint32_t second_to,
+                                         const void* second_from, uint32_t second_bytes, uint32_t barrier) {
   if (!ElectLane()) return;
-  ArriveExpect(barrier, bytes);
-  BulkCopy(destination, source, bytes, barrier);
-}
-/// The same, and the first `other_bytes` to a second place.
-__device__ __forceinline__ void CopyTwice(uint32_t destination, uint32_t other, const void* source, uint32_t bytes,
-                                          uint32_t other_bytes, uint32_t barrier) {
-  if (!ElectLane()) return;
-  ArriveExpect(barrier, bytes + other_bytes);
-  BulkCopy(destination, source, bytes, barrier);
-  BulkCopy(other, source, other_bytes, barrier);
+  ArriveExpect(barrier, bytes + second_bytes);
+  BulkCopy(to, from, bytes, barrier);
+  if (second_bytes != 0) BulkCopy(second_to, second_from, second_bytes, barrier);
 }
 /// Thread-block clusters: barrier (9.7.13.4) and stores to another block's shared memory.
 __device__ __forceinline__ uint32_t ClusterRank() {
@@ -134,14 +141,10 @@ __device__ __forceinline__ void CopyAsync(uint32_t destination, const void* sour
 __device__ __forceinline__ void ArriveAfterCopies(uint32_t barrier) {
   asm volatile("cp.async.mbarrier.arrive.noinc.shared.b64 [%0];" ::"r"(barrier) : "memory");
 }
-__device__ __forceinline__ void Copy(uint32_t destination, const void* source, uint32_t bytes, uint32_t barrier) {
-  CopyAsync(destination, source, bytes);
-  ArriveAfterCopies(barrier);
-}
-__device__ __forceinline__ void CopyTwice(uint32_t destination, uint32_t other, const void* source, uint32_t bytes,
-                                          uint32_t other_bytes, uint32_t barrier) {
-  CopyAsync(destination, source, bytes);
-  CopyAsync(other, source, other_bytes);
+__device__ __forceinline__ void CopyPair(uint32_t to, const void* from, uint32_t bytes, uint32_t second_to,
+                                         const void* second_from, uint32_t second_bytes, uint32_t barrier) {
+  CopyAsync(to, from, bytes);
+  CopyAsync(second_to, second_from, second_bytes);
   ArriveAfterCopies(barrier);
 }
 #endif

@@ -54,18 +54,17 @@ struct WeightPlan {
   int blocks = 0;                     // row blocks; the grid has blocks * cluster thread blocks
   std::vector<uint16_t> tile_start;   // [blocks + 1] first 16-row tile of each row block
   std::vector<uint16_t> panel_start;  // [blocks + 1] first panel (at most 8 tiles) of each row block
-  int pairs = 8;                      // of warps of a thread block; each decodes a K lane of its own
+  int lanes = 16;                     // K lanes of a thread block
   Columns columns = Columns::kHalves;
-  uint32_t ahead_blocks = 0;   // of values (layout.h) in flight for a pair
+  int record_words = 0;        // of each run's record (layout.h)
   int64_t staging_bytes = 0;   // device memory that Measure and Convert need
   int64_t layout_bytes = 0;    // device memory of the layout; set by Measure
   int64_t stream_bytes = 0;    // bytes that one multiplication streams; set by Measure
-  std::vector<uint32_t> runs;  // the layout's table (layout.h); set by Measure
+  std::vector<uint32_t> runs;  // the layout's records, but for what Convert writes there; set by Measure
 };
 
 struct PlanOptions {
-  int cluster = 0;               // 1, 2 or 4; 0 chooses
-  int ahead_blocks = 0;          // 0 chooses
+  int cluster = 0;               // 1, 2 or 4 where such a row block is one panel; 0 chooses
   int columns = -1;              // a Columns; -1 chooses
   bool float32_is_half = false;  // every float32 value is exact in float16 (CheckHalfExact): lay out as float16
 };

@@ -38,6 +38,18 @@ class DeviceScope {
   int previous_ = -1;
 };
 
+/// A stream for the length of a scope.
+class OwnStream {
+ public:
+  OwnStream() { CheckCuda(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking), "creating a stream"); }
+  ~OwnStream() { static_cast<void>(cudaStreamDestroy(stream_)); }
+  OwnStream(const OwnStream&) = delete;
+  cudaStream_t get() const { return stream_; }
+
+ private:
+  cudaStream_t stream_ = nullptr;
+};
+
 /// Waits for what was enqueued on a stream without spinning: the thread sleeps. Throws Error where that work failed.
 /// During a capture nothing runs, so that there is nothing to wait for: returns at once.
 void WaitForStream(cudaStream_t stream);

@@ -1,31 +1,32 @@
 #include "provider/ep/cuda/device_weight.h"
 
+#include <algorithm>
 #include <cstring>
+#include <functional>
 #include <vector>
 
 #include "provider/ep/cuda/call.h"
 #include "provider/ep/cuda/upload.h"
+#include "provider/ep/cuda/workers.h"
 
 namespace flashllm::ep {
 namespace {
-
-/// A stream for the length of a scope.
-class LoadStream {
- public:
-  LoadStream() { CheckCuda(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking), "creating a stream"); }
-  ~LoadStream() { static_cast<void>(cudaStreamDestroy(stream_)); }
-  LoadStream(const LoadStream&) = delete;
-  cudaStream_t get() const { return stream_; }
-
- private:
-  cudaStream_t stream_ = nullptr;
-};
 
 /// The host's parts may lie at any address; the plan reads row_offsets as int32.
 std::vector<int32_t> AlignedOffsets(const PackedWeight& weight) {
   std::vector<int32_t> offsets(static_cast<size_t>(weight.out_features) + 1);
   std::memcpy(offsets.data(), weight.row_offsets, offsets.size() * sizeof(int32_t));
   return offsets;
+}
+
+/// Runs parts of a check on the threads that load weights.
+void InParts(int64_t rows, const std::function<void(int64_t, int64_t)>& check) {
+  constexpr int64_t kRowsOfPart = 64;
+  const auto parts = std::clamp<int64_t>(rows / kRowsOfPart, 1, static_cast<int64_t>(LoadWorkers()));
+  RunAtOnce(static_cast<size_t>(parts), [&](size_t part) {
+    const auto at = static_cast<int64_t>(part);
+    check(rows * at / parts, rows * (at + 1) / parts);
+  });
 }
 
 }  // namespace
@@ -45,29 +46,30 @@ void DeviceWeight::FreeParts() {
 
 uint32_t DeviceWeight::Send(const PackedWeight& weight, bool with_checksum, Gpu* gpu) {
   const DeviceScope scope(gpu->ordinal());
-  uint32_t checksum = 0;
-  const auto send = [&](const void* from, int64_t bytes) {
-    void* to = pool_->Allocate(static_cast<size_t>(bytes), nullptr);
-    try {
-      Upload(gpu->ordinal(), to, from, static_cast<size_t>(bytes), with_checksum ? &checksum : nullptr);
-    } catch (...) {
-      pool_->Free(to);
-      throw;
-    }
-    return to;
-  };
+  const auto bitmap_bytes = static_cast<size_t>(weight.out_features * BitmapRowBytes(weight.in_features));
+  const auto offsets_bytes = static_cast<size_t>((weight.out_features + 1) * 4);
+  const auto values_bytes = static_cast<size_t>(ValuesLength(weight.nnz) * SizeOf(weight.value_type));
+  // Into the parts as they come, which own them.
   parts_.value_type = weight.value_type;
-  // In the order of the checksum.
-  parts_.bitmap = static_cast<uint8_t*>(send(weight.bitmap, weight.out_features * BitmapRowBytes(weight.in_features)));
-  parts_.row_offsets = static_cast<int32_t*>(send(weight.row_offsets, (weight.out_features + 1) * 4));
-  parts_.values = send(weight.values, ValuesLength(weight.nnz) * SizeOf(weight.value_type));
+  void* const bitmap = pool_->Allocate(bitmap_bytes, nullptr);
+  parts_.bitmap = static_cast<uint8_t*>(bitmap);
+  void* const row_offsets = pool_->Allocate(offsets_bytes, nullptr);
+  parts_.row_offsets = static_cast<int32_t*>(row_offsets);
+  void* const values = pool_->Allocate(values_bytes, nullptr);
+  parts_.values = values;
+  uint32_t checksum = 0;
+  Upload(gpu->ordinal(),
+         {{bitmap, weight.bitmap, bitmap_bytes},
+          {row_offsets, weight.row_offsets, offsets_bytes},
+          {values, weight.values, values_bytes}},
+         with_checksum ? &checksum : nullptr);
   return checksum;
 }
 
 void DeviceWeight::LayOut(const PackedWeight& weight, cuda::ElementType type, Gpu* gpu) {
   const DeviceScope scope(gpu->ordinal());
-  const LoadStream load_stream;
-  const cudaStream_t stream = load_stream.get();
+  const OwnStream own_stream;
+  const cudaStream_t stream = own_stream.get();
   cuda::PlanOptions options;
   if (weight.value_type == ValueType::kFloat32) {
     const Scratch result(pool_.get(), 4, nullptr);
@@ -100,7 +102,7 @@ std::shared_ptr<const DeviceWeight> DeviceWeightCache::Prepare(const PackedWeigh
     throw Error(ORT_INVALID_GRAPH, "flashllm: the packed weight of " + where + " is not valid: " + wrong);
   };
   PackedWeight weight;
-  const std::string wrong = Validate(claim, false, &weight);
+  const std::string wrong = Validate(claim, false, &weight, InParts);
   if (!wrong.empty()) reject(wrong);
   const auto loaded = std::make_shared<DeviceWeight>(pool_);
   const uint32_t found = loaded->Send(weight, verify_checksum, gpu_);

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <chrono>
+#include <cmath>
 #include <utility>
 
 #include "provider/ep/cuda/call.h"
@@ -19,10 +20,10 @@ int64_t HostNanoseconds() {
       .count();
 }
 
-float MillisecondsBetween(cudaEvent_t begin, cudaEvent_t end) {
+int64_t NanosecondsBetween(cudaEvent_t begin, cudaEvent_t end) {
   float milliseconds = 0;
   CheckCuda(cudaEventElapsedTime(&milliseconds, begin, end), "reading the time of a kernel");
-  return milliseconds;
+  return std::llround(1e6 * static_cast<double>(milliseconds));
 }
 
 /// As ONNX Runtime must be given a text: it writes it into a JSON string as it is.
@@ -35,29 +36,38 @@ std::string Escaped(const std::string& text) {
 /// close, a 32-bit float of milliseconds resolves better than the device does.
 class SharedMoment {
  public:
-  SharedMoment() {
-    CheckCuda(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking), "creating a stream");
-    CheckCuda(cudaEventCreate(&event_), "creating an event");
+  explicit SharedMoment(cudaEvent_t event) : event_(event) {
+    const OwnStream stream;
     const int64_t before = HostNanoseconds();
-    CheckCuda(cudaEventRecord(event_, stream_), "recording an event");
-    CheckCuda(cudaEventSynchronize(event_), "waiting for an event");
+    CheckCuda(cudaEventRecord(event, stream.get()), "recording an event");
+    CheckCuda(cudaEventSynchronize(event), "waiting for an event");
     host_ = before + (HostNanoseconds() - before) / 2;
   }
-  ~SharedMoment() {
-    if (event_ != nullptr) static_cast<void>(cudaEventDestroy(event_));
-    if (stream_ != nullptr) static_cast<void>(cudaStreamDestroy(stream_));
-  }
-  SharedMoment(const SharedMoment&) = delete;
 
-  int64_t HostTimeOf(cudaEvent_t event) const {
-    return host_ - static_cast<int64_t>(1e6 * static_cast<double>(MillisecondsBetween(event, event_)));
-  }
+  int64_t HostTimeOf(cudaEvent_t event) const { return host_ - NanosecondsBetween(event, event_); }
 
  private:
-  cudaStream_t stream_ = nullptr;
-  cudaEvent_t event_ = nullptr;
+  const cudaEvent_t event_;
   int64_t host_ = 0;
 };
+
+/// What an event takes: the time between two with nothing between them. One goes before a kernel and one behind it, and
+/// the time between those is longer than the kernel's by two of these (found on an H100, with kernels of known length,
+/// in streams and in graphs).
+int64_t TimeOfEvent(const std::vector<TimedLaunch>& pairs) {
+  const OwnStream stream;
+  for (const TimedLaunch& pair : pairs) {
+    CheckCuda(cudaEventRecord(pair.begin, stream.get()), "recording an event");
+    CheckCuda(cudaEventRecord(pair.end, stream.get()), "recording an event");
+  }
+  std::vector<int64_t> times;
+  for (const TimedLaunch& pair : pairs) {
+    CheckCuda(cudaEventSynchronize(pair.end), "waiting for an event");
+    times.push_back(NanosecondsBetween(pair.begin, pair.end));
+  }
+  std::nth_element(times.begin(), times.begin() + times.size() / 2, times.end());
+  return times[times.size() / 2];
+}
 
 /// One line of the profile.
 struct KernelEvent {
@@ -132,17 +142,23 @@ class Profiler : public OrtEpProfilerImpl {
  private:
   void Start(int64_t offset) {
     offset_ = offset - HostNanoseconds();
+    const DeviceScope scope(times_->device_);
+    std::vector<TimedLaunch> pairs = times_->TakePairs(9);
+    event_time_ = TimeOfEvent(pairs);
+    times_->Recycle(&pairs);
     times_->Attach(this);
   }
 
   void Keep(const std::vector<TimedLaunch>& launches, bool replayed) {
     if (launches.empty() || events_.size() >= kMostEvents) return;
-    const SharedMoment now;
+    std::vector<TimedLaunch> moment = times_->TakePairs(1);
+    const SharedMoment now(moment[0].begin);
     for (const TimedLaunch& launch : launches) {
-      const double milliseconds = MillisecondsBetween(launch.begin, launch.end);
-      events_.push_back({launch.op, launch.node, now.HostTimeOf(launch.begin),
-                         static_cast<int64_t>(1e6 * milliseconds + 0.5), replayed});
+      const int64_t took = NanosecondsBetween(launch.begin, launch.end) - 2 * event_time_;
+      events_.push_back(
+          {launch.op, launch.node, now.HostTimeOf(launch.begin) + event_time_, std::max<int64_t>(took, 0), replayed});
     }
+    times_->Recycle(&moment);
   }
 
   void End(OrtProfilingEventsContainer* container) {
@@ -172,6 +188,7 @@ class Profiler : public OrtEpProfilerImpl {
 
   const std::shared_ptr<KernelTimes> times_;
   int64_t offset_ = 0;  // added to the host's clock: time since ONNX Runtime began the profile
+  int64_t event_time_ = 0;
   std::mutex mutex_;
   std::vector<TimedLaunch> pending_;
   std::vector<KernelEvent> events_;
@@ -228,6 +245,12 @@ cudaEvent_t KernelTimes::TakeEvent() {
   cudaEvent_t event = nullptr;
   CheckCuda(cudaEventCreateWithFlags(&event, cudaEventBlockingSync), "creating an event");
   return event;
+}
+
+std::vector<TimedLaunch> KernelTimes::TakePairs(size_t count) {
+  std::vector<TimedLaunch> pairs(count);
+  for (TimedLaunch& pair : pairs) pair.begin = TakeEvent(), pair.end = TakeEvent();
+  return pairs;
 }
 
 void KernelTimes::Recycle(std::vector<TimedLaunch>* launches) noexcept {

@@ -52,6 +52,7 @@ class KernelTimes : public std::enable_shared_from_this<KernelTimes> {
   void Attach(Profiler* profiler);
   void Detach(Profiler* profiler);
   cudaEvent_t TakeEvent();
+  std::vector<TimedLaunch> TakePairs(size_t count);
   void AddRecorded(TimedLaunch&& launch);
 
   const int device_;

@@ -4,24 +4,29 @@
 #include <atomic>
 #include <chrono>
 #include <cstring>
-#include <exception>
 #include <memory>
 #include <mutex>
-#include <thread>
 #include <utility>
-#include <vector>
 
 #include "ops/sparse-matmul/format.h"
 #include "provider/ep/cuda/call.h"
+#include "provider/ep/cuda/workers.h"
 
 namespace flashllm::ep {
 namespace {
 
-constexpr size_t kPiece = size_t{4} << 20;
-constexpr size_t kBuffersPerLane = 2;
-constexpr size_t kMaxLanes = 8;  // threads; one copies from the page cache at some 8 GB/s
+constexpr size_t kLargestPiece = size_t{2} << 20, kSmallestPiece = size_t{256} << 10;
+constexpr size_t kBuffersPerLane = 3;
 /// Below this the driver's own way is as fast.
 constexpr size_t kDirectBelow = size_t{1} << 20;
+
+/// What one thread copies at once.
+struct Piece {
+  char* to;
+  const char* from;
+  size_t bytes;
+  uint32_t checksum;
+};
 
 /// One thread's share: its stream and pinned buffers.
 class Lane {
@@ -32,7 +37,7 @@ class Lane {
     const DeviceScope scope(device_);
     CheckCuda(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking), "creating a stream");
     for (Buffer& buffer : buffers_) {
-      CheckCuda(cudaHostAlloc(&buffer.memory, kPiece, cudaHostAllocPortable), "allocating pinned memory");
+      CheckCuda(cudaHostAlloc(&buffer.memory, kLargestPiece, cudaHostAllocPortable), "allocating pinned memory");
       CheckCuda(cudaEventCreateWithFlags(&buffer.sent, cudaEventDisableTiming | cudaEventBlockingSync),
                 "creating an event");
     }
@@ -47,21 +52,21 @@ class Lane {
   }
   Lane(const Lane&) = delete;
 
-  /// Sends pieces of [0, bytes), those that no other lane has taken, and waits until they have arrived. `checksums`: of
-  /// each piece as it was sent, where wanted.
-  void Send(char* to, const char* from, size_t bytes, std::atomic<size_t>* next, uint32_t* checksums) {
+  /// Sends pieces that no other lane has taken and waits until they have arrived. `sums`: whether their checksums are
+  /// taken, of the bytes as they are sent.
+  void Send(std::vector<Piece>* pieces, std::atomic<size_t>* next, bool sums) {
     const DeviceScope scope(device_);
     for (size_t turn = 0;; ++turn) {
-      const size_t begin = next->fetch_add(kPiece);
-      if (begin >= bytes) break;
-      const size_t length = std::min(kPiece, bytes - begin);
+      const size_t index = next->fetch_add(1);
+      if (index >= pieces->size()) break;
+      Piece& piece = (*pieces)[index];
       Buffer& buffer = buffers_[turn % kBuffersPerLane];
       CheckCuda(cudaEventSynchronize(buffer.sent), "copying to the GPU");
-      std::memcpy(buffer.memory, from + begin, length);
-      CheckCuda(cudaMemcpyAsync(to + begin, buffer.memory, length, cudaMemcpyHostToDevice, stream_),
+      std::memcpy(buffer.memory, piece.from, piece.bytes);
+      CheckCuda(cudaMemcpyAsync(piece.to, buffer.memory, piece.bytes, cudaMemcpyHostToDevice, stream_),
                 "copying to the GPU");
       CheckCuda(cudaEventRecord(buffer.sent, stream_), "recording an event");
-      if (checksums != nullptr) checksums[begin / kPiece] = Crc32c(buffer.memory, length);
+      if (sums) piece.checksum = Crc32c(buffer.memory, piece.bytes);
     }
     WaitForStream(stream_);
   }
@@ -89,22 +94,39 @@ Lanes& TheLanes() {
   return *lanes;
 }
 
-size_t WantedLanes(size_t bytes) {
-  const size_t cores = std::max(1u, std::thread::hardware_concurrency());
-  return std::clamp<size_t>(bytes / kPiece, 1, std::min(kMaxLanes, cores));
+void SendDirectly(const Transfer& transfer, uint32_t* checksum) {
+  if (transfer.bytes == 0) return;
+  const char* const from = static_cast<const char*>(transfer.from);
+  const std::vector<char> kept(from, from + transfer.bytes);
+  if (checksum != nullptr) *checksum = Crc32c(kept.data(), transfer.bytes, *checksum);
+  CheckCuda(cudaMemcpy(transfer.to, kept.data(), transfer.bytes, cudaMemcpyHostToDevice), "copying to the GPU");
+  // A copy from pageable memory may still be on the way from the driver's buffer.
+  CheckCuda(cudaStreamSynchronize(nullptr), "copying to the GPU");
+}
+
+/// Pieces so small that every lane has a few: it fills one buffer while others are on the way.
+std::vector<Piece> Cut(const std::vector<Transfer>& transfers, size_t bytes) {
+  constexpr size_t kGrain = size_t{64} << 10, kPiecesOfLane = 4;
+  const size_t even = (bytes / (LoadWorkers() * kPiecesOfLane) + kGrain - 1) / kGrain * kGrain;
+  const size_t size = std::clamp(even, kSmallestPiece, kLargestPiece);
+  std::vector<Piece> pieces;
+  for (const Transfer& transfer : transfers) {
+    for (size_t at = 0; at < transfer.bytes; at += size) {
+      pieces.push_back({static_cast<char*>(transfer.to) + at, static_cast<const char*>(transfer.from) + at,
+                        std::min(size, transfer.bytes - at), 0});
+    }
+  }
+  return pieces;
 }
 
 }  // namespace
 
-void Upload(int device, void* to, const void* from, size_t bytes, uint32_t* checksum) {
+void Upload(int device, const std::vector<Transfer>& transfers, uint32_t* checksum) {
+  size_t bytes = 0;
+  for (const Transfer& transfer : transfers) bytes += transfer.bytes;
   if (bytes < kDirectBelow) {
     const DeviceScope scope(device);
-    const char* const begin = static_cast<const char*>(from);
-    const std::vector<char> kept(begin, begin + bytes);
-    if (checksum != nullptr) *checksum = Crc32c(kept.data(), bytes, *checksum);
-    CheckCuda(cudaMemcpy(to, kept.data(), bytes, cudaMemcpyHostToDevice), "copying to the GPU");
-    // A copy from pageable memory may still be on the way from the driver's buffer.
-    CheckCuda(cudaStreamSynchronize(nullptr), "copying to the GPU");
+    for (const Transfer& transfer : transfers) SendDirectly(transfer, checksum);
     return;
   }
   Lanes& shared = TheLanes();
@@ -114,36 +136,17 @@ void Upload(int device, void* to, const void* from, size_t bytes, uint32_t* chec
     shared.lanes.clear();
     shared.device = device;
   }
-  const size_t count = WantedLanes(bytes);
+  std::vector<Piece> pieces = Cut(transfers, bytes);
+  const size_t count = std::min(LoadWorkers(), pieces.size());
   while (shared.lanes.size() < count) {
     auto lane = std::make_unique<Lane>(device);
     lane->Open();
     shared.lanes.push_back(std::move(lane));
   }
-
   std::atomic<size_t> next{0};
-  std::vector<uint32_t> pieces(checksum == nullptr ? 0 : (bytes + kPiece - 1) / kPiece);
-  std::vector<std::exception_ptr> failures(count);
-  const auto send = [&](size_t lane) noexcept {
-    try {
-      shared.lanes[lane]->Send(static_cast<char*>(to), static_cast<const char*>(from), bytes, &next,
-                               checksum == nullptr ? nullptr : pieces.data());
-    } catch (...) {
-      failures[lane] = std::current_exception();
-    }
-  };
-  std::vector<std::thread> threads;
-  try {
-    for (size_t lane = 1; lane < count; ++lane) threads.emplace_back(send, lane);
-  } catch (const std::system_error&) {  // the system has no thread left: those that there are do it all
-  }
-  send(0);
-  for (std::thread& thread : threads) thread.join();
-  for (const std::exception_ptr& failure : failures) {
-    if (failure) std::rethrow_exception(failure);
-  }
-  for (size_t i = 0; i < pieces.size(); ++i) {
-    *checksum = Crc32cCombine(*checksum, pieces[i], std::min(kPiece, bytes - i * kPiece));
+  RunAtOnce(count, [&](size_t lane) { shared.lanes[lane]->Send(&pieces, &next, checksum != nullptr); });
+  if (checksum != nullptr) {
+    for (const Piece& piece : pieces) *checksum = Crc32cCombine(*checksum, piece.checksum, piece.bytes);
   }
   shared.statistics.bytes += bytes;
   shared.statistics.seconds += Seconds() - start;
@@ -159,6 +162,7 @@ void ReleaseUploadBuffers() noexcept {
   Lanes& shared = TheLanes();
   std::lock_guard<std::mutex> lock(shared.mutex);
   shared.lanes.clear();
+  ReleaseLoadWorkers();
 }
 
 }  // namespace flashllm::ep

@@ -6,15 +6,23 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <vector>
 
 namespace flashllm::ep {
 
-/// Copies `bytes` from host memory (any: mapped files too) to device memory and waits until it has arrived. The pinned
-/// buffers are shared by the process: one upload at a time, 64 MB in all. `checksum`: where given, is continued over
-/// the bytes as they were sent, whatever happens to the file meanwhile (Crc32c). Throws Error.
-void Upload(int device, void* to, const void* from, size_t bytes, uint32_t* checksum = nullptr);
+/// Bytes of host memory (any: mapped files too) and where on the GPU they go.
+struct Transfer {
+  void* to;
+  const void* from;
+  size_t bytes;
+};
 
-/// What Upload() has sent (in pieces of 1 MB and more) since the last call of this function, for all sessions of the
+/// Copies to the memory of a GPU and waits until all has arrived. The pinned buffers are shared by the process: one
+/// upload at a time, 60 MB in all. `checksum`: where given, is continued over the bytes of all transfers, in their
+/// order and as they were sent, whatever happens to the file meanwhile (Crc32c). Throws Error.
+void Upload(int device, const std::vector<Transfer>& transfers, uint32_t* checksum = nullptr);
+
+/// What Upload() has sent (in calls of 1 MB and more) since the last call of this function, for all sessions of the
 /// process.
 struct UploadStatistics {
   size_t bytes = 0;
@@ -22,7 +30,7 @@ struct UploadStatistics {
 };
 UploadStatistics TakeUploadStatistics();
 
-/// Gives the pinned buffers back. The next upload makes them again.
+/// Gives the pinned buffers and the threads back. The next upload makes them again.
 void ReleaseUploadBuffers() noexcept;
 
 }  // namespace flashllm::ep

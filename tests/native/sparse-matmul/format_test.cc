@@ -21,6 +21,11 @@ OwnedPackedWeight Sample() {
   return PackDense(RandomDense(kRows, kColumns, 0.5, Pattern::kUniform, 3), kRows, kColumns, ValueType::kFloat16);
 }
 
+// Each row by itself, the last first.
+void RowByRow(int64_t rows, const std::function<void(int64_t, int64_t)>& check) {
+  for (int64_t row = rows; row > 0; --row) check(row - 1, row);
+}
+
 // The message for a weight after `change`; the checksum is made right again, so that it is not what gives the lie away.
 std::string ErrorAfter(const std::function<void(OwnedPackedWeight*)>& change) {
   OwnedPackedWeight weight = Sample();
@@ -29,6 +34,7 @@ std::string ErrorAfter(const std::function<void(OwnedPackedWeight*)>& change) {
   PackedWeight out;
   const std::string error = Validate(ClaimOf(weight), true, &out);
   CHECK((error.empty() || out.bitmap == nullptr));
+  CHECK(Validate(ClaimOf(weight), true, &out, RowByRow) == error);
   return error;
 }
 
