@@ -29,6 +29,7 @@ interface Options {
   repeats: number;
   folder?: string;
   python: string;
+  commit?: string;
   output?: string;
 }
 
@@ -67,7 +68,7 @@ async function main(options: Options): Promise<void> {
     what: 'generation-gpu',
     gpu: gpu.name,
     ...{ size, sparsity: Number(sparsity), batch, promptTokens, newTokens, repeats },
-    environment: environment(),
+    environment: { ...environment(), ...(options.commit === undefined ? {} : { commit: options.commit }) },
     rows,
   };
   if (options.output === undefined) return;
@@ -175,6 +176,7 @@ await new Command('bench:gpu:generation')
   .option('--new-tokens <number>', 'tokens to generate for each', wholeNumber(2), 256)
   .option('--repeats <number>', 'measurements of each, after one that is not counted', wholeNumber(1), 3)
   .option('--python <path>', 'with torch and transformers', 'python3')
+  .option('--commit <hash>', 'what is measured, where there is no git to tell')
   .option('-o, --output <file>', 'also write the result as JSON')
   .action(main)
   .parseAsync();
