@@ -132,6 +132,14 @@ const growing = test.macro<[kind: Kind]>(async (t, kind) => {
   t.true(before > 0 && most > 4 * before, `${before} bytes, then ${most}`);
 });
 
+test('sessions of the stock backend, which have no prepared runs, give the same', async (t) => {
+  const stock = await openTextModel(folders[0] as string, { executionProviders: ['cpu'], intraOpNumThreads: 1 });
+  const options = { maxNewTokens: 12, stopTokenIds: [] };
+  const texts = await stock.generator.generate(prompts(5), options);
+  for (const [i, { text }] of (await generator().generate(prompts(5), options)).entries()) t.is(texts[i]?.text, text);
+  await stock.session.release();
+});
+
 test('a batch grows while it runs: more rows, and longer ones', growing, 'rows');
 test('so does one whose steps are started ahead', growing, 'halves');
 
