@@ -1,8 +1,9 @@
 // Perplexity of the shipped opt-14m, dense and pruned by each method: node dist/bench/accuracy.js [--windows N] [--sequences N] [--write]
 // docs/accuracy.md has the table. --sparsities 0.5,0.7 and --methods 'sparsegpt;admm' take fewer rows. Instead of them, --fine-tuned
-// measures the shipped model of 80 % zeros, and --variants other settings of one method. --write puts the results into bench/results/.
+// measures the shipped model of 80 % zeros, and --variants other settings of one method. --write puts the results into bench/results/, under
+// a name with --suffix at its end.
 // `alone` is the method by itself; `biases` adds the correction of biases; without a suffix there is the compensation of earlier
-// layers as well, which is the default.
+// layers as well and, with sparsegpt and admm, refinement: the default.
 import { readFile, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { parseArgs } from 'node:util';
@@ -37,7 +38,7 @@ const methods: readonly { name: string; settings: Settings }[] = [
   { name: 'magnitude', settings: { method: 'magnitude' } },
   { name: 'wanda, biases', settings: { method: 'wanda', compensation: false } },
   { name: 'wanda', settings: { method: 'wanda' } },
-  { name: 'sparsegpt, biases', settings: { method: 'sparsegpt', compensation: false } },
+  { name: 'sparsegpt, biases', settings: { method: 'sparsegpt', compensation: false, refinement: 0 } },
   { name: 'sparsegpt', settings: { method: 'sparsegpt' } },
   { name: 'admm, biases', settings: { method: 'admm', compensation: false } },
   { name: 'admm', settings: { method: 'admm' } },
@@ -47,6 +48,13 @@ const methods: readonly { name: string; settings: Settings }[] = [
 const variants: readonly { name: string; sequences?: number; sparsity?: number; settings: Settings }[] = [
   { name: 'sparsegpt', settings: {} },
   { name: 'twice the text', sequences: 128, settings: {} },
+  { name: 'not refined', settings: { refinement: 0 } },
+  { name: 'refined by 50 steps', settings: { refinement: 50 } },
+  {
+    name: 'twice the text, damping 0.1, refined by 50 steps',
+    sequences: 128,
+    settings: { damping: 0.1, refinement: 50 },
+  },
   { name: 'damping 0.001', settings: { damping: 0.001 } },
   { name: 'damping 0.1', settings: { damping: 0.1 } },
   { name: 'blocks of 32 columns', settings: { blockColumns: 32 } },
@@ -86,6 +94,7 @@ const { values } = parseArgs({
     'fine-tuned': { type: 'boolean', default: false },
     variants: { type: 'boolean', default: false },
     write: { type: 'boolean', default: false },
+    suffix: { type: 'string', default: '' },
   },
 });
 const windows = Number(values.windows);
@@ -103,7 +112,7 @@ async function measureMethods(texts: Texts): Promise<void> {
   const rows: Row[] = [];
   for (const sparsity of values.sparsities.split(',').map(Number)) {
     for (const { name, settings } of methods) {
-      if (values.methods !== '' && !values.methods.split(';').includes(name)) continue;
+      if (!chosen(name)) continue;
       const measured = await pruneAndMeasure({ ...settings, sparsity }, sequences, texts, windows);
       note(rows, { name, sparsity, ...measured });
     }
@@ -112,11 +121,17 @@ async function measureMethods(texts: Texts): Promise<void> {
   await write('opt-14m-accuracy', { model: 'opt-14m', window, windows, sequences, dense, rows: rows.map(flat) });
 }
 
+/** Whether --methods leaves a row in. */
+function chosen(name: string): boolean {
+  return values.methods === '' || values.methods.split(';').includes(name);
+}
+
 /** Other settings at 50 %. */
 async function measureVariants(texts: Texts): Promise<void> {
   const dense = await perplexitiesOfCheckpoint(shippedModel(), texts, windows);
   const rows: Row[] = [];
   for (const { name, settings, sparsity = 0.5, sequences: own = sequences } of variants) {
+    if (!chosen(name)) continue;
     const measured = await pruneAndMeasure({ ...settings, sparsity }, own, texts, windows);
     note(rows, { name, sparsity: 0.5, ...measured });
   }
@@ -147,7 +162,7 @@ function flat({ name, sparsity, perplexities, relativeError, pruneSeconds }: Row
 async function write(name: string, result: Record<string, unknown>): Promise<void> {
   if (!values.write) return;
   const measured = environment();
-  const file = `bench/results/${measured.date}-cpu-${name}.json`;
+  const file = `bench/results/${measured.date}-cpu-${name}${values.suffix}.json`;
   await writeFile(file, `${JSON.stringify({ environment: measured, ...result }, undefined, 2)}\n`);
 }
 

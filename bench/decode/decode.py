@@ -1,101 +1,28 @@
-"""A decode step of random OPT models: this provider against dense torch with a CUDA graph, in one run on one GPU.
+"""Random OPT models: a decode step and a prompt, this provider against dense torch, in one run on one GPU.
 
-    python bench/decode/decode.py --models FOLDER [--sizes 13b,30b] [--batches 1,8,16,32] [--context 256] [--json FILE]
+    python bench/decode/decode.py --template build/gpu-models/sparse80/model.onnx --models FOLDER [--sizes 13b,30b]
+        [--sparsities 0.8,0.5] [--batches 1,8,16,32] [--context 256] [--prefill 8x512] [--json FILE]
 
-FOLDER/<size>-<sparsity>/model.onnx are made by
-    flashllm export --random <size> --share-layers --sparsity <sparsity> --dtype float16 -o dense && flashllm rewrite dense -o …
-Where the data file is not there, random_weights.py makes it. Layers share their bytes on the disk but not on the GPU. A step reads
-the cache of `context` positions, writes the newest in place and ends with the argmax of the logits; both sides' times are the
-median of what the host sees from the start to the end of a step.
+Models are made in FOLDER/<size>-<sparsity> where they are not there (random_model.py tells what the template is). A step reads the
+cache of `context` positions, writes the newest in place and ends with the likeliest token; times are the median of what the host
+sees from the start to the end of a run. The floor of a step is what it must read (packed weights as they are stored, the head, the
+cache) over the GPU's read bandwidth. Rows are written as they come, so that a run can be cut short. Sizes that do not fit the GPU
+densely run with --no-dense: 66b on 80 GB, 175b on 141 GB (--sizes 66b --sparsities 0.8 --batches 1,8 --no-dense).
 """
 
 import argparse
-import gc
 import json
 import os
-import statistics
 import sys
 import time
 
-import numpy as np
-import onnx
 import onnxruntime as ort
 import torch
-from onnx import TensorProto, helper
 
-from dense import SIZES, VOCABULARY, DenseOpt
-from random_weights import fill
+import random_model
+from opt_sizes import SIZES, VOCABULARY
 
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-
-
-def with_argmax(path):
-    """Writes `model-token.onnx` beside a model: its output is the most probable token of each sequence, not the logits."""
-    model = onnx.load(path, load_external_data=False)
-    graph = model.graph
-    graph.node.append(helper.make_node("ArgMax", ["logits"], ["token"], "token", axis=-1, keepdims=0))
-    kept = [output for output in graph.output if output.name not in ("logits", "likeliest")]
-    del graph.output[:]
-    graph.output.extend([helper.make_tensor_value_info("token", TensorProto.INT64, ["batch_size", "sequence_length"])] + kept)
-    made = os.path.join(os.path.dirname(path), "model-token.onnx")
-    onnx.save(model, made)
-    return made
-
-
-def gpu_session(path):
-    options = ort.SessionOptions()
-    options.log_severity_level = 3
-    options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
-    device = next(
-        d
-        for d in ort.get_ep_devices()
-        if d.ep_name == "FlashLLMExecutionProvider" and d.device.type == ort.OrtHardwareDeviceType.GPU
-    )
-    options.add_provider_for_devices([device], {"verify_checksum": "0", "cuda_graph": "1"})
-    return ort.InferenceSession(path, options, enable_fallback=0)
-
-
-def bind(session, batch, context):
-    """A step whose every input and output is a buffer on the GPU; the new token goes where the step took its own from."""
-
-    def on_gpu(array):
-        return ort.OrtValue.ortvalue_from_numpy(array, "cuda", 0)
-
-    binding = session.io_binding()
-    ids = on_gpu(np.full((batch, 1), 7, np.int64))
-    binding.bind_ortvalue_input("input_ids", ids)
-    binding.bind_ortvalue_output("token", ids)
-    binding.bind_ortvalue_input("attention_mask", on_gpu(np.ones((batch, context), np.int64)))
-    binding.bind_ortvalue_input("position_ids", on_gpu(np.full((batch, 1), context - 1, np.int64)))
-    for cache in session.get_inputs()[3:]:
-        buffer = on_gpu(np.zeros((batch, cache.shape[1], context, cache.shape[3]), np.float16))
-        binding.bind_ortvalue_input(cache.name, buffer)
-        binding.bind_ortvalue_output(cache.name.replace("past_key_values", "present"), buffer)
-    return binding
-
-
-def milliseconds(session, binding, repeats, graph_id):
-    """Median of a step. `graph_id` -1: an ordinary run, no graph."""
-    options = ort.RunOptions()
-    options.add_run_config_entry("gpu_graph_id", str(graph_id))
-    times = []
-    for _ in range(repeats + 3):
-        start = time.perf_counter()
-        session.run_with_iobinding(binding, options)
-        times.append((time.perf_counter() - start) * 1000)
-    return statistics.median(times[3:])
-
-
-def kernel_times(session, binding, steps=5):
-    """(name, launches, microseconds) of a step's kernels, the longest first. Ordinary runs: a replayed graph has no names."""
-    options = ort.RunOptions()
-    options.add_run_config_entry("gpu_graph_id", "-1")
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profiler:
-        for _ in range(steps):
-            session.run_with_iobinding(binding, options)
-        torch.cuda.synchronize()
-    rows = [(event.key, event.count / steps, event.self_device_time_total / steps) for event in profiler.key_averages()]
-    return sorted((row for row in rows if row[2] > 0), key=lambda row: -row[2])
 
 
 def bandwidth():
@@ -111,120 +38,152 @@ def bandwidth():
     return 10 * data.numel() * 4 / begin.elapsed_time(end) / 1e6
 
 
-def step_bytes(path, size, batch, context):
-    """What a step must read: packed weights as they are stored, the head, the caches."""
-    model = onnx.load(path, load_external_data=False)
-    layers, hidden, _ = SIZES[size]
+def weight_bytes(path, size):
+    """The packed weights as they are stored, and the head."""
+    import onnx
+
     packed = 0
-    for node in model.graph.node:
+    for node in onnx.load(path, load_external_data=False).graph.node:
         if node.op_type == "SparseMatMul":
-            integers = {a.name: a.i for a in node.attribute}
+            integers = {attribute.name: attribute.i for attribute in node.attribute}
             packed += integers["out_features"] * (-(-integers["in_features"] // 64) * 8) + 2 * integers["nnz"]
-    return packed + 2 * VOCABULARY * hidden + 4 * layers * batch * context * hidden
+    return packed + 2 * VOCABULARY * SIZES[size][1]
+
+
+def cache_bytes(size, batch, context):
+    layers, hidden, _ = SIZES[size]
+    return 4 * layers * batch * context * hidden
+
+
+class Report:
+    """Rows, printed and written as they come."""
+
+    def __init__(self, arguments):
+        self.path = arguments.json
+        self.dense = {}
+        self.result = {
+            "what": "a decode step and a prompt of random OPT models against dense torch",
+            "date": time.strftime("%Y-%m-%d"),
+            "commit": arguments.commit,
+            "gpu": torch.cuda.get_device_name(),
+            "onnxruntime": ort.__version__,
+            "torch": torch.__version__,
+            "context": arguments.context,
+            "readGBs": round(bandwidth(), 1),
+            "rows": [],
+        }
+        torch.cuda.empty_cache()
+        print(f"{self.result['gpu']}, reads {self.result['readGBs']:.0f} GB/s, context {arguments.context}", flush=True)
+
+    def add(self, row):
+        key = row["size"], row["what"], row["batch"]
+        if row["side"] == "dense":
+            self.dense[key] = row["milliseconds"]
+        elif key in self.dense:
+            row["speedUp"] = round(self.dense[key] / row["milliseconds"], 3)
+        if "bytes" in row:
+            row["floorMilliseconds"] = round(row["bytes"] / self.result["readGBs"] / 1e6, 4)
+        self.result["rows"].append(row)
+        self.print(row)
+        if not self.path:
+            return
+        with open(self.path + ".part", "w", encoding="utf8") as file:
+            json.dump(self.result, file, indent=1)
+        os.replace(self.path + ".part", self.path)
+
+    def print(self, row):
+        parts = [f"{row['size']} {row.get('sparsity', 'dense')} {row['what']} B={row['batch']}: {row['milliseconds']:.3f} ms"]
+        if "speedUp" in row:
+            parts.append(f"{row['speedUp']:.2f}x dense")
+        if "floorMilliseconds" in row:
+            parts.append(f"floor {row['floorMilliseconds']:.3f} ms ({100 * row['floorMilliseconds'] / row['milliseconds']:.0f} %)")
+        if "cpuMilliseconds" in row:
+            parts.append(f"GPU {row['gpuMilliseconds']:.3f} ms, CPU works {row['cpuMilliseconds']:.3f} ms")
+            parts.append(f"{row['gpuBytes'] / 1e9:.1f} GB")
+        print(", ".join(parts), flush=True)
+        for kernel in row.get("kernels", [])[:12]:
+            print(
+                f"    adds {kernel['adds']:9.1f} us of {kernel['microseconds']:9.1f}, gaps {kernel['gaps']:6.1f}"
+                f"  {kernel['launches']:4d} x  {kernel['name'][:90]}",
+                flush=True,
+            )
+
+
+def measure_dense(size, arguments, report):
+    from dense import DenseOpt
+
+    model = DenseOpt(size)
+    for batch in arguments.batches:
+        took = model.decode_milliseconds(batch, arguments.context, arguments.repeats)
+        report.add({"side": "dense", "size": size, "what": "step", "batch": batch, "milliseconds": took})
+    if arguments.prefill:
+        batch, tokens = arguments.prefill
+        took = model.prefill_milliseconds(batch, tokens, 3)
+        report.add({"side": "dense", "size": size, "what": f"prompt of {tokens}", "batch": batch, "milliseconds": took})
 
 
 def measure_sparse(path, size, sparsity, arguments, report):
-    before, start = torch.cuda.mem_get_info()[0], time.perf_counter()
+    from sparse import Step, bind, free_bytes, gpu_session
+
+    before, start = free_bytes(), time.perf_counter()
     session = gpu_session(path)
-    loading = time.perf_counter() - start
+    loading, weights = time.perf_counter() - start, weight_bytes(path, size)
+    loaded = before - free_bytes()
+    print(f"{size} {sparsity}: loaded in {loading:.1f} s, {loaded / 1e9:.2f} GB on the GPU, {weights / 1e9:.2f} GB of weights", flush=True)
+    common = {"side": "flashllm", "size": size, "sparsity": sparsity, "loadSeconds": round(loading, 2), "weightBytes": weights}
+
+    def measure(what, batch, new, context, graph_id, repeats, extra):
+        binding = bind(session, batch, new, context)
+        step = Step(session, binding, graph_id)
+        took, worked = step.times(repeats)
+        kernels, on_gpu = step.kernels()
+        row = {"what": what, "batch": batch, "milliseconds": took, "gpuMilliseconds": on_gpu, "cpuMilliseconds": worked, **extra}
+        row |= {"cacheBytes": cache_bytes(size, batch, context), "gpuBytes": before - free_bytes(), "kernels": kernels}
+        report.add(common | row)
+        if graph_id >= 0:
+            session.release_captured_graph(graph_id)
+
     for number, batch in enumerate(arguments.batches):
-        binding = bind(session, batch, arguments.context)
-        for cuda_graph in (True, False):
-            row = {
-                "side": "flashllm",
-                "size": size,
-                "sparsity": sparsity,
-                "batch": batch,
-                "cudaGraph": cuda_graph,
-                "milliseconds": milliseconds(session, binding, arguments.repeats, number if cuda_graph else -1),
-                "bytes": step_bytes(path, size, batch, arguments.context),
-                "loadSeconds": loading,
-                "gpuBytes": before - torch.cuda.mem_get_info()[0],
-            }
-            if arguments.profile and not cuda_graph:
-                row["kernels"] = [
-                    {"name": name, "launches": count, "microseconds": took} for name, count, took in kernel_times(session, binding)
-                ]
-            report(row)
-        session.release_captured_graph(number)
-        del binding
-    del session
-    gc.collect()
+        bytes_read = weights + cache_bytes(size, batch, arguments.context)
+        measure("step", batch, 1, arguments.context, number, arguments.repeats, {"bytes": bytes_read})
+    if arguments.prefill:
+        batch, tokens = arguments.prefill
+        measure(f"prompt of {tokens}", batch, tokens, tokens, -1, 3, {})
+
+
+def parse():
+    def words(text):
+        return text.split(",")
+
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--library", default=os.path.join(ROOT, "native", "linux-x64", "libonnxruntime_ep_flashllm.so"))
+    parser.add_argument("--template", default=os.path.join(ROOT, "build", "gpu-models", "sparse80", "model.onnx"))
+    parser.add_argument("--models", required=True)
+    parser.add_argument("--sizes", type=words, default=["13b", "30b"])
+    parser.add_argument("--sparsities", type=words, default=["0.8", "0.5"])
+    parser.add_argument("--batches", type=lambda text: [int(one) for one in text.split(",")], default=[1, 8, 16, 32])
+    parser.add_argument("--context", type=int, default=256)
+    parser.add_argument("--prefill", type=lambda text: [int(one) for one in text.split("x")], help="batch x tokens, as 8x512")
+    parser.add_argument("--repeats", type=int, default=30)
+    parser.add_argument("--no-dense", action="store_true")
+    parser.add_argument("--commit", default="")
+    parser.add_argument("--json")
+    return parser.parse_args()
 
 
 def main():
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--library", default=os.path.join(ROOT, "native", "linux-x64", "libonnxruntime_ep_flashllm.so"))
-    parser.add_argument("--models", required=True)
-    parser.add_argument("--sizes", type=lambda text: text.split(","), default=["13b", "30b"])
-    parser.add_argument("--sparsities", type=lambda text: text.split(","), default=["0.8", "0.5"])
-    parser.add_argument("--batches", type=lambda text: [int(one) for one in text.split(",")], default=[1, 8, 16, 32])
-    parser.add_argument("--context", type=int, default=256)
-    parser.add_argument("--repeats", type=int, default=30)
-    parser.add_argument("--no-dense", action="store_true")
-    parser.add_argument("--profile", action="store_true", help="also tell the time of each kernel of a step")
-    parser.add_argument("--commit", default="")
-    parser.add_argument("--json")
-    arguments = parser.parse_args()
+    arguments = parse()
     ort.register_execution_provider_library("flashllm", os.path.abspath(arguments.library))
-    result = {
-        "what": "a decode step of random OPT models against dense torch with a CUDA graph",
-        "date": time.strftime("%Y-%m-%d"),
-        "commit": arguments.commit,
-        "gpu": torch.cuda.get_device_name(),
-        "onnxruntime": ort.__version__,
-        "torch": torch.__version__,
-        "context": arguments.context,
-        "readGBs": bandwidth(),
-        "rows": [],
-    }
-    torch.cuda.empty_cache()
-    print(f"{result['gpu']}, reads {result['readGBs']:.0f} GB/s, context {arguments.context}", flush=True)
-    dense = {}
-
-    def save():
-        """After every row, so that a run that is cut short keeps what it measured."""
-        if not arguments.json:
-            return
-        temporary = arguments.json + ".part"
-        with open(temporary, "w", encoding="utf8") as file:
-            json.dump(result, file, indent=1)
-        os.replace(temporary, arguments.json)
-
-    def report(row):
-        result["rows"].append(row)
-        save()
-        if row["side"] == "dense":
-            dense[row["size"], row["batch"]] = row["milliseconds"]
-            print(f"{row['size']} dense            B={row['batch']}: {row['milliseconds']:.3f} ms", flush=True)
-            return
-        floor, took = row["bytes"] / result["readGBs"] / 1e6, row["milliseconds"]
-        against = dense.get((row["size"], row["batch"]))
-        how = "graph" if row["cudaGraph"] else "plain"
-        print(
-            f"{row['size']} {row['sparsity']} {how} B={row['batch']}: {took:.3f} ms, "
-            + (f"{against / took:.2f}x dense, " if against else "")
-            + f"floor {floor:.3f} ms ({100 * floor / took:.0f} %), loaded in {row['loadSeconds']:.1f} s,"
-            + f" {row['gpuBytes'] / 1e9:.1f} GB",
-            flush=True,
-        )
-        for kernel in row.get("kernels", [])[:16]:
-            print(f"    {kernel['microseconds']:9.1f} us  {kernel['launches']:5.1f} x  {kernel['name'][:110]}", flush=True)
-
+    report = Report(arguments)
     for size in arguments.sizes:
         if not arguments.no_dense:
-            model = DenseOpt(size)
-            for batch in arguments.batches:
-                took = model.milliseconds(batch, arguments.context, arguments.repeats)
-                report({"side": "dense", "size": size, "batch": batch, "milliseconds": took})
-            del model
-            gc.collect()
-            torch.cuda.empty_cache()
+            measure_dense(size, arguments, report)
         for sparsity in arguments.sparsities:
-            path = os.path.join(arguments.models, f"{size}-{sparsity}", "model.onnx")
-            if not os.path.exists(path.replace("model.onnx", "model.onnx_data")):
-                fill(path)
-            measure_sparse(with_argmax(path), size, sparsity, arguments, report)
+            folder = os.path.join(arguments.models, f"{size}-{sparsity}")
+            path = os.path.join(folder, "model.onnx")
+            if not os.path.exists(path):
+                path = random_model.make(size, float(sparsity), arguments.template, folder)
+            measure_sparse(path, size, sparsity, arguments, report)
 
 
 if __name__ == "__main__":

@@ -70,7 +70,7 @@ export function pruneCommand(): Command {
     .option('--iterations <number>', 'with --method admm (default: 20)', parseCount)
     .option(
       '--refinement <number>',
-      'with --method admm: steps of conjugate gradients at the end (default: 10)',
+      'steps of conjugate gradients on what is kept (default: 10 with sparsegpt and admm, else 0)',
       parseSeed,
     )
     .option('--device <name>', 'auto (a GPU where there is one), cpu, cuda or cuda:<number>', parseDevice, 'auto')

@@ -1,5 +1,5 @@
 import type { OptConfig } from '../opt/config.js';
-import type { PruneMethod } from './options.js';
+import type { ResolvedSettings } from './options.js';
 
 // Arithmetic in float64 and in single columns, compared to float32 products: for the progress bar only.
 const slowness = 3;
@@ -13,15 +13,20 @@ export interface LayerCost {
   readonly whole: number;
 }
 
-export function layerCost(config: OptConfig, method: PruneMethod, sequences: number, length: number): LayerCost {
+export function layerCost(
+  config: OptConfig,
+  { method, refinement }: Pick<ResolvedSettings, 'method' | 'refinement'>,
+  sequences: number,
+  length: number,
+): LayerCost {
   const { hiddenSize: d, ffnDim: f } = config;
   const tokens = sequences * length;
   const gram = (k: number) => (tokens * k * k) / 2;
   const prune = (m: number, k: number) => {
-    const error = 2 * m * k * k;
-    if (method === 'sparsegpt') return slowness * ((2 / 3) * k ** 3 + (m * k * k) / 2 + error);
-    if (method === 'admm') return slowness * (1.5 * k ** 3 + 31 * m * k * k + error);
-    return slowness * error;
+    const rest = (2 + refinement) * m * k * k; // refinement and the error
+    if (method === 'sparsegpt') return slowness * ((2 / 3) * k ** 3 + (m * k * k) / 2 + rest);
+    if (method === 'admm') return slowness * (1.5 * k ** 3 + 21 * m * k * k + rest);
+    return slowness * rest;
   };
   const collect = [
     gram(d),

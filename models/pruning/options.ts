@@ -41,7 +41,10 @@ export interface PruneSettings {
   readonly blockColumns?: number | undefined;
   /** With `admm`: iterations. Default 20. */
   readonly iterations?: number | undefined;
-  /** With `admm`: steps of conjugate gradients on the support that was found. Default 10. */
+  /**
+   * Steps of conjugate gradients on the weights that are kept, towards the outputs before pruning. Default 10 with `sparsegpt` and `admm`; 0
+   * with `magnitude` and `wanda`, which keep weights as they were.
+   */
   readonly refinement?: number | undefined;
 }
 
@@ -50,9 +53,10 @@ export type ResolvedSettings = { readonly [K in keyof PruneSettings]-?: Exclude<
 
 /** Fills in defaults. @throws ModelFolderError `USAGE` for a value out of range. */
 export function resolveSettings(settings: PruneSettings): ResolvedSettings {
+  const method = settings.method ?? 'sparsegpt';
   const resolved: ResolvedSettings = {
     sparsity: fraction('sparsity', settings.sparsity),
-    method: settings.method ?? 'sparsegpt',
+    method,
     layerSparsity: (settings.layerSparsity ?? []).map(({ pattern, sparsity }) => ({
       pattern,
       sparsity: fraction(`the sparsity of ${pattern}`, sparsity),
@@ -63,7 +67,7 @@ export function resolveSettings(settings: PruneSettings): ResolvedSettings {
     damping: fraction('damping', settings.damping ?? 0.01),
     blockColumns: count('blockColumns', settings.blockColumns ?? 128, 1),
     iterations: count('iterations', settings.iterations ?? 20, 1),
-    refinement: count('refinement', settings.refinement ?? 10, 0),
+    refinement: count('refinement', settings.refinement ?? (method === 'sparsegpt' || method === 'admm' ? 10 : 0), 0),
   };
   if (!pruneMethods.includes(resolved.method))
     throw new ModelFolderError('USAGE', `method is ${resolved.method}, expected one of ${pruneMethods.join(', ')}`);

@@ -117,7 +117,7 @@ class PruneRun {
     private readonly options: PruneOptions,
   ) {
     this.files = new LayerFiles(config, checkpoint);
-    this.cost = layerCost(config, settings.method, calibration.sequences, calibration.length);
+    this.cost = layerCost(config, settings, calibration.sequences, calibration.length);
     this.pruner = createPruner(this.native, options.device ?? 'auto', {
       hiddenSize: config.hiddenSize,
       ffnSize: config.ffnDim,

@@ -1,5 +1,5 @@
 // ADMM (arXiv 2401.02938): minimises the output error over weights of the asked-for support size, support and values
-// together, then conjugate gradients on the support that was found (arXiv 2406.07831, section 3.2).
+// together.
 #include <algorithm>
 #include <cmath>
 #include <utility>
@@ -27,24 +27,6 @@ double Schedule(double sparsity, int i, int iterations) {
   const double ramp = std::max(1.0, std::floor(kRamp * iterations));
   const double left = std::max(0.0, 1 - (i + 1) / ramp);
   return sparsity * (1 - left * left * left);
-}
-
-/// Steps of conjugate gradients, for each row on its own support, on ‖(z − w)·h^½‖². No step makes the error larger.
-/// `difference` is overwritten.
-void Refine(Device& device, const Matrix& h, const Matrix& weight, int steps, Matrix* difference, Matrix* z) {
-  device.Copy(difference->data.data(), weight.data.data(), static_cast<size_t>(weight.size()) * sizeof(double));
-  device.Add(z->size(), -1, z->data.data(), difference->data.data());
-  Matrix residual = Multiply(device, *difference, h);
-  Matrix& direction = *difference;
-  Array<uint8_t> support(device, z->size());
-  Array<double> squared(device, z->rows);
-  const ConjugateRows rows = {
-      z->rows, z->columns, z->data.data(), residual.data.data(), direction.data.data(), support.data(), squared.data()};
-  device.ConjugateStart(rows);
-  for (int step = 0; step < steps; ++step) {
-    const Matrix image = Multiply(device, direction, h);
-    device.ConjugateStep(image.data.data(), rows);
-  }
 }
 
 }  // namespace
@@ -88,14 +70,12 @@ void PruneAdmm(Device& device, Matrix h, const PruneOptions& options, Matrix* we
       solve.a_stride = solve.b_stride = solve.c_stride = solve.n = solve.k = columns;
       solve.m = rows;
       device.Multiply(solve);
-      if (progress) progress(0.9 * (i + 1) / options.iterations);
+      if (progress) progress(static_cast<double>(i + 1) / options.iterations);
     }
     project(options.sparsity);
   }
-  Refine(device, normed, scaled, options.refinement, &right, &z);
   for (double& element : norm) element = element > 0 ? 1 / element : 0;
   device.ScaleColumns(rows, columns, z.data.data(), ToDevice(device, norm).data(), weight->data.data());
-  if (progress) progress(1);
 }
 
 }  // namespace flashllm::pruning

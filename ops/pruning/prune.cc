@@ -102,6 +102,7 @@ PruneReport PruneLinear(Device& device, const InputStatistics& inputs, const Pru
   {
     Matrix after = Duplicate(device, before);
     RunMethod(device, inputs.Moment(centred), options, &after, progress);
+    if (options.refinement > 0) Refine(device, inputs.Moment(centred), before, options.refinement, &after);
     const std::vector<double> values = ToHost(device, after.data);
     for (size_t i = 0; i < values.size(); ++i) linear->weight[i] = Store(linear->weight_type, values[i], "weight");
   }

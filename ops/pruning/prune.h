@@ -17,7 +17,7 @@ enum class Method : uint8_t {
   kMagnitude,  // |w|
   kWanda,      // |w| · ‖x‖ within each output row (arXiv 2306.11695)
   kSparseGpt,  // arXiv 2301.00774
-  kAdmm,       // arXiv 2401.02938, then conjugate gradients on the support as in arXiv 2406.07831
+  kAdmm,       // arXiv 2401.02938
 };
 
 struct PruneOptions {
@@ -28,7 +28,7 @@ struct PruneOptions {
   double damping = 0.01;                  // kSparseGpt: of the mean diagonal
   int64_t block_columns = 128;            // kSparseGpt
   int iterations = 20;                    // kAdmm
-  int refinement = 10;                    // kAdmm: steps of conjugate gradients on the final support
+  int refinement = 10;                    // steps of conjugate gradients on the support that the method has found
 };
 
 /// A linear Y = X·Wᵀ + b: weights [out_features, in_features].
@@ -74,5 +74,9 @@ void PruneMagnitude(Device& device, double sparsity, PruneScope scope, Matrix* w
 void PruneWanda(Device& device, const Matrix& h, double sparsity, Matrix* weight);
 void PruneSparseGpt(Device& device, Matrix h, const PruneOptions& options, Matrix* weight, const Progress& progress);
 void PruneAdmm(Device& device, Matrix h, const PruneOptions& options, Matrix* weight, const Progress& progress);
+
+/// Steps of conjugate gradients, for each row on the elements that are not zero, on ‖(weight − target)·h^½‖². None
+/// makes it larger. Works in h's memory.
+void Refine(Device& device, Matrix h, const Matrix& target, int steps, Matrix* weight);
 
 }  // namespace flashllm::pruning

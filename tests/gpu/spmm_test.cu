@@ -147,7 +147,7 @@ class RunReader {
         const int r = words() ? slot : slot / 2, chain = words() ? 0 : slot % 2;
         const int word = words() ? i / 8 : i / 4, bit = words() ? i % 8 : 2 * (i % 4) + chain;  // of byte r
         // Words are stored 4, 2 or 1 at a time.
-        const int word_at = mask_words == 4               ? 16 * lane + 4 * word
+        const int word_at = mask_words == 4              ? 16 * lane + 4 * word
                             : mask_words > 1 && word < 2 ? 8 * lane + 4 * word
                                                          : 128 * (mask_words - 1) + 4 * lane;
         if (!(stage()[48 + word_at + r] >> bit & 1)) continue;

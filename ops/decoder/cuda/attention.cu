@@ -7,9 +7,6 @@ namespace flashllm::cuda {
 namespace decoder {
 namespace {
 
-// New tokens up to which each is a problem of its own: the cache is read once for each, from L2 but for the first time.
-constexpr int64_t kMaxDecodeTokens = 4;
-
 bool IsDecode(const AttentionArgs& args) { return args.sequence <= kMaxDecodeTokens; }
 
 bool AreSizesValid(const AttentionArgs& args) {

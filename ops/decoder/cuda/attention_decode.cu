@@ -1,10 +1,10 @@
-// Attention of few new tokens over a long cache. Memory decides: one read of every key and value, wide loads, many of
-// them in flight.
+// Attention of few new tokens over a long cache. Memory decides: one read of every key and value, much of it in flight.
 //
-// A thread block takes one query (a head of one new token) and one part ("split") of the positions. In it, groups of
-// kLanes threads take positions by turns, each thread 8 elements of the head; every group has an online softmax of its
-// own. Groups meet by shuffles, warps in shared memory, the parts of a query through the shared memory of a cluster
-// (sm_90) or the workspace and a second kernel: all in a fixed order.
+// A thread block takes one query (a head of one new token) and one part ("split") of the positions. Its warps take
+// chunks of them by turns, out of rings that are filled ahead. In a warp, groups of kLanes threads take a position
+// each, a thread 8 elements of the head; every group has an online softmax of its own. Groups meet by shuffles, warps
+// in shared memory, the parts of a query through the shared memory of a cluster (sm_90) or the workspace and a second
+// kernel: all in a fixed order.
 #include "ops/decoder/cuda/attention_decode_step.cuh"
 #include "ops/decoder/cuda/attention_kernels.h"
 
@@ -115,11 +115,15 @@ __global__ void __launch_bounds__(kDecodeThreads, kDecodeBlocks)
   if (params.cluster) ptx::ClusterArrive();
 #endif
   LetNextStart();
+  extern __shared__ __align__(128) uint8_t shared[];
+  __shared__ uint64_t barriers[kDecodeWarps][kStages];
+  const Ring ring(shared, barriers);
   const Work work(params);
-  if (p.programmatic) PrefetchPast<kLanes>(p, work);
+  if (p.programmatic) PrefetchPast(p, work);
   WaitForPrevious();
   Partial<8> partial;
-  Attend<kLanes>(p, work, ReadLengths(p, work.batch, work.split == 0 && threadIdx.x == 0), &partial);
+  const Lengths lengths = ReadLengths(p, work.batch, work.split == 0 && threadIdx.x == 0);
+  Attend<kLanes>(p, work, lengths, ring).Run(&partial);
   const Partial<1> merged = MergeBlock<kLanes>(partial, p.head_dim);
   if (work.splits == 1) return StoreOutput(p, work.query, merged);
 #if __CUDA_ARCH__ >= 900
@@ -143,12 +147,20 @@ __global__ void __launch_bounds__(kMaxHeadDim) MergeKernel(const __grid_constant
               }));
 }
 
+template <int kLanes>
+cudaError_t LaunchLanes(const DecodeParams& params, const LaunchConfig& how, cudaStream_t stream) {
+  // Of the current device; costs some tenths of a microsecond, so that no state of ours remembers which had it.
+  const cudaError_t error =
+      cudaFuncSetAttribute(DecodeKernel<kLanes>, cudaFuncAttributeMaxDynamicSharedMemorySize, kRingBytes);
+  return error != cudaSuccess ? error : Launch(DecodeKernel<kLanes>, params, how, stream);
+}
+
 cudaError_t LaunchSplits(const DecodeParams& params, const LaunchConfig& how, cudaStream_t stream) {
   const int64_t head_dim = params.args.head_dim;
-  if (head_dim <= 16) return Launch(DecodeKernel<2>, params, how, stream);
-  if (head_dim <= 32) return Launch(DecodeKernel<4>, params, how, stream);
-  if (head_dim <= 64) return Launch(DecodeKernel<8>, params, how, stream);
-  return Launch(DecodeKernel<16>, params, how, stream);
+  if (head_dim <= 16) return LaunchLanes<2>(params, how, stream);
+  if (head_dim <= 32) return LaunchLanes<4>(params, how, stream);
+  if (head_dim <= 64) return LaunchLanes<8>(params, how, stream);
+  return LaunchLanes<16>(params, how, stream);
 }
 
 }  // namespace
@@ -175,6 +187,7 @@ cudaError_t LaunchDecodeAttention(const AttentionArgs& args, cudaStream_t stream
   LaunchConfig how;
   how.blocks = args.batch * args.sequence * args.heads * params.splits;
   how.threads = kDecodeThreads;
+  how.shared_bytes = kRingBytes;
   how.cluster = params.cluster ? params.splits : 1;
   how.programmatic = args.programmatic;
   const cudaError_t error = LaunchSplits(params, how, stream);

@@ -1,38 +1,19 @@
-// Decode attention up to where threads meet: what a thread block works on, how its positions are loaded, and each
-// group's softmax over them.
+// Decode attention up to where threads meet: what a thread block works on, and each group's softmax over its share of
+// the positions.
 #pragma once
 
+#include "ops/decoder/cuda/attention_decode_ring.cuh"
+#include "ops/decoder/cuda/attention_kernels.h"
 #include "ops/decoder/cuda/attention_lengths.cuh"
 #include "ops/decoder/cuda/block_reduce.cuh"
 
 namespace flashllm::cuda::decoder {
-
-constexpr int kDecodeWarps = 4;
-constexpr int kDecodeThreads = kDecodeWarps * kWarpLanes;
-constexpr int kDecodeBlocks = 4;  // on a multiprocessor at once: 16 warps with 8 KB each in flight
-constexpr int kAhead = 8;         // positions of a group in flight
 
 struct DecodeParams {
   AttentionArgs args;
   int splits;
   bool cluster;
 };
-
-/// 8 elements as they are loaded: taken apart only where they are used, since that waits for the load.
-using Half8 = uint4;
-
-__device__ __forceinline__ Half8 Load8(const void* base, int64_t offset) {
-  return *reinterpret_cast<const Half8*>(static_cast<const __half*>(base) + offset);
-}
-
-__device__ __forceinline__ void Unpack(const Half8& packed, float (&values)[8]) {
-  const uint32_t words[4] = {packed.x, packed.y, packed.z, packed.w};
-#pragma unroll
-  for (int i = 0; i < 4; ++i) {
-    const float2 pair = __half22float2(*reinterpret_cast<const __half2*>(&words[i]));
-    values[2 * i] = pair.x, values[2 * i + 1] = pair.y;
-  }
-}
 
 /// A softmax under way: the largest score, the sum of exp2(score - largest), and the sum of values so weighted.
 template <int kCount>
@@ -67,88 +48,32 @@ struct Work {
   }
 };
 
-/// Where the positions of a thread block's head lie, from this thread's 8 elements on.
-struct Source {
-  const __half *past_key, *past_value, *new_key, *new_value;
-  int64_t head_dim, token_stride;
-
-  __device__ __forceinline__ Source(const AttentionArgs& p, const Work& work, int element)
-      : head_dim(p.head_dim), token_stride(p.token_stride) {
-    const int64_t past = CacheOffset(p, work.batch, work.head, p.past_capacity) + element;
-    const int64_t fresh = TokenOffset(p, work.batch, 0, work.head) + element;
-    past_key = static_cast<const __half*>(p.past_key) + past;
-    past_value = static_cast<const __half*>(p.past_value) + past;
-    new_key = static_cast<const __half*>(p.key) + fresh;
-    new_value = static_cast<const __half*>(p.value) + fresh;
-  }
-
-  __device__ __forceinline__ void Load(int position, int past, Half8* key, Half8* value) const {
-    const bool is_past = position < past;
-    const int64_t offset = is_past ? position * head_dim : (position - past) * token_stride;
-    *key = Load8(is_past ? past_key : new_key, offset);
-    *value = Load8(is_past ? past_value : new_value, offset);
-  }
-};
-
-/// Where this thread's group is in the block, and this thread in its group.
-template <int kLanes>
-struct Place {
-  static constexpr int kGroups = kDecodeThreads / kLanes;
-  int group = threadIdx.x / kLanes, element = threadIdx.x % kLanes * 8;
-};
-
 /// Brings the first positions that this block will read into L2 while the previous kernel still runs. A hint only: its
 /// guess of what will be read may be wrong, and nothing is read.
-template <int kLanes>
 __device__ __forceinline__ void PrefetchPast(const AttentionArgs& p, const Work& work) {
-  const Place<kLanes> place;
-  const int64_t past = min(p.past_capacity, p.total - p.sequence);
-  if (place.element >= p.head_dim) return;
-  const Source source(p, work, place.element);
-#pragma unroll
-  for (int u = 0; u < kAhead; ++u) {
-    const int position = work.first(static_cast<int>(p.total)) + u * Place<kLanes>::kGroups + place.group;
-    if (position >= past || position >= work.end(static_cast<int>(p.total))) continue;
-    asm volatile("prefetch.global.L2 [%0];" ::"l"(source.past_key + position * p.head_dim));
-    asm volatile("prefetch.global.L2 [%0];" ::"l"(source.past_value + position * p.head_dim));
-  }
+#if __CUDA_ARCH__ >= 900
+  if (threadIdx.x != 0) return;
+  const int total = static_cast<int>(p.total), first = work.first(total);
+  const int past = static_cast<int>(min(p.past_capacity, p.total - p.sequence));
+  const int count = min(min(work.end(total), past) - first, kPrefetchedPositions);
+  if (count <= 0) return;
+  const int64_t at = CacheOffset(p, work.batch, work.head, p.past_capacity) + first * p.head_dim;
+  const uint32_t bytes = static_cast<uint32_t>(count * p.head_dim * 2);
+  PrefetchBulk(static_cast<const __half*>(p.past_key) + at, bytes);
+  PrefetchBulk(static_cast<const __half*>(p.past_value) + at, bytes);
+#endif
 }
 
-/// kAhead positions of a group: start, start + kGroups, …; those between are other groups'.
-struct Step {
-  Half8 keys[kAhead], values[kAhead];
-  __half biases[kAhead];
+/// Keys and values of kCount positions of a group.
+template <int kLanes, int kCount>
+struct Positions {
+  Half8 keys[kCount], values[kCount];
+  float scores[kCount];
 
-  /// Loads only, without a branch, so that all are under way before the first is waited for. Beyond the end, the last
-  /// position again.
-  template <int kGroups>
-  __device__ __forceinline__ void Load(const Source& source, const __half* bias, int start, int end, int past) {
+  /// In powers of two: scale · query · key + bias.
+  __device__ __forceinline__ void Score(const float (&query)[8], const __half (&biases)[kCount]) {
 #pragma unroll
-    for (int u = 0; u < kAhead; ++u) source.Load(min(start + u * kGroups, end - 1), past, &keys[u], &values[u]);
-    if (bias == nullptr) return;
-#pragma unroll
-    for (int u = 0; u < kAhead; ++u) biases[u] = bias[min(start + u * kGroups, end - 1)];
-  }
-
-  /// Puts the positions from `from` on into the present cache.
-  template <int kGroups>
-  __device__ __forceinline__ void Write(const AttentionArgs& p, int64_t offset, int start, int end, int from) const {
-#pragma unroll
-    for (int u = 0; u < kAhead; ++u) {
-      const int position = start + u * kGroups;
-      if (position < from || position >= end) continue;
-      const int64_t at = offset + position * p.head_dim;
-      *reinterpret_cast<Half8*>(static_cast<__half*>(p.present_key) + at) = keys[u];
-      *reinterpret_cast<Half8*>(static_cast<__half*>(p.present_value) + at) = values[u];
-    }
-  }
-
-  /// In powers of two; -∞ beyond the end.
-  template <int kLanes, int kGroups>
-  __device__ __forceinline__ void Score(const float (&query)[8], bool biased, int start, int end,
-                                        float (&scores)[kAhead]) const {
-#pragma unroll
-    for (int u = 0; u < kAhead; ++u) {
+    for (int u = 0; u < kCount; ++u) {
       float key[8];
       Unpack(keys[u], key);
       scores[u] = 0.0f;
@@ -158,26 +83,23 @@ struct Step {
 #pragma unroll
     for (int distance = kLanes / 2; distance > 0; distance /= 2) {
 #pragma unroll
-      for (int u = 0; u < kAhead; ++u) scores[u] += __shfl_xor_sync(0xffffffffu, scores[u], distance);
+      for (int u = 0; u < kCount; ++u) scores[u] += __shfl_xor_sync(0xffffffffu, scores[u], distance);
     }
 #pragma unroll
-    for (int u = 0; u < kAhead; ++u) {
-      if (biased) scores[u] = fmaf(__half2float(biases[u]), kLog2E, scores[u]);
-      if (start + u * kGroups >= end) scores[u] = -INFINITY;
-    }
+    for (int u = 0; u < kCount; ++u) scores[u] = fmaf(__half2float(biases[u]), kLog2E, scores[u]);
   }
 
-  __device__ __forceinline__ void Add(const float (&scores)[kAhead], Partial<8>* partial) const {
+  __device__ __forceinline__ void Add(Partial<8>* partial) const {
     float largest = partial->largest;
 #pragma unroll
-    for (int u = 0; u < kAhead; ++u) largest = fmaxf(largest, scores[u]);
+    for (int u = 0; u < kCount; ++u) largest = fmaxf(largest, scores[u]);
     const float rescale = Rescale(partial->largest, largest);
     partial->largest = largest;
     partial->weight *= rescale;
 #pragma unroll
     for (int i = 0; i < 8; ++i) partial->sums[i] *= rescale;
 #pragma unroll
-    for (int u = 0; u < kAhead; ++u) {
+    for (int u = 0; u < kCount; ++u) {
       const float weight = Rescale(scores[u], largest);
       float value[8];
       Unpack(values[u], value);
@@ -186,40 +108,113 @@ struct Step {
       for (int i = 0; i < 8; ++i) partial->sums[i] = fmaf(weight, value[i], partial->sums[i]);
     }
   }
+
+  __device__ __forceinline__ void Write(const AttentionArgs& p, int u, int64_t at) const {
+    *reinterpret_cast<Half8*>(static_cast<__half*>(p.present_key) + at) = keys[u];
+    *reinterpret_cast<Half8*>(static_cast<__half*>(p.present_value) + at) = values[u];
+  }
 };
 
-/// The softmax of this thread's group over its share of the block's positions. Threads beyond the head's elements work
-/// on the first ones with a query of zeros; nobody reads their sums.
+/// The softmax of this thread's group over its share of a thread block's positions. Threads beyond the head's elements
+/// work on the first ones with a query of zeros; nobody reads their sums.
 template <int kLanes>
-__device__ __forceinline__ void Attend(const AttentionArgs& p, const Work& work, const Lengths& lengths,
-                                       Partial<8>* partial) {
-  constexpr int kGroups = Place<kLanes>::kGroups;
-  const Place<kLanes> place;
-  const bool active = place.element < p.head_dim;
-  const int element = active ? place.element : 0;
-  const Source source(p, work, element);
-  const __half* const bias = p.bias == nullptr ? nullptr
-                                               : static_cast<const __half*>(p.bias) + work.batch * p.bias_batch_stride +
-                                                     work.head * p.bias_head_stride + work.token * p.bias_query_stride;
-  float query[8];
-  Unpack(Load8(p.query, TokenOffset(p, work.batch, work.token, work.head) + element), query);
-#pragma unroll
-  for (int i = 0; i < 8; ++i) query[i] = active ? query[i] * (p.scale * kLog2E) : 0.0f;
+class Attend {
+ public:
+  static constexpr int kGroups = kWarpLanes / kLanes;  // of a warp, each of which takes a position at a time
+  static constexpr int kChunk = kAhead * kGroups;      // positions that a warp takes at a time
+  static_assert(kDecodeWarps * kGroups >= kMaxDecodeTokens, "a group takes one new token at most");
 
-  const int visible = min(lengths.past + work.token + 1, lengths.length), end = work.end(visible);
-  // The block of the last new token passes over everything that there is, so it is the one to write the cache.
-  const bool writes = active && work.token == p.sequence - 1;
-  const int write_from = !writes ? end : p.past_key != p.present_key ? 0 : lengths.past;
-  const int64_t present = CacheOffset(p, work.batch, work.head, p.present_capacity) + element;
-  for (int first = work.first(visible); first < end; first += kGroups * kAhead) {
-    const int start = first + place.group;
-    Step step;
-    step.Load<kGroups>(source, bias, start, end, lengths.past);
-    if (first + kGroups * kAhead > write_from) step.Write<kGroups>(p, present, start, end, write_from);
-    float scores[kAhead];
-    step.Score<kLanes, kGroups>(query, bias != nullptr, start, end, scores);
-    step.Add(scores, partial);
+  __device__ __forceinline__ Attend(const AttentionArgs& p, const Work& work, const Lengths& lengths, const Ring& ring)
+      : p_(p), ring_(ring) {
+    const int visible = min(lengths.past + work.token + 1, lengths.length);
+    first_ = work.first(visible), end_ = work.end(visible);
+    past_ = lengths.past, past_end_ = min(end_, lengths.past);
+    active_ = lane_ * 8 < p.head_dim, element_ = active_ ? lane_ * 8 : 0;
+    // The block of the last new token passes over everything that there is, so it is the one to write the cache.
+    writes_ = active_ && work.token == p.sequence - 1;
+    present_ = CacheOffset(p, work.batch, work.head, p.present_capacity) + element_;
+    bias_ = p.bias == nullptr ? nullptr
+                              : static_cast<const __half*>(p.bias) + work.batch * p.bias_batch_stride +
+                                    work.head * p.bias_head_stride + work.token * p.bias_query_stride;
+    const int64_t past = CacheOffset(p, work.batch, work.head, p.past_capacity);
+    past_key_ = static_cast<const __half*>(p.past_key) + past;
+    past_value_ = static_cast<const __half*>(p.past_value) + past;
+    new_ = TokenOffset(p, work.batch, 0, work.head) + element_;
+    query_ = TokenOffset(p, work.batch, work.token, work.head) + element_;
   }
-}
+
+  __device__ __forceinline__ void Run(Partial<8>* partial) {
+    for (int i = 0; i < kStages; ++i) Fetch(i);
+    float query[8];
+    Unpack(Load8(p_.query, query_), query);
+#pragma unroll
+    for (int i = 0; i < 8; ++i) query[i] = active_ ? query[i] * (p_.scale * kLog2E) : 0.0f;
+    NewToken(query, partial);
+    for (int i = 0; ChunkStart(i) < past_end_; ++i) Chunk(i, query, partial);
+  }
+
+ private:
+  /// First position of this warp's i-th chunk.
+  __device__ __forceinline__ int ChunkStart(int i) const { return first_ + (i * kDecodeWarps + warp_) * kChunk; }
+
+  __device__ __forceinline__ void Fetch(int i) {
+    const int start = ChunkStart(i), count = min(kChunk, past_end_ - start);
+    if (count <= 0) return;
+    const int64_t from = start * p_.head_dim;
+    ring_.Fetch(i, past_key_ + from, past_value_ + from, static_cast<uint32_t>(count * p_.head_dim * 2));
+  }
+
+  __device__ __forceinline__ void Chunk(int i, const float (&query)[8], Partial<8>* partial) {
+    const int start = ChunkStart(i), count = min(kChunk, past_end_ - start);
+    Positions<kLanes, kAhead> at;
+    __half biases[kAhead] = {};
+    if (bias_ != nullptr) {
+#pragma unroll
+      for (int u = 0; u < kAhead; ++u) biases[u] = bias_[start + min(u * kGroups + group_, count - 1)];
+    }
+    ring_.Wait(i);
+#pragma unroll
+    for (int u = 0; u < kAhead; ++u) {
+      const int row = min(u * kGroups + group_, count - 1) * static_cast<int>(p_.head_dim) + element_;
+      at.keys[u] = ring_.Key(i, row), at.values[u] = ring_.Value(i, row);
+    }
+    __syncwarp();  // everybody has read: the stage may be filled again
+    Fetch(i + kStages);
+    at.Score(query, biases);
+#pragma unroll
+    for (int u = 0; u < kAhead; ++u) {
+      const int position = u * kGroups + group_;
+      if (position >= count) at.scores[u] = -INFINITY;
+      if (writes_ && p_.past_key != p_.present_key && position < count)
+        at.Write(p_, u, present_ + (start + position) * p_.head_dim);
+    }
+    at.Add(partial);
+  }
+
+  /// Of the new tokens, which lie where the QKV product left them, each goes to one group.
+  __device__ __forceinline__ void NewToken(const float (&query)[8], Partial<8>* partial) const {
+    const int start = max(first_, past_), position = start + warp_ * kGroups + group_;
+    if (start + warp_ * kGroups >= end_) return;
+    Positions<kLanes, 1> at;
+    const int64_t from = new_ + (min(position, end_ - 1) - past_) * p_.token_stride;
+    at.keys[0] = Load8(p_.key, from), at.values[0] = Load8(p_.value, from);
+    __half biases[1] = {};
+    if (bias_ != nullptr) biases[0] = bias_[min(position, end_ - 1)];
+    at.Score(query, biases);
+    if (position >= end_) at.scores[0] = -INFINITY;
+    if (writes_ && position < end_) at.Write(p_, 0, present_ + position * p_.head_dim);
+    at.Add(partial);
+  }
+
+  const AttentionArgs& p_;
+  const Ring ring_;
+  const int warp_ = threadIdx.x / kWarpLanes, group_ = threadIdx.x % kWarpLanes / kLanes, lane_ = threadIdx.x % kLanes;
+  int first_, end_;      // of the block's positions
+  int past_, past_end_;  // positions of the past; the end of those that this block takes
+  bool active_, writes_;
+  int element_;
+  int64_t present_, new_, query_;
+  const __half *bias_, *past_key_, *past_value_;
+};
 
 }  // namespace flashllm::cuda::decoder

@@ -7,6 +7,10 @@ namespace flashllm::cuda::decoder {
 
 constexpr int kMaxSplits = 64;
 
+/// New tokens up to which each is a problem of its own: the cache is read once for each, from L2 but for the first
+/// time.
+constexpr int kMaxDecodeTokens = 4;
+
 /// Parts of a sequence's positions that are separate thread blocks in the decode kernel.
 int ChooseSplits(const AttentionArgs& args);
 

@@ -59,16 +59,19 @@ struct Row {
   }
 };
 
-/// One thread block a row, which stays in registers.
+/// One thread block a row, which stays in registers. One barrier: each warp finds the sum of its elements and of the
+/// squares of their differences to its own mean, and every warp joins all of these (Chan, Golub and LeVeque 1983).
 template <typename T, int kVector, int kItems>
 __global__ void __launch_bounds__(kItems == kManyItems ? kMaxRowThreads / kManyItems : kMaxRowThreads)
     RegisterLayerNorm(const __grid_constant__ LayerNormArgs p) {
   using R = Row<T, kVector>;
-  __shared__ float sums[kWarpLanes], squares[kWarpLanes];
+  __shared__ float2 parts[kWarpLanes];  // of each warp: sum, squares
   typename R::Pack scale[kItems], shift[kItems];
+  const int width = static_cast<int>(p.width), step = static_cast<int>(blockDim.x) * kVector;
+  const int first = static_cast<int>(threadIdx.x) * kVector;
   const auto load_affine = [&](int item) {
-    const int64_t at = (threadIdx.x + item * static_cast<int64_t>(blockDim.x)) * kVector;
-    if (at >= p.width) return;
+    const int at = first + item * step;
+    if (at >= width) return;
     scale[item] = R::LoadAffine(p.scale, at);
     if (p.shift != nullptr) shift[item] = R::LoadAffine(p.shift, at);
   };
@@ -77,34 +80,50 @@ __global__ void __launch_bounds__(kItems == kManyItems ? kMaxRowThreads / kManyI
   if (!p.constant_affine) WaitForPrevious();
 #pragma unroll
   for (int item = 0; kAffineFirst && item < kItems; ++item) load_affine(item);
+  const int lane = threadIdx.x % kWarpLanes, warp = threadIdx.x / kWarpLanes;
+  const auto elements_of = [&](int of) {
+    int count = 0;
+#pragma unroll
+    for (int item = 0; item < kItems; ++item)
+      count += max(0, min(kWarpLanes * kVector, width - of * kWarpLanes * kVector - item * step));
+    return static_cast<float>(count);
+  };
+  const float elements = elements_of(warp);
+  const float lanes_elements = lane * kWarpLanes < blockDim.x ? elements_of(lane) : 0.0f;  // of the warp of that number
   if (p.constant_affine) WaitForPrevious();
 
   const int64_t row = blockIdx.x;
-  float s[kItems][kVector], sum = 0.0f, square = 0.0f;
+  float s[kItems][kVector], sum = 0.0f, squares = 0.0f;
 #pragma unroll
   for (int item = 0; item < kItems; ++item) {
-    const int64_t at = (threadIdx.x + item * static_cast<int64_t>(blockDim.x)) * kVector;
-    if (at < p.width) {
-      R::Load(p, row, at, s[item]);
+    if (first + item * step < width) {
+      R::Load(p, row, first + item * step, s[item]);
 #pragma unroll
       for (int i = 0; i < kVector; ++i) sum += s[item][i];
     }
   }
-  const float mean = BlockReduce(sum, 0.0f, sums, Add()) / static_cast<float>(p.width);
+  sum = WarpReduce(sum, Add());
+  const float about = sum / fmaxf(elements, 1.0f);
 #pragma unroll
   for (int item = 0; item < kItems; ++item) {
-    if ((threadIdx.x + item * static_cast<int64_t>(blockDim.x)) * kVector < p.width) {
+    if (first + item * step < width) {
 #pragma unroll
-      for (int i = 0; i < kVector; ++i) square += (s[item][i] - mean) * (s[item][i] - mean);
+      for (int i = 0; i < kVector; ++i) squares += (s[item][i] - about) * (s[item][i] - about);
     }
   }
-  const float variance = BlockReduce(square, 0.0f, squares, Add()) / static_cast<float>(p.width);
+  squares = WarpReduce(squares, Add());
+  if (lane == 0) parts[warp] = make_float2(sum, squares);
+  __syncthreads();
+  const float2 part = lanes_elements > 0.0f ? parts[lane] : make_float2(0.0f, 0.0f);
+  const float mean = WarpReduce(part.x, Add()) / static_cast<float>(width);
+  const float off = lanes_elements > 0.0f ? part.x / lanes_elements - mean : 0.0f;
+  const float variance = WarpReduce(part.y + lanes_elements * off * off, Add()) / static_cast<float>(width);
   const float inverse = 1.0f / sqrtf(variance + p.epsilon);
 #pragma unroll
   for (int item = 0; item < kItems; ++item) {
-    const int64_t at = (threadIdx.x + item * static_cast<int64_t>(blockDim.x)) * kVector;
     if (!kAffineFirst) load_affine(item);
-    if (at < p.width) R::Finish(p, row, at, mean, inverse, scale[item], shift[item], s[item]);
+    if (first + item * step < width)
+      R::Finish(p, row, first + item * step, mean, inverse, scale[item], shift[item], s[item]);
   }
 }
 

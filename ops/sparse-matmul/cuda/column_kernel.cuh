@@ -1,4 +1,5 @@
-// The tensor-core kernel: one thread block a multiprocessor, its warps cut K, a cluster of thread blocks cuts K further.
+// The tensor-core kernel: one thread block a multiprocessor, its warps cut K, a cluster of thread blocks cuts K
+// further.
 #pragma once
 
 #include <type_traits>
@@ -38,8 +39,8 @@ struct Shape {
   static FLASHLLM_HD constexpr int SharedBytes(int cluster) { return RunsAt(cluster) + kWarps * kRuns * kRunBytes; }
 };
 
-/// Reads a lane's share of X, 8 consecutive k for each of its columns, unit after unit. Columns that X does not have are
-/// the last once more; nobody stores what comes of them.
+/// Reads a lane's share of X, 8 consecutive k for each of its columns, unit after unit. Columns that X does not have
+/// are the last once more; nobody stores what comes of them.
 template <int kNTiles>
 class XReader {
  public:
@@ -118,11 +119,12 @@ class PanelSum {
 
   __device__ __forceinline__ int rank() const { return rank_; }
 
-  /// `row0`: first row of the panel. After the last panel the runs' memory is free, and has room for all partial sums at
-  /// once.
+  /// `row0`: first row of the panel. After the last panel the runs' memory is free, and has room for all partial sums
+  /// at once.
   __device__ __forceinline__ void Finish(const typename Shape::Sums& acc, int row0, int tiles, bool last) {
     if (last) {
-      constexpr int kStride = kRuns * kRunBytes, kAtOnce = Shape::kAllTiles / (Shape::kAllTiles * 512 > kStride ? 2 : 1);
+      constexpr int kStride = kRuns * kRunBytes,
+                    kAtOnce = Shape::kAllTiles / (Shape::kAllTiles * 512 > kStride ? 2 : 1);
       static_assert(kAtOnce * 512 <= kStride, "a warp's sums fit where its runs were");
       Sum<kAtOnce>(acc, shared_ + Shape::RunsAt(p_.partition.cluster), kStride, row0, tiles);
     } else {
@@ -137,7 +139,9 @@ class PanelSum {
     // A task is a fragment register of an accumulator tile; lanes have its outputs.
     constexpr int kRounds = Shape::kAllTiles / kAtOnce, kTasks = kAtOnce * 4;
     const int warp = threadIdx.x / 32, lane = threadIdx.x & 31;
-    const auto place = [&](int warp, int task) { return reinterpret_cast<float*>(area + warp * stride) + task * 32 + lane; };
+    const auto place = [&](int warp, int task) {
+      return reinterpret_cast<float*>(area + warp * stride) + task * 32 + lane;
+    };
 #if __CUDA_ARCH__ >= 900
     // A cluster's row block is one panel, and one round. The others must have started before they are sent anything.
     if (kRounds == 1 && p_.partition.cluster > 1) ptx::ClusterWait();
@@ -278,7 +282,7 @@ __device__ __forceinline__ void DecodePanel(RunState<kColumns>& run, XReader<kNT
       XFragments<kNTiles, kBf16> x;
       SetX<kNTiles, kBf16>(x, raw);
       x_reader.Next(raw);
-      DecodeTiles<kColumns, 2 * kTiles * decltype(unit)::value, kTiles, kNTiles, kBf16>(masks, x, run.cursor, acc);
+      DecodeTiles<kColumns, 2 * kTiles* decltype(unit)::value, kTiles, kNTiles, kBf16>(masks, x, run.cursor, acc);
     });
     run.stream.Leave();
   }

@@ -45,8 +45,8 @@ __global__ void CountPrefixes(Source s) {
   }
 }
 
-/// Bits of a lane's two fragments in a tile and unit, from the bitmap words of its two rows: step s in byte s, in it bit
-/// 2 r + h.
+/// Bits of a lane's two fragments in a tile and unit, from the bitmap words of its two rows: step s in byte s, in it
+/// bit 2 r + h.
 __device__ __forceinline__ uint32_t FragmentMasks(uint32_t upper, uint32_t lower, int t) {
   uint32_t masks = 0;
   for (int step = 0; step < 2; ++step) {
@@ -132,7 +132,8 @@ class Walk {
     if (jump) stage.jump = 1 + first_ - origin_;
     stage.copy = StageCopy::Make(rows, again, at, mask_words, Lag(at, at + again + rows));
 #pragma unroll
-    for (int i = kStageSlots - 2; i > 0; --i) window_begin_[i] = window_begin_[i - 1], window_end_[i] = window_end_[i - 1];
+    for (int i = kStageSlots - 2; i > 0; --i)
+      window_begin_[i] = window_begin_[i - 1], window_end_[i] = window_end_[i - 1];
     window_begin_[0] = first_ - origin_, window_end_[0] = end - origin_;
     return stage;
   }
@@ -157,8 +158,8 @@ class Walk {
   }
 
   __device__ bool Exchange(const int (&count)[2]) {
-    const bool exchange = kColumns == Columns::kHalves && max(row[1] + count[0], row[0] + count[1]) <
-                                                              max(row[0] + count[0], row[1] + count[1]);
+    const bool exchange = kColumns == Columns::kHalves &&
+                          max(row[1] + count[0], row[0] + count[1]) < max(row[0] + count[0], row[1] + count[1]);
     if (exchange) {
       const int other = row[0];
       row[0] = row[1], row[1] = other;
@@ -186,8 +187,8 @@ class Walk {
     return kStageSlots;
   }
 
-  int first_ = 0;   // of the window
-  int origin_ = 0;  // the row at the ring's start
+  int first_ = 0;                                                              // of the window
+  int origin_ = 0;                                                             // the row at the ring's start
   int window_begin_[kStageSlots - 1] = {}, window_end_[kStageSlots - 1] = {};  // of the last stages, in the ring
 };
 
@@ -244,7 +245,8 @@ __device__ int WalkRun(const Run& run, const Source& s, const Visit& visit) {
 }
 
 template <Columns kColumns>
-__global__ void __launch_bounds__(128) MeasureRuns(const __grid_constant__ Partition p, int block_lanes, int runs, Source s) {
+__global__ void __launch_bounds__(128)
+    MeasureRuns(const __grid_constant__ Partition p, int block_lanes, int runs, Source s) {
   const int index = (blockIdx.x * 128 + threadIdx.x) / 32;
   if (index >= runs) return;
   const int rows = WalkRun<kColumns>(RunOf(p, block_lanes, index), s, [](auto&&...) {});
@@ -333,7 +335,7 @@ __global__ void __launch_bounds__(128)
                       ++copy;
                       header->column[lane] = stage.column;
                       int at[2] = {walk.row[0], walk.row[1]};
-uint32_t mask_words[4] = {};
+                      uint32_t mask_words[4] = {};
 #pragma unroll
                       for (int q = 0; q < kStageTiles; ++q) {
                         if (masks[q] == 0) continue;

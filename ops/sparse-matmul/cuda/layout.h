@@ -52,8 +52,8 @@ constexpr int kRingRows = 83;
 constexpr int kStageSlots = 4;
 
 struct StageHeader {
-  int32_t shift;    // bytes by which the window has moved in the ring
-  uint32_t jump;    // 1 + row of the ring to which lanes behind it jump; 0: there are none
+  int32_t shift;  // bytes by which the window has moved in the ring
+  uint32_t jump;  // 1 + row of the ring to which lanes behind it jump; 0: there are none
   uint32_t reserved[2];
   uint8_t column[32];  // for each lane: the lane that had its column before; + 32 if its halves trade places
 };
@@ -69,8 +69,7 @@ struct StageCopy {
 #ifdef __CUDACC__
   __host__ __device__
 #endif
-      static constexpr StageCopy
-      Make(int rows, int again, int at, int mask_words, int lag) {
+      static constexpr StageCopy Make(int rows, int again, int at, int mask_words, int lag) {
     return {static_cast<uint32_t>(rows | again << 8 | at << 16 | (mask_words << 4 | lag) << 24)};
   }
 };
@@ -123,7 +122,7 @@ FLASHLLM_HD constexpr int MaskBlockBytes(int mask_words) {
 /// Where in a block a lane's mask word lies, of so many: they are read 16, 8 or 4 bytes at a time.
 FLASHLLM_HD constexpr int MaskWordAt(int words, int word, int lane) {
   const int first = static_cast<int>(sizeof(StageHeader));
-  return words == 4               ? first + 16 * lane + 4 * word
+  return words == 4              ? first + 16 * lane + 4 * word
          : words > 1 && word < 2 ? first + 8 * lane + 4 * word
                                  : first + 128 * (words - 1) + 4 * lane;
 }

@@ -34,9 +34,12 @@ struct Workload {
 /// Random float16 in [-1, 1).
 void FillRandom(__half* to, int64_t count, uint64_t seed);
 
-/// Largest error of y[n, m] in units of the bound 4.9e-4 |ref| + 4e-6 sum |w x| against a float64 product; NaN or
-/// unwritten counts as 1e30.
-double WorstError(const Workload& w, const __half* x, const __half* y, int64_t n);
+/// Largest error of y[n, m] = x[n, k] · w[m, k]ᵀ in units of the bound 4.9e-4 |ref| + 4e-6 sum |w x| against a float64
+/// product; NaN or unwritten counts as 1e30.
+double WorstError(const __half* w, int64_t m, int64_t k, const __half* x, const __half* y, int64_t n);
+
+/// The same over all columns up to 64, the first and the last 32 of more.
+double WorstSampledError(const __half* w, int64_t m, int64_t k, const __half* x, const __half* y, int64_t n);
 
 /// GB/s of a kernel that only reads 3 GiB, the best of a few launch shapes.
 double ReadBandwidth();

@@ -1,10 +1,10 @@
-#include "bench/spmm/workload.h"
+#include "bench/gpu/workload.h"
 
 #include <algorithm>
 #include <cstdio>
 #include <cstdlib>
 
-#include "bench/spmm/timing.h"
+#include "bench/gpu/timing.h"
 
 namespace flashllm::bench {
 namespace {
@@ -131,15 +131,21 @@ void FillRandom(__half* to, int64_t count, uint64_t seed) {
   Check(cudaGetLastError(), "random fill");
 }
 
-double WorstError(const Workload& w, const __half* x, const __half* y, int64_t n) {
+double WorstError(const __half* w, int64_t m, int64_t k, const __half* x, const __half* y, int64_t n) {
   unsigned long long* worst;
   Check(cudaMalloc(&worst, 8), "worst error");
   Check(cudaMemset(worst, 0, 8), "worst error");
-  FindWorst<<<dim3(static_cast<unsigned>(w.m), static_cast<unsigned>(n)), 32>>>(w.dense, x, y, w.m, w.k, worst);
+  FindWorst<<<dim3(static_cast<unsigned>(m), static_cast<unsigned>(n)), 32>>>(w, x, y, m, k, worst);
   double value = 0;
   Check(cudaMemcpy(&value, worst, 8, cudaMemcpyDeviceToHost), "worst error");
   cudaFree(worst);
   return value;
+}
+
+double WorstSampledError(const __half* w, int64_t m, int64_t k, const __half* x, const __half* y, int64_t n) {
+  if (n <= 64) return WorstError(w, m, k, x, y, n);
+  const int64_t last = n - 32;
+  return std::max(WorstError(w, m, k, x, y, 32), WorstError(w, m, k, x + last * k, y + last * m, 32));
 }
 
 double ReadBandwidth() {
@@ -154,9 +160,10 @@ double ReadBandwidth() {
   Check(cudaDeviceGetAttribute(&sms, cudaDevAttrMultiProcessorCount, device), "multiprocessors");
   double best = 0;
   for (int blocks : {4, 8, 16}) {
-    const double us = TimeLaunches(3, [&](int, cudaStream_t stream) {
-      ReadAll<<<sms * blocks, 256, 0, stream>>>(static_cast<uint4*>(pool), bytes / 16, sink);
-    });
+    const double us =
+        TimeInTurns({{3, [&](int, cudaStream_t stream) {
+                        ReadAll<<<sms * blocks, 256, 0, stream>>>(static_cast<uint4*>(pool), bytes / 16, sink);
+                      }}})[0];
     best = std::max(best, bytes / us * 1e-3);
   }
   cudaFree(pool);

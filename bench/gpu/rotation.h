@@ -1,12 +1,12 @@
 // Copies of one block of device memory, so that consecutive launches find theirs in no cache.
 #pragma once
 
-#include <cuda_runtime.h>
+#include <cuda_runtime_api.h>
 
 #include <algorithm>
 #include <cstdint>
 
-#include "bench/spmm/workload.h"
+#include "bench/gpu/workload.h"
 
 namespace flashllm::bench {
 

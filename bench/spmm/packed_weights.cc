@@ -1,0 +1,40 @@
+#include "bench/spmm/packed_weights.h"
+
+#include "ops/sparse-matmul/cuda/prefill.h"
+
+namespace flashllm::bench {
+
+void Gpu::Prepare() {
+  int device = 0;
+  Check(cudaGetDevice(&device), "device");
+  Check(cuda::GetDeviceInfo(device, &sparse), "GetDeviceInfo");
+  Check(cuda::GetDenseDevice(device, &dense), "GetDenseDevice");
+  Check(cuda::PreparePrefill(sparse), "PreparePrefill");
+}
+
+PackedWeights::PackedWeights(const Workload& w, const Gpu& gpu, const cuda::PlanOptions& options)
+    : gpu_(gpu), parts_{w.bitmap, w.row_offsets, w.values, ValueType::kFloat16} {
+  Check(cuda::MakePlan(w.view(), gpu.sparse, options, &plan_), "MakePlan");
+  const Memory staging(plan_.staging_bytes);
+  Check(cuda::Measure(parts_, staging.get(), nullptr, &plan_), "Measure");
+  const Memory layout(plan_.layout_bytes);
+  Check(cuda::Convert(plan_, parts_, staging.get(), layout.get(), nullptr), "Convert");
+  Check(cudaDeviceSynchronize(), "Convert");
+  copies_ = std::make_unique<Rotation>(layout.get(), plan_.layout_bytes);
+  if (!cuda::SupportsPrefill(plan_, cuda::ElementType::kFloat16)) return;
+  scratch_bytes_ = cuda::PrefillScratchBytes(plan_);
+  scratch_ = std::make_unique<Memory>(scratch_bytes_);
+}
+
+bool PackedWeights::IsPrefill(int64_t n) const { return scratch_ != nullptr && n >= cuda::kPrefillColumns; }
+
+void PackedWeights::Multiply(int i, const cuda::MatMulArgs& args, cudaStream_t stream) const {
+  if (IsPrefill(args.n)) {
+    Check(cuda::PrefillMatMul(plan_, copies_->at(i), gpu_.dense, args, scratch_->get(), scratch_bytes_, stream),
+          "PrefillMatMul");
+  } else {
+    Check(cuda::Launch(plan_, copies_->at(i), parts_, args, stream), "Launch");
+  }
+}
+
+}  // namespace flashllm::bench
