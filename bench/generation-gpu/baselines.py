@@ -10,85 +10,40 @@ there is a graph for each 64 positions, so that its attention reads no more than
 import argparse
 import gc
 import json
+import os
 import statistics
 import sys
 import time
 
 import torch
-import torch.nn.functional as F
 
-SIZES = {  # layers, hidden, heads
-    "125m": (12, 768, 12),
-    "1.3b": (24, 2048, 32),
-    "6.7b": (32, 4096, 32),
-    "13b": (40, 5120, 40),
-    "30b": (48, 7168, 56),
-}
-VOCABULARY = 50272
-POSITIONS = 2048
+sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "decode"))
+
+from dense import DenseOpt  # noqa: E402
+from opt_sizes import POSITIONS, SIZES, VOCABULARY  # noqa: E402
+
 WINDOW = 64  # positions that decoding graphs differ by
 
 
-class DenseOpt:
-    """OPT with fused qkv in float16: cuBLAS and scaled_dot_product_attention."""
-
-    def __init__(self, size, batch, capacity):
-        layers, self.hidden, self.heads = SIZES[size]
-        h = self.hidden
-
-        def matrix(rows, columns):
-            return torch.empty(rows, columns, dtype=torch.float16, device="cuda").normal_(0, 0.02)
-
-        def vector(length, value=0.0):
-            return torch.full((length,), value, dtype=torch.float16, device="cuda")
-
-        def norm():
-            return vector(h, 1.0), vector(h)
-
-        self.embedding, self.positions, self.last_norm = matrix(VOCABULARY, h), matrix(POSITIONS + 2, h), norm()
-        self.blocks = [
-            {
-                "norm1": norm(),
-                "norm2": norm(),
-                "qkv": (matrix(3 * h, h), vector(3 * h)),
-                "out": (matrix(h, h), vector(h)),
-                "fc1": (matrix(4 * h, h), vector(4 * h)),
-                "fc2": (matrix(h, 4 * h), vector(h)),
-            }
-            for _ in range(layers)
-        ]
-        shape = (layers, 2, batch, self.heads, capacity, h // self.heads)
-        self.cache = torch.zeros(shape, dtype=torch.float16, device="cuda")
-
-    def forward(self, ids, at, length):
-        """The likeliest tokens after `ids` [batch, tokens], which come at positions `at` [tokens], the last one before `length`."""
-        batch, tokens, h = *ids.shape, self.hidden
-        x = F.embedding(ids, self.embedding) + F.embedding(at + 2, self.positions)
-        for block, (keys, values) in zip(self.blocks, self.cache):
-            qkv = F.linear(F.layer_norm(x, (h,), *block["norm1"]), *block["qkv"])
-            q, k, v = qkv.view(batch, tokens, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
-            keys.index_copy_(2, at, k)
-            values.index_copy_(2, at, v)
-            attended = F.scaled_dot_product_attention(q, keys[:, :, :length], values[:, :, :length], is_causal=tokens > 1)
-            x = x + F.linear(attended.transpose(1, 2).reshape(batch, tokens, h), *block["out"])
-            inner = F.relu(F.linear(F.layer_norm(x, (h,), *block["norm2"]), *block["fc1"]))
-            x = x + F.linear(inner, *block["fc2"])
-        return F.linear(F.layer_norm(x[:, -1:], (h,), *self.last_norm), self.embedding).argmax(-1)
-
-
 class GraphGenerator:
-    """Greedy generation: prefill as it comes, a decoding step as one of a few CUDA graphs, which all start at the same place."""
+    """Greedy generation: prefill as it comes, a decoding step as one of a few CUDA graphs, which all read and write the same tensors."""
 
     def __init__(self, size, batch, capacity):
-        self.model = DenseOpt(size, batch, capacity)
+        self.model = DenseOpt(size)
         self.ids = torch.zeros(batch, 1, dtype=torch.long, device="cuda")
         self.at = torch.zeros(1, dtype=torch.long, device="cuda")
+        _, _, self.caches = self.model.inputs(batch, 1, capacity)
         self.graphs = {}
         for length in range(WINDOW, capacity + WINDOW, WINDOW):
             self.graphs[length] = self.record(min(length, capacity))
 
+    def run(self, ids, at, length):
+        """The likeliest tokens after the last of `ids`; positions before `length` are looked at."""
+        caches = [(keys[:, :, :length], values[:, :, :length]) for keys, values in self.caches]
+        self.ids.copy_(self.model.forward(ids, at, caches)[:, -1:])
+
     def step(self, length):
-        self.ids.copy_(self.model.forward(self.ids, self.at, length))
+        self.run(self.ids, self.at, length)
         self.at += 1
 
     def record(self, length):
@@ -105,7 +60,7 @@ class GraphGenerator:
 
     def generate(self, prompts, new_tokens):
         start = prompts.shape[1]
-        self.ids.copy_(self.model.forward(prompts, torch.arange(start, device="cuda"), start))
+        self.run(prompts, torch.arange(start, device="cuda"), start)
         self.at.fill_(start)
         made = [self.ids.tolist()]
         for past in range(start, start + new_tokens - 1):
@@ -126,7 +81,7 @@ def transformers_generator(size, capacity):
         num_hidden_layers=layers,
         num_attention_heads=heads,
         vocab_size=VOCABULARY,
-        max_position_embeddings=max(POSITIONS, capacity),
+        max_position_embeddings=max(POSITIONS - 2, capacity),
     )
     torch.set_default_dtype(torch.float16)
     try:
