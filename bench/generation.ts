@@ -1,6 +1,6 @@
 /**
  * `npm run bench:generation -- <folder>`: what generation costs beyond the model. The generator (sampling, text,
- * batching) and bare `session.run` calls on a cache in place take turns in one session; the main thread's busy share
+ * batching) and bare `session.run` calls on a cache in place take turns in one session; the main thread's share
  * and the event loop's lag are taken while the generator runs.
  */
 import { mkdir, writeFile } from 'node:fs/promises';
@@ -16,6 +16,7 @@ import type { TextModel } from '../models/index.js';
 import { tokenizerOrNumbers } from '../models/number-tokenizer.js';
 import { readOptConfig } from '../models/opt/config.js';
 import { environment } from './environment.js';
+import { mainThreadTime } from './main-thread.js';
 import { median } from './statistics.js';
 
 interface Options extends ModelOptions {
@@ -33,7 +34,7 @@ interface Row {
   generatorStep: number;
   /** Median over the turns of generator step / session step. */
   ratio: number;
-  /** Share of the time in which the main thread was busy while the generator decoded. */
+  /** The main thread's processor time while the generator decoded, as a share of the time. */
   mainThreadShare: number;
   /** Milliseconds by which a timer came late while the generator decoded. */
   lagP50: number;
@@ -127,7 +128,7 @@ async function sessionSteps(
   return (performance.now() - started) / (newTokens - 1);
 }
 
-/** Milliseconds between two tokens of the generator, and the main thread's busy share meanwhile. */
+/** Milliseconds between two tokens of the generator, and the main thread's share meanwhile. */
 async function generatorSteps(
   { generator }: TextModel,
   prompts: readonly (readonly number[])[],
@@ -138,19 +139,19 @@ async function generatorSteps(
   let first = 0;
   let last = 0;
   let tokens = 0;
-  let before = performance.eventLoopUtilization();
+  let before = mainThreadTime();
   let share = 0;
   for (const generation of generations)
     generation.onPiece(() => {
       tokens++;
       if (tokens === generations.length) {
         first = performance.now();
-        before = performance.eventLoopUtilization();
+        before = mainThreadTime();
         lag?.enable();
       }
       if (tokens === generations.length * newTokens) {
         last = performance.now();
-        share = performance.eventLoopUtilization(before).utilization;
+        share = (mainThreadTime() - before) / (last - first);
         lag?.disable();
       }
     });
@@ -160,7 +161,7 @@ async function generatorSteps(
 }
 
 function print(rows: readonly Row[]): void {
-  const headers = ['batch', 'session ms', 'generator ms', 'ratio', 'main thread busy', 'lag p50 ms', 'p99', 'max'];
+  const headers = ['batch', 'session ms', 'generator ms', 'ratio', 'main thread', 'lag p50 ms', 'p99', 'max'];
   const table = rows.map((row) => [
     String(row.batch),
     row.sessionStep.toFixed(2),

@@ -6,7 +6,7 @@ import { type CacheMemory, hostMemory } from './generation/cache-memory.js';
 import { IN_PLACE_LENGTH } from './opt/graph-context.js';
 
 /** Output of the likeliest tokens [batch, new tokens], which float16 exports have. */
-const LIKELIEST = 'likeliest';
+export const LIKELIEST = 'likeliest';
 
 /** Shape of a decoder's cache, read off the session. */
 export interface DecoderShape {
@@ -60,8 +60,8 @@ export class Decoder {
   private readonly outputs: readonly string[];
   private readonly names: readonly (readonly [past: string, present: string])[];
   private readonly takesPositions: boolean;
-  /** Whether to ask for `likeliest` where logits are not needed: logits are halves, or on a device. */
-  readonly prefersLikeliest: boolean;
+  /** Whether the model has `likeliest`: where logits are not needed, they need not be converted, nor leave a device. */
+  readonly tellsLikeliest: boolean;
   /** Elements of a token's logits, where the model tells and they are of the cache's type. */
   readonly vocabulary: number | undefined;
 
@@ -77,7 +77,7 @@ export class Decoder {
     this.names = cacheNames(this.shape);
     this.outputs = ['logits', ...this.names.map(([, present]) => present)];
     this.takesPositions = session.inputNames.includes('position_ids');
-    this.prefersLikeliest = session.outputNames.includes(LIKELIEST);
+    this.tellsLikeliest = session.outputNames.includes(LIKELIEST);
     const logits = session.outputMetadata.find(({ name }) => name === 'logits');
     const [, , vocabulary] = logits?.isTensor && logits.type === this.shape.type ? logits.shape : [];
     this.vocabulary = typeof vocabulary === 'number' ? vocabulary : undefined;
@@ -90,6 +90,11 @@ export class Decoder {
         'USAGE',
         `the model has no ${missing.join(', ')}; expected a decoder with past and Optimum's names, as 'flashllm export' writes`,
       );
+  }
+
+  /** Whether rows of a cache can be updated in place, with logits in memory that is known beforehand. */
+  hasRows(): this is RowDecoder {
+    return this.shape.inPlace && this.vocabulary !== undefined;
   }
 
   /** Runs the model over new tokens. Positions count the tokens of each row that are not padding. */
@@ -106,26 +111,36 @@ export class Decoder {
    * where given, is what the new cache is written into.
    */
   async run({ ids, mask, positions, cache, present, logits }: RunInput): Promise<StepOutput> {
-    const feeds = this.feeds({ ids, mask, positions, cache });
+    const feeds = { ...cache, ...this.named({ ids, mask, positions }) };
     const results = present
-      ? await this.session.run(feeds, { logits: logits ?? null, ...renamed(present, this.names, 0) })
+      ? await this.session.run(feeds, { logits: logits ?? null, ...this.presentOf(present) })
       : await this.session.run(feeds, this.outputs);
     return { logits: new Logits(results.logits as Tensor), cache: renamed(results, this.names, 1) };
   }
 
   /** As `run`, for the likeliest token after each new one alone: [batch × new tokens]. The logits stay where they are. */
-  async likeliest(input: RunInput & { readonly present: Cache }): Promise<number[]> {
-    const fetches = { [LIKELIEST]: null, ...renamed(input.present, this.names, 0) };
-    const results = await this.session.run(this.feeds(input), fetches);
+  async likeliest({ ids, mask, positions, cache, present }: RunInput & { readonly present: Cache }): Promise<number[]> {
+    const feeds = { ...cache, ...this.named({ ids, mask, positions }) };
+    const fetches = { [LIKELIEST]: null, ...this.presentOf(present) };
+    const results = await this.session.run(feeds, fetches);
     return Array.from((results[LIKELIEST] as Tensor).data as BigInt64Array, Number);
   }
 
-  private feeds({ ids, mask, positions, cache }: RunInput): Record<string, Tensor> {
-    const feeds: Record<string, Tensor> = { ...cache, input_ids: ids, attention_mask: mask };
-    if (this.takesPositions) feeds.position_ids = positions;
-    return feeds;
+  /** Tensors of a step by the names of the model's inputs. */
+  named<Place>({ ids, mask, positions }: Record<'ids' | 'mask' | 'positions', Place>): Record<string, Place> {
+    const inputs: Record<string, Place> = { input_ids: ids, attention_mask: mask };
+    if (this.takesPositions) inputs.position_ids = positions;
+    return inputs;
+  }
+
+  /** A cache by the names of the outputs, to be written into. */
+  presentOf(cache: Cache): Record<string, Tensor> {
+    return renamed(cache, this.names, 0);
   }
 }
+
+/** A decoder with rows, see `hasRows`. */
+export type RowDecoder = Decoder & { readonly vocabulary: number };
 
 /** The same tensors by the names of the outputs (from 0) or of the inputs (from 1) of a step. */
 function renamed(

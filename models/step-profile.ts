@@ -161,7 +161,7 @@ async function runSteps(
     for (let run = 0; run < WARM_UP + steps; run++) {
       signal?.throwIfAborted();
       // onnxruntime-common's type knows null in fetches only as a name without a tensor.
-      await session.run(feeds, fetches as Record<string, Tensor>);
+      await session.run(feeds, fetches as Record<string, Tensor>, { extra: { gpu_graph_id: 0 } });
     }
   } finally {
     free();

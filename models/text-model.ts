@@ -1,5 +1,7 @@
 import { join } from 'node:path';
 import { InferenceSession } from 'onnxruntime-node';
+import { loadModel } from '../graph-passes/onnx/load.js';
+import { onnx } from '../graph-passes/onnx/proto.js';
 import { offersGpu } from '../provider/device-tensor.js';
 import type { FlashLLMOptions } from '../provider/ep-options.js';
 import { Decoder } from './decoder.js';
@@ -7,6 +9,7 @@ import { type CacheMemory, hostMemory } from './generation/cache-memory.js';
 import { deviceMemory } from './generation/device-memory.js';
 import type { SchedulerOptions } from './generation/scheduler.js';
 import { readOptConfig } from './opt/config.js';
+import { IN_PLACE_LENGTH } from './opt/graph-context.js';
 import { TextGenerator } from './text-generator.js';
 import { loadTokenizer, type Tokenizer } from './tokenizer.js';
 
@@ -22,7 +25,8 @@ export interface TextModel {
  * Opens an exported or rewritten OPT folder (model.onnx, config.json, tokenizer) in an ordinary session.
  *
  * @param options of the session, such as `{ executionProviders: ['flashllm', 'cpu'] }`; that name needs this package
- * imported.
+ * imported. Where that provider may take a GPU, decoding steps are recorded there as CUDA graphs, unless its option
+ * `cudaGraph` says otherwise; runs of your own stay ordinary ones.
  * @param scheduling of the generator's batch.
  * @param tokenizer default: the folder's.
  * @throws ModelFolderError for a folder that is incomplete; ONNX Runtime's error for a model that it refuses.
@@ -35,10 +39,45 @@ export async function openTextModel(
 ): Promise<TextModel> {
   const config = await readOptConfig(folder);
   const texts = tokenizer ?? (await loadTokenizer(folder));
-  const session = await InferenceSession.create(join(folder, 'model.onnx'), options);
+  const path = join(folder, 'model.onnx');
+  const session = await InferenceSession.create(path, withGraphs(path, options));
   const decoder = new Decoder(session, cacheMemory(session, options));
   const generator = new TextGenerator(decoder, texts, config, scheduling);
   return { session, decoder, tokenizer: texts, generator };
+}
+
+/** The options, with CUDA graphs where the model can be recorded. They mean nothing to a session on the CPU. */
+function withGraphs(path: string, options: InferenceSession.SessionOptions): InferenceSession.SessionOptions {
+  const ours = oursOf(options);
+  if (!ours || ours.device === 'cpu' || !canBeRecorded(path)) return options;
+  const recording = { cudaGraph: true, ...ours };
+  const executionProviders = options.executionProviders?.map((provider) => (isOurs(provider) ? recording : provider));
+  return { ...options, ...(executionProviders && { executionProviders }) };
+}
+
+/** Whether it is a float16 graph with a cache in place: then every node has a GPU kernel and a step's tensors can stay. */
+function canBeRecorded(path: string): boolean {
+  try {
+    const output = loadModel(path).proto.graph?.output?.find(({ name }) => name === 'present.0.key');
+    const type = output?.type?.tensorType;
+    const half = type?.elemType === onnx.TensorProto.DataType.FLOAT16;
+    return half && type.shape?.dim?.[2]?.dimParam === IN_PLACE_LENGTH;
+  } catch {
+    // What is wrong with the file, creating the session says.
+    return false;
+  }
+}
+
+type Provider = NonNullable<InferenceSession.SessionOptions['executionProviders']>[number];
+
+function isOurs(provider: Provider): boolean {
+  return (typeof provider === 'string' ? provider : provider.name) === 'flashllm';
+}
+
+/** This package's provider among those of a session, with its options. */
+function oursOf({ executionProviders = [] }: InferenceSession.SessionOptions): FlashLLMOptions | undefined {
+  const ours = executionProviders.find(isOurs);
+  return typeof ours === 'string' ? { name: 'flashllm' } : (ours as FlashLLMOptions | undefined);
 }
 
 /** Where keys and values are to lie: on the GPU that attention is computed on, else in the process's memory. */
@@ -50,11 +89,9 @@ function cacheMemory(session: InferenceSession, options: InferenceSession.Sessio
 /** The GPU on which a session of the flashllm provider computes attention. */
 export function computesOnDevice(
   session: InferenceSession,
-  { executionProviders = [] }: InferenceSession.SessionOptions,
+  options: InferenceSession.SessionOptions,
 ): number | undefined {
-  const ours = executionProviders
-    .map((provider) => (typeof provider === 'string' ? { name: provider } : provider))
-    .find(({ name }) => name === 'flashllm') as FlashLLMOptions | undefined;
+  const ours = oursOf(options);
   // The provider has GPU kernels of attention for float16 only.
   const half = session.inputMetadata.some((input) => input.isTensor && input.type === 'float16');
   if (!ours || !half || ours.device === 'cpu') return undefined;

@@ -1,29 +1,26 @@
 import { createRequire } from 'node:module';
 import type { Backend, InferenceSession, InferenceSessionHandler, OnnxValue, Tensor } from 'onnxruntime-node';
 import { settleDevice } from './auto-device.js';
-import { deviceOf, wrapDevice } from './device-tensor.js';
+import { wrapDevice } from './device-tensor.js';
 import { fromNative, InvalidOptionError, NativeLoadError } from './errors.js';
 import { getLibraryPath, ortLibraryPath } from './library.js';
-import {
-  type DeviceHandle,
-  loadNative,
-  type NativeData,
-  type NativeTensor,
-  type NativeValueInfo,
-  type SessionHandle,
-} from './native.js';
+import { loadNative, type NativeTensor, type NativeValueInfo, type SessionHandle } from './native.js';
+import { type Mirrored, NativeCall } from './native-call.js';
+import { type Feeds, type Fetches, PreparedRun } from './prepared-run.js';
 import {
   type FlashLLMRunOptions,
   flattenRunOptions,
   flattenSessionOptions,
   outputLocations,
 } from './session-options.js';
-import { typeName, typeNumber } from './tensor-types.js';
+import { typeName } from './tensor-types.js';
 
 /** The part of the onnxruntime-node module that this backend needs. */
 export type OnnxRuntime = Pick<typeof import('onnxruntime-node'), 'registerBackend' | 'Tensor' | 'env'>;
 
 const logLevels = ['verbose', 'info', 'warning', 'error', 'fatal'];
+/** Run option: the number of the recorded graph, -1 for an ordinary run. */
+const GRAPH_ID = 'gpu_graph_id';
 const backendKey = Symbol.for('onnxruntime-ep-flashllm.backend');
 
 /** The version of ONNX Runtime in this process, which is loaded with the provider registered. Idempotent. */
@@ -56,12 +53,16 @@ class FlashLLMBackend implements Backend {
     try {
       const settled = await settleDevice(pathOrBytes, flat);
       const { handle, inputs, outputs } = await loadNative().createSession(pathOrBytes, settled);
-      return new SessionHandler(this.ort, handle, inputs, outputs, staysOnDevice);
+      const records = settled.providerOptions.some(([name, value]) => name === 'cuda_graph' && value === '1');
+      return new SessionHandler(this.ort, handle, inputs, outputs, staysOnDevice, records);
     } catch (error) {
       throw fromNative(error);
     }
   }
 }
+
+/** The handlers of this backend, by the array of names that the sessions which they serve show. */
+const handlers = new WeakMap<readonly string[], SessionHandler>();
 
 class SessionHandler implements InferenceSessionHandler {
   readonly inputNames: readonly string[];
@@ -69,6 +70,8 @@ class SessionHandler implements InferenceSessionHandler {
   readonly inputMetadata: readonly InferenceSession.ValueMetadata[];
   readonly outputMetadata: readonly InferenceSession.ValueMetadata[];
   private disposal: Promise<void> | undefined;
+  /** Recorded graphs so far; their numbers count from 1. */
+  private graphs = 0;
 
   constructor(
     private readonly ort: OnnxRuntime,
@@ -76,11 +79,13 @@ class SessionHandler implements InferenceSessionHandler {
     inputs: readonly NativeValueInfo[],
     outputs: readonly NativeValueInfo[],
     private readonly staysOnDevice: (output: string) => boolean,
+    private readonly records: boolean,
   ) {
     this.inputNames = inputs.map(({ name }) => name);
     this.outputNames = outputs.map(({ name }) => name);
     this.inputMetadata = inputs.map(toMetadata);
     this.outputMetadata = outputs.map(toMetadata);
+    handlers.set(this.inputNames, this);
   }
 
   /** Frees the session when its runs in flight have ended. Further calls return the same promise. */
@@ -109,24 +114,18 @@ class SessionHandler implements InferenceSessionHandler {
     const { signal } = options;
     signal?.throwIfAborted();
     const call = new NativeCall();
-    this.inputNames.forEach((name, slot) => {
-      if (name in feeds) call.add(slot, name, feeds[name]);
-    });
+    for (const [slot, name] of this.inputNames.entries()) if (name in feeds) call.add(slot, name, feeds[name]);
     const names = Object.keys(fetches);
     call.endInputs();
     for (const name of names) {
-      const slot = this.outputNames.indexOf(name);
-      if (slot < 0) throw new InvalidOptionError(`The session has no output '${name}'`);
-      if (fetches[name]) call.add(slot, name, fetches[name]);
-      else call.addNew(slot, this.staysOnDevice(name));
+      if (fetches[name]) call.add(this.outputSlot(name), name, fetches[name]);
+      else call.addNew(this.outputSlot(name), this.staysOnDevice(name));
     }
+    const flat = flattenRunOptions(options);
+    // A graph reads and writes where its first run did. Only who asks for one says that this run's tensors lie there, too.
+    if (this.records && !flat.config.some(([key]) => key === GRAPH_ID)) flat.config.push([GRAPH_ID, '-1']);
     try {
-      const { promise, cancel } = loadNative().runSession(
-        this.handle,
-        call.layout(),
-        call.tensors,
-        flattenRunOptions(options),
-      );
+      const { promise, cancel } = loadNative().runSession(this.handle, call.layout(), call.tensors, flat);
       const forget = signal ? onAbort(signal, cancel) : undefined;
       const results = await promise.finally(forget);
       return Object.fromEntries(names.map((name, i) => [name, fetches[name] ?? this.toTensor(name, results[i])]));
@@ -134,6 +133,27 @@ class SessionHandler implements InferenceSessionHandler {
       signal?.throwIfAborted();
       throw fromNative(error);
     }
+  }
+
+  prepare(feeds: Feeds, fetches: Fetches): PreparedRun {
+    const call = new NativeCall();
+    for (const [slot, name] of this.inputNames.entries()) if (name in feeds) addPlaced(call, slot, name, feeds[name]);
+    call.endInputs();
+    for (const [name, place] of Object.entries(fetches)) addPlaced(call, this.outputSlot(name), name, place);
+    const graphId = this.records && call.onDevice ? ++this.graphs : -1;
+    const options = flattenRunOptions({});
+    try {
+      const handle = loadNative().prepareRun(this.handle, call.layout(), call.tensors, options, graphId);
+      return new PreparedRun(handle, fetches);
+    } catch (error) {
+      throw fromNative(error);
+    }
+  }
+
+  private outputSlot(name: string): number {
+    const slot = this.outputNames.indexOf(name);
+    if (slot < 0) throw new InvalidOptionError(`The session has no output '${name}'`);
+    return slot;
   }
 
   private toTensor(name: string, result: NativeTensor | null | undefined): Tensor {
@@ -144,6 +164,24 @@ class SessionHandler implements InferenceSessionHandler {
     // Tensor's overloads tell types apart that only the value knows.
     return new this.ort.Tensor(type as 'float32', result.data as Float32Array, result.dims);
   }
+}
+
+/**
+ * A run of these tensors that is made once and started often. Typed arrays are read anew by every start and written to; a GPU's tensors
+ * are used where they lie. If the session was made with `cudaGraph` and all tensors lie on the GPU or are mirrored there, its first
+ * start records a graph, which later ones replay.
+ * @returns undefined for a session of another backend.
+ * @throws an error where a name is not the session's or a tensor is none that a run takes.
+ */
+export function prepareRun(session: InferenceSession, feeds: Feeds, fetches: Fetches): PreparedRun | undefined {
+  return handlers.get(session.inputNames)?.prepare(feeds, fetches);
+}
+
+function addPlaced(call: NativeCall, slot: number, name: string, place: Tensor | Mirrored | undefined): void {
+  if (place !== undefined && 'type' in place && place.type === 'string')
+    throw new InvalidOptionError(`Expected a tensor of numbers for '${name}' of a prepared run but received strings`);
+  if (place !== undefined && 'host' in place) call.addMirrored(slot, name, place);
+  else call.add(slot, name, place);
 }
 
 const aborters = new WeakMap<AbortSignal, { actions: Set<() => void>; listener: () => void }>();
@@ -176,69 +214,6 @@ function toMetadata({ name, isTensor, type, shape }: NativeValueInfo): Inference
   return isTensor
     ? { name, isTensor, type: typeName(type) ?? (`onnx:${type}` as Tensor.Type), shape }
     : { name, isTensor: false };
-}
-
-/** Where a tensor of a run is. As `Kind` of provider/node/run.cc. */
-enum Kind {
-  data = 0,
-  device = 1,
-  new = 2,
-  newOnDevice = 3,
-}
-
-/** The tensors of one run as `runSession` takes them. */
-class NativeCall {
-  readonly tensors: (NativeData | DeviceHandle | null)[] = [];
-  private readonly numbers: number[] = [0, 0];
-  private inputs = 0;
-
-  add(slot: number, name: string, value: OnnxValue | undefined): void {
-    const { type, dims, data, device } = toNative(name, value);
-    if (device === undefined) this.numbers.push(slot, Kind.data, type, dims.length, ...dims);
-    else this.numbers.push(slot, Kind.device);
-    this.tensors.push(device ?? data);
-  }
-
-  /** An output that the run allocates. */
-  addNew(slot: number, onDevice: boolean): void {
-    this.numbers.push(slot, onDevice ? Kind.newOnDevice : Kind.new);
-    this.tensors.push(null);
-  }
-
-  /** What was added is the inputs, what will be is the outputs. */
-  endInputs(): void {
-    this.inputs = this.tensors.length;
-  }
-
-  layout(): Float64Array {
-    this.numbers[0] = this.inputs;
-    this.numbers[1] = this.tensors.length - this.inputs;
-    return Float64Array.from(this.numbers);
-  }
-}
-
-function toNative(name: string, value: OnnxValue | undefined): NativeTensor {
-  const tensor = value as Tensor | undefined;
-  const type = typeof tensor?.type === 'string' ? typeNumber(tensor.type) : undefined;
-  if (tensor === undefined || type === undefined || !Array.isArray(tensor.dims)) {
-    throw new InvalidOptionError(
-      `Expected a Tensor for '${name}' but received ${tensor === undefined ? 'nothing' : `type ${String(tensor.type)}`}`,
-    );
-  }
-  if (tensor.location === 'gpu-buffer') return { type, dims: tensor.dims, device: deviceOf(name, tensor) };
-  if (tensor.location !== 'cpu' && tensor.location !== 'cpu-pinned') {
-    throw new InvalidOptionError(
-      `Expected tensor '${name}' on the CPU or as a gpu-buffer but its location is '${tensor.location}'; await getData() first`,
-    );
-  }
-  const data = tensor.data as NativeData;
-  // Node-API knows no Float16Array: the same bytes as 16-bit integers.
-  const isFloat16Array = tensor.type === 'float16' && !(data instanceof Uint16Array);
-  return { type, dims: tensor.dims, data: isFloat16Array ? asUint16(data as ArrayBufferView) : data };
-}
-
-function asUint16(view: ArrayBufferView): Uint16Array {
-  return new Uint16Array(view.buffer, view.byteOffset, view.byteLength / 2);
 }
 
 /** Whether onnxruntime-node, the peer of this package, can be found from here. */

@@ -120,7 +120,7 @@ export function rowsOnDevice(Class: TensorClass, tensor: Tensor, first: number, 
 
 /**
  * Copies the first `positions` positions of every head of a row to a row of another tensor, or of the same; both are [rows, heads,
- * positions, width] of one type on one GPU.
+ * positions, width] of one type on one GPU. What lies behind those positions in the target may change, too.
  * @throws an error where the shapes do not fit.
  */
 export function copyRowOnDevice(from: Tensor, fromRow: number, to: Tensor, toRow: number, positions: number): void {

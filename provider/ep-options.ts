@@ -7,7 +7,7 @@ export interface FlashLLMOptions {
   readonly device?: 'auto' | 'cpu' | 'cuda';
   /** Which GPU, counted as the CUDA runtime counts them. In other languages the OrtEpDevice tells. Default: 0. */
   readonly deviceId?: number;
-  /** Whether runs on a GPU are recorded as CUDA graphs and replayed. Inputs and outputs must be bound to memory that stays where it is; run option gpu_graph_id tells graphs of different shapes apart (-1: an ordinary run). Default: false. */
+  /** Whether runs on a GPU are recorded as CUDA graphs and replayed. Inputs and outputs must be bound to memory that stays where it is; run option gpu_graph_id tells graphs of different shapes apart (-1: an ordinary run, which is the default in Node; prepareRun records by itself). Default: false. */
   readonly cudaGraph?: boolean;
   /** CPU instruction set of the kernels. auto takes the best one that the processor has; reference is plain C++. Default: 'auto'. */
   readonly isa?: 'auto' | 'avx512' | 'avx2' | 'reference';

@@ -9,7 +9,7 @@
  */
 import { hasPeer, register } from './backend.js';
 
-export { type OnnxRuntime, register } from './backend.js';
+export { type OnnxRuntime, prepareRun, register } from './backend.js';
 export {
   allocateOnDevice,
   copyRowOnDevice,
@@ -22,6 +22,8 @@ export { type CudaDevice, type DoctorFacts, doctorFacts } from './doctor.js';
 export type { FlashLLMOptions } from './ep-options.js';
 export { FlashLLMError, InvalidOptionError, NativeLoadError, OrtError } from './errors.js';
 export { getEpName, getLibraryPath } from './library.js';
+export type { Mirrored } from './native-call.js';
+export type { PreparedRun } from './prepared-run.js';
 export type { FlashLLMRunOptions } from './session-options.js';
 
 // Without the peer the package still serves other bindings, which need getLibraryPath() only.

@@ -92,6 +92,9 @@ export type NativeTensor = { type: number; dims: readonly number[] } & (
   | { device: DeviceHandle; data?: undefined }
 );
 
+/** What stands for a tensor in a call: its data, its handle, both of one that is mirrored, null of one that the run allocates. */
+export type NativeArgument = NativeData | DeviceHandle | [NativeData, DeviceHandle] | null;
+
 export interface NativeValueInfo {
   name: string;
   isTensor: boolean;
@@ -105,6 +108,12 @@ export interface SessionHandle {
   readonly [handleBrand]: true;
 }
 
+declare const preparedBrand: unique symbol;
+/** A prepared run of the addon. */
+export interface PreparedHandle {
+  readonly [preparedBrand]: true;
+}
+
 /** The addon's exports. Promises settle when the work, done on other threads, has ended. */
 export interface Native extends NativePruning {
   loadRuntime(ortLibrary: string, providerLibrary: string, logSeverity: number): string;
@@ -115,13 +124,25 @@ export interface Native extends NativePruning {
   ): Promise<{ handle: SessionHandle; inputs: NativeValueInfo[]; outputs: NativeValueInfo[] }>;
   disposeSession(handle: SessionHandle): Promise<void>;
   endProfiling(handle: SessionHandle): string;
-  /** `layout` says in numbers what `tensors` are: provider/node/run.cc. */
+  /** `layout` says in numbers what `tensors` are: provider/node/run_tensors.h. */
   runSession(
     handle: SessionHandle,
     layout: Float64Array,
-    tensors: (NativeData | DeviceHandle | null)[],
+    tensors: NativeArgument[],
     options: NativeRunOptions,
   ): { promise: Promise<(NativeTensor | null)[]>; cancel: () => void };
+  /** A run that is started again and again. `graphId`: of the recorded graph that it is, -1 for none. */
+  prepareRun(
+    handle: SessionHandle,
+    layout: Float64Array,
+    tensors: NativeArgument[],
+    options: NativeRunOptions,
+    graphId: number,
+  ): PreparedHandle;
+  /** Bit i of `copies`: whether mirrored output i is copied from the GPU. */
+  startPreparedRun(run: PreparedHandle, copies: number): Promise<void>;
+  /** Releases the recorded graph. Idempotent. */
+  disposePreparedRun(run: PreparedHandle): Promise<void>;
   /** A copy in memory of JavaScript. */
   downloadTensor(device: DeviceHandle): Promise<NativeTensor>;
   allocateTensor(type: number, dims: readonly number[], deviceId: number): NativeTensor;

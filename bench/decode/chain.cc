@@ -9,11 +9,11 @@
 
 #include "bench/gpu/memory.h"
 #include "bench/gpu/opt_models.h"
+#include "bench/gpu/packed_weights.h"
 #include "bench/gpu/report.h"
 #include "bench/gpu/timing.h"
 #include "bench/gpu/workload.h"
 #include "bench/options.h"
-#include "bench/spmm/packed_weights.h"
 #include "ops/decoder/cuda/attention.h"
 #include "ops/decoder/cuda/layer_norm.h"
 

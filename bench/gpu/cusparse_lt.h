@@ -30,10 +30,9 @@ class CusparseLt {
   using Object = CusparseLtObject;
 
   Library library_;
+  Object handle_;
   void* workspace_ = nullptr;
   int version_ = 0;
-  int (*init_)(Object*) = nullptr;
-  int (*destroy_)(const Object*) = nullptr;
   int (*init_dense_)(const Object*, Object*, int64_t, int64_t, int64_t, uint32_t, int, int) = nullptr;
   int (*init_structured_)(const Object*, Object*, int64_t, int64_t, int64_t, uint32_t, int, int, int) = nullptr;
   int (*init_operation_)(const Object*, Object*, int, int, const Object*, const Object*, const Object*, const Object*,
@@ -44,7 +43,7 @@ class CusparseLt {
   int (*get_workspace_)(const Object*, const Object*, size_t*) = nullptr;
   int (*prune_)(const Object*, const Object*, const void*, void*, int, cudaStream_t) = nullptr;
   int (*compressed_size_)(const Object*, const Object*, size_t*, size_t*) = nullptr;
-  int (*compress_)(const Object*, const Object*, int, int, const void*, void*, void*, cudaStream_t) = nullptr;
+  int (*compress_)(const Object*, const Object*, const void*, void*, void*, cudaStream_t) = nullptr;
   int (*search_)(const Object*, Object*, const void*, const void*, const void*, const void*, const void*, void*, void*,
                  cudaStream_t*, int) = nullptr;
   int (*matmul_)(const Object*, const Object*, const void*, const void*, const void*, const void*, const void*, void*,
@@ -64,8 +63,10 @@ class StructuredProduct {
   /// Zeroes two of each four of W[m, k] in place: those of least magnitude.
   int Prune(void* dense);
   int64_t compressed_bytes() const { return static_cast<int64_t>(compressed_bytes_); }
+  /// `compressed` stays allocated while the product is used: with version 0.8.0 products failed on the GPU after a
+  /// search where it was freed, and searches failed with plans that had compressed nothing.
   int Compress(const void* pruned, void* compressed);
-  /// cusparseLtMatmulSearch: the fastest algorithm from now on.
+  /// cusparseLtMatmulSearch: the fastest algorithm from now on. `compressed` is what Compress wrote.
   int Search(const void* compressed, const __half* x, __half* y);
   int Multiply(const void* compressed, const __half* x, __half* y, cudaStream_t stream);
 
@@ -74,10 +75,10 @@ class StructuredProduct {
   const int m_, k_, n_;
   // On the heap, for an object may point to another.
   struct Objects {
-    CusparseLtObject handle, w, x, y, operation, selection, plan;
+    CusparseLtObject w, x, y, operation, selection, plan;
   };
   const std::unique_ptr<Objects> objects_ = std::make_unique<Objects>();
-  bool started_ = false, planned_ = false;
+  bool planned_ = false;
   size_t compressed_bytes_ = 0, buffer_bytes_ = 0;
 };
 

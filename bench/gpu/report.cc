@@ -37,6 +37,8 @@ JsonObject& JsonObject::Text(const char* name, const std::string& value) {
 
 JsonObject& JsonObject::Integer(const char* name, int64_t value) { return Add(name, std::to_string(value)); }
 
+JsonObject& JsonObject::Boolean(const char* name, bool value) { return Add(name, value ? "true" : "false"); }
+
 JsonObject& JsonObject::Number(const char* name, double value, int decimals) {
   if (!std::isfinite(value)) return Add(name, "null");
   char text[64];

@@ -16,6 +16,7 @@ class JsonObject {
  public:
   JsonObject& Text(const char* name, const std::string& value);
   JsonObject& Integer(const char* name, int64_t value);
+  JsonObject& Boolean(const char* name, bool value);
   /// null where the value is NaN: not measured.
   JsonObject& Number(const char* name, double value, int decimals);
   const std::string& fields() const { return fields_; }

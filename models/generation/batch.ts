@@ -43,7 +43,7 @@ export interface Batch {
   /** Takes a sequence out; if a step is running, it gets nothing more. */
   cancel(sequence: ScheduledSequence): void;
   /** Gives all memory back; nothing is running. */
-  clear(): void;
+  clear(): Promise<void>;
 }
 
 /** The prompts that are read next, taken off the queue: as many short ones as fit in a step, or a long one alone. */

@@ -1,9 +1,14 @@
 import type { Tensor } from 'onnxruntime-node';
+import type { Mirrored } from '../../provider/native-call.js';
 import { type CacheArray, cacheArray, cacheTensor } from '../cache-tensor.js';
 import type { DecoderShape } from '../decoder.js';
 
 /** Where a cache lies: tensors [rows, heads, room, head_dim] whose rows can be had as tensors of their own. */
 export interface CacheMemory {
+  /** Whether steps had better keep their shapes: a GPU replays what it has recorded of them. */
+  readonly records: boolean;
+  /** What a run is given for a tensor of the process's own memory: itself, or a mirror of it in this memory. */
+  place(tensor: Tensor): Tensor | Mirrored;
   /** A new tensor; its content is any finite or other numbers. @throws where there is not enough memory. */
   allocate(type: DecoderShape['type'], dims: readonly number[]): Tensor;
   /** `count` rows from `first` on: another tensor over the same memory. */
@@ -19,6 +24,8 @@ export interface CacheMemory {
  * it is touched first.
  */
 export const hostMemory: CacheMemory = {
+  records: false,
+  place: (tensor) => tensor,
   allocate(type, dims) {
     const length = dims.reduce((product, dim) => product * dim, 1);
     return cacheTensor({ type }, cacheArray({ type }, length), dims);

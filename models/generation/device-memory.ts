@@ -1,5 +1,5 @@
 import { Tensor } from 'onnxruntime-node';
-import { allocateOnDevice, copyRowOnDevice, rowsOnDevice } from '../../provider/device-tensor.js';
+import { allocateOnDevice, copyRowOnDevice, type DeviceType, rowsOnDevice } from '../../provider/device-tensor.js';
 import type { CacheMemory } from './cache-memory.js';
 
 /**
@@ -9,6 +9,8 @@ import type { CacheMemory } from './cache-memory.js';
  */
 export function deviceMemory(deviceId = 0): CacheMemory {
   return {
+    records: true,
+    place: (host) => ({ host, device: allocateOnDevice(Tensor, host.type as DeviceType, host.dims, deviceId) }),
     allocate: (type, dims) => allocateOnDevice(Tensor, type, dims, deviceId),
     rows: (tensor, first, count) => rowsOnDevice(Tensor, tensor, first, count),
     copyRow: copyRowOnDevice,

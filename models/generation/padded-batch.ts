@@ -110,7 +110,7 @@ export class PaddedBatch implements Batch {
     }
   }
 
-  clear(): void {
+  async clear(): Promise<void> {
     this.slots = [];
     this.prefilling = undefined;
     this.cache = new PaddedCache(this.decoder.shape);

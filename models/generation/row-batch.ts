@@ -1,7 +1,9 @@
-import { type CacheArray, cacheArray, cacheTensor } from '../cache-tensor.js';
-import type { Decoder, RunInput } from '../decoder.js';
+import type { RowDecoder } from '../decoder.js';
 import { type Batch, type BatchLimits, choose, type ScheduledSequence, StepIntegers, takePrompts } from './batch.js';
+import type { DecodeRow, NextTokens } from './decode-step.js';
+import { DecodeSteps } from './decode-steps.js';
 import { breathe } from './event-loop.js';
+import { LogitsMemory } from './logits-memory.js';
 import { RowCache } from './row-cache.js';
 
 /** A sequence that has a row. */
@@ -21,6 +23,14 @@ interface Prefill {
   done: number;
 }
 
+/** A decoding step that has been started. */
+interface Flight {
+  readonly first: number;
+  /** Of row `first` and following. */
+  readonly slots: readonly (Slot | undefined)[];
+  readonly result: Promise<NextTokens>;
+}
+
 /** What a row has in a step. */
 interface RowInput {
   /** Tokens in the cache. */
@@ -36,15 +46,19 @@ interface RowInput {
 export class RowBatch implements Batch {
   private readonly slots: (Slot | undefined)[] = [];
   private prefilling: Prefill | undefined;
+  /** The next step, where it was started before what the last one gave was read. */
+  private ahead: Flight | undefined;
   private readonly cache: RowCache;
-  /** Memory for logits, kept: as garbage it would make the collector run all the time. */
-  private logits: CacheArray | undefined;
+  private readonly steps: DecodeSteps;
+  private readonly logits: LogitsMemory;
 
   constructor(
-    private readonly decoder: Decoder,
+    private readonly decoder: RowDecoder,
     private readonly limits: BatchLimits,
   ) {
     this.cache = new RowCache(decoder.shape, limits.maxBatch, decoder.memory);
+    this.logits = new LogitsMemory(decoder.shape);
+    this.steps = new DecodeSteps(decoder, this.cache, this.logits, limits.maxBatch);
   }
 
   get reading(): ScheduledSequence[] {
@@ -80,6 +94,7 @@ export class RowBatch implements Batch {
   async prefill(): Promise<void> {
     const work = this.prefilling as Prefill;
     const { first, members, done } = work;
+    await this.landed();
     await this.reserve(work);
     if (this.reading.length === 0) return;
     const rows = members.map((sequence): RowInput => {
@@ -87,25 +102,51 @@ export class RowBatch implements Batch {
       const chunk = members.length > 1 ? prompt : prompt.slice(done, done + this.limits.prefillTokens);
       return { past: done, ids: chunk };
     });
-    const { logits } = await this.decoder.run(this.withLogits(this.input(first, rows)));
+    const next = await this.read(first, rows);
     const [only] = members;
     work.done += (rows[0] as RowInput).ids.length;
     if (members.length === 1 && only && work.done < only.prompt.length) return;
     this.prefilling = undefined;
     for (const [row, sequence] of members.entries()) {
-      const token = sequence && choose(sequence, logits.at(row, (rows[row] as RowInput).ids.length - 1));
+      const token = sequence && next(sequence, row);
       if (token !== undefined && sequence)
         this.slots[first + row] = { sequence, token, length: sequence.prompt.length };
     }
   }
 
+  /**
+   * Runs prompts, or chunks of them, into their rows.
+   * @returns what has a sequence choose the token after those of its row. Where all are greedy, their many logits stay
+   * where they are computed.
+   */
+  private async read(
+    first: number,
+    rows: readonly RowInput[],
+  ): Promise<(sequence: ScheduledSequence, row: number) => number | undefined> {
+    const input = this.input(first, rows);
+    const last = (row: number) => (rows[row] as RowInput).ids.length - 1;
+    if (this.decoder.tellsLikeliest && this.reading.every((sequence) => sequence.greedy)) {
+      const [, fresh] = input.ids.dims as [number, number];
+      const likeliest = await this.decoder.likeliest(input);
+      return (sequence, row) => choose(sequence, undefined, likeliest[row * fresh + last(row)]);
+    }
+    const logits = this.logits.tensor([...input.ids.dims, this.decoder.vocabulary]);
+    const output = await this.decoder.run({ ...input, logits });
+    return (sequence, row) => choose(sequence, output.logits.at(row, last(row)));
+  }
+
   /** Makes room for what the prompts' sequences may become. One that does not fit ends with the memory's error. */
   private async reserve({ first, members, done }: Prefill): Promise<void> {
-    const lengths = Array.from(this.slots, (slot) => slot?.length ?? 0);
+    const lengths = Array.from(this.slots, (slot) => {
+      const fresh = this.ahead?.slots.includes(slot) ? 1 : 0;
+      return slot ? Math.min(slot.length + fresh, this.cache.room) : 0;
+    });
     for (const row of members.keys()) lengths[first + row] = done;
+    const rows = this.steps.rounded(first + members.length);
     for (const sequence of this.reading.sort((a, b) => b.limit - a.limit)) {
       try {
-        return await this.cache.reserve(first + members.length, sequence.limit, lengths);
+        if (await this.cache.reserve(rows, sequence.limit, lengths)) await this.steps.clear();
+        return;
       } catch (error) {
         this.cancel(sequence);
         sequence.fail(error);
@@ -114,42 +155,83 @@ export class RowBatch implements Batch {
   }
 
   async decode(more: boolean): Promise<void> {
-    if (!more && !this.prefilling) await this.compact();
-    const slots = [...this.slots];
-    const first = slots.findIndex((slot) => slot !== undefined);
-    const end = slots.findLastIndex((slot) => slot !== undefined) + 1;
-    if (end === 0) return;
-    const rows = slots.slice(first, end).map((slot, i): RowInput => {
-      if (slot) return { past: slot.length, ids: [slot.token] };
-      return { past: this.readTokens(first + i), ids: [0] };
-    });
-    const { decoder } = this;
-    const input = this.input(first, rows);
-    const greedy = decoder.prefersLikeliest && this.decoding.every((sequence) => sequence.greedy);
-    const likeliest = greedy ? await decoder.likeliest(input) : undefined;
-    const logits = greedy ? undefined : (await decoder.run(this.withLogits(input))).logits;
-    for (const [i, slot] of slots.slice(first, end).entries()) {
-      // Cancelled during the step.
-      if (!slot || this.slots[first + i] !== slot) continue;
-      const token = choose(slot.sequence, logits?.at(i, 0), likeliest?.[i]);
-      if (token === undefined) {
-        this.slots[first + i] = undefined;
-        continue;
-      }
-      slot.length++;
-      slot.token = token;
+    const flight = this.ahead ?? (await this.start(more));
+    this.ahead = undefined;
+    if (!flight) return;
+    const { likeliest, logits } = await flight.result;
+    // The array is the next step's, too.
+    const tokens = likeliest && Array.from(likeliest, Number);
+    // But for those that were cancelled during the step.
+    const live = flight.slots.flatMap((slot, i) => (slot && this.slots.includes(slot) ? [{ slot, i }] : []));
+    if (!logits && tokens) await this.runAhead(live, tokens, more);
+    for (const { slot, i } of live) {
+      const row = this.slots.indexOf(slot);
+      if (row < 0) continue;
+      const token = choose(slot.sequence, logits?.at(i, 0), tokens?.[i]);
+      if (token === undefined) this.slots[row] = undefined;
+      else if (logits) this.advance(slot, token);
       await breathe();
     }
   }
 
-  clear(): void {
+  /** Starts a step over all sequences, if there are any. */
+  private async start(more: boolean): Promise<Flight | undefined> {
+    if (!more && !this.prefilling) await this.compact();
+    const used = this.slots.findIndex((slot) => slot !== undefined);
+    if (used < 0) return undefined;
+    const last = this.slots.findLastIndex((slot) => slot !== undefined);
+    const range = this.steps.range({ first: used, count: last + 1 - used });
+    const { first, count } = range;
+    const slots = this.slots.slice(first, first + count);
+    const rows = Array.from({ length: count }, (_, i): DecodeRow => {
+      const slot = slots[i];
+      if (!slot) return { past: this.readTokens(first + i), token: 0 };
+      // A sequence that is ending may have no room left, nor need it.
+      return { past: Math.min(slot.length, this.cache.room - 1), token: slot.token };
+    });
+    const step = await this.steps.step(range, 1 + Math.max(...rows.map(({ past }) => past)));
+    const greedy = this.decoding.every((sequence) => sequence.greedy);
+    return { first, slots, result: step.run(rows, greedy) };
+  }
+
+  /**
+   * Where all sequences take the likeliest token, the next step is started before texts are made of these tokens: the
+   * device need not wait for JavaScript. What it gives to a sequence that ends with this token is dropped.
+   */
+  private async runAhead(
+    live: readonly { readonly slot: Slot; readonly i: number }[],
+    tokens: readonly number[],
+    more: boolean,
+  ): Promise<void> {
+    for (const { slot, i } of live) this.advance(slot, tokens[i] as number);
+    if (this.prefilling || !live.some(({ slot }) => slot.length + 1 < slot.sequence.limit)) return;
+    this.ahead = await this.start(more);
+    // Who awaits it handles its error, a little later.
+    this.ahead?.result.catch(() => {});
+  }
+
+  /** The token that was fed is in the cache now, and `token` comes next. */
+  private advance(slot: Slot, token: number): void {
+    slot.length++;
+    slot.token = token;
+  }
+
+  /** When no step is running; its error is for those who are in it. */
+  private async landed(): Promise<void> {
+    await this.ahead?.result.catch(() => {});
+  }
+
+  async clear(): Promise<void> {
+    await this.landed();
+    this.ahead = undefined;
     this.slots.length = 0;
     this.prefilling = undefined;
-    this.logits = undefined;
+    await this.steps.clear();
+    this.logits.clear();
     this.cache.clear();
   }
 
-  /** A step's tensors. A row of fewer new tokens than the longest has padding behind them. */
+  /** Tensors of a step of prefill. A row of fewer new tokens than the longest has padding behind them. */
   private input(first: number, rows: readonly RowInput[]) {
     const fresh = Math.max(...rows.map(({ ids }) => ids.length));
     const width = Math.max(...rows.map(({ past, ids }) => past + ids.length));
@@ -162,28 +244,20 @@ export class RowBatch implements Batch {
     return { ...integers.tensors(), cache, present: cache };
   }
 
-  /** The input, with memory that its logits are written into. */
-  private withLogits(input: RunInput): RunInput {
-    const { shape, vocabulary } = this.decoder;
-    if (vocabulary === undefined) return input;
-    const dims = [...input.ids.dims, vocabulary];
-    const length = dims.reduce((product, dim) => product * dim, 1);
-    if (this.logits === undefined || this.logits.length < length) this.logits = cacheArray(shape, length);
-    return { ...input, logits: cacheTensor(shape, this.logits.subarray(0, length), dims) };
-  }
-
   /** Tokens of a prompt that the row holds so far. */
   private readTokens(row: number): number {
     const { first, members, done } = this.prefilling ?? { first: 0, members: [], done: 0 };
     return row >= first && row < first + members.length ? done : 0;
   }
 
-  /** Moves the last row into a free one before it while there is one, so that steps have no more rows than sequences. */
+  /** Moves the last row into a free one before it while there is one, so that steps have no more rows than they need. */
   private async compact(): Promise<void> {
     for (;;) {
+      const size = this.slots.findLastIndex((slot) => slot !== undefined) + 1;
+      if (this.steps.rounded(size) === this.steps.rounded(this.decoding.length)) return;
       const from = this.slots.findLastIndex((slot) => slot !== undefined);
-      const first = this.slots.findIndex((slot) => slot !== undefined);
-      const to = this.slots.findIndex((slot, row) => slot === undefined && row > first && row < from);
+      const { first } = this.steps.range({ first: this.slots.findIndex((slot) => slot !== undefined), count: 1 });
+      const to = this.slots.findIndex((slot, row) => slot === undefined && row >= first && row < from);
       const slot = this.slots[from];
       if (!slot || to < 0) return;
       await this.cache.move(from, to, slot.length);

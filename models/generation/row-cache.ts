@@ -14,9 +14,10 @@ const PAGE_TOKENS = 64;
 export class RowCache {
   private tensors: Tensor[] = [];
   private rows = 0;
-  private room = 0;
+  /** Tokens that a row has room for. */
+  room = 0;
   private readonly names: readonly string[];
-  private views: { readonly first: number; readonly count: number; readonly cache: Cache } | undefined;
+  private lent: { readonly first: number; readonly count: number; readonly cache: Cache } | undefined;
 
   /** @param maxRows most rows that `reserve` is asked for. */
   constructor(
@@ -36,10 +37,11 @@ export class RowCache {
   /**
    * Makes place for `rows` rows of `tokens` tokens each.
    * @param lengths how many tokens each row holds that must be kept.
+   * @returns whether the rows lie elsewhere now: what `view` and `views` gave before shows them no longer.
    * @throws where there is not enough memory; the cache stays as it was.
    */
-  async reserve(rows: number, tokens: number, lengths: readonly number[]): Promise<void> {
-    if (rows <= this.rows && tokens <= this.room) return;
+  async reserve(rows: number, tokens: number, lengths: readonly number[]): Promise<boolean> {
+    if (rows <= this.rows && tokens <= this.room) return false;
     const room = Math.max(this.room, Math.ceil(tokens / PAGE_TOKENS) * PAGE_TOKENS);
     const total = rows <= this.rows ? this.rows : Math.min(this.maxRows, Math.max(rows, 2 * this.rows));
     const { heads, headDim, type } = this.shape;
@@ -60,16 +62,25 @@ export class RowCache {
     this.tensors = grown;
     this.rows = total;
     this.room = room;
+    return true;
   }
 
-  /** `count` rows from `first` on as tensors, by the names of the model's inputs: past and present of a step at once. */
+  /**
+   * `count` rows from `first` on as tensors, by the names of the model's inputs: past and present of a step at once.
+   * They are the cache's, until it is asked for others.
+   */
   view(first: number, count: number): Cache {
-    if (this.views?.first !== first || this.views.count !== count) {
-      this.dropViews();
-      const entries = this.names.map((name, i) => [name, this.memory.rows(this.tensors[i] as Tensor, first, count)]);
-      this.views = { first, count, cache: Object.fromEntries(entries) };
+    if (this.lent?.first !== first || this.lent.count !== count) {
+      this.dropView();
+      this.lent = { first, count, cache: this.views(first, count) };
     }
-    return this.views.cache;
+    return this.lent.cache;
+  }
+
+  /** As `view`; the tensors are the caller's, who must free them. */
+  views(first: number, count: number): Cache {
+    const entries = this.names.map((name, i) => [name, this.memory.rows(this.tensors[i] as Tensor, first, count)]);
+    return Object.fromEntries(entries);
   }
 
   /** Copies a row's first `length` tokens to another row. */
@@ -82,15 +93,15 @@ export class RowCache {
 
   /** Gives the memory back. */
   clear(): void {
-    this.dropViews();
+    this.dropView();
     for (const tensor of this.tensors) this.memory.free(tensor);
     this.tensors = [];
     this.rows = 0;
     this.room = 0;
   }
 
-  private dropViews(): void {
-    for (const tensor of Object.values(this.views?.cache ?? {})) this.memory.free(tensor);
-    this.views = undefined;
+  private dropView(): void {
+    for (const tensor of Object.values(this.lent?.cache ?? {})) this.memory.free(tensor);
+    this.lent = undefined;
   }
 }

@@ -42,7 +42,7 @@ export class Scheduler {
     this.maxBatch = maxBatch;
     this.maxWaiting = maxWaiting;
     const limits = { maxBatch, prefillTokens };
-    this.batch = decoder.shape.inPlace ? new RowBatch(decoder, limits) : new PaddedBatch(decoder, limits);
+    this.batch = decoder.hasRows() ? new RowBatch(decoder, limits) : new PaddedBatch(decoder, limits);
   }
 
   /** Sequences in the batch or with their prompt being read. */
@@ -84,14 +84,17 @@ export class Scheduler {
 
   private async run(): Promise<void> {
     const { batch, waiting } = this;
-    while (waiting.length > 0 || this.active > 0) {
-      await breathe();
-      batch.admit(waiting);
-      if (batch.reading.length > 0) await this.attempt(batch.reading, () => batch.prefill());
-      if (batch.decoding.length > 0) await this.attempt(batch.decoding, () => batch.decode(waiting.length > 0));
-    }
+    do {
+      while (waiting.length > 0 || this.active > 0) {
+        await breathe();
+        batch.admit(waiting);
+        if (batch.reading.length > 0) await this.attempt(batch.reading, () => batch.prefill());
+        if (batch.decoding.length > 0) await this.attempt(batch.decoding, () => batch.decode(waiting.length > 0));
+      }
+      await batch.clear();
+      // Prompts may have come meanwhile.
+    } while (waiting.length > 0);
     this.running = undefined;
-    batch.clear();
   }
 
   /** Runs a step; if it fails, so do its sequences, and the others go on. */

@@ -4,6 +4,7 @@
 #include "provider/node/device_memory.h"
 #include "provider/node/device_rows.h"
 #include "provider/node/ort_library.h"
+#include "provider/node/prepared_run.h"
 #include "provider/node/pruning.h"
 #include "provider/node/run_threads.h"
 #include "provider/node/session.h"
@@ -38,6 +39,9 @@ Napi::Object Init(Napi::Env env, Napi::Object exports) {
   exports.Set("disposeSession", Napi::Function::New(env, DisposeSession));
   exports.Set("endProfiling", Napi::Function::New(env, EndProfiling));
   exports.Set("runSession", Napi::Function::New(env, RunSession));
+  exports.Set("prepareRun", Napi::Function::New(env, PrepareRun));
+  exports.Set("startPreparedRun", Napi::Function::New(env, StartPreparedRun));
+  exports.Set("disposePreparedRun", Napi::Function::New(env, DisposePreparedRun));
   exports.Set("downloadTensor", Napi::Function::New(env, DownloadTensor));
   exports.Set("allocateTensor", Napi::Function::New(env, AllocateTensor));
   exports.Set("writeTensor", Napi::Function::New(env, WriteTensor));

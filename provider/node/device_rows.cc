@@ -73,6 +73,15 @@ void CopyHeads(const Extent& from, int64_t from_row, const Extent& to, int64_t t
   }
   const int64_t heads = from.dims[1];
   if (positions == 0 || heads == 0 || from.dims[3] == 0) return;
+  if (from.dims[2] == to.dims[2]) {  // what lies behind the positions may go along: one copy instead of one a head
+    const Owned<OrtValue> source = from.Part(from_row * from.row_bytes(), from.row_bytes(),
+                                             {heads, from.dims[2], from.dims[3]}),
+                          target = to.Part(to_row * to.row_bytes(), to.row_bytes(), {heads, to.dims[2], to.dims[3]});
+    const OrtValue* source_value = source.get();
+    OrtValue* target_value = target.get();
+    Check(g_ort.api->CopyTensors(GetRuntime().env, &source_value, &target_value, nullptr, 1));
+    return;
+  }
   const size_t from_head = from.row_bytes() / heads, to_head = to.row_bytes() / heads;
   const size_t length = from_head / from.dims[2] * positions;
   const std::vector<int64_t> shape = {positions, from.dims[3]};

@@ -6,6 +6,7 @@
 #include <condition_variable>
 #include <memory>
 #include <mutex>
+#include <shared_mutex>
 #include <string>
 #include <vector>
 
@@ -36,6 +37,8 @@ class SessionState {
     OrtSession* session() const { return state_->session_.get(); }
     /// For what must not outlive the session: memory that it allocated.
     std::shared_ptr<OrtSession> shared() const { return state_->session_; }
+    /// Held shared by every run, and alone by who releases a recorded graph: ONNX Runtime does not keep them apart.
+    std::shared_mutex& graphs() const { return state_->graphs_; }
     size_t output_count() const { return state_->outputs_.size(); }
     /// Place of an output among the session's. Throws Error where it has none of this name.
     size_t output_index(const std::string& name) const;
@@ -57,6 +60,7 @@ class SessionState {
   std::condition_variable idle_;
   size_t uses_ = 0;
   bool closed_ = false;
+  std::shared_mutex graphs_;
   std::shared_ptr<OrtSession> session_;
   std::vector<ValueInfo> inputs_, outputs_;
 };

@@ -53,7 +53,7 @@ def command(program, tool, arguments):
 
 def run(tool, what, seconds):
     """(verdict, output)"""
-    sanitizer = ["compute-sanitizer", "--tool", tool, "--error-exitcode", str(FINDINGS), "--print-limit", "20"]
+    sanitizer = ["compute-sanitizer", "--tool", tool, "--error-exitcode", str(FINDINGS), "--print-limit", "3"]
     try:
         done = subprocess.run(
             [*sanitizer, *what], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace", timeout=seconds, check=False
@@ -67,6 +67,12 @@ def run(tool, what, seconds):
     if done.returncode == 0 and summary and summary[-1].startswith("0 "):
         return "", done.stdout
     return f"exit code {done.returncode}, {summary[-1] if summary else 'no summary'}", done.stdout
+
+
+def excerpt(output):
+    """The first findings of a tool, and how the program ended."""
+    lines = output.splitlines()
+    return [line for line in lines if line.startswith("=========")][:40] + ["..."] + lines[-20:]
 
 
 def main():
@@ -92,7 +98,7 @@ def main():
             print(f"{tool:10} {program:18} {verdict or 'nothing found'}, {time.time() - start:.1f} s", flush=True)
             if verdict:
                 failed.append(f"{tool} {program}")
-                print("\n".join("    " + line for line in output.splitlines()[-60:]), flush=True)
+                print("\n".join("    " + line for line in excerpt(output)), flush=True)
     print("failed:", ", ".join(failed) if failed else "nothing")
     sys.exit(1 if failed else 0)
 

@@ -3,12 +3,13 @@ import { readFile, rm } from 'node:fs/promises';
 import anyTest from 'ava';
 import { Tensor } from 'onnxruntime-node';
 import { deviceMemory } from '../../models/generation/device-memory.js';
+import { RowCache } from '../../models/generation/row-cache.js';
 import { readOptConfig } from '../../models/opt/config.js';
 import { exportOpt } from '../../models/opt/export.js';
 import { shippedHeldOutText, shippedModel } from '../../models/shipped.js';
 import { TextGenerator } from '../../models/text-generator.js';
 import { openTextModel } from '../../models/text-model.js';
-import { allocateOnDevice, doctorFacts } from '../../provider/index.js';
+import { allocateOnDevice, doctorFacts, type PreparedRun, prepareRun } from '../../provider/index.js';
 import { temporaryFolder } from './support/checkpoints.js';
 
 const offered = (() => {
@@ -52,6 +53,89 @@ test('sequences join and leave a batch on the GPU and get the texts of the CPU',
     t.true(equal >= 7, `${equal} of 9 texts are equal`);
   }
   await Promise.all([gpu.session.release(), cpu.session.release()]);
+});
+
+test('recorded steps give what steps that are run give, bit for bit, also beside runs of another kind', async (t) => {
+  const folder = await temporaryFolder();
+  t.teardown(() => rm(folder, { recursive: true }));
+  await exportOpt(shippedModel(), { output: folder, dtype: 'float16' });
+  const config = await readOptConfig(folder);
+  const open = (cudaGraph?: boolean) => {
+    const ours = { name: 'flashllm', device: 'cuda', ...(cudaGraph === undefined ? {} : { cudaGraph }) };
+    return openTextModel(folder, { executionProviders: [ours as never, 'cpu'] });
+  };
+  const [recorded, plain] = await Promise.all([open(), open(false)]);
+  const heldOut = await readFile(shippedHeldOutText(), 'utf8');
+  // 13 prompts in a batch of 10, whose texts end one after the other: steps of 16, 8, 4, 2 and 1 rows, one wider than 512.
+  const prompts = Array.from({ length: 13 }, (_, i) =>
+    heldOut.slice(500 * i, 500 * i + (i === 4 ? 1900 : 20 + 11 * i)),
+  );
+  const settings = [{ logprobs: 2 }, {}, { temperature: 0.9, topK: 50, seed: 7 }];
+  for (const setting of settings) {
+    const texts = [];
+    for (const { decoder, tokenizer } of [recorded, plain]) {
+      const generator = new TextGenerator(decoder, tokenizer, config, { maxBatch: 10, prefillTokens: 64 });
+      const made = prompts.map((prompt, i) =>
+        generator.start([prompt], { ...setting, maxNewTokens: 4 + 3 * i, stopTokenIds: [] }),
+      );
+      texts.push(await Promise.all(made.flat().map(({ result }) => result)));
+      await generator.scheduler.idle();
+    }
+    t.deepEqual(texts[0], texts[1]);
+  }
+  // Runs of other shapes with tensors of the host: no recorded graph is taken for them.
+  for (const length of [5, 9, 5, 5, 5]) {
+    const ids = Array.from({ length }, (_, i) => (length * 31 + i * 7) % 8000);
+    const step = { ids: [ids], mask: [ids.map(() => 1)] };
+    const [a, b] = await Promise.all([recorded.decoder.step(step), plain.decoder.step(step)]);
+    t.deepEqual(a.logits.at(0, length - 1), b.logits.at(0, length - 1));
+  }
+  await Promise.all([recorded.session.release(), plain.session.release()]);
+});
+
+test('a prepared run mirrors what is asked for, and says what does not fit', async (t) => {
+  const folder = await temporaryFolder();
+  t.teardown(() => rm(folder, { recursive: true }));
+  await exportOpt(shippedModel(), { output: folder, dtype: 'float16' });
+  const gpu = await openTextModel(folder, {
+    executionProviders: [{ name: 'flashllm', device: 'cuda' } as never, 'cpu'],
+  });
+  const { decoder } = gpu;
+  t.true(decoder.hasRows());
+  if (!decoder.hasRows()) return;
+  const cache = new RowCache(decoder.shape, 2, decoder.memory);
+  await cache.reserve(2, 64, []);
+  const int64 = (...values: number[]) =>
+    new Tensor('int64', BigInt64Array.from(values, BigInt), [2, values.length / 2]);
+  const ids = int64(17, 40);
+  const mask = int64(...Array.from({ length: 128 }, (_, i) => (i % 64 === 0 ? 1 : 0)));
+  const views = cache.views(0, 2);
+  const place = decoder.memory.place;
+  const likeliest = int64(-1, -1);
+  const feeds = { ...decoder.named({ ids: place(ids), mask: place(mask), positions: place(int64(0, 0)) }), ...views };
+  const fetches = { likeliest: place(likeliest), ...decoder.presentOf(views) };
+  t.throws(() => prepareRun(gpu.session, { ...feeds, input_ids: ids }, fetches), { message: /mirror it there/ });
+  const run = prepareRun(gpu.session, feeds, fetches) as PreparedRun;
+  await run.start([]);
+  t.deepEqual([...(likeliest.data as BigInt64Array)], [-1n, -1n]);
+  for (const id of [17, 900, 17]) {
+    (ids.data as BigInt64Array).fill(BigInt(id));
+    await run.start();
+    const { logits } = await decoder.step({ ids: [[id]], mask: [[1]] });
+    const expected = logits.at(0, 0);
+    const best = expected.indexOf(expected.reduce((a, b) => Math.max(a, b)));
+    t.deepEqual([...(likeliest.data as BigInt64Array)], [BigInt(best), BigInt(best)]);
+  }
+  // A token beyond the table: found on the device, in a replayed graph; the next start is sound again.
+  (ids.data as BigInt64Array).fill(8192n);
+  await t.throwsAsync(run.start(), { message: /index/ });
+  (ids.data as BigInt64Array).fill(17n);
+  await run.start();
+  await run.dispose();
+  await t.throwsAsync(async () => run.start(), { message: /disposed of/ });
+  for (const view of Object.values(views)) decoder.memory.free(view);
+  cache.clear();
+  await gpu.session.release();
 });
 
 test('rows of a tensor are views of it; copies go from row to row; wrong rows are refused', async (t) => {

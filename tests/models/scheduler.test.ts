@@ -48,14 +48,20 @@ function prompts(count: number): string[] {
 
 const lengthOf = (i: number) => 3 + ((i * 7) % 23);
 
-for (const kind of ['rows', 'padded'] as const) {
+for (const kind of ['rows', 'halves', 'padded'] as const) {
   test(`${kind}: requests that join and leave give what each gives alone`, async (t) => {
     for (const scheduling of [{ maxBatch: 5, prefillTokens: 32 }, { maxBatch: 16 }]) {
       const shared = generator(scheduling, kind);
       let most = 0;
       const texts = await Promise.all(
         prompts(14).map(async (prompt, i) => {
-          const options = { maxNewTokens: lengthOf(i), temperature: i % 3 ? 0 : 0.8, seed: i, stopTokenIds: [] };
+          // The last ones alone are greedy: of float16, steps are started ahead then.
+          const options = {
+            maxNewTokens: lengthOf(i),
+            temperature: i % 3 || i > 6 ? 0 : 0.8,
+            seed: i,
+            stopTokenIds: [],
+          };
           // They come one after the other, each when the batch is at some other step.
           await new Promise((resolve) => setTimeout(resolve, 9 * i));
           let text = '';
@@ -96,7 +102,7 @@ for (const kind of ['rows', 'padded'] as const) {
 }
 
 test('float16 gives the same alone and in a batch, by its likeliest tokens and by its logits', async (t) => {
-  t.true(model('halves').decoder.prefersLikeliest);
+  t.true(model('halves').decoder.tellsLikeliest);
   const options = { maxNewTokens: 8, stopTokenIds: [] };
   const batch = await generator({ maxBatch: 4, prefillTokens: 24 }, 'halves').generate(prompts(6), options);
   for (const [i, prompt] of prompts(6).entries()) {
@@ -105,23 +111,37 @@ test('float16 gives the same alone and in a batch, by its likeliest tokens and b
   }
 });
 
-test('a batch grows while it runs: more rows, and longer ones', async (t) => {
-  const shared = generator({ maxBatch: 12 });
+const growing = test.macro<[kind: Kind]>(async (t, kind) => {
+  const shared = generator({ maxBatch: 12 }, kind);
   const first = shared.start(prompts(2), { maxNewTokens: 60, stopTokenIds: [] });
   for await (const _ of first[0] as (typeof first)[0]) break;
   const before = shared.scheduler.cacheBytes;
   let most = 0;
-  const [kept] = await generator().generate([prompts(2)[1] as string], { maxNewTokens: 60, stopTokenIds: [] });
+  const [kept] = await generator({}, kind).generate([prompts(2)[1] as string], { maxNewTokens: 60, stopTokenIds: [] });
   const later = shared.start(prompts(8), { maxNewTokens: 200, stopTokenIds: [] });
   for (const generation of later)
     generation.onPiece(() => {
       most = Math.max(most, shared.scheduler.cacheBytes);
     });
   t.is((await first[1]?.result)?.text, kept?.text);
-  const [alone] = await generator().generate([prompts(8)[7] as string], { maxNewTokens: 200, stopTokenIds: [] });
+  const [alone] = await generator({}, kind).generate([prompts(8)[7] as string], {
+    maxNewTokens: 200,
+    stopTokenIds: [],
+  });
   t.is((await later[7]?.result)?.text, alone?.text);
   t.true(before > 0 && most > 4 * before, `${before} bytes, then ${most}`);
 });
+
+test('sessions of the stock backend, which have no prepared runs, give the same', async (t) => {
+  const stock = await openTextModel(folders[0] as string, { executionProviders: ['cpu'], intraOpNumThreads: 1 });
+  const options = { maxNewTokens: 12, stopTokenIds: [] };
+  const texts = await stock.generator.generate(prompts(5), options);
+  for (const [i, { text }] of (await generator().generate(prompts(5), options)).entries()) t.is(texts[i]?.text, text);
+  await stock.session.release();
+});
+
+test('a batch grows while it runs: more rows, and longer ones', growing, 'rows');
+test('so does one whose steps are started ahead', growing, 'halves');
 
 test('a prompt read in chunks gives what it gives in one go', async (t) => {
   const prompt = heldOut.slice(500, 1700);
@@ -188,10 +208,12 @@ test('who leaves the loop, aborts or cancels makes place; the others go on', asy
   t.is(shared.scheduler.active, 0);
 });
 
-test('a cache lies in the memory that the decoder names, and all of it is given back', async (t) => {
+const inMemory = test.macro<[records: boolean]>(async (t, records) => {
   const live = new Set<object>();
   let room = Number.POSITIVE_INFINITY;
   const memory: CacheMemory = {
+    records,
+    place: hostMemory.place,
     allocate(type, dims) {
       if ((dims[2] as number) > room) throw new Error('out of memory on the device');
       const tensor = hostMemory.allocate(type, dims);
@@ -223,6 +245,9 @@ test('a cache lies in the memory that the decoder names, and all of it is given 
   await shared.scheduler.idle();
   t.is(live.size, 0);
 });
+
+test('a cache lies in the memory that the decoder names, and all of it is given back', inMemory, false);
+test('so it does where steps keep their shapes, with more rows than sequences', inMemory, true);
 
 test('too many waiting prompts are refused, all or none', async (t) => {
   const shared = generator({ maxBatch: 1, maxWaiting: 2 });

@@ -1,4 +1,4 @@
-#include "bench/spmm/packed_weights.h"
+#include "bench/gpu/packed_weights.h"
 
 #include "ops/sparse-matmul/cuda/prefill.h"
 
