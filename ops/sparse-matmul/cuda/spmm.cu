@@ -69,6 +69,7 @@ cudaError_t GetDeviceInfo(int device, DeviceInfo* info) {
   if (error != cudaSuccess) return error;
   info->compute_capability = major * 10 + minor;
   if (info->compute_capability < 80) return cudaErrorNoKernelImageForDevice;
+  if (info->compute_capability > 90) info->compute_capability = 80;  // they run the PTX of 8.0
   for (PrepareColumns* prepare : {PrepareHalvesF16, PrepareWordsF16, PrepareHalvesBf16, PrepareWordsBf16}) {
     error = prepare(info);
     if (error != cudaSuccess) return error;
