@@ -55,6 +55,17 @@ cudaError_t LaunchSlice(const WeightPlan& plan, const void* layout, const Device
   return (bf16 ? LaunchHalvesBf16 : LaunchHalvesF16)(plan, layout, args, stream);
 }
 
+/// As DeviceInfo::memory_gbs.
+int MemoryBandwidth(int device) {
+  int memory_khz = 0, bus_bits = 0;
+  if (cudaDeviceGetAttribute(&memory_khz, cudaDevAttrMemoryClockRate, device) != cudaSuccess ||
+      cudaDeviceGetAttribute(&bus_bits, cudaDevAttrGlobalMemoryBusWidth, device) != cudaSuccess) {
+    cudaGetLastError();  // not an error of the caller's
+    return 0;
+  }
+  return static_cast<int>(2.0 * memory_khz * bus_bits / 8 / 1e6);  // two transfers a clock
+}
+
 }  // namespace
 
 cudaError_t GetDeviceInfo(int device, DeviceInfo* info) {
@@ -70,6 +81,7 @@ cudaError_t GetDeviceInfo(int device, DeviceInfo* info) {
   info->compute_capability = major * 10 + minor;
   if (info->compute_capability < 80) return cudaErrorNoKernelImageForDevice;
   if (info->compute_capability > 90) info->compute_capability = 80;  // they run the PTX of 8.0
+  info->memory_gbs = MemoryBandwidth(device);
   for (PrepareColumns* prepare : {PrepareHalvesF16, PrepareWordsF16, PrepareHalvesBf16, PrepareWordsBf16}) {
     error = prepare(info);
     if (error != cudaSuccess) return error;

@@ -27,6 +27,7 @@ struct DeviceInfo {
   int sm_count = 0;
   int shared_bytes = 0;  // a block's limit, opted in
   int clusters[3] = {};  // thread-block clusters of 1, 2 and 4 blocks that run at once, one block a multiprocessor
+  int memory_gbs = 0;    // the data sheet's bandwidth, or 0 where the driver does not tell
 };
 
 /// Reads the properties of one GPU, the current device, and readies the kernels on it: call it before the first Launch.
