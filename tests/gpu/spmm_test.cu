@@ -355,6 +355,21 @@ void RunAll(const cuda::DeviceInfo& device, bool quick) {
     }
     Run(device, {130, 160, n, "uniform80", bf16, ElementType::kFloat16, 0, false, false, true});
   }
+  // GPUs with less shared memory have fewer K lanes.
+  for (int shared_kb : {163, 99}) {
+    cuda::DeviceInfo small = device;
+    small.shared_bytes = shared_kb << 10;
+    for (int64_t k : {96, 161}) {
+      for (int64_t n : {3, 27, 40}) {
+        for (int columns : {0, 1}) {
+          Case c{130, k, n, "uniform50", half, ElementType::kFloat16, 0, true, false, true};
+          c.columns = columns;
+          Run(small, c);
+        }
+      }
+      Run(small, {530, k, 9, "one-row", bf16, ElementType::kFloat16, 0, true});
+    }
+  }
   // Few thread blocks with many panels each: runs long enough for the ring to go round.
   cuda::DeviceInfo few = device;
   few.clusters[0] = 2, few.clusters[1] = few.clusters[2] = 1;

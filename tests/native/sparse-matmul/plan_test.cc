@@ -1,0 +1,149 @@
+// How weights are cut for a GPU: host arithmetic, so that no GPU is needed.
+#include <algorithm>
+#include <vector>
+
+#include "doctest/doctest.h"
+#include "ops/sparse-matmul/cuda/layout.h"
+#include "ops/sparse-matmul/cuda/spmm.h"
+
+using namespace flashllm;
+using namespace flashllm::cuda;
+
+namespace {
+
+DeviceInfo Gpu(int capability, int multiprocessors, int shared_kb) {
+  DeviceInfo device;
+  device.compute_capability = capability;
+  device.sm_count = multiprocessors;
+  device.shared_bytes = shared_kb << 10;
+  device.clusters[0] = multiprocessors;
+  if (capability >= 90) device.clusters[1] = multiprocessors / 2, device.clusters[2] = multiprocessors / 4 - 3;
+  device.memory_gbs = 3350;
+  return device;
+}
+
+/// A plan for rows with these numbers of nonzeros.
+WeightPlan Plan(const DeviceInfo& device, int64_t in_features, const std::vector<int32_t>& nonzeros,
+                const PlanOptions& options = {}, ValueType type = ValueType::kFloat16) {
+  std::vector<int32_t> offsets = {0};
+  for (int32_t count : nonzeros) offsets.push_back(offsets.back() + count);
+  PackedWeight weight;
+  weight.out_features = static_cast<int64_t>(nonzeros.size());
+  weight.in_features = in_features;
+  weight.nnz = offsets.back();
+  weight.value_type = type;
+  weight.row_offsets = offsets.data();
+  WeightPlan plan;
+  REQUIRE(MakePlan(weight, device, options, &plan) == cudaSuccess);
+  return plan;
+}
+
+std::vector<int32_t> Even(int64_t rows, int64_t in_features, double density) {
+  return std::vector<int32_t>(static_cast<size_t>(rows), static_cast<int32_t>(in_features * density));
+}
+
+/// What kernels rely on. Returns the busiest block's tiles.
+int CheckCut(const WeightPlan& plan) {
+  REQUIRE(plan.layout == Layout::kColumns);
+  const int tiles = static_cast<int>((plan.out_features + kTileRows - 1) / kTileRows);
+  REQUIRE(plan.tile_start.size() == static_cast<size_t>(plan.blocks) + 1);
+  REQUIRE(plan.panel_start.size() == static_cast<size_t>(plan.blocks) + 1);
+  CHECK(plan.blocks <= kMaxBlocks);
+  CHECK(plan.tile_start.front() == 0);
+  CHECK(plan.tile_start.back() == tiles);
+  const int lanes = plan.cluster * plan.lanes;
+  const int units = static_cast<int>((plan.in_features + kUnitK - 1) / kUnitK);
+  int busiest = 0;
+  for (int block = 0; block < plan.blocks; ++block) {
+    const int own = plan.tile_start[block + 1] - plan.tile_start[block];
+    const int panels = plan.panel_start[block + 1] - plan.panel_start[block];
+    CHECK(own >= 1);
+    CHECK(panels >= 1);
+    if (plan.cluster > 1) CHECK(panels == 1);  // a cluster exchanges its sums once
+    for (int lane = 0; lane < lanes; ++lane) {
+      int stages = 0;
+      const int lane_units = KLaneStart(lane + 1, lanes, units) - KLaneStart(lane, lanes, units);
+      for (int panel = 0; panel < panels; ++panel) {
+        const int panel_tiles = PanelTile(panel + 1, panels, own) - PanelTile(panel, panels, own);
+        CHECK(panel_tiles >= 1);
+        CHECK(panel_tiles <= kPanelTiles);
+        stages += StagesOf(lane_units, panel_tiles);
+      }
+      CHECK(3 + stages <= plan.record_words);
+    }
+    busiest = std::max(busiest, own);
+  }
+  CHECK(plan.record_words % 4 == 0);  // records are read 16 bytes at a time
+  return busiest;
+}
+
+}  // namespace
+
+TEST_CASE("a plan owns every tile once, in panels that kernels have, on any GPU") {
+  const DeviceInfo gpus[] = {Gpu(90, 132, 227), Gpu(80, 108, 163), Gpu(86, 84, 99), Gpu(90, 1, 227), Gpu(80, 400, 99)};
+  const int expected_lanes[] = {16, 8, 4, 16, 4};
+  for (int i = 0; i < 5; ++i) {
+    for (int64_t rows : {1, 15, 17, 515, 7168, 21504, 28672, 200000}) {
+      for (int64_t in_features : {1, 33, 2048, 28672}) {
+        for (int cluster : {0, 1, 2, 4}) {
+          CAPTURE(i);
+          CAPTURE(rows);
+          CAPTURE(in_features);
+          CAPTURE(cluster);
+          PlanOptions options;
+          options.cluster = cluster;
+          const WeightPlan plan = Plan(gpus[i], in_features, Even(rows, in_features, 0.3), options);
+          CheckCut(plan);
+          CHECK(plan.lanes == expected_lanes[i]);
+          if (gpus[i].compute_capability < 90) CHECK(plan.cluster == 1);
+        }
+      }
+    }
+  }
+}
+
+TEST_CASE("row blocks have about equal bytes, and a cluster's row block stays one panel, however the nonzeros lie") {
+  const DeviceInfo gpu = Gpu(90, 132, 227);
+  std::vector<int32_t> rows(7168, 0);  // a fourth of the rows has all nonzeros
+  std::fill(rows.begin(), rows.begin() + 1792, 7168);
+  for (int cluster : {0, 1, 2, 4}) {
+    CAPTURE(cluster);
+    PlanOptions options;
+    options.cluster = cluster;
+    const WeightPlan plan = Plan(gpu, 7168, rows, options);
+    CheckCut(plan);
+    CHECK(plan.tile_start[1] < plan.tile_start[plan.blocks] - plan.tile_start[plan.blocks - 1]);
+  }
+  CHECK(CheckCut(Plan(gpu, 7168, Even(28672, 7168, 0.5))) == 14);  // 1,792 tiles on 132 multiprocessors
+}
+
+TEST_CASE("clusters where they balance better than they cost") {
+  const DeviceInfo gpu = Gpu(90, 132, 227);
+  CHECK(Plan(gpu, 7168, Even(7168, 7168, 0.2)).cluster == 1);    // o of OPT-30B
+  CHECK(Plan(gpu, 28672, Even(7168, 28672, 0.2)).cluster == 2);  // fc2
+  CHECK(Plan(gpu, 7168, Even(28672, 7168, 0.2)).cluster == 1);   // fc1
+}
+
+TEST_CASE("the kind of columns follows density and bandwidth") {
+  DeviceInfo gpu = Gpu(90, 132, 227);
+  CHECK(Plan(gpu, 4096, Even(4096, 4096, 0.2)).columns == Columns::kHalves);
+  CHECK(Plan(gpu, 4096, Even(4096, 4096, 0.1)).columns == Columns::kWords);
+  gpu.memory_gbs = 4800;
+  CHECK(Plan(gpu, 4096, Even(4096, 4096, 0.3)).columns == Columns::kHalves);
+  CHECK(Plan(gpu, 4096, Even(4096, 4096, 0.2)).columns == Columns::kWords);
+  gpu.memory_gbs = 0;  // unknown
+  CHECK(Plan(gpu, 4096, Even(4096, 4096, 0.2)).columns == Columns::kHalves);
+}
+
+TEST_CASE("what the tensor-core kernel cannot compute exactly, or address, stays as it lies") {
+  const DeviceInfo gpu = Gpu(90, 132, 227);
+  CHECK(Plan(gpu, 64, Even(64, 64, 0.5), {}, ValueType::kFloat32).layout == Layout::kCanonical);
+  PlanOptions exact;
+  exact.float32_is_half = true;
+  const WeightPlan half = Plan(gpu, 64, Even(64, 64, 0.5), exact, ValueType::kFloat32);
+  CHECK(half.layout == Layout::kColumns);
+  CHECK(half.value_type == ValueType::kFloat16);
+  CHECK(Plan(gpu, 64, {}).layout == Layout::kCanonical);
+  CHECK(Plan(gpu, int64_t{1} << 26, {3}).layout == Layout::kCanonical);
+  CHECK(Plan(gpu, 32, Even(int64_t{16} * (UINT16_MAX + 1), 32, 0.1)).layout == Layout::kCanonical);
+}
