@@ -6,7 +6,7 @@ import { InferenceSession, Tensor } from 'onnxruntime-node';
 import { allocateOnDevice, type DeviceType, writeOnDevice } from '../provider/device-tensor.js';
 import type { FlashLLMOptions } from '../provider/ep-options.js';
 import { cacheArray, cacheTensor } from './cache-tensor.js';
-import { cacheNames, Decoder, type DecoderShape } from './decoder.js';
+import { cacheNames, Decoder, LIKELIEST } from './decoder.js';
 import { computesOnDevice } from './text-model.js';
 import { weightBytesByNode } from './weight-bytes.js';
 
@@ -72,9 +72,9 @@ export async function profileStep(
       profileFilePrefix: join(profile, 'step'),
     });
     const device = computesOnDevice(session, options);
-    const { shape, vocabulary } = new Decoder(session);
+    const decoder = new Decoder(session);
     try {
-      await runSteps(session, tensorsOfStep(session, shape, vocabulary, device, step), step);
+      await runSteps(session, tensorsOfStep(decoder, device, step), step);
     } finally {
       session.endProfiling();
       await session.release();
@@ -83,7 +83,7 @@ export async function profileStep(
     if (file === undefined) throw new Error(`ONNX Runtime wrote no profile of ${model}`);
     const events = JSON.parse(await readFile(join(profile, file), 'utf8')) as ProfileEvent[];
     const clock = device === undefined ? 'host' : 'device';
-    const weights = weightBytesByNode(model, shape.type === 'float16' ? 2 : 4);
+    const weights = weightBytesByNode(model, decoder.shape.type === 'float16' ? 2 : 4);
     return { batch: step.batch, context: step.context, clock, ops: summarize(events, clock, weights) };
   } finally {
     await rm(profile, { recursive: true, force: true });
@@ -106,13 +106,8 @@ interface StepTensors {
 }
 
 /** The tensors of one and the same step, which stay where they are: a CUDA graph knows them by their addresses. */
-function tensorsOfStep(
-  session: InferenceSession,
-  shape: DecoderShape,
-  vocabulary: number | undefined,
-  device: number | undefined,
-  { batch, context }: StepOptions,
-): StepTensors {
+function tensorsOfStep(decoder: Decoder, device: number | undefined, { batch, context }: StepOptions): StepTensors {
+  const { shape, vocabulary } = decoder;
   const place = (host: Tensor) => (device === undefined ? host : copyToDevice(host, device));
   const integers = (dims: readonly number[], value: number) => {
     const data = new BigInt64Array(dims.reduce((product, dim) => product * dim, 1)).fill(BigInt(value));
@@ -125,11 +120,11 @@ function tensorsOfStep(
     );
     return place(cacheTensor(shape, data, dims));
   };
-  const feeds: Record<string, Tensor> = {
-    input_ids: integers([batch, 1], TOKEN),
-    attention_mask: integers([batch, context], 1),
-  };
-  if (session.inputNames.includes('position_ids')) feeds.position_ids = integers([batch, 1], context - 1);
+  const feeds = decoder.named({
+    ids: integers([batch, 1], TOKEN),
+    mask: integers([batch, context], 1),
+    positions: integers([batch, 1], context - 1),
+  });
   const fetches: Record<string, Tensor | null> = {};
   for (const [past, present] of cacheNames(shape)) {
     // A cache in place has room for all; else the past is what came before, and the run makes a longer one.
@@ -137,7 +132,7 @@ function tensorsOfStep(
     feeds[past] = cache;
     fetches[present] = shape.inPlace ? cache : null;
   }
-  if (session.outputNames.includes('likeliest')) fetches.likeliest = integers([batch, 1], 0);
+  if (decoder.tellsLikeliest) fetches[LIKELIEST] = integers([batch, 1], 0);
   else fetches.logits = vocabulary === undefined ? null : zeros([batch, 1, vocabulary]);
   const free = () => {
     if (device === undefined) return;
@@ -148,7 +143,7 @@ function tensorsOfStep(
 
 function copyToDevice(host: Tensor, device: number): Tensor {
   const tensor = allocateOnDevice(Tensor, host.type as DeviceType, host.dims, device);
-  writeOnDevice(tensor, host.data as BigInt64Array);
+  writeOnDevice(tensor, host.data as ArrayBufferView);
   return tensor;
 }
 

@@ -1,7 +1,8 @@
 import { join } from 'node:path';
 import { InferenceSession } from 'onnxruntime-node';
-import { loadModel } from '../graph-passes/onnx/load.js';
-import { onnx } from '../graph-passes/onnx/proto.js';
+import { decodeModel } from '../graph-passes/onnx/proto.js';
+import { scanModel } from '../graph-passes/onnx/scan.js';
+import { FLOAT16 } from '../graph-passes/onnx/tensor.js';
 import { offersGpu } from '../provider/device-tensor.js';
 import type { FlashLLMOptions } from '../provider/ep-options.js';
 import { Decoder } from './decoder.js';
@@ -58,10 +59,9 @@ function withGraphs(path: string, options: InferenceSession.SessionOptions): Inf
 /** Whether it is a float16 graph with a cache in place: then every node has a GPU kernel and a step's tensors can stay. */
 function canBeRecorded(path: string): boolean {
   try {
-    const output = loadModel(path).proto.graph?.output?.find(({ name }) => name === 'present.0.key');
-    const type = output?.type?.tensorType;
-    const half = type?.elemType === onnx.TensorProto.DataType.FLOAT16;
-    return half && type.shape?.dim?.[2]?.dimParam === IN_PLACE_LENGTH;
+    const { graph } = decodeModel(scanModel(path).bytes);
+    const type = graph?.output?.find(({ name }) => name === 'present.0.key')?.type?.tensorType;
+    return type?.elemType === FLOAT16 && type.shape?.dim?.[2]?.dimParam === IN_PLACE_LENGTH;
   } catch {
     // What is wrong with the file, creating the session says.
     return false;

@@ -1,5 +1,5 @@
-import { fileURLToPath } from 'node:url';
 import { loadNative, type NativeSessionOptions } from './native.js';
+import { toPath } from './session-options.js';
 
 /**
  * Where `device: 'auto'` computes. The provider's GPU kernels are for float16: of a model that computes in float32 only SparseMatMul
@@ -37,8 +37,4 @@ async function mayComputeInFloat16(model: string | Uint8Array): Promise<boolean>
   } catch {
     return true;
   }
-}
-
-function toPath(fileOrUrl: string): string {
-  return fileOrUrl.startsWith('file://') ? fileURLToPath(fileOrUrl) : fileOrUrl;
 }

@@ -1,6 +1,6 @@
 import type { Tensor } from 'onnxruntime-node';
 import { fromNative, InvalidOptionError } from './errors.js';
-import { type DeviceHandle, type DeviceUse, loadNative, type NativeTensor } from './native.js';
+import { type DeviceHandle, type DeviceUse, loadNative, type NativeData, type NativeTensor } from './native.js';
 import { typeName, typeNumber } from './tensor-types.js';
 
 type TensorClass = typeof Tensor;
@@ -71,13 +71,19 @@ export function allocateOnDevice(Class: TensorClass, type: DeviceType, dims: rea
   }
 }
 
+/** A tensor's elements as Node-API takes them: it knows no Float16Array, so those go as 16-bit integers. */
+export function nativeData(data: NativeData): NativeData {
+  if (!ArrayBuffer.isView(data) || Object.prototype.toString.call(data) !== '[object Float16Array]') return data;
+  return new Uint16Array(data.buffer, data.byteOffset, data.byteLength / 2);
+}
+
 /**
  * Writes an array into a tensor on a GPU, whose type and number of elements it must have.
  * @throws an error where it has another, or the tensor has been disposed of.
  */
 export function writeOnDevice(tensor: Tensor, data: ArrayBufferView): void {
   try {
-    loadNative().writeTensor(deviceOf('tensor', tensor), data);
+    loadNative().writeTensor(deviceOf('tensor', tensor), nativeData(data));
   } catch (error) {
     throw fromNative(error);
   }

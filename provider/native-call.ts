@@ -1,5 +1,5 @@
 import type { OnnxValue, Tensor } from 'onnxruntime-node';
-import { deviceOf } from './device-tensor.js';
+import { deviceOf, nativeData } from './device-tensor.js';
 import { InvalidOptionError } from './errors.js';
 import type { NativeArgument, NativeData, NativeTensor } from './native.js';
 import { typeNumber } from './tensor-types.js';
@@ -81,12 +81,5 @@ function toNative(name: string, value: OnnxValue | undefined): NativeTensor {
       `Expected tensor '${name}' on the CPU or as a gpu-buffer but its location is '${tensor.location}'; await getData() first`,
     );
   }
-  const data = tensor.data as NativeData;
-  // Node-API knows no Float16Array: the same bytes as 16-bit integers.
-  const isFloat16Array = tensor.type === 'float16' && !(data instanceof Uint16Array);
-  return { type, dims: tensor.dims, data: isFloat16Array ? asUint16(data as ArrayBufferView) : data };
-}
-
-function asUint16(view: ArrayBufferView): Uint16Array {
-  return new Uint16Array(view.buffer, view.byteOffset, view.byteLength / 2);
+  return { type, dims: tensor.dims, data: nativeData(tensor.data as NativeData) };
 }

@@ -128,7 +128,8 @@ function externalData(
   });
 }
 
-function toPath(fileOrUrl: string): string {
+/** A path as it is, a file's URL as a path. */
+export function toPath(fileOrUrl: string): string {
   return fileOrUrl.startsWith('file://') ? fileURLToPath(fileOrUrl) : fileOrUrl;
 }
 

@@ -26,17 +26,17 @@ export async function speedupChart(results: SpmmResults, peers: Peers): Promise<
   const matrices = matricesOf(results);
   const columns = [...matrices.keys()].sort((a, b) => a - b);
   const points = [...speedupsOf(results), ...peerPoints(peers, results.gpu, columns)];
-  const every = [...new Set([...matrices.values()].flat())].length;
+  const every = [...new Set([...matrices.values()].flat())].sort();
   const panelOf = (n: number) => {
     const of = matrices.get(n) ?? [];
-    return `N = ${n.toLocaleString('en')}${of.length < every ? ` (${of.join(', ')})` : ''}`;
+    return `N = ${n.toLocaleString('en')}${of.length < every.length ? ` (${of.join(', ')})` : ''}`;
   };
   const spec = chartSpec(
     points.map((point) => ({ ...point, panel: panelOf(point.n) })),
     columns.map(panelOf),
     `Speed-up over cublasGemmEx, ${results.model.replace('opt', 'OPT').replace('b', 'B')} on ${results.gpu}`,
     [
-      `Geometric mean over ${[...new Set([...matrices.values()].flat())].sort().join(', ')} unless a panel says otherwise; ${results.date}, commit ${results.commit}.`,
+      `Geometric mean over ${every.join(', ')} unless a panel says otherwise; ${results.date}, commit ${results.commit}.`,
       `Peers: another run, ${peers.date}, on another card of this kind (bench/spmm/peers.json).`,
     ],
   );

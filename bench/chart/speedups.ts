@@ -1,7 +1,7 @@
 // Points of the chart of bench/spmm: geometric means of speed-ups over cublasGemmEx.
 import { geometricMean } from '../statistics.js';
 
-/** One product, as bench/spmm writes it; older files lack some of what it measures now. */
+/** One product, as bench/spmm writes it; null: not measured. */
 export interface SpmmRow {
   readonly matrix: string;
   readonly m: number;
@@ -9,7 +9,7 @@ export interface SpmmRow {
   readonly n: number;
   readonly sparsity: number;
   readonly cublasUs: number | null;
-  readonly cublasLtUs?: number | null;
+  readonly cublasLtUs: number | null;
   readonly plainUs: number;
   readonly pdlUs: number;
 }
@@ -26,8 +26,7 @@ export interface SpmmResults {
   readonly commit: string;
   readonly gpu: string;
   readonly model: string;
-  /** Several where the file joins several runs. */
-  readonly readBandwidthGBs: number | readonly number[];
+  readonly readBandwidthGBs: number;
   readonly results: readonly SpmmRow[];
   readonly structured?: readonly StructuredRow[];
 }
@@ -86,7 +85,7 @@ export function speedupsOf(results: SpmmResults): Point[] {
     if (cublasUs === null) continue;
     speedups.add(lines.plain, row, cublasUs / row.plainUs);
     speedups.add(lines.pdl, row, cublasUs / row.pdlUs);
-    if (cublasLtUs) speedups.add(lines.cublasLt, row, cublasUs / cublasLtUs);
+    if (cublasLtUs !== null) speedups.add(lines.cublasLt, row, cublasUs / cublasLtUs);
     const least = leastMicroseconds(row, results);
     if (least !== undefined) speedups.add(lines.roofline, row, cublasUs / least);
   }
@@ -110,9 +109,8 @@ export function peerPoints(peers: Peers, gpu: string, columns: readonly number[]
  * sheet's rate: whichever is longer. Undefined where arithmetic may decide and the rate is not known.
  */
 function leastMicroseconds({ m, k, n, sparsity }: SpmmRow, results: SpmmResults): number | undefined {
-  const bandwidths = [results.readBandwidthGBs].flat();
   const bytes = (m * k) / 8 + 2 * (1 - sparsity) * m * k + 2 * n * (k + m);
-  const memory = bytes / (1e3 * (bandwidths.reduce((sum, value) => sum + value, 0) / bandwidths.length));
+  const memory = bytes / (1e3 * results.readBandwidthGBs);
   const peak = peakFlops[shortGpuName(results.gpu) ?? ''];
   if (peak === undefined) return n <= 64 ? memory : undefined;
   return Math.max(memory, (2e6 * m * k * n) / peak);

@@ -2,6 +2,7 @@
 // programmatic dependent launch, whole and with some of its kernels left out. A kernel's cost is the difference: its
 // own time, what it keeps its neighbours from overlapping, and one dependency more.
 #include <algorithm>
+#include <cmath>
 #include <cstdio>
 #include <memory>
 #include <string>
@@ -107,12 +108,13 @@ class Step {
     norm_.rows = batch, norm_.width = h;
     norm_.constant_affine = norm_.programmatic = true;
 
-    attention_.batch = batch, attention_.sequence = 1, attention_.heads = h / 128, attention_.head_dim = 128;
+    attention_.batch = batch, attention_.sequence = 1, attention_.head_dim = HeadSize(h);
+    attention_.heads = h / attention_.head_dim;
     cuda::SetPacked(wide_.get(), &attention_);
     attention_.past_capacity = attention_.present_capacity = attention_.total = context;
     attention_.seqlens = static_cast<const int32_t*>(seqlens_.get());
     attention_.output = narrow_.get();
-    attention_.scale = 0.0883883f;
+    attention_.scale = 1 / std::sqrt(static_cast<float>(attention_.head_dim));
     attention_.compute_capability = gpu.sparse.compute_capability, attention_.sm_count = gpu.sparse.sm_count;
     attention_.programmatic = true;
     workspace_ = std::make_unique<Memory>(cuda::AttentionWorkspaceBytes(attention_));

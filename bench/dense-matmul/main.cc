@@ -11,6 +11,7 @@
 #include "bench/gpu/cublas.h"
 #include "bench/gpu/memory.h"
 #include "bench/gpu/opt_models.h"
+#include "bench/gpu/packed_weights.h"
 #include "bench/gpu/report.h"
 #include "bench/gpu/rotation.h"
 #include "bench/gpu/timing.h"
@@ -93,12 +94,10 @@ class Bench {
   JsonObject Start() {
     cudaDeviceProp properties = {};
     Check(cudaGetDeviceProperties(&properties, 0), "device");
-    Check(cuda::GetDenseDevice(0, &device_), "GetDenseDevice");
-    Check(cuda::GetDeviceInfo(0, &sparse_device_), "GetDeviceInfo");
-    Check(cuda::PreparePrefill(sparse_device_), "PreparePrefill");
+    gpu_.Prepare();
     bandwidth_ = ReadBandwidth();
     has_cublas_ = settings_.cublas && cublas_.Open();
-    std::printf("%s, %d SMs, read bandwidth %.0f GB/s, cuBLAS %d\n", properties.name, device_.sm_count, bandwidth_,
+    std::printf("%s, %d SMs, read bandwidth %.0f GB/s, cuBLAS %d\n", properties.name, gpu_.dense.sm_count, bandwidth_,
                 cublas_.version());
     JsonObject header = DescribeRun(settings_.commit, properties);
     header.Integer("cublas", cublas_.version()).Text("model", settings_.model);
@@ -116,7 +115,7 @@ class Bench {
 
   void RunDense(const std::string& name, const Workload& w, const __half* x, __half* y) {
     const Rotation weights(w.dense, w.m * w.k * 2);
-    cuda::DenseDevice older = device_;
+    cuda::DenseDevice older = gpu_.dense;
     older.encode_tensor_map = nullptr;
     for (int n : settings_.columns) {
       const auto launch_on = [&, n](const cuda::DenseDevice& device) {
@@ -127,23 +126,17 @@ class Bench {
           Check(cuda::LaunchDenseMatMul(device, args, stream), "LaunchDenseMatMul");
         };
       };
-      std::vector<Kernel> kernels = {{"dense", launch_on(device_)}};
+      std::vector<Kernel> kernels = {{"dense", launch_on(gpu_.dense)}};
       if (settings_.sm80) kernels.push_back({"dense-sm80", launch_on(older)});
       Compare({name, "", w.m, w.k, n, 0.0}, w, weights, x, y, kernels);
     }
   }
 
   void RunPrefill(const std::string& name, const Workload& w, double sparsity, const __half* x, __half* y) {
-    cuda::WeightPlan plan;
-    Check(cuda::MakePlan(w.view(), sparse_device_, {}, &plan), "MakePlan");
-    const cuda::DeviceParts parts{w.bitmap, w.row_offsets, w.values, ValueType::kFloat16};
-    const Memory staging(plan.staging_bytes);
-    Check(cuda::Measure(parts, staging.get(), nullptr, &plan), "Measure");
-    const Memory layout(plan.layout_bytes);
-    Check(cuda::Convert(plan, parts, staging.get(), layout.get(), nullptr), "Convert");
-    Check(cudaDeviceSynchronize(), "Convert");
-    const Rotation packed(layout.get(), plan.layout_bytes), dense(w.dense, w.m * w.k * 2);
-    MeasureExpansion(name, plan, packed, sparsity);
+    const PackedWeights packed(w, gpu_, {});
+    const cuda::WeightPlan& plan = packed.plan();
+    const Rotation dense(w.dense, w.m * w.k * 2);
+    MeasureExpansion(name, packed, sparsity);
     const int64_t scratch_bytes =
         settings_.scratch_mib > 0 ? settings_.scratch_mib << 20 : cuda::PrefillScratchBytes(plan);
     const Memory scratch(scratch_bytes);
@@ -153,13 +146,13 @@ class Bench {
       std::vector<Kernel> kernels = {
           {"prefill", [&, args](int i, bool programmatic, cudaStream_t stream) mutable {
              args.programmatic = programmatic;
-             Check(cuda::PrefillMatMul(plan, packed.at(i), device_, args, scratch.get(), scratch_bytes, stream),
+             Check(cuda::PrefillMatMul(plan, packed.at(i), gpu_.dense, args, scratch.get(), scratch_bytes, stream),
                    "PrefillMatMul");
            }}};
       if (n <= kMostPacked) {
         kernels.push_back({"packed", [&, args](int i, bool programmatic, cudaStream_t stream) mutable {
                              args.programmatic = programmatic;
-                             Check(cuda::Launch(plan, packed.at(i), parts, args, stream), "Launch");
+                             Check(cuda::Launch(plan, packed.at(i), packed.parts(), args, stream), "Launch");
                            }});
       }
       Compare({name, "", w.m, w.k, n, sparsity}, w, dense, x, y, kernels);
@@ -167,8 +160,8 @@ class Bench {
   }
 
   /// Prints the time of expanding the whole weight, and the bandwidth of what it reads and writes.
-  void MeasureExpansion(const std::string& name, const cuda::WeightPlan& plan, const Rotation& weights,
-                        double sparsity) {
+  void MeasureExpansion(const std::string& name, const PackedWeights& weights, double sparsity) {
+    const cuda::WeightPlan& plan = weights.plan();
     const double bytes = plan.layout_bytes + 2.0 * plan.out_features * plan.in_features;
     const Memory dense(2 * plan.out_features * plan.in_features);
     Result r{name, "expansion", plan.out_features, plan.in_features, 0, sparsity};
@@ -244,8 +237,7 @@ class Bench {
   }
 
   const Settings settings_;
-  cuda::DenseDevice device_;
-  cuda::DeviceInfo sparse_device_;
+  Gpu gpu_;
   double bandwidth_ = 0;
   Cublas cublas_;
   bool has_cublas_ = false, wrong_ = false;

@@ -148,6 +148,7 @@ def main():
     del dense
     gc.collect()
     torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats()
     if not arguments.no_transformers:
         measure("transformers generate", transformers_generator(arguments.size, capacity), prompts, arguments, 1)
 

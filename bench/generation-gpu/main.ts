@@ -174,7 +174,12 @@ await new Command('bench:gpu:generation')
   .option('--batch <number>', 'prompts at once', wholeNumber(1), 16)
   .option('--prompt-tokens <number>', 'tokens of each prompt', wholeNumber(1), 64)
   .option('--new-tokens <number>', 'tokens to generate for each', wholeNumber(2), 256)
-  .option('--repeats <number>', 'measurements of each, after one that is not counted', wholeNumber(1), 3)
+  .option(
+    '--repeats <number>',
+    'measurements of each (one of transformers), after one that is not counted',
+    wholeNumber(1),
+    3,
+  )
   .option('--python <path>', 'with torch and transformers', 'python3')
   .option('--commit <hash>', 'what is measured, where there is no git to tell')
   .option('-o, --output <file>', 'also write the result as JSON')

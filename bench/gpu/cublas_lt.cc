@@ -102,7 +102,6 @@ bool CublasLt::Choose(int m, int k, int n, const Rotation& w, const __half* x, _
   }
   const std::vector<double> times = TimeInTurns(candidates, kRounds);
   *product = proposals[std::min_element(times.begin(), times.end()) - times.begin()];
-  product->proposed = static_cast<int>(proposals.size());
   return true;
 }
 

@@ -24,7 +24,6 @@ class CublasLt {
     void* operation = nullptr;
     void* layouts[3] = {};              // of W, X and Y
     std::array<uint64_t, 8> algorithm;  // cublasLtMatmulAlgo_t
-    int proposed = 0;                   // algorithms that were timed
   };
 
   /// Asks the heuristic for algorithms of Y[n, m] = X[n, k] · W[m, k]ᵀ, float16, accumulated in float32, times each on

@@ -20,6 +20,9 @@ inline int64_t HiddenSize(const std::string& model) {
   std::exit(2);
 }
 
+/// Width of an attention head.
+inline int64_t HeadSize(int64_t h) { return h == 2048 ? 64 : 128; }
+
 /// The four matrices of a decoder layer, [out_features, in_features].
 inline std::map<std::string, std::pair<int64_t, int64_t>> LayerShapes(int64_t h) {
   return {{"qkv", {3 * h, h}}, {"o", {h, h}}, {"fc1", {4 * h, h}}, {"fc2", {h, 4 * h}}};

@@ -25,6 +25,9 @@ class PackedWeights {
   PackedWeights(const Workload& workload, const Gpu& gpu, const cuda::PlanOptions& options);
 
   const cuda::WeightPlan& plan() const { return plan_; }
+  const cuda::DeviceParts& parts() const { return parts_; }
+  /// Copy i of the packed weight.
+  const void* at(int i) const { return copies_->at(i); }
   int launches() const { return copies_->launches(); }
   /// Whether n columns are multiplied by way of expansion.
   bool IsPrefill(int64_t n) const;

@@ -2,9 +2,9 @@
 
     python bench/load/load.py MODEL.onnx [--library native/linux-x64/libonnxruntime_ep_flashllm.so] [--json FILE] [--commit HASH]
 
-`MODEL.onnx` comes from `flashllm export` and `rewrite`, or is one that bench/decode/random_weights.py filled (then with
+`MODEL.onnx` comes from `flashllm export` and `rewrite`, or is one that bench/decode/random_model.py made (then with
 --no-checksum). The file is read once before, so that disks do not count. It needs onnxruntime 1.30 and torch, which measures the
-bus: copies of 1 GB from pinned memory.
+bus: copies of 1 GiB from pinned memory.
 """
 
 import argparse

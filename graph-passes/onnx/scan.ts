@@ -137,14 +137,20 @@ class Scanner {
 
   private fieldBody(wireType: number, at: number, end: number): { start: number; end: number; length: number } {
     const until = (start: number, stop: number) => {
-      if (stop > end) throw new ModelError(`a field at byte ${at} is longer than what holds it`);
+      if (stop > end)
+        throw new ModelError(
+          `a field at byte ${at} is longer than what holds it: the file is cut short, or no ONNX model`,
+        );
       return { start, end: stop, length: stop - start };
     };
     if (wireType === 0) return until(at, this.window.varint(at, end).next);
     if (wireType === 1) return until(at, at + 8);
     if (wireType === 5) return until(at, at + 4);
     if (wireType === 3) return until(at, this.groupEnd(at, end, 0));
-    if (wireType !== 2) throw new ModelError(`wire type ${wireType} before byte ${at} does not exist in protobuf`);
+    if (wireType !== 2)
+      throw new ModelError(
+        `wire type ${wireType} before byte ${at} does not exist in protobuf: the file is no ONNX model`,
+      );
     const length = this.window.varint(at, end);
     return until(length.next, length.next + length.value);
   }

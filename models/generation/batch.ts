@@ -9,8 +9,8 @@ export interface ScheduledSequence {
   /** Whether the likeliest token is all that `next` needs to know. */
   readonly greedy: boolean;
   /**
-   * @param token the likeliest next token.
    * @param logits of the next token [vocabulary], valid during the call; left out only where `greedy` was true.
+   * @param likeliest the likeliest next token, where logits are left out.
    * @returns the token that was chosen, or undefined at the end.
    */
   next(logits: Float32Array | undefined, likeliest?: number): number | undefined;

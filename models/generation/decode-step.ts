@@ -11,13 +11,13 @@ export interface DecodeRow {
   readonly token: number;
 }
 
-/** What comes after each row's token. */
-export interface NextTokens {
-  /** The likeliest, where the model tells it. */
-  readonly likeliest: BigInt64Array | undefined;
-  /** Left out where only the likeliest were asked for, and the model tells them. Valid until the next step. */
-  readonly logits: Logits | undefined;
-}
+/**
+ * What comes after each row's token: the likeliest, where they are all that was asked for and the model tells them; else
+ * logits. Valid until the next step.
+ */
+export type NextTokens =
+  | { readonly likeliest: BigInt64Array; readonly logits?: undefined }
+  | { readonly likeliest?: undefined; readonly logits: Logits };
 
 /**
  * One new token for each of the same rows of a cache, again and again. Its tensors never change their shape or place: the mask is as
@@ -78,10 +78,10 @@ export class DecodeStep {
       this.positions[row] = BigInt(past);
       this.keep(row, past + 1);
     }
-    const onlyLikeliest = greedy && this.likeliest !== undefined;
-    if (this.prepared) await this.prepared.start(onlyLikeliest ? [LIKELIEST] : undefined);
+    const likeliest = greedy ? this.likeliest : undefined;
+    if (this.prepared) await this.prepared.start([likeliest ? LIKELIEST : 'logits']);
     else await this.decoder.session.run(this.feeds as Record<string, Tensor>, this.fetches as Record<string, Tensor>);
-    return { likeliest: this.likeliest, logits: onlyLikeliest ? undefined : new Logits(this.logits) };
+    return likeliest ? { likeliest } : { logits: new Logits(this.logits) };
   }
 
   /** Lets its memory go, its views of the cache and what a GPU recorded. Nothing is running. */

@@ -25,8 +25,7 @@ interface Prefill {
 
 /** A decoding step that has been started. */
 interface Flight {
-  readonly first: number;
-  /** Of row `first` and following. */
+  /** What its rows, one after the other, were for. */
   readonly slots: readonly (Slot | undefined)[];
   readonly result: Promise<NextTokens>;
 }
@@ -40,8 +39,9 @@ interface RowInput {
 
 /**
  * A batch for decoders that update a cache in place: each sequence has a row of its own from its first token on, and
- * no step or newcomer copies what is there. A step takes the rows between the first and the last that run; a free or
- * waiting row among them computes a token that nobody reads, at a position that is written anew before it counts.
+ * no step or newcomer copies what is there. A step takes the rows between the first and the last that run, or more of
+ * them (DecodeSteps); a free or waiting row among them computes a token that nobody reads, at a position that is written
+ * anew before it counts.
  */
 export class RowBatch implements Batch {
   private readonly slots: (Slot | undefined)[] = [];
@@ -163,7 +163,7 @@ export class RowBatch implements Batch {
     const tokens = likeliest && Array.from(likeliest, Number);
     // But for those that were cancelled during the step.
     const live = flight.slots.flatMap((slot, i) => (slot && this.slots.includes(slot) ? [{ slot, i }] : []));
-    if (!logits && tokens) await this.runAhead(live, tokens, more);
+    if (tokens) await this.runAhead(live, tokens, more);
     for (const { slot, i } of live) {
       const row = this.slots.indexOf(slot);
       if (row < 0) continue;
@@ -191,7 +191,7 @@ export class RowBatch implements Batch {
     });
     const step = await this.steps.step(range, 1 + Math.max(...rows.map(({ past }) => past)));
     const greedy = this.decoding.every((sequence) => sequence.greedy);
-    return { first, slots, result: step.run(rows, greedy) };
+    return { slots, result: step.run(rows, greedy) };
   }
 
   /**
@@ -253,9 +253,8 @@ export class RowBatch implements Batch {
   /** Moves the last row into a free one before it while there is one, so that steps have no more rows than they need. */
   private async compact(): Promise<void> {
     for (;;) {
-      const size = this.slots.findLastIndex((slot) => slot !== undefined) + 1;
-      if (this.steps.rounded(size) === this.steps.rounded(this.decoding.length)) return;
       const from = this.slots.findLastIndex((slot) => slot !== undefined);
+      if (this.steps.rounded(from + 1) === this.steps.rounded(this.decoding.length)) return;
       const { first } = this.steps.range({ first: this.slots.findIndex((slot) => slot !== undefined), count: 1 });
       const to = this.slots.findIndex((slot, row) => slot === undefined && row >= first && row < from);
       const slot = this.slots[from];

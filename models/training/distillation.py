@@ -1,4 +1,4 @@
-"""The loss of training: the cross entropy from the teacher's distribution of the next token to the student's, with the head in it.
+"""Losses with the head in them: the divergence of the student's distribution of the next token from the teacher's, and −log p of tokens.
 
 Logits of a batch would be the largest thing in memory by far; they are made, used and dropped in chunks, and the gradient with them.
 """

@@ -28,7 +28,7 @@ struct PruneOptions {
   double damping = 0.01;                  // kSparseGpt: of the mean diagonal
   int64_t block_columns = 128;            // kSparseGpt
   int iterations = 20;                    // kAdmm
-  int refinement = 10;                    // steps of conjugate gradients on the support that the method has found
+  int refinement = 10;                    // steps of conjugate gradients on the support that was found; 0: none
 };
 
 /// A linear Y = X·Wᵀ + b: weights [out_features, in_features].

@@ -15,10 +15,7 @@ namespace flashllm::ep {
 namespace {
 
 /// "12.8" of 12080; null of 0, which means that there is none.
-std::string Version(int version) {
-  if (version == 0) return "null";
-  return JsonString(std::to_string(version / 1000) + "." + std::to_string(version % 1000 / 10));
-}
+std::string Version(int version) { return version == 0 ? "null" : JsonString(CudaVersion(version)); }
 
 std::string Device(int index, int driver) {
   cudaDeviceProp properties{};

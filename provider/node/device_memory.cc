@@ -1,7 +1,6 @@
 #include "provider/node/device_memory.h"
 
 #include <string>
-#include <vector>
 
 #include "provider/node/ort_library.h"
 #include "provider/node/run_threads.h"
@@ -33,18 +32,10 @@ Napi::Value DeviceUse(const Napi::CallbackInfo& info) {
 
 Napi::Value WriteTensor(const Napi::CallbackInfo& info) {
   return Boundary(info.Env(), [&] {
-    const std::shared_ptr<DeviceTensor> tensor = LiveDeviceTensor(info[0]);
-    OrtValue* const to = tensor->value.get();
-    OrtTensorTypeAndShapeInfo* raw = nullptr;
-    Check(g_ort.api->GetTensorTypeAndShape(to, &raw));
-    const Owned<OrtTensorTypeAndShapeInfo> shape(raw);
-    ONNXTensorElementDataType type = ONNX_TENSOR_ELEMENT_DATA_TYPE_UNDEFINED;
-    size_t rank = 0;
-    Check(g_ort.api->GetTensorElementType(raw, &type));
-    Check(g_ort.api->GetDimensionsCount(raw, &rank));
-    std::vector<int64_t> dims(rank);
-    Check(g_ort.api->GetDimensions(raw, dims.data(), rank));
-    const JsTensor from = FromJs(type, dims, info[1], "tensor", false);
+    const std::shared_ptr<DeviceTensor> held = LiveDeviceTensor(info[0]);
+    OrtValue* const to = held->value.get();
+    const Description tensor = Describe(to, "tensor");
+    const JsTensor from = FromJs(tensor.type, tensor.dims, info[1], "tensor", false);
     const OrtValue* const source = from.get();
     if (from.bytes > 0) Check(g_ort.api->CopyTensors(GetRuntime().env, &source, &to, nullptr, 1));
     return info.Env().Undefined();

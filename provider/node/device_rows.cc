@@ -12,16 +12,8 @@ namespace flashllm::node {
 namespace {
 
 /// A tensor's memory and shape.
-struct Extent {
-  explicit Extent(const OrtValue* value) {
-    OrtTensorTypeAndShapeInfo* raw = nullptr;
-    Check(g_ort.api->GetTensorTypeAndShape(value, &raw));
-    const Owned<OrtTensorTypeAndShapeInfo> info(raw);
-    size_t rank = 0;
-    Check(g_ort.api->GetTensorElementType(raw, &type));
-    Check(g_ort.api->GetDimensionsCount(raw, &rank));
-    dims.resize(rank);
-    Check(g_ort.api->GetDimensions(raw, dims.data(), rank));
+struct Extent : Description {
+  explicit Extent(const OrtValue* value) : Description(Describe(value, "tensor")) {
     Check(g_ort.api->GetTensorSizeInBytes(value, &bytes));
     Check(g_ort.api->GetTensorMemoryInfo(value, &memory));
     const void* begin = nullptr;
@@ -39,8 +31,6 @@ struct Extent {
     return Owned<OrtValue>(part);
   }
 
-  ONNXTensorElementDataType type = ONNX_TENSOR_ELEMENT_DATA_TYPE_UNDEFINED;
-  std::vector<int64_t> dims;
   size_t bytes = 0;
   const OrtMemoryInfo* memory = nullptr;
   char* data = nullptr;

@@ -18,16 +18,10 @@ namespace {
 /// ONNX Runtime's version from which a recorded graph can be released.
 constexpr uint32_t kReleasesGraphs = 27;
 
-std::vector<const char*> Pointers(const std::vector<std::string>& names) {
-  std::vector<const char*> pointers;
-  for (const std::string& name : names) pointers.push_back(name.c_str());
-  return pointers;
-}
-
 class PreparedRun {
  public:
   /// Throws Error where the session is released or a tensor is not what it is said to be.
-  PreparedRun(const Napi::CallbackInfo& info)
+  explicit PreparedRun(const Napi::CallbackInfo& info)
       : state_(StateOf(info[0])),
         tensors_(Napi::Persistent(info[2].As<Napi::Object>())),
         sides_(ReadRun(*state_, info[1], info[2].As<Napi::Array>(), true)),
@@ -52,7 +46,8 @@ class PreparedRun {
       // A replayed graph is started, not waited for.
       Check(g_ort.api->SynchronizeBoundOutputs(binding_.get()));
     } else {
-      RunUnbound(use.session());
+      std::vector<Owned<OrtValue>> none;  // every output has a place
+      Check(Run(use.session(), options_.get(), sides_, &none));
     }
     Copy(sides_.outputs, copies, false);
   }
@@ -83,17 +78,6 @@ class PreparedRun {
     if (side.kinds[i] != Kind::kData) return;
     throw Error(ORT_INVALID_ARGUMENT, "tensor '" + side.names[i] + "' is in memory of the host, but others of this " +
                                           "prepared run are on a GPU; mirror it there");
-  }
-
-  void RunUnbound(OrtSession* session) {
-    const std::vector<const char*> input_names = Pointers(sides_.inputs.names),
-                                   output_names = Pointers(sides_.outputs.names);
-    std::vector<const OrtValue*> inputs;
-    std::vector<OrtValue*> outputs;
-    for (const JsTensor& value : sides_.inputs.values) inputs.push_back(value.get());
-    for (const JsTensor& value : sides_.outputs.values) outputs.push_back(value.get());
-    Check(g_ort.api->Run(session, options_.get(), input_names.data(), inputs.data(), inputs.size(), output_names.data(),
-                         output_names.size(), outputs.data()));
   }
 
   /// Copies the mirrored tensors of a side whose bit is set.

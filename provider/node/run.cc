@@ -18,21 +18,17 @@ namespace {
 class RunTask : public Task {
  public:
   RunTask(const Napi::Value& handle, const Napi::Value& layout, const Napi::Array& tensors, const Napi::Object& options)
-      : use_(std::in_place, StateOf(handle)), options_(ReadRunOptions(options)), tensors_(Napi::Persistent(tensors)) {
-    RunSides sides = ReadRun(*StateOf(handle), layout, tensors, false);
-    input_names_ = std::move(sides.inputs.names);
-    inputs_ = std::move(sides.inputs.values);
-    output_names_ = std::move(sides.outputs.names);
-    outputs_ = std::move(sides.outputs.values);
-    for (const Kind kind : sides.outputs.kinds) on_device_.push_back(kind == Kind::kNewOnDevice);
-  }
+      : use_(std::in_place, StateOf(handle)),
+        options_(ReadRunOptions(options)),
+        tensors_(Napi::Persistent(tensors)),
+        sides_(ReadRun(*StateOf(handle), layout, tensors, false)) {}
 
   void Execute() override {
-    results_.resize(outputs_.size());
     OrtStatus* status = nullptr;
     std::shared_lock<std::shared_mutex> graphs(use_->graphs());
-    if (std::find(on_device_.begin(), on_device_.end(), true) == on_device_.end()) {
-      status = Run();
+    const std::vector<Kind>& kinds = sides_.outputs.kinds;
+    if (std::find(kinds.begin(), kinds.end(), Kind::kNewOnDevice) == kinds.end()) {
+      status = Run(use_->session(), options_.get(), sides_, &results_);
     } else {
       session_ = use_->shared();
       status = RunBound();
@@ -43,17 +39,19 @@ class RunTask : public Task {
   }
 
   Napi::Value Result(Napi::Env env) override {
-    Napi::Array array = Napi::Array::New(env, outputs_.size());
-    for (uint32_t i = 0; i < outputs_.size(); ++i) {
-      if (outputs_[i].get() == nullptr) {
-        array.Set(i, on_device_[i] && IsOnDevice(results_[i].get())
-                         ? ToJs(env, output_names_[i], std::move(results_[i]), session_)
-                         : ToJs(env, output_names_[i], std::move(results_[i]), inputs_));
+    const std::vector<JsTensor>&inputs = sides_.inputs.values, &outputs = sides_.outputs.values;
+    Napi::Array array = Napi::Array::New(env, outputs.size());
+    for (uint32_t i = 0; i < outputs.size(); ++i) {
+      if (outputs[i].get() == nullptr) {
+        const std::string& name = sides_.outputs.names[i];
+        array.Set(i, StaysOnDevice(i) && IsOnDevice(results_[i].get())
+                         ? ToJs(env, name, std::move(results_[i]), session_)
+                         : ToJs(env, name, std::move(results_[i]), inputs));
         continue;
       }
-      if (outputs_[i].type == ONNX_TENSOR_ELEMENT_DATA_TYPE_STRING) {
-        const uint32_t place = static_cast<uint32_t>(inputs_.size() + i);
-        CopyStrings(env, outputs_[i].value.get(), tensors_.Value().Get(place).As<Napi::Array>());
+      if (outputs[i].type == ONNX_TENSOR_ELEMENT_DATA_TYPE_STRING) {
+        const uint32_t place = static_cast<uint32_t>(inputs.size() + i);
+        CopyStrings(env, outputs[i].value.get(), tensors_.Value().Get(place).As<Napi::Array>());
       }
       array.Set(i, env.Null());
     }
@@ -65,39 +63,16 @@ class RunTask : public Task {
   }
 
  private:
-  OrtStatus* Run();
   OrtStatus* RunBound();
+  bool StaysOnDevice(size_t output) const { return sides_.outputs.kinds[output] == Kind::kNewOnDevice; }
 
   std::optional<SessionState::Use> use_;
   std::shared_ptr<OrtSession> session_;  // where outputs stay in its memory
   Owned<OrtRunOptions> options_;
   Napi::Reference<Napi::Array> tensors_;  // keeps what the values borrow
-  std::vector<std::string> input_names_, output_names_;
-  std::vector<JsTensor> inputs_, outputs_;
-  std::vector<bool> on_device_;  // outputs that stay on the GPU
+  const RunSides sides_;
   std::vector<Owned<OrtValue>> results_;
 };
-
-OrtStatus* RunTask::Run() {
-  std::vector<const char*> input_names, output_names;
-  std::vector<const OrtValue*> inputs;
-  std::vector<OrtValue*> outputs;
-  for (size_t i = 0; i < inputs_.size(); ++i) {
-    input_names.push_back(input_names_[i].c_str());
-    inputs.push_back(inputs_[i].get());
-  }
-  for (size_t i = 0; i < outputs_.size(); ++i) {
-    output_names.push_back(output_names_[i].c_str());
-    outputs.push_back(outputs_[i].get());
-  }
-  const std::vector<OrtValue*> given = outputs;
-  OrtStatus* status = g_ort.api->Run(use_->session(), options_.get(), input_names.data(), inputs.data(), inputs.size(),
-                                     output_names.data(), output_names.size(), outputs.data());
-  for (size_t i = 0; i < outputs.size(); ++i) {
-    if (outputs[i] != given[i]) results_[i].reset(outputs[i]);
-  }
-  return status;
-}
 
 /// A run some of whose outputs stay where they were computed: ONNX Runtime takes places only of bound outputs.
 OrtStatus* RunTask::RunBound() {
@@ -105,30 +80,32 @@ OrtStatus* RunTask::RunBound() {
   OrtIoBinding* made = nullptr;
   Check(g_ort.api->CreateIoBinding(session, &made));
   const Owned<OrtIoBinding> binding(made);
-  for (size_t i = 0; i < inputs_.size(); ++i) {
-    Check(g_ort.api->BindInput(made, input_names_[i].c_str(), inputs_[i].get()));
+  const RunTensors &inputs = sides_.inputs, &outputs = sides_.outputs;
+  for (size_t i = 0; i < inputs.names.size(); ++i) {
+    Check(g_ort.api->BindInput(made, inputs.names[i].c_str(), inputs.values[i].get()));
   }
   std::vector<const OrtMemoryInfo*> places(use_->output_count());
   Check(g_ort.api->SessionGetMemoryInfoForOutputs(session, places.data(), places.size()));
-  for (size_t i = 0; i < outputs_.size(); ++i) {
-    const char* name = output_names_[i].c_str();
-    const OrtMemoryInfo* computed = places[use_->output_index(output_names_[i])];
-    Check(
-        outputs_[i].get() != nullptr
-            ? g_ort.api->BindOutput(made, name, outputs_[i].get())
-            : g_ort.api->BindOutputToDevice(made, name, on_device_[i] && computed != nullptr ? computed : CpuMemory()));
+  for (size_t i = 0; i < outputs.names.size(); ++i) {
+    const char* name = outputs.names[i].c_str();
+    const OrtMemoryInfo* computed = places[outputs.slots[i]];
+    Check(outputs.values[i].get() != nullptr
+              ? g_ort.api->BindOutput(made, name, outputs.values[i].get())
+              : g_ort.api->BindOutputToDevice(made, name,
+                                              StaysOnDevice(i) && computed != nullptr ? computed : CpuMemory()));
   }
   Check(g_ort.api->SynchronizeBoundInputs(made));
   OrtStatus* status = g_ort.api->RunWithBinding(session, options_.get(), made);
   if (status == nullptr) status = g_ort.api->SynchronizeBoundOutputs(made);
   if (status != nullptr) return status;
+  results_.resize(outputs.names.size());
   OrtValue** values = nullptr;
   size_t count = 0;
   OrtAllocator* allocator = DefaultAllocator();
   Check(g_ort.api->GetBoundOutputValues(made, allocator, &values, &count));
   for (size_t i = 0; i < count; ++i) {
     Owned<OrtValue> value(values[i]);
-    if (outputs_[i].get() == nullptr) results_[i] = std::move(value);
+    if (outputs.values[i].get() == nullptr) results_[i] = std::move(value);
   }
   if (values != nullptr) allocator->Free(allocator, values);
   return nullptr;

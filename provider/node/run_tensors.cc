@@ -70,6 +70,12 @@ void ReadTensor(Numbers* numbers, const Napi::Value& given, const std::string& n
   into->hosts.push_back(std::move(host));
 }
 
+std::vector<const char*> Pointers(const std::vector<std::string>& names) {
+  std::vector<const char*> pointers;
+  for (const std::string& name : names) pointers.push_back(name.c_str());
+  return pointers;
+}
+
 }  // namespace
 
 RunSides ReadRun(const SessionState& session, const Napi::Value& layout, const Napi::Array& tensors, bool prepared) {
@@ -80,12 +86,30 @@ RunSides ReadRun(const SessionState& session, const Napi::Value& layout, const N
     const bool is_input = i < inputs;
     const std::vector<ValueInfo>& known = is_input ? session.inputs() : session.outputs();
     if (known.empty()) throw Error(ORT_INVALID_ARGUMENT, "a run names a tensor that the session does not have");
-    const std::string& name = known[numbers.Next(known.size() - 1)].name;
+    RunTensors* const side = is_input ? &sides.inputs : &sides.outputs;
+    side->slots.push_back(numbers.Next(known.size() - 1));
+    const std::string& name = known[side->slots.back()].name;
     const Kind kind = ReadKind(&numbers, is_input, prepared);
-    ReadTensor(&numbers, tensors.Get(static_cast<uint32_t>(i)), name, kind, is_input,
-               is_input ? &sides.inputs : &sides.outputs);
+    ReadTensor(&numbers, tensors.Get(static_cast<uint32_t>(i)), name, kind, is_input, side);
   }
   return sides;
+}
+
+OrtStatus* Run(OrtSession* session, const OrtRunOptions* options, const RunSides& sides,
+               std::vector<Owned<OrtValue>>* outputs) {
+  const std::vector<const char*> input_names = Pointers(sides.inputs.names),
+                                 output_names = Pointers(sides.outputs.names);
+  std::vector<const OrtValue*> inputs;
+  std::vector<OrtValue*> values;
+  for (const JsTensor& value : sides.inputs.values) inputs.push_back(value.get());
+  for (const JsTensor& value : sides.outputs.values) values.push_back(value.get());
+  outputs->resize(values.size());
+  OrtStatus* status = g_ort.api->Run(session, options, input_names.data(), inputs.data(), inputs.size(),
+                                     output_names.data(), output_names.size(), values.data());
+  for (size_t i = 0; i < values.size(); ++i) {
+    if (values[i] != sides.outputs.values[i].get()) (*outputs)[i].reset(values[i]);
+  }
+  return status;
 }
 
 bool UsesDevice(const RunTensors& tensors) {

@@ -168,14 +168,6 @@ SessionState::Use::Use(std::shared_ptr<SessionState> state) : state_(std::move(s
   ++state_->uses_;
 }
 
-size_t SessionState::Use::output_index(const std::string& name) const {
-  const std::vector<ValueInfo>& outputs = state_->outputs_;
-  for (size_t i = 0; i < outputs.size(); ++i) {
-    if (outputs[i].name == name) return i;
-  }
-  throw Error(ORT_INVALID_ARGUMENT, "the model has no output '" + name + "'");
-}
-
 SessionState::Use::~Use() {
   std::lock_guard<std::mutex> lock(state_->mutex_);
   --state_->uses_;

@@ -40,8 +40,6 @@ class SessionState {
     /// Held shared by every run, and alone by who releases a recorded graph: ONNX Runtime does not keep them apart.
     std::shared_mutex& graphs() const { return state_->graphs_; }
     size_t output_count() const { return state_->outputs_.size(); }
-    /// Place of an output among the session's. Throws Error where it has none of this name.
-    size_t output_index(const std::string& name) const;
 
    private:
     std::shared_ptr<SessionState> state_;

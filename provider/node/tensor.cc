@@ -93,11 +93,7 @@ using DeviceHandle = Napi::External<std::shared_ptr<DeviceTensor>>;
 /// What a handle holds: null once it is disposed of.
 std::shared_ptr<DeviceTensor> DeviceTensorOf(const Napi::Value& handle) { return *handle.As<DeviceHandle>().Data(); }
 
-struct Description {
-  ONNXTensorElementDataType type = ONNX_TENSOR_ELEMENT_DATA_TYPE_UNDEFINED;
-  std::vector<int64_t> dims;
-  size_t count = 0;
-};
+}  // namespace
 
 Description Describe(const OrtValue* value, const std::string& name) {
   ONNXType kind = ONNX_TYPE_UNKNOWN;
@@ -118,6 +114,8 @@ Description Describe(const OrtValue* value, const std::string& name) {
   tensor.count = CountElements(tensor.dims, name);
   return tensor;
 }
+
+namespace {
 
 Napi::Object DescriptionToJs(Napi::Env env, const Description& tensor) {
   Napi::Object result = Napi::Object::New(env);

@@ -33,6 +33,15 @@ struct JsTensor {
   size_t bytes = 0;
 };
 
+/// What a tensor is, wherever it lies.
+struct Description {
+  ONNXTensorElementDataType type = ONNX_TENSOR_ELEMENT_DATA_TYPE_UNDEFINED;
+  std::vector<int64_t> dims;
+  size_t count = 0;  // of elements
+};
+/// Throws Error, which names the value `name`, where it is no tensor.
+Description Describe(const OrtValue* value, const std::string& name);
+
 /// A tensor of this element type and shape whose elements are `data`, a typed array or an array of strings. Throws
 /// Error (ORT_INVALID_ARGUMENT) that names the tensor `name`, what was found and what was expected. `with_strings`:
 /// whether the elements of a string tensor are read (not for one that is only written to).
@@ -64,7 +73,7 @@ OrtAllocator* AllocatorOfGpu(int ordinal);
 
 /// downloadTensor(handle): Promise<{type, dims, data}>, a copy in the memory of the CPU
 Napi::Value DownloadTensor(const Napi::CallbackInfo& info);
-/// allocateTensor(type, dims, deviceId): {type, dims, device}, zeros in the memory of a GPU
+/// allocateTensor(type, dims, deviceId): {type, dims, device} in the memory of a GPU, of unspecified content
 Napi::Value AllocateTensor(const Napi::CallbackInfo& info);
 /// disposeTensor(handle): frees the memory as soon as no run uses it
 Napi::Value DisposeTensor(const Napi::CallbackInfo& info);

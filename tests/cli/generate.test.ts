@@ -82,3 +82,12 @@ test.serial('bench measures each batch, against another model, and draws a chart
   }
   t.regex(await readFile(svg, 'utf8'), /^<svg .*sequences at once.*<\/svg>\n$/s);
 });
+
+test.serial('bench --ops says where the time of a step of the largest batch goes', async (t) => {
+  const sizes = ['--prompt-tokens', '8', '--new-tokens', '6', '--repeats', '1', '--batch', '1,3'];
+  const { code, stdout, stderr } = await flashllm(['bench', folder, '--ops', '--device', 'cpu', ...sizes]);
+  t.is(code, 0, stderr);
+  t.regex(stdout, /A decode step of 3 sequences with 14 tokens each; times of the processor\./);
+  t.regex(stdout, /^LayerNormalization +CPU +13 /m);
+  t.regex(stdout, /^all .* 100\.0 %/m);
+});

@@ -4,7 +4,7 @@
     python tests/gpu/sanitize.py [--tool memcheck ...] [--program spmm_test ...] [--seconds 300] [--build build/gpu-tools]
 
 It needs compute-sanitizer of the CUDA toolkit, the programs of tests/gpu, and for `provider` what ep_test.py needs. Exit code 0: no
-tool found anything. A program that is not there is left out, and named.
+tool found anything. A program that is not there is left out, and named; to have run none is an error.
 """
 
 import argparse
@@ -86,19 +86,22 @@ def main():
     arguments = parser.parse_args()
     if shutil.which("compute-sanitizer") is None:
         raise SystemExit("compute-sanitizer was not found. It is part of the CUDA toolkit; put its folder on PATH")
-    failed = []
+    failed, ran = [], 0
     for tool in arguments.tool:
         for program in arguments.program:
             what, reason = command(program, tool, arguments)
             if what is None:
                 print(f"{tool:10} {program:18} left out: {reason}", flush=True)
                 continue
+            ran += 1
             start = time.time()
             verdict, output = run(tool, what, arguments.seconds)
             print(f"{tool:10} {program:18} {verdict or 'nothing found'}, {time.time() - start:.1f} s", flush=True)
             if verdict:
                 failed.append(f"{tool} {program}")
                 print("\n".join("    " + line for line in excerpt(output)), flush=True)
+    if ran == 0:
+        raise SystemExit("nothing was run: every program was left out")
     print("failed:", ", ".join(failed) if failed else "nothing")
     sys.exit(1 if failed else 0)
 

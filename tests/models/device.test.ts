@@ -66,7 +66,7 @@ test('recorded steps give what steps that are run give, bit for bit, also beside
   };
   const [recorded, plain] = await Promise.all([open(), open(false)]);
   const heldOut = await readFile(shippedHeldOutText(), 'utf8');
-  // 13 prompts in a batch of 10, whose texts end one after the other: steps of 16, 8, 4, 2 and 1 rows, one wider than 512.
+  // 13 prompts in a batch of 10, whose texts end one after the other: steps of 10, 8, 4, 2 and 1 rows, one wider than 512.
   const prompts = Array.from({ length: 13 }, (_, i) =>
     heldOut.slice(500 * i, 500 * i + (i === 4 ? 1900 : 20 + 11 * i)),
   );

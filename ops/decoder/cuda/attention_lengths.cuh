@@ -22,10 +22,6 @@ __device__ __forceinline__ float Exp2(float x) {
 /// What sums taken relative to the largest score `from` are multiplied with to be relative to `to` (-∞: no score yet).
 __device__ __forceinline__ float Rescale(float from, float to) { return from == -INFINITY ? 0.0f : Exp2(from - to); }
 
-inline bool HasSeparatePast(const AttentionArgs& args) {
-  return args.past_capacity > 0 && args.past_key != args.present_key;
-}
-
 /// Positions of one sequence: `past` of them come from the cache, the new tokens lie at past, past + 1, …; those below
 /// `length` exist.
 struct Lengths {

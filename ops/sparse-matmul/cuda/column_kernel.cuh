@@ -26,7 +26,6 @@ struct ColumnParams {
 /// registers for more warps.
 template <int kNTiles, int kWarps, int kRuns>
 struct Shape {
-  static constexpr int kThreads = 32 * kWarps;
   static constexpr int kAllTiles = kPanelTiles * kNTiles;  // accumulator tiles of a warp
   static constexpr int kRoundTiles = 2;                    // of them summed at once, while rings are in use
   using Sums = float[kPanelTiles][kNTiles][4];
@@ -282,7 +281,8 @@ __device__ __forceinline__ void DecodePanel(RunState<kColumns>& run, XReader<kNT
       XFragments<kNTiles, kBf16> x;
       SetX<kNTiles, kBf16>(x, raw);
       x_reader.Next(raw);
-      DecodeTiles<kColumns, 2 * kTiles* decltype(unit)::value, kTiles, kNTiles, kBf16>(masks, x, run.cursor, acc);
+      constexpr int kFirst = 2 * kTiles * decltype(unit)::value;
+      DecodeTiles<kColumns, kFirst, kTiles, kNTiles, kBf16>(masks, x, run.cursor, acc);
     });
     run.stream.Leave();
   }

@@ -110,7 +110,8 @@ class Walk {
   /// Enters a stage in which the lane has `count` nonzero slots in each chain. Afterwards row[] is where they begin.
   __device__ Stage Enter(const int (&count)[2], int mask_words) {
     Stage stage = {};
-    stage.column = static_cast<uint8_t>(ChangeColumn(count) | (Exchange(count) ? kExchange : 0));
+    stage.column = static_cast<uint8_t>(ChangeColumn(count));
+    if (Exchange(count)) stage.column |= kExchange;
     const int before = end;
     first_ = max(first_, __reduce_min_sync(kAllLanes, min(row[0], row[1])));
     end = max(before, Last(count));

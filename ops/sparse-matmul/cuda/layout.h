@@ -37,6 +37,12 @@
 
 #include "ops/sparse-matmul/cuda/spmm.h"
 
+#ifdef __CUDACC__
+#define FLASHLLM_HD __host__ __device__ __forceinline__
+#else
+#define FLASHLLM_HD inline
+#endif
+
 namespace flashllm::cuda {
 
 constexpr int kTileRows = 16;
@@ -46,8 +52,10 @@ constexpr int kStageTiles = 8;  // tiles x units of a stage, at most
 constexpr int kValueRowBytes = 128;
 /// Rows that a stage may touch: what one without a zero takes where all lanes begin level.
 constexpr int kWindowRows = 64;
+static_assert(kWindowRows == 8 * kStageTiles, "eight rows a tile and unit, with either kind of columns");
 /// Rows of shared memory that a run has.
 constexpr int kRingRows = 83;
+static_assert(kWindowRows <= kRingRows && kRingRows < 256, "a window fits in the ring, its places in bytes");
 /// Stages of a run in flight or in use.
 constexpr int kStageSlots = 4;
 
@@ -66,10 +74,7 @@ constexpr uint32_t kExchange = 32;
 struct StageCopy {
   uint32_t bits;
 
-#ifdef __CUDACC__
-  __host__ __device__
-#endif
-      static constexpr StageCopy Make(int rows, int again, int at, int mask_words, int lag) {
+  static FLASHLLM_HD constexpr StageCopy Make(int rows, int again, int at, int mask_words, int lag) {
     return {static_cast<uint32_t>(rows | again << 8 | at << 16 | (mask_words << 4 | lag) << 24)};
   }
 };
@@ -82,12 +87,6 @@ struct RunRecord {
   StageCopy copies[1];  // [stages]
 };
 static_assert(sizeof(RunRecord) == 16, "the layout in memory");
-
-#ifdef __CUDACC__
-#define FLASHLLM_HD __host__ __device__ __forceinline__
-#else
-#define FLASHLLM_HD inline
-#endif
 
 /// First unit of a K lane.
 FLASHLLM_HD int KLaneStart(int lane, int lanes, int units) {

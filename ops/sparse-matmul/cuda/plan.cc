@@ -112,7 +112,7 @@ cudaError_t MakePlan(const PackedWeight& weight, const DeviceInfo& device, const
     return cudaSuccess;
 
   plan->layout = Layout::kColumns;
-  // The rings of sixteen warps take some 200 KB (GPUs of 8.0 have 163, of 8.6 and 8.9 99).
+  // Sixteen runs take some 200 KB of shared memory (GPUs of 8.0 have 163, of 8.6 and 8.9 99).
   plan->lanes = device.shared_bytes >= (220 << 10) ? 16 : device.shared_bytes >= (140 << 10) ? 8 : 4;
   const double density = static_cast<double>(weight.nnz) / weight.out_features / weight.in_features;
   plan->columns = options.columns >= 0             ? static_cast<Columns>(options.columns)

@@ -30,9 +30,9 @@ PciAddress ParsePciAddress(const char* text) {
 
 std::string Capability(int value) { return std::to_string(value / 10) + "." + std::to_string(value % 10); }
 
-std::string CudaVersion(int value) { return std::to_string(value / 1000) + "." + std::to_string(value % 1000 / 10); }
-
 }  // namespace
+
+std::string CudaVersion(int value) { return std::to_string(value / 1000) + "." + std::to_string(value % 1000 / 10); }
 
 std::string ReasonAgainstGpu(const std::string& name, int compute_capability, int driver) {
   constexpr int kOldest = 80;
@@ -64,7 +64,6 @@ void Gpu::Open() {
   const DeviceScope scope(ordinal_);
   CheckCuda(cuda::GetDeviceInfo(ordinal_, &device_), "readying the kernels on the GPU");
   CheckCuda(cuda::GetDenseDevice(ordinal_, &dense_device_), "readying the dense kernels on the GPU");
-  device_.compute_capability = dense_device_.compute_capability = compute_capability_;
   CheckCuda(cuda::PreparePrefill(device_), "readying the prefill kernels on the GPU");
   open_ = true;
 }

@@ -13,6 +13,10 @@
 namespace flashllm::ep {
 
 constexpr uint32_t kNvidiaVendor = 0x10DE;
+
+/// "13.0" of 13000.
+std::string CudaVersion(int value);
+
 /// Why the kernels cannot run on a GPU; empty: they can. `compute_capability`: 80 = 8.0; `driver`: the newest CUDA that
 /// it knows, 13000 = 13.0. The library holds machine code for 8.x and 9.0, and PTX that the driver compiles for newer
 /// GPUs, if it is as new as the CUDA that the library was built with.

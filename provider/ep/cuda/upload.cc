@@ -104,10 +104,14 @@ Lanes& TheLanes() {
 
 void SendDirectly(const Transfer& transfer, uint32_t* checksum) {
   if (transfer.bytes == 0) return;
-  const char* const from = static_cast<const char*>(transfer.from);
-  const std::vector<char> kept(from, from + transfer.bytes);
-  if (checksum != nullptr) *checksum = Crc32c(kept.data(), transfer.bytes, *checksum);
-  CheckCuda(cudaMemcpy(transfer.to, kept.data(), transfer.bytes, cudaMemcpyHostToDevice), "copying to the GPU");
+  const char* from = static_cast<const char*>(transfer.from);
+  std::vector<char> kept;  // what is summed is what is sent
+  if (checksum != nullptr) {
+    kept.assign(from, from + transfer.bytes);
+    from = kept.data();
+    *checksum = Crc32c(from, transfer.bytes, *checksum);
+  }
+  CheckCuda(cudaMemcpy(transfer.to, from, transfer.bytes, cudaMemcpyHostToDevice), "copying to the GPU");
   // A copy from pageable memory may still be on the way from the driver's buffer.
   CheckCuda(cudaStreamSynchronize(nullptr), "copying to the GPU");
 }
