@@ -20,6 +20,8 @@ export interface TextModel {
   readonly decoder: Decoder;
   readonly tokenizer: Tokenizer;
   readonly generator: TextGenerator;
+  /** Ends the session and gives all memory back, when what is being generated has ended. */
+  release(): Promise<void>;
 }
 
 /**
@@ -44,7 +46,11 @@ export async function openTextModel(
   const session = await InferenceSession.create(path, withGraphs(path, options));
   const decoder = new Decoder(session, cacheMemory(session, options));
   const generator = new TextGenerator(decoder, texts, config, scheduling);
-  return { session, decoder, tokenizer: texts, generator };
+  const release = async () => {
+    await generator.scheduler.release();
+    await session.release();
+  };
+  return { session, decoder, tokenizer: texts, generator, release };
 }
 
 /** The options, with CUDA graphs where the model can be recorded. They mean nothing to a session on the CPU. */

@@ -99,7 +99,7 @@ async function measureSpeed(folder: string, options: Options, signal: AbortSigna
     return { ...measured, providers: options.stock ? 'stock' : 'flashllm', loadSeconds, ...memory };
   } finally {
     bar.stop();
-    await model.session.release();
+    await model.release();
   }
 }
 

@@ -67,7 +67,7 @@ async function run(folder: string, args: string[], options: Options): Promise<vo
       else await print(prompts, generations, options);
       if (options.stats && !options.json) process.stderr.write(`${await summary(generations, times)}\n`);
     } finally {
-      await model.session.release();
+      await model.release();
     }
   } catch (error) {
     if (!enough.signal.aborted) throw error;
