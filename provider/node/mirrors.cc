@@ -71,26 +71,11 @@ void Mirrors::Copy(Way way, const size_t* start, uint32_t which, OrtSyncStream* 
   if (!from.empty()) Check(g_ort.api->CopyTensors(GetRuntime().env, from.data(), to.data(), stream, from.size()));
 }
 
-void Mirrors::Send(size_t start, uint32_t which, OrtSyncStream* stream) const {
-  Copy(Way::kUp, &start, which, stream);
-}
+void Mirrors::Send(size_t start, uint32_t which, OrtSyncStream* stream) const { Copy(Way::kUp, &start, which, stream); }
 void Mirrors::Fetch(size_t start, uint32_t which, OrtSyncStream* stream) const {
   Copy(Way::kDown, &start, which, stream);
 }
 void Mirrors::SendNow(uint32_t which) const { Copy(Way::kUp, nullptr, which, nullptr); }
 void Mirrors::FetchNow(uint32_t which) const { Copy(Way::kDown, nullptr, which, nullptr); }
-
-OrtAllocator* PinnedAllocator(const OrtEpDevice* gpu) {
-  const OrtMemoryInfo* memory = g_ort.api->EpDevice_MemoryInfo(gpu, OrtDeviceMemoryType_HOST_ACCESSIBLE);
-  OrtAllocator* allocator = nullptr;
-  OrtEnv* const env = GetRuntime().env;
-  if (memory != nullptr) Check(g_ort.api->GetSharedAllocator(env, memory, &allocator));
-  if (allocator == nullptr) {
-    Check(g_ort.api->CreateSharedAllocator(env, gpu, OrtDeviceMemoryType_HOST_ACCESSIBLE, OrtDeviceAllocator, nullptr,
-                                           &allocator));
-  }
-  if (allocator == nullptr) throw Error(ORT_FAIL, "ONNX Runtime has no pinned memory for the GPU");
-  return allocator;
-}
 
 }  // namespace flashllm::node

@@ -10,9 +10,9 @@
 
 namespace flashllm::node {
 
-/// The mirrored tensors of one side of a prepared run. Between array and GPU each passes through pinned memory, of which
-/// every start that is under way has its own: so the array is the caller's as soon as a start has begun, and copies wait
-/// for nothing but the stream. `which`: bit i is for mirrored tensor i; those from 32 on are always meant.
+/// The mirrored tensors of one side of a prepared run. Between array and GPU each passes through pinned memory, of
+/// which every start that is under way has its own: so the array is the caller's as soon as a start has begun, and
+/// copies wait for nothing but the stream. `which`: bit i is for mirrored tensor i; those from 32 on are always meant.
 class Mirrors {
  public:
   /// Starts that may be under way at once: while one computes, the next is there.
@@ -45,8 +45,5 @@ class Mirrors {
 
   std::vector<Mirror> mirrors_;
 };
-
-/// ONNX Runtime's allocator of pinned memory for a GPU of the provider. Throws Error.
-OrtAllocator* PinnedAllocator(const OrtEpDevice* gpu);
 
 }  // namespace flashllm::node

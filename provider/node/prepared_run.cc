@@ -10,6 +10,7 @@
 #include <utility>
 #include <vector>
 
+#include "provider/node/device_memory.h"
 #include "provider/node/mirrors.h"
 #include "provider/node/ort_library.h"
 #include "provider/node/run_tensors.h"
@@ -259,7 +260,7 @@ Napi::Value StartPreparedRun(const Napi::CallbackInfo& info) {
     const std::shared_ptr<PreparedRun> run = *info[0].As<Handle>().Data();
     if (run == nullptr) throw Error(ORT_INVALID_ARGUMENT, "the prepared run has been disposed of");
     return Submit(info.Env(), std::make_shared<StartTask>(run, info[1].As<Napi::Number>().Uint32Value(),
-                                                         info[2].As<Napi::Number>().Uint32Value()));
+                                                          info[2].As<Napi::Number>().Uint32Value()));
   });
 }
 

@@ -11,8 +11,8 @@ namespace flashllm::node {
 /// the GPU. `graphId`: which recorded graph of the session the run is, -1: none
 Napi::Value PrepareRun(const Napi::CallbackInfo& info);
 
-/// startPreparedRun(handle, fed, copies): Promise<void>. Bit i of `fed` says whether mirrored input i (in their order) is
-/// copied to the GPU, bit i of `copies` whether mirrored output i is copied from it. A recorded run may be started
+/// startPreparedRun(handle, fed, copies): Promise<void>. Bit i of `fed` says whether mirrored input i (in their order)
+/// is copied to the GPU, bit i of `copies` whether mirrored output i is copied from it. A recorded run may be started
 /// once more while it is under way: inputs are read at once, and outputs written just before the promise settles.
 /// Throws where more are under way
 Napi::Value StartPreparedRun(const Napi::CallbackInfo& info);

@@ -108,8 +108,8 @@ const OrtEpDevice* AppendProvider(const Napi::Object& from, OrtSessionOptions* t
   const OrtEpDevice* device = ChooseDevice(pairs);
   Check(g_ort.api->SessionOptionsAppendExecutionProvider_V2(to, GetRuntime().env, &device, 1, keys.data(),
                                                             values.data(), keys.size()));
-  const bool records = std::find(pairs.begin(), pairs.end(), std::pair<std::string, std::string>("cuda_graph", "1")) !=
-                       pairs.end();
+  const bool records =
+      std::find(pairs.begin(), pairs.end(), std::pair<std::string, std::string>("cuda_graph", "1")) != pairs.end();
   return records && OrdinalOf(device) >= 0 ? device : nullptr;
 }
 
