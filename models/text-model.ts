@@ -53,13 +53,21 @@ export async function openTextModel(
   return { session, decoder, tokenizer: texts, generator, release };
 }
 
-/** The options, with CUDA graphs where the model can be recorded. They mean nothing to a session on the CPU. */
-function withGraphs(path: string, options: InferenceSession.SessionOptions): InferenceSession.SessionOptions {
+/**
+ * The options of a session of a model, with CUDA graphs where it can be recorded and they do not say otherwise. To a session on the CPU they
+ * mean nothing.
+ */
+export function withGraphs(path: string, options: InferenceSession.SessionOptions): InferenceSession.SessionOptions {
   const ours = oursOf(options);
   if (!ours || ours.device === 'cpu' || !canBeRecorded(path)) return options;
   const recording = { cudaGraph: true, ...ours };
   const executionProviders = options.executionProviders?.map((provider) => (isOurs(provider) ? recording : provider));
   return { ...options, ...(executionProviders && { executionProviders }) };
+}
+
+/** Whether options ask for CUDA graphs. */
+export function recordsGraphs(options: InferenceSession.SessionOptions): boolean {
+  return oursOf(options)?.cudaGraph === true;
 }
 
 /** Whether it is a float16 graph with a cache in place: then every node has a GPU kernel and a step's tensors can stay. */
