@@ -6,6 +6,7 @@ import { fromNative, InvalidOptionError, NativeLoadError } from './errors.js';
 import { getLibraryPath, ortLibraryPath } from './library.js';
 import { loadNative, type NativeTensor, type NativeValueInfo, type SessionHandle } from './native.js';
 import { type Mirrored, NativeCall } from './native-call.js';
+import { onAbort } from './on-abort.js';
 import { type Feeds, type Fetches, PreparedRun } from './prepared-run.js';
 import {
   type FlashLLMRunOptions,
@@ -186,31 +187,6 @@ function addPlaced(call: NativeCall, slot: number, name: string, place: Tensor |
     throw new InvalidOptionError(`Expected a tensor of numbers for '${name}' of a prepared run but received strings`);
   if (place !== undefined && 'host' in place) call.addMirrored(slot, name, place);
   else call.add(slot, name, place);
-}
-
-const aborters = new WeakMap<AbortSignal, { actions: Set<() => void>; listener: () => void }>();
-
-/**
- * Calls `action` when the signal aborts, until the returned function is called. One listener serves all actions of a signal: many runs
- * share one in a server, and Node warns of a leak from eleven listeners on.
- */
-function onAbort(signal: AbortSignal, action: () => void): () => void {
-  let aborter = aborters.get(signal);
-  if (aborter === undefined) {
-    const actions = new Set<() => void>();
-    const listener = () => {
-      for (const one of actions) one();
-    };
-    aborter = { actions, listener };
-    aborters.set(signal, aborter);
-  }
-  const { actions, listener } = aborter;
-  if (actions.size === 0) signal.addEventListener('abort', listener);
-  actions.add(action);
-  return () => {
-    actions.delete(action);
-    if (actions.size === 0) signal.removeEventListener('abort', listener);
-  };
 }
 
 function toMetadata({ name, isTensor, type, shape }: NativeValueInfo): InferenceSession.ValueMetadata {

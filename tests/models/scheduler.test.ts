@@ -208,11 +208,17 @@ test('who leaves the loop, aborts or cancels makes place; the others go on', asy
   let pieces = 0;
   for await (const _ of shared.stream('Call me', { maxNewTokens: 500, stopTokenIds: [] })) if (++pieces === 2) break;
   const controller = new AbortController();
-  const aborted = shared.generate(['a', 'b', 'c'], { maxNewTokens: 500, stopTokenIds: [], signal: controller.signal });
+  let warnings = 0;
+  const count = () => warnings++;
+  process.on('warning', count);
+  const many = Array.from({ length: 14 }, (_, i) => `a ${i}`);
+  const aborted = shared.generate(many, { maxNewTokens: 500, stopTokenIds: [], signal: controller.signal });
   t.true(shared.scheduler.queued > 0);
   controller.abort(new Error('enough'));
   await t.throwsAsync(aborted, { message: 'enough' });
   t.is(shared.scheduler.queued, 0);
+  process.off('warning', count);
+  t.is(warnings, 0);
   t.is((await going)[0]?.text, expected?.text);
   await shared.scheduler.idle();
   t.is(shared.scheduler.active, 0);
