@@ -25,6 +25,8 @@ interface Options extends ModelOptions {
 /** Addresses that no other machine reaches. */
 const LOOPBACK = /^(127(\.\d+){3}|::1|localhost)$/;
 
+const WARM_UP_TOKENS = 8;
+
 /** `flashllm serve`: OpenAI's completions over HTTP, until Ctrl-C or SIGTERM. */
 export function serveCommand(): Command {
   const command = new Command('serve')
@@ -92,7 +94,9 @@ async function open(
   session: ModelOptions,
   { maxBatch, maxWaiting, prefillTokens }: Options,
 ): Promise<ServedModel> {
-  const { maxPositions } = await readOptConfig(folder);
+  const { maxPositions, eosTokenId } = await readOptConfig(folder);
   const model = await openModel(folder, session, { maxBatch, maxWaiting, prefillTokens });
+  // The first request, too, finds weights in memory, kernels loaded and, on a GPU, a recorded step.
+  await model.generator.generate([[eosTokenId]], { maxNewTokens: WARM_UP_TOKENS, stopTokenIds: [] });
   return { name: name ?? basename(resolve(folder)), model, maxPositions };
 }
