@@ -72,7 +72,7 @@ export function addSamplingOptions(command: Command): Command {
     .option('--presence-penalty <number>', 'lower the logits of tokens in the text (default: 0)', parseNumber)
     .option('--frequency-penalty <number>', 'the same for each time they occur (default: 0)', parseNumber)
     .option('--seed <number>', 'repeats the draws (default: a random one)', wholeNumber(0))
-    .option('--stop <text>', 'end before this text; may be repeated', (value, list: string[]) => [...list, value], [])
+    .addOption(repeatable('--stop <text>', 'end before this text; may be repeated'))
     .option('--ignore-eos', 'do not end at the model’s end of text')
     .option('--logprobs <number>', 'with --json: log-probabilities of each token and the likeliest', wholeNumber(0));
 }
@@ -86,6 +86,11 @@ export function samplingSettings({ maxTokens, minTokens, ignoreEos, ...rest }: S
     minNewTokens: minTokens,
     stopTokenIds: ignoreEos ? [] : undefined,
   };
+}
+
+/** An option whose values are collected in a list. */
+export function repeatable(flags: string, description: string): Option {
+  return new Option(flags, description).argParser((value, list: string[]) => [...list, value]).default([], 'none');
 }
 
 /** A parser of whole numbers from `least` on. */

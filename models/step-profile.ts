@@ -4,10 +4,9 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { InferenceSession, Tensor } from 'onnxruntime-node';
 import { allocateOnDevice, type DeviceType, writeOnDevice } from '../provider/device-tensor.js';
-import type { FlashLLMOptions } from '../provider/ep-options.js';
 import { cacheArray, cacheTensor } from './cache-tensor.js';
 import { cacheNames, Decoder, LIKELIEST } from './decoder.js';
-import { computesOnDevice } from './text-model.js';
+import { computesOnDevice, recordsGraphs, withGraphs } from './text-model.js';
 import { weightBytesByNode } from './weight-bytes.js';
 
 /** What to profile. */
@@ -39,7 +38,7 @@ export interface OpTime {
 export interface StepProfile {
   readonly batch: number;
   readonly context: number;
-  /** Where times were taken: in replayed CUDA graphs, one kernel after the other, or of the processor's runs. */
+  /** Where times were taken: on the GPU, one kernel after the other, in replayed CUDA graphs where the model can be recorded; or of the processor's runs. */
   readonly clock: 'device' | 'host';
   /** By time, the longest first. */
   readonly ops: readonly OpTime[];
@@ -51,8 +50,8 @@ const WARM_UP = 3;
 const TOKEN = 2;
 
 /**
- * Profiles decode steps of an OPT folder, in a session of its own. On a GPU the steps are replays of a CUDA graph, whose
- * kernels start without waiting for the host; each is timed by itself, so that what programmatic launches save is not in.
+ * Profiles decode steps of an OPT folder, in a session of its own. On a GPU the steps of a model that can be recorded are replays of a CUDA
+ * graph, whose kernels start without waiting for the host; each is timed by itself, so that what programmatic launches save is not in.
  *
  * @param options of the session, as for `openTextModel`.
  * @throws ModelFolderError for a model that is no decoder with past; an error of ONNX Runtime.
@@ -63,18 +62,19 @@ export async function profileStep(
   step: StepOptions,
 ): Promise<StepProfile> {
   const model = join(folder, 'model.onnx');
+  const recorded = withGraphs(model, options);
   const profile = await mkdtemp(join(tmpdir(), 'flashllm-profile-'));
   try {
     const session = await InferenceSession.create(model, {
-      ...options,
-      executionProviders: withCudaGraph(options.executionProviders),
+      ...recorded,
       enableProfiling: true,
       profileFilePrefix: join(profile, 'step'),
     });
     const device = computesOnDevice(session, options);
     const decoder = new Decoder(session);
     try {
-      await runSteps(session, tensorsOfStep(decoder, device, step), step);
+      const run = recordsGraphs(recorded) ? { extra: { gpu_graph_id: 0 } } : {};
+      await runSteps(session, tensorsOfStep(decoder, device, step), run, step);
     } finally {
       session.endProfiling();
       await session.release();
@@ -88,15 +88,6 @@ export async function profileStep(
   } finally {
     await rm(profile, { recursive: true, force: true });
   }
-}
-
-function withCudaGraph(
-  providers: InferenceSession.SessionOptions['executionProviders'] = [],
-): NonNullable<InferenceSession.SessionOptions['executionProviders']> {
-  return providers.map((provider) => {
-    const ours = typeof provider === 'string' ? { name: provider } : provider;
-    return ours.name === 'flashllm' ? ({ ...ours, cudaGraph: true } as FlashLLMOptions) : provider;
-  });
 }
 
 interface StepTensors {
@@ -150,13 +141,14 @@ function copyToDevice(host: Tensor, device: number): Tensor {
 async function runSteps(
   session: InferenceSession,
   { feeds, fetches, free }: StepTensors,
+  run: InferenceSession.RunOptions,
   { steps, signal }: StepOptions,
 ): Promise<void> {
   try {
-    for (let run = 0; run < WARM_UP + steps; run++) {
+    for (let i = 0; i < WARM_UP + steps; i++) {
       signal?.throwIfAborted();
       // onnxruntime-common's type knows null in fetches only as a name without a tensor.
-      await session.run(feeds, fetches as Record<string, Tensor>, { extra: { gpu_graph_id: 0 } });
+      await session.run(feeds, fetches as Record<string, Tensor>, run);
     }
   } finally {
     free();
@@ -184,6 +176,8 @@ interface ProfileEvent {
 }
 
 const NODE_SUFFIX = '_kernel_time';
+/** The provider's name in a profile: its nodes are timed on the device, others on the processor. */
+const OURS = 'FlashLLM';
 
 /** Means over the runs of each node, summed up by operator. Exported for tests. */
 export function summarize(
@@ -199,16 +193,17 @@ export function summarize(
       ...{ op: args.op_name ?? '', provider: args.provider ?? '' },
       ...{ bytes: bytesOf(args, weights.get(node)), times: [] },
     };
-    if (clock === 'host') known.times.push(dur);
+    if (clock === 'host' || !known.provider.startsWith(OURS)) known.times.push(dur);
     nodes.set(node, known);
   }
-  if (clock === 'device')
-    for (const { args } of events)
-      if (args?.device_ns !== undefined && args.cuda_graph === '1')
-        nodes.get(args.node ?? '')?.times.push(Number(args.device_ns) / 1000);
+  const kernels = events.flatMap(({ args }) => (clock === 'device' && args?.device_ns !== undefined ? [args] : []));
+  const replays = kernels.filter(({ cuda_graph }) => cuda_graph === '1');
+  for (const { node, device_ns } of replays.length > 0 ? replays : kernels)
+    nodes.get(node ?? '')?.times.push(Number(device_ns) / 1000);
   const ops = new Map<string, OpTime>();
   for (const { op, provider, bytes, times } of nodes.values()) {
-    const counted = times.slice(WARM_UP);
+    // Of a graph, the first run is no replay.
+    const counted = times.slice(replays.length > 0 ? WARM_UP - 1 : WARM_UP);
     if (counted.length === 0) continue;
     const microseconds = counted.reduce((sum, time) => sum + time, 0) / counted.length;
     const key = `${provider}/${op}`;

@@ -1,3 +1,4 @@
+import { onAbort } from '../provider/on-abort.js';
 import type { Decoder } from './decoder.js';
 import { ModelFolderError } from './errors.js';
 import { Generation } from './generation/generation.js';
@@ -78,10 +79,9 @@ export class TextGenerator {
     for (const { generation, room, sequence } of made) {
       streamer?.put([sequence.prompt.map(BigInt)]);
       if (room === 0) sequence.finish('length');
-      const abort = () => generation.cancel(signal?.reason);
-      signal?.addEventListener('abort', abort);
+      const forget = signal && onAbort(signal, () => generation.cancel(signal.reason));
       generation.onClose(() => {
-        signal?.removeEventListener('abort', abort);
+        forget?.();
         this.scheduler.cancel(sequence);
       });
     }

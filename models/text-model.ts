@@ -1,3 +1,4 @@
+import { access, stat } from 'node:fs/promises';
 import { join } from 'node:path';
 import { InferenceSession } from 'onnxruntime-node';
 import { decodeModel } from '../graph-passes/onnx/proto.js';
@@ -6,6 +7,7 @@ import { FLOAT16 } from '../graph-passes/onnx/tensor.js';
 import { offersGpu } from '../provider/device-tensor.js';
 import type { FlashLLMOptions } from '../provider/ep-options.js';
 import { Decoder } from './decoder.js';
+import { ModelFolderError } from './errors.js';
 import { type CacheMemory, hostMemory } from './generation/cache-memory.js';
 import { deviceMemory } from './generation/device-memory.js';
 import type { SchedulerOptions } from './generation/scheduler.js';
@@ -20,6 +22,8 @@ export interface TextModel {
   readonly decoder: Decoder;
   readonly tokenizer: Tokenizer;
   readonly generator: TextGenerator;
+  /** Ends the session and gives all memory back, when what is being generated has ended. */
+  release(): Promise<void>;
 }
 
 /**
@@ -30,7 +34,7 @@ export interface TextModel {
  * `cudaGraph` says otherwise; runs of your own stay ordinary ones.
  * @param scheduling of the generator's batch.
  * @param tokenizer default: the folder's.
- * @throws ModelFolderError for a folder that is incomplete; ONNX Runtime's error for a model that it refuses.
+ * @throws ModelFolderError for a folder that is not there or incomplete; ONNX Runtime's error for a model that it refuses.
  */
 export async function openTextModel(
   folder: string,
@@ -38,22 +42,54 @@ export async function openTextModel(
   scheduling: SchedulerOptions = {},
   tokenizer?: Tokenizer,
 ): Promise<TextModel> {
+  const path = join(folder, 'model.onnx');
+  await requireModel(folder, path);
   const config = await readOptConfig(folder);
   const texts = tokenizer ?? (await loadTokenizer(folder));
-  const path = join(folder, 'model.onnx');
   const session = await InferenceSession.create(path, withGraphs(path, options));
   const decoder = new Decoder(session, cacheMemory(session, options));
   const generator = new TextGenerator(decoder, texts, config, scheduling);
-  return { session, decoder, tokenizer: texts, generator };
+  const release = async () => {
+    await generator.scheduler.release();
+    await session.release();
+  };
+  return { session, decoder, tokenizer: texts, generator, release };
 }
 
-/** The options, with CUDA graphs where the model can be recorded. They mean nothing to a session on the CPU. */
-function withGraphs(path: string, options: InferenceSession.SessionOptions): InferenceSession.SessionOptions {
+/** Names what is missing before anything else does: a Hugging Face folder, which is no model for a session yet, has the other files. */
+async function requireModel(folder: string, path: string): Promise<void> {
+  try {
+    await access(path);
+  } catch (cause) {
+    const isThere = await stat(folder).then(
+      (found) => found.isDirectory(),
+      () => false,
+    );
+    throw new ModelFolderError(
+      'USAGE',
+      isThere
+        ? `${folder} has no model.onnx that can be read; expected a folder that flashllm export or rewrite wrote (of a Hugging Face folder: flashllm export ${folder} -o <output>)`
+        : `there is no folder ${folder}; expected one that flashllm export or rewrite wrote`,
+      { cause },
+    );
+  }
+}
+
+/**
+ * The options of a session of a model, with CUDA graphs where it can be recorded and they do not say otherwise. To a session on the CPU they
+ * mean nothing.
+ */
+export function withGraphs(path: string, options: InferenceSession.SessionOptions): InferenceSession.SessionOptions {
   const ours = oursOf(options);
   if (!ours || ours.device === 'cpu' || !canBeRecorded(path)) return options;
   const recording = { cudaGraph: true, ...ours };
   const executionProviders = options.executionProviders?.map((provider) => (isOurs(provider) ? recording : provider));
   return { ...options, ...(executionProviders && { executionProviders }) };
+}
+
+/** Whether options ask for CUDA graphs. */
+export function recordsGraphs(options: InferenceSession.SessionOptions): boolean {
+  return oursOf(options)?.cudaGraph === true;
 }
 
 /** Whether it is a float16 graph with a cache in place: then every node has a GPU kernel and a step's tensors can stay. */

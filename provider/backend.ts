@@ -6,6 +6,7 @@ import { fromNative, InvalidOptionError, NativeLoadError } from './errors.js';
 import { getLibraryPath, ortLibraryPath } from './library.js';
 import { loadNative, type NativeTensor, type NativeValueInfo, type SessionHandle } from './native.js';
 import { type Mirrored, NativeCall } from './native-call.js';
+import { onAbort } from './on-abort.js';
 import { type Feeds, type Fetches, PreparedRun } from './prepared-run.js';
 import {
   type FlashLLMRunOptions,
@@ -137,14 +138,18 @@ class SessionHandler implements InferenceSessionHandler {
 
   prepare(feeds: Feeds, fetches: Fetches): PreparedRun {
     const call = new NativeCall();
-    for (const [slot, name] of this.inputNames.entries()) if (name in feeds) addPlaced(call, slot, name, feeds[name]);
+    const inputs: Record<string, Tensor | Mirrored> = {};
+    for (const [slot, name] of this.inputNames.entries()) {
+      if (!(name in feeds)) continue;
+      addPlaced(call, slot, name, feeds[name]);
+      inputs[name] = feeds[name] as Tensor | Mirrored;
+    }
     call.endInputs();
     for (const [name, place] of Object.entries(fetches)) addPlaced(call, this.outputSlot(name), name, place);
     const graphId = this.records && call.onDevice ? ++this.graphs : -1;
-    const options = flattenRunOptions({});
     try {
-      const handle = loadNative().prepareRun(this.handle, call.layout(), call.tensors, options, graphId);
-      return new PreparedRun(handle, fetches);
+      const handle = loadNative().prepareRun(this.handle, call.layout(), call.tensors, graphId);
+      return new PreparedRun(handle, inputs, fetches, graphId >= 0);
     } catch (error) {
       throw fromNative(error);
     }
@@ -182,31 +187,6 @@ function addPlaced(call: NativeCall, slot: number, name: string, place: Tensor |
     throw new InvalidOptionError(`Expected a tensor of numbers for '${name}' of a prepared run but received strings`);
   if (place !== undefined && 'host' in place) call.addMirrored(slot, name, place);
   else call.add(slot, name, place);
-}
-
-const aborters = new WeakMap<AbortSignal, { actions: Set<() => void>; listener: () => void }>();
-
-/**
- * Calls `action` when the signal aborts, until the returned function is called. One listener serves all actions of a signal: many runs
- * share one in a server, and Node warns of a leak from eleven listeners on.
- */
-function onAbort(signal: AbortSignal, action: () => void): () => void {
-  let aborter = aborters.get(signal);
-  if (aborter === undefined) {
-    const actions = new Set<() => void>();
-    const listener = () => {
-      for (const one of actions) one();
-    };
-    aborter = { actions, listener };
-    aborters.set(signal, aborter);
-  }
-  const { actions, listener } = aborter;
-  if (actions.size === 0) signal.addEventListener('abort', listener);
-  actions.add(action);
-  return () => {
-    actions.delete(action);
-    if (actions.size === 0) signal.removeEventListener('abort', listener);
-  };
 }
 
 function toMetadata({ name, isTensor, type, shape }: NativeValueInfo): InferenceSession.ValueMetadata {

@@ -2,7 +2,7 @@ import { spawn } from 'node:child_process';
 import { once } from 'node:events';
 import { writeFile } from 'node:fs/promises';
 import { text as readAll } from 'node:stream/consumers';
-import { Command, InvalidArgumentError } from 'commander';
+import { Command, InvalidArgumentError, Option } from 'commander';
 import { BENCHMARK_PREFILL_TOKENS, type Benchmark, measureGeneration } from '../../models/benchmark.js';
 import { tokenizerOrNumbers } from '../../models/number-tokenizer.js';
 import { readOptConfig } from '../../models/opt/config.js';
@@ -43,7 +43,9 @@ export function benchCommand(): Command {
     .argument('<folder>', 'a folder that flashllm export or rewrite wrote')
     .option('--prompt-tokens <number>', 'tokens of each prompt', wholeNumber(1), 64)
     .option('--new-tokens <number>', 'tokens to generate for each', wholeNumber(2), 64)
-    .option('--batch <list>', 'prompts at once, separated by commas', parseList, [1, 8])
+    .addOption(
+      new Option('--batch <list>', 'prompts at once, separated by commas').argParser(parseList).default([1, 8], '1,8'),
+    )
     .option('--repeats <number>', 'measurements of each batch', wholeNumber(1), 3)
     .option('--ops', 'also show where the time of a decode step goes, by operator (of the largest batch)')
     .option('--compare <folder>', 'also measure this model, in a process of its own')
@@ -99,7 +101,7 @@ async function measureSpeed(folder: string, options: Options, signal: AbortSigna
     return { ...measured, providers: options.stock ? 'stock' : 'flashllm', loadSeconds, ...memory };
   } finally {
     bar.stop();
-    await model.session.release();
+    await model.release();
   }
 }
 

@@ -8,6 +8,7 @@ import {
   addSamplingOptions,
   type ModelOptions,
   openModel,
+  repeatable,
   type SamplingFlags,
   samplingSettings,
 } from '../generation-options.js';
@@ -32,12 +33,7 @@ export function generateCommand(): Command {
     .description('Continue prompts with an exported or rewritten model; the text appears as it is made.')
     .argument('<folder>', 'a folder that flashllm export or rewrite wrote')
     .argument('[prompts...]', 'beginnings of texts; - reads one from standard input')
-    .option(
-      '-f, --file <path>',
-      'a prompt in a file; may be repeated',
-      (value, list: string[]) => [...list, value],
-      [],
-    );
+    .addOption(repeatable('-f, --file <path>', 'a prompt in a file; may be repeated'));
   return addModelOptions(addSamplingOptions(command))
     .option('--json', 'print texts, tokens and times as JSON when all are done')
     .option('--no-prompt', 'print what is generated only')
@@ -67,7 +63,7 @@ async function run(folder: string, args: string[], options: Options): Promise<vo
       else await print(prompts, generations, options);
       if (options.stats && !options.json) process.stderr.write(`${await summary(generations, times)}\n`);
     } finally {
-      await model.session.release();
+      await model.release();
     }
   } catch (error) {
     if (!enough.signal.aborted) throw error;

@@ -22,6 +22,11 @@ interface Options extends ModelOptions {
   grace: number;
 }
 
+/** Addresses that no other machine reaches. */
+const LOOPBACK = /^(127(\.\d+){3}|::1|localhost)$/;
+
+const WARM_UP_TOKENS = 8;
+
 /** `flashllm serve`: OpenAI's completions over HTTP, until Ctrl-C or SIGTERM. */
 export function serveCommand(): Command {
   const command = new Command('serve')
@@ -29,7 +34,11 @@ export function serveCommand(): Command {
       'Serve a model over HTTP in OpenAI’s form: /v1/completions, /v1/models, /health, /metrics; at / a page to try it.',
     )
     .argument('<folder>', 'a folder that flashllm export or rewrite wrote')
-    .option('--host <address>', 'address to listen on; others than this machine’s own need one', '127.0.0.1')
+    .option(
+      '--host <address>',
+      'address to listen on; only this machine reaches the default, 0.0.0.0 is for all',
+      '127.0.0.1',
+    )
     .option('--port <number>', 'port; 0: a free one', wholeNumber(0), 8080)
     .option('--name <model>', 'name of the model for clients (default: the folder’s)')
     .option('--compare <folder>', 'serve this model, too: the page at / runs both, one after the other')
@@ -66,6 +75,8 @@ async function run(folder: string, options: Options): Promise<void> {
     const apiKey = options.apiKey ?? process.env.FLASHLLM_API_KEY;
     const { app, close } = createServer([first, ...served.slice(1)], { apiKey, maxPromptTokens, bodyLimit });
     const address = await app.listen({ host, port });
+    if (apiKey === undefined && !LOOPBACK.test(host))
+      process.stderr.write(`whoever reaches ${host} can use this server; --api-key <key> asks clients for one\n`);
     const names = served.map(({ name }) => pc.bold(name)).join(' and ');
     process.stdout.write(`${names} at ${address}/v1, a page at ${address}/ (Ctrl-C ends it)\n`);
     if (!signal.aborted) await new Promise((stop) => signal.addEventListener('abort', stop, { once: true }));
@@ -73,7 +84,7 @@ async function run(folder: string, options: Options): Promise<void> {
     await close(1000 * options.grace);
   } finally {
     release();
-    await Promise.all(served.map(({ model }) => model.session.release()));
+    await Promise.all(served.map(({ model }) => model.release()));
   }
 }
 
@@ -83,7 +94,9 @@ async function open(
   session: ModelOptions,
   { maxBatch, maxWaiting, prefillTokens }: Options,
 ): Promise<ServedModel> {
-  const { maxPositions } = await readOptConfig(folder);
+  const { maxPositions, eosTokenId } = await readOptConfig(folder);
   const model = await openModel(folder, session, { maxBatch, maxWaiting, prefillTokens });
+  // The first request, too, finds weights in memory, kernels loaded and, on a GPU, a recorded step.
+  await model.generator.generate([[eosTokenId]], { maxNewTokens: WARM_UP_TOKENS, stopTokenIds: [] });
   return { name: name ?? basename(resolve(folder)), model, maxPositions };
 }

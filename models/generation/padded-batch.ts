@@ -110,7 +110,7 @@ export class PaddedBatch implements Batch {
     }
   }
 
-  async clear(): Promise<void> {
+  async rest(): Promise<void> {
     this.slots = [];
     this.prefilling = undefined;
     this.cache = new PaddedCache(this.decoder.shape);

@@ -1,12 +1,72 @@
 #include "provider/node/device_memory.h"
 
+#include <memory>
 #include <string>
+#include <utility>
+#include <vector>
 
 #include "provider/node/ort_library.h"
 #include "provider/node/run_threads.h"
 #include "provider/node/tensor.h"
 
 namespace flashllm::node {
+namespace {
+
+class DownloadTask : public Task {
+ public:
+  explicit DownloadTask(const Napi::CallbackInfo& info) : device_(LiveDeviceTensor(info[0])) {}
+
+  void Execute() override {
+    const Description tensor = Describe(device_->value.get(), "tensor");
+    OrtValue* copy = nullptr;
+    Check(g_ort.api->CreateTensorAsOrtValue(DefaultAllocator(), tensor.dims.data(), tensor.dims.size(), tensor.type,
+                                            &copy));
+    copy_.reset(copy);
+    const OrtValue* from = device_->value.get();
+    Check(g_ort.api->CopyTensors(GetRuntime().env, &from, &copy, nullptr, 1));
+  }
+
+  Napi::Value Result(Napi::Env env) override { return ToJs(env, "tensor", std::move(copy_), std::vector<JsTensor>()); }
+
+ private:
+  const std::shared_ptr<DeviceTensor> device_;
+  Owned<OrtValue> copy_;
+};
+
+}  // namespace
+
+const OrtMemoryInfo* MemoryOfGpu(int ordinal) {
+  for (const OrtEpDevice* device : GetRuntime().devices) {
+    const OrtMemoryInfo* memory = g_ort.api->EpDevice_MemoryInfo(device, OrtDeviceMemoryType_DEFAULT);
+    int id = -1;
+    if (memory != nullptr) Check(g_ort.api->MemoryInfoGetId(memory, &id));
+    if (memory != nullptr && id == ordinal) return memory;
+  }
+  return nullptr;
+}
+
+OrtAllocator* AllocatorOfGpu(int ordinal) {
+  OrtAllocator* allocator = nullptr;
+  if (const OrtMemoryInfo* memory = MemoryOfGpu(ordinal)) {
+    Check(g_ort.api->GetSharedAllocator(GetRuntime().env, memory, &allocator));
+  }
+  if (allocator != nullptr) return allocator;
+  throw Error(ORT_INVALID_ARGUMENT, "GPU " + std::to_string(ordinal) +
+                                        " cannot be used: the provider does not offer it. flashllm doctor tells why");
+}
+
+OrtAllocator* PinnedAllocator(const OrtEpDevice* gpu) {
+  const OrtMemoryInfo* memory = g_ort.api->EpDevice_MemoryInfo(gpu, OrtDeviceMemoryType_HOST_ACCESSIBLE);
+  OrtAllocator* allocator = nullptr;
+  OrtEnv* const env = GetRuntime().env;
+  if (memory != nullptr) Check(g_ort.api->GetSharedAllocator(env, memory, &allocator));
+  if (allocator == nullptr) {
+    Check(g_ort.api->CreateSharedAllocator(env, gpu, OrtDeviceMemoryType_HOST_ACCESSIBLE, OrtDeviceAllocator, nullptr,
+                                           &allocator));
+  }
+  if (allocator == nullptr) throw Error(ORT_FAIL, "ONNX Runtime has no pinned memory for the GPU");
+  return allocator;
+}
 
 Napi::Value OffersGpu(const Napi::CallbackInfo& info) {
   return Boundary(info.Env(), [&] {
@@ -27,6 +87,37 @@ Napi::Value DeviceUse(const Napi::CallbackInfo& info) {
     use.Set("reserved", bytes("DeviceReserved"));
     use.Set("maxReserved", bytes("MaxDeviceReserved"));
     return use;
+  });
+}
+
+Napi::Value DownloadTensor(const Napi::CallbackInfo& info) {
+  return Boundary(info.Env(), [&] { return Submit(info.Env(), std::make_shared<DownloadTask>(info)); });
+}
+
+Napi::Value AllocateTensor(const Napi::CallbackInfo& info) {
+  return Boundary(info.Env(), [&] {
+    const auto type = static_cast<ONNXTensorElementDataType>(info[0].As<Napi::Number>().Int32Value());
+    const Napi::Array array = info[1].As<Napi::Array>();
+    std::vector<int64_t> dims(array.Length());
+    for (uint32_t i = 0; i < dims.size(); ++i) dims[i] = array.Get(i).As<Napi::Number>().Int64Value();
+    const size_t bytes = BytesOfTensor(type, dims, "tensor");
+    OrtAllocator* allocator = AllocatorOfGpu(info[2].As<Napi::Number>().Int32Value());
+    OrtValue* made = nullptr;
+    Check(g_ort.api->CreateTensorAsOrtValue(allocator, dims.data(), dims.size(), type, &made));
+    Owned<OrtValue> value(made);
+    void* memory = nullptr;
+    Check(g_ort.api->GetTensorMutableData(made, &memory));
+    if (memory == nullptr && bytes > 0) {
+      throw Error(ORT_FAIL, "out of memory on the GPU: " + std::to_string(bytes) + " bytes could not be allocated");
+    }
+    return ToJs(info.Env(), "tensor", std::move(value), nullptr);
+  });
+}
+
+Napi::Value DisposeTensor(const Napi::CallbackInfo& info) {
+  return Boundary(info.Env(), [&] {
+    ForgetDeviceTensor(info[0]);
+    return info.Env().Undefined();
   });
 }
 

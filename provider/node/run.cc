@@ -25,7 +25,8 @@ class RunTask : public Task {
 
   void Execute() override {
     OrtStatus* status = nullptr;
-    std::shared_lock<std::shared_mutex> graphs(use_->graphs());
+    std::unique_lock<std::shared_mutex> graphs(use_->graphs(), std::defer_lock);
+    if (use_->graph_stream() != nullptr) graphs.lock();
     const std::vector<Kind>& kinds = sides_.outputs.kinds;
     if (std::find(kinds.begin(), kinds.end(), Kind::kNewOnDevice) == kinds.end()) {
       status = Run(use_->session(), options_.get(), sides_, &results_);
@@ -33,7 +34,7 @@ class RunTask : public Task {
       session_ = use_->shared();
       status = RunBound();
     }
-    graphs.unlock();
+    if (graphs.owns_lock()) graphs.unlock();
     use_.reset();  // here, not when the promise is settled: releasing the session waits for it
     Check(status);
   }

@@ -4,9 +4,6 @@
 #include <cstring>
 #include <optional>
 
-#include "provider/node/ort_library.h"
-#include "provider/node/run_threads.h"
-
 namespace flashllm::node {
 namespace {
 
@@ -274,6 +271,12 @@ Napi::Object ToJs(Napi::Env env, const std::string& name, Owned<OrtValue> value,
   return result;
 }
 
+size_t BytesOfTensor(ONNXTensorElementDataType type, const std::vector<int64_t>& dims, const std::string& name) {
+  return (CountElements(dims, name) * LayoutOrReject(type, name).bits + 7) / 8;
+}
+
+void ForgetDeviceTensor(const Napi::Value& handle) { handle.As<DeviceHandle>().Data()->reset(); }
+
 std::shared_ptr<DeviceTensor> LiveDeviceTensor(const Napi::Value& handle) {
   std::shared_ptr<DeviceTensor> tensor = DeviceTensorOf(handle);
   if (tensor == nullptr) throw Error(ORT_INVALID_ARGUMENT, "the tensor has been disposed of");
@@ -312,82 +315,6 @@ void CopyStrings(Napi::Env env, const OrtValue* value, Napi::Array into) {
     if (length > 0) Check(g_ort.api->GetStringTensorElement(value, length, i, text.data()));
     into.Set(i, Napi::String::New(env, text));
   }
-}
-
-namespace {
-
-class DownloadTask : public Task {
- public:
-  explicit DownloadTask(const Napi::CallbackInfo& info) : device_(LiveDeviceTensor(info[0])) {}
-
-  void Execute() override {
-    const Description tensor = Describe(device_->value.get(), "tensor");
-    OrtValue* copy = nullptr;
-    Check(g_ort.api->CreateTensorAsOrtValue(DefaultAllocator(), tensor.dims.data(), tensor.dims.size(), tensor.type,
-                                            &copy));
-    copy_.reset(copy);
-    const OrtValue* from = device_->value.get();
-    Check(g_ort.api->CopyTensors(GetRuntime().env, &from, &copy, nullptr, 1));
-  }
-
-  Napi::Value Result(Napi::Env env) override { return ToJs(env, "tensor", std::move(copy_), std::vector<JsTensor>()); }
-
- private:
-  const std::shared_ptr<DeviceTensor> device_;
-  Owned<OrtValue> copy_;
-};
-
-}  // namespace
-
-const OrtMemoryInfo* MemoryOfGpu(int ordinal) {
-  for (const OrtEpDevice* device : GetRuntime().devices) {
-    const OrtMemoryInfo* memory = g_ort.api->EpDevice_MemoryInfo(device, OrtDeviceMemoryType_DEFAULT);
-    int id = -1;
-    if (memory != nullptr) Check(g_ort.api->MemoryInfoGetId(memory, &id));
-    if (memory != nullptr && id == ordinal) return memory;
-  }
-  return nullptr;
-}
-
-OrtAllocator* AllocatorOfGpu(int ordinal) {
-  OrtAllocator* allocator = nullptr;
-  if (const OrtMemoryInfo* memory = MemoryOfGpu(ordinal)) {
-    Check(g_ort.api->GetSharedAllocator(GetRuntime().env, memory, &allocator));
-  }
-  if (allocator != nullptr) return allocator;
-  throw Error(ORT_INVALID_ARGUMENT, "GPU " + std::to_string(ordinal) +
-                                        " cannot be used: the provider does not offer it. flashllm doctor tells why");
-}
-
-Napi::Value DownloadTensor(const Napi::CallbackInfo& info) {
-  return Boundary(info.Env(), [&] { return Submit(info.Env(), std::make_shared<DownloadTask>(info)); });
-}
-
-Napi::Value AllocateTensor(const Napi::CallbackInfo& info) {
-  return Boundary(info.Env(), [&] {
-    const auto type = static_cast<ONNXTensorElementDataType>(info[0].As<Napi::Number>().Int32Value());
-    const Napi::Array array = info[1].As<Napi::Array>();
-    std::vector<int64_t> dims(array.Length());
-    for (uint32_t i = 0; i < dims.size(); ++i) dims[i] = array.Get(i).As<Napi::Number>().Int64Value();
-    const size_t bytes = (CountElements(dims, "tensor") * LayoutOrReject(type, "tensor").bits + 7) / 8;
-    OrtAllocator* allocator = AllocatorOfGpu(info[2].As<Napi::Number>().Int32Value());
-    OrtValue* made = nullptr;
-    Check(g_ort.api->CreateTensorAsOrtValue(allocator, dims.data(), dims.size(), type, &made));
-    Owned<OrtValue> value(made);
-    void* memory = nullptr;
-    Check(g_ort.api->GetTensorMutableData(made, &memory));
-    if (memory == nullptr && bytes > 0) {
-      throw Error(ORT_FAIL, "out of memory on the GPU: " + std::to_string(bytes) + " bytes could not be allocated");
-    }
-    return ToJs(info.Env(), "tensor", std::move(value), nullptr);
-  });
-}
-
-Napi::Value DisposeTensor(const Napi::CallbackInfo& info) {
-  return Boundary(info.Env(), [&] {
-    info[0].As<DeviceHandle>().Data()->reset();
-    return info.Env().Undefined();
-  });
 }
 
 }  // namespace flashllm::node

@@ -65,18 +65,12 @@ Napi::Object PartToJs(Napi::Env env, Owned<OrtValue> value, std::shared_ptr<Devi
 /// Whether a tensor lies in the memory of a GPU.
 bool IsOnDevice(const OrtValue* value);
 
-/// The memory of a GPU that the provider offers, or null.
-const OrtMemoryInfo* MemoryOfGpu(int ordinal);
+/// Bytes of a tensor. Throws Error, which names it, for dimensions that are no shape and for a type that JavaScript
+/// tensors cannot hold.
+size_t BytesOfTensor(ONNXTensorElementDataType type, const std::vector<int64_t>& dims, const std::string& name);
 
-/// The allocator of a GPU's memory that no session owns. Throws Error where the provider does not offer that GPU.
-OrtAllocator* AllocatorOfGpu(int ordinal);
-
-/// downloadTensor(handle): Promise<{type, dims, data}>, a copy in the memory of the CPU
-Napi::Value DownloadTensor(const Napi::CallbackInfo& info);
-/// allocateTensor(type, dims, deviceId): {type, dims, device} in the memory of a GPU, of unspecified content
-Napi::Value AllocateTensor(const Napi::CallbackInfo& info);
-/// disposeTensor(handle): frees the memory as soon as no run uses it
-Napi::Value DisposeTensor(const Napi::CallbackInfo& info);
+/// The tensor of a handle is freed as soon as no run uses it; the handle is one that has been disposed of. Idempotent.
+void ForgetDeviceTensor(const Napi::Value& handle);
 
 /// The memory of a typed array, also of one over shared memory (which the C++ wrapper refuses). Throws Error for
 /// anything else.

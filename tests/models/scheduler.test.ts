@@ -13,6 +13,7 @@ import { TextGenerator } from '../../models/text-generator.js';
 import { openTextModel, type TextModel } from '../../models/text-model.js';
 import '../../provider/index.js';
 import { temporaryFolder } from './support/checkpoints.js';
+import { queuedDecoder } from './support/queued-device.js';
 
 const config = await readOptConfig(shippedModel());
 const heldOut = await readFile(shippedHeldOutText(), 'utf8');
@@ -25,6 +26,9 @@ const kinds = {
   padded: { attention: 'onnx' },
 } as const;
 
+/** `halves` on a device on which steps follow each other. */
+let counts = { most: 0 };
+
 test.before(async () => {
   for (const [kind, settings] of Object.entries(kinds)) {
     const folder = await temporaryFolder();
@@ -32,10 +36,16 @@ test.before(async () => {
     await exportOpt(shippedModel(), { output: folder, ...settings });
     models[kind] = await openTextModel(folder, { executionProviders: ['flashllm', 'cpu'], intraOpNumThreads: 1 });
   }
+  const halves = model('halves');
+  const queued = queuedDecoder(halves.session);
+  models.queued = { ...halves, decoder: queued.decoder };
+  counts = queued.counts;
 });
 test.after.always(() => Promise.all(folders.map((folder) => rm(folder, { recursive: true }))));
 
-type Kind = keyof typeof kinds;
+type Kind = keyof typeof kinds | 'queued';
+/** What one prompt alone gives is asked of a decoder without a queue. */
+const alone = (kind: Kind): Kind => (kind === 'queued' ? 'halves' : kind);
 
 const model = (kind: Kind = 'rows') => models[kind] as TextModel;
 const generator = (options = {}, kind: Kind = 'rows') =>
@@ -48,7 +58,7 @@ function prompts(count: number): string[] {
 
 const lengthOf = (i: number) => 3 + ((i * 7) % 23);
 
-for (const kind of ['rows', 'halves', 'padded'] as const) {
+for (const kind of ['rows', 'halves', 'queued', 'padded'] as const) {
   test(`${kind}: requests that join and leave give what each gives alone`, async (t) => {
     for (const scheduling of [{ maxBatch: 5, prefillTokens: 32 }, { maxBatch: 16 }]) {
       const shared = generator(scheduling, kind);
@@ -74,8 +84,9 @@ for (const kind of ['rows', 'halves', 'padded'] as const) {
       );
       t.true(most > 2 && most <= scheduling.maxBatch, `${most} at once`);
       for (const { prompt, options, text } of texts)
-        t.is(text, (await generator({}, kind).generate([prompt], options))[0]?.text);
-      await shared.scheduler.idle();
+        t.is(text, (await generator({}, alone(kind)).generate([prompt], options))[0]?.text);
+      await shared.scheduler.release();
+      t.is(counts.most, kind === 'queued' ? 2 : counts.most);
       t.deepEqual([shared.scheduler.active, shared.scheduler.queued, shared.scheduler.cacheBytes], [0, 0, 0]);
     }
   });
@@ -92,8 +103,8 @@ for (const kind of ['rows', 'halves', 'padded'] as const) {
     for (const { prompt, i, result } of going) {
       if (i % 3 === 1) await t.throwsAsync(async () => result, { message: 'gone' });
       else {
-        const [alone] = await generator({}, kind).generate([prompt], { ...options, maxNewTokens: 10 + i });
-        t.is((await result)?.text, alone?.text);
+        const single = generator({}, alone(kind)).generate([prompt], { ...options, maxNewTokens: 10 + i });
+        t.is((await result)?.text, (await single)[0]?.text);
       }
     }
     await shared.scheduler.idle();
@@ -117,18 +128,16 @@ const growing = test.macro<[kind: Kind]>(async (t, kind) => {
   for await (const _ of first[0] as (typeof first)[0]) break;
   const before = shared.scheduler.cacheBytes;
   let most = 0;
-  const [kept] = await generator({}, kind).generate([prompts(2)[1] as string], { maxNewTokens: 60, stopTokenIds: [] });
+  const single = generator({}, alone(kind));
+  const [kept] = await single.generate([prompts(2)[1] as string], { maxNewTokens: 60, stopTokenIds: [] });
   const later = shared.start(prompts(8), { maxNewTokens: 200, stopTokenIds: [] });
   for (const generation of later)
     generation.onPiece(() => {
       most = Math.max(most, shared.scheduler.cacheBytes);
     });
   t.is((await first[1]?.result)?.text, kept?.text);
-  const [alone] = await generator({}, kind).generate([prompts(8)[7] as string], {
-    maxNewTokens: 200,
-    stopTokenIds: [],
-  });
-  t.is((await later[7]?.result)?.text, alone?.text);
+  const [last] = await single.generate([prompts(8)[7] as string], { maxNewTokens: 200, stopTokenIds: [] });
+  t.is((await later[7]?.result)?.text, last?.text);
   t.true(before > 0 && most > 4 * before, `${before} bytes, then ${most}`);
 });
 
@@ -142,6 +151,7 @@ test('sessions of the stock backend, which have no prepared runs, give the same'
 
 test('a batch grows while it runs: more rows, and longer ones', growing, 'rows');
 test('so does one whose steps are started ahead', growing, 'halves');
+test('and one whose steps follow each other on a device', growing, 'queued');
 
 test('a prompt read in chunks gives what it gives in one go', async (t) => {
   const prompt = heldOut.slice(500, 1700);
@@ -198,11 +208,17 @@ test('who leaves the loop, aborts or cancels makes place; the others go on', asy
   let pieces = 0;
   for await (const _ of shared.stream('Call me', { maxNewTokens: 500, stopTokenIds: [] })) if (++pieces === 2) break;
   const controller = new AbortController();
-  const aborted = shared.generate(['a', 'b', 'c'], { maxNewTokens: 500, stopTokenIds: [], signal: controller.signal });
+  let warnings = 0;
+  const count = () => warnings++;
+  process.on('warning', count);
+  const many = Array.from({ length: 14 }, (_, i) => `a ${i}`);
+  const aborted = shared.generate(many, { maxNewTokens: 500, stopTokenIds: [], signal: controller.signal });
   t.true(shared.scheduler.queued > 0);
   controller.abort(new Error('enough'));
   await t.throwsAsync(aborted, { message: 'enough' });
   t.is(shared.scheduler.queued, 0);
+  process.off('warning', count);
+  t.is(warnings, 0);
   t.is((await going)[0]?.text, expected?.text);
   await shared.scheduler.idle();
   t.is(shared.scheduler.active, 0);
@@ -211,6 +227,7 @@ test('who leaves the loop, aborts or cancels makes place; the others go on', asy
 const inMemory = test.macro<[records: boolean]>(async (t, records) => {
   const live = new Set<object>();
   let room = Number.POSITIVE_INFINITY;
+  let allocations = 0;
   const memory: CacheMemory = {
     records,
     place: hostMemory.place,
@@ -219,6 +236,7 @@ const inMemory = test.macro<[records: boolean]>(async (t, records) => {
       const tensor = hostMemory.allocate(type, dims);
       (tensor.data as Float32Array).fill(Number.NaN);
       live.add(tensor);
+      allocations++;
       return tensor;
     },
     rows(...args) {
@@ -236,13 +254,26 @@ const inMemory = test.macro<[records: boolean]>(async (t, records) => {
   for (const [i, prompt] of prompts(9).entries())
     t.is(texts[i]?.text, (await generator().generate([prompt], options))[0]?.text);
   await shared.scheduler.idle();
+  // Where steps are recorded, what they were recorded over is kept, for as long as nobody asks for it.
+  const kept = shared.scheduler.cacheBytes;
+  t.is(live.size > 0, records);
+  t.is(kept > 0, records);
+  const before = allocations;
+  t.deepEqual(await shared.generate(prompts(9), options), texts);
+  t.is(allocations > before, !records);
+  await Promise.all([shared.scheduler.release(), shared.generate(['Call me'], options)]);
+  t.is(live.size, 0);
+  t.is(shared.scheduler.cacheBytes, 0);
+  const frugal = new TextGenerator(new Decoder(session, memory), tokenizer, config, { idleCacheBytes: kept - 1 });
+  await frugal.generate(prompts(9), options);
+  await frugal.scheduler.idle();
   t.is(live.size, 0);
   // What does not fit ends with the memory's error; what runs goes on.
   room = 128;
   const going = shared.generate(['Call me'], { ...options, maxNewTokens: 60 });
   await t.throwsAsync(shared.generate(['a'], { ...options, maxNewTokens: 300 }), { message: /out of memory/ });
   t.is((await going)[0]?.text, (await generator().generate(['Call me'], { ...options, maxNewTokens: 60 }))[0]?.text);
-  await shared.scheduler.idle();
+  await shared.scheduler.release();
   t.is(live.size, 0);
 });
 
@@ -275,6 +306,39 @@ test('an error of the model ends its sequences only, and the generator stays usa
   for await (const piece of stream) text += piece.text;
   t.is(text, (await generator().generate(['Once upon a time'], { maxNewTokens: 20 }))[0]?.text);
   await t.throwsAsync(shared.generate([[2, config.vocabSize]]), { message: /token 8192.*from 0 to 8191/ });
+});
+
+test('an error of a step that was started ahead ends those who were in it, not who has joined since', async (t) => {
+  const { decoder, tokenizer } = model('halves');
+  const { session } = decoder;
+  let failing = 0;
+  // Other arrays of names: a session without prepared runs, whose every run is seen here.
+  const watched = {
+    inputNames: [...session.inputNames],
+    outputNames: [...session.outputNames],
+    inputMetadata: session.inputMetadata,
+    outputMetadata: session.outputMetadata,
+    run: async (...[feeds, ...rest]: Parameters<typeof session.run>) => {
+      if (feeds.input_ids?.dims[1] === 1 && failing-- === 1) throw new Error('the model stumbled');
+      return session.run(feeds, ...rest);
+    },
+  };
+  const shared = new TextGenerator(new Decoder(watched as never), tokenizer, config);
+  const options = { maxNewTokens: 12, stopTokenIds: [] };
+  const [first] = shared.start(['Once upon a time'], options);
+  let made = 0;
+  let second: ReturnType<typeof shared.start> = [];
+  first?.onPiece(() => {
+    // The next step is on its way; the one after that will fail.
+    if (++made === 4) failing = 1;
+    if (made === 5) second = shared.start(['Call me Ishmael'], options);
+  });
+  await t.throwsAsync(first?.result as Promise<unknown>, { message: 'the model stumbled' });
+  t.is(made, 5);
+  const expected = await generator({}, 'halves').generate(['Call me Ishmael'], options);
+  t.deepEqual(await second[0]?.result, expected[0]);
+  const [again] = await shared.generate(['Once upon a time'], options);
+  t.is(again?.tokenIds.length, 12 + (again?.promptTokens as number));
 });
 
 test('the TextStreamer of transformers.js takes our tokens', async (t) => {

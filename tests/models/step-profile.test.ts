@@ -25,13 +25,31 @@ test('of the host, the first runs of a node do not count', (t) => {
 
 test('of a GPU, the replays of the graph count, and sizes come from the ordinary run', (t) => {
   const events = [
-    run('p', 'SparseMatMul', 5, [100, 0, 50]),
-    run('s', 'Shape', 5, [1, 0, 1]),
+    ...[run('p', 'SparseMatMul', 5, [100, 0, 50]), run('s', 'Shape', 5, [1, 0, 1])].map((event) => ({
+      ...event,
+      args: { ...event.args, provider: 'FlashLLMExecutionProvider' },
+    })),
     onDevice('p', 99999, '0'),
-    ...[9000, 9000, 9000, 1500, 2500].map((time) => onDevice('p', time, '1')),
+    ...[9000, 9000, 1500, 2500].map((time) => onDevice('p', time, '1')),
   ];
   t.deepEqual(summarize(events, 'device', new Map([['p', 1000]])), [
-    { op: 'SparseMatMul', provider: 'X', nodes: 1, microseconds: 2, bytes: 1150 },
+    { op: 'SparseMatMul', provider: 'FlashLLMExecutionProvider', nodes: 1, microseconds: 2, bytes: 1150 },
+  ]);
+});
+
+test('of a GPU that replays nothing, its runs count, and those of nodes that are left to the processor', (t) => {
+  const ours = run('p', 'SparseMatMul', 5, [100, 0, 50]);
+  const events = [
+    ...[ours, ours, ours, ours].map((event) => ({
+      ...event,
+      args: { ...event.args, provider: 'FlashLLMExecutionProvider' },
+    })),
+    ...[70, 60, 50, 4].map((time) => run('c', 'Range', time, [8, 0, 8])),
+    ...[9000, 9000, 9000, 1500].map((time) => onDevice('p', time, '0')),
+  ];
+  t.deepEqual(summarize(events, 'device', new Map()), [
+    { op: 'Range', provider: 'X', nodes: 1, microseconds: 4, bytes: 16 },
+    { op: 'SparseMatMul', provider: 'FlashLLMExecutionProvider', nodes: 1, microseconds: 1.5, bytes: 150 },
   ]);
 });
 
@@ -50,7 +68,7 @@ test('bytes: a lookup reads its rows, a view nothing, a weight that is hidden is
 
 test('a step of the shipped sparse model', async (t) => {
   const options = { executionProviders: [{ name: 'flashllm', device: 'cpu' }, 'cpu'] };
-  const { clock, ops } = await profileStep(shippedSparseModel(), options, { batch: 2, context: 40, steps: 3 });
+  const { clock, ops } = await profileStep(shippedSparseModel(), options, { batch: 2, context: 40, steps: 1 });
   t.is(clock, 'host');
   const product = ops.find(({ op }) => op === 'SparseMatMul');
   t.like(product, { provider: 'FlashLLMExecutionProvider', nodes: 24 });
