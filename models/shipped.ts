@@ -16,8 +16,8 @@ export function shippedModel(): string {
 }
 
 /**
- * The shipped model with 80 % zeros in its linears, fine-tuned under that mask (models/training/finetune.py), exported and rewritten: a folder
- * for `openTextModel`.
+ * The shipped model with 80 % zeros in its linears together, pruned while it was trained (models/training/finetune.py), exported and rewritten: a
+ * folder for `openTextModel`.
  */
 export function shippedSparseModel(): string {
   return packageFile('models/opt-14m-80');

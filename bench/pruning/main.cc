@@ -1,9 +1,5 @@
-// Seconds and memory of pruning decoder layers of random weights on random activations:
-//   pruning_bench --hidden 2048 --ffn 8192 --heads 32 [--sequences 128] [--length 2048] [--method sparsegpt|admm]
-//   [--sparsity 0.5]
-//                 [--layers 1] [--device cuda|cpu] [--threads 0] [--folder /tmp]
-// What `flashllm prune` does for each layer, with compensation, but for reading the checkpoint and writing it. Prints
-// JSON.
+// Seconds and memory of pruning decoder layers of random weights on random activations (pruning_bench --help): what
+// `flashllm prune` does for each layer, with compensation, but for reading the checkpoint and writing it. Prints JSON.
 #include <sys/resource.h>
 #include <unistd.h>
 
@@ -12,11 +8,11 @@
 #include <cmath>
 #include <cstdio>
 #include <filesystem>
-#include <map>
 #include <memory>
 #include <stdexcept>
 #include <string>
 
+#include "bench/options.h"
 #include "ops/pruning/device.h"
 #include "ops/pruning/opt_layer.h"
 #if defined(FLASHLLM_HAS_CUDA)
@@ -77,20 +73,44 @@ std::pair<double, double> GpuGigabytes() {
 }
 
 struct Settings {
-  explicit Settings(int count, char** arguments) {
-    for (int i = 1; i + 1 < count; i += 2) values_[arguments[i]] = arguments[i + 1];
-  }
-  std::string Text(const std::string& name, const std::string& fallback) const {
-    const auto found = values_.find("--" + name);
-    return found == values_.end() ? fallback : found->second;
-  }
-  int64_t Number(const std::string& name, int64_t fallback) const {
-    return std::stoll(Text(name, std::to_string(fallback)));
-  }
-
- private:
-  std::map<std::string, std::string> values_;
+  OptShape shape;
+  std::string method = "sparsegpt", device = "cuda", folder = "/tmp";
+  double sparsity = 0.5;
+  int layers = 1;
+  int threads = 0;
 };
+
+Settings Parse(int argc, char** argv) {
+  Settings settings;
+  OptShape& shape = settings.shape;
+  shape.hidden = 2048;
+  shape.heads = 32;
+  shape.sequences = 128;
+  shape.length = 2048;
+  flashllm::bench::Options options("Seconds and memory of pruning decoder layers, as JSON.");
+  options.Add("--hidden", &shape.hidden, "hidden size");
+  options.Add("--ffn", &shape.ffn, "size of the feed-forward part (default: 4 times hidden)");
+  options.Add("--heads", &shape.heads, "heads of attention");
+  options.Add("--sequences", &shape.sequences, "calibration sequences");
+  options.Add("--length", &shape.length, "tokens of each");
+  options.Add("--method", &settings.method, "sparsegpt or admm");
+  options.Add("--sparsity", &settings.sparsity, "zeros in each linear, 0 to 1");
+  options.Add("--layers", &settings.layers, "layers, one after the other");
+  options.Add("--device", &settings.device, "cuda or cpu");
+  options.Add("--threads", &settings.threads, "on the CPU (0: one a core)");
+  options.Add("--folder", &settings.folder, "where activations lie");
+  options.Parse(argc, argv);
+  if (shape.ffn == 0) shape.ffn = 4 * shape.hidden;
+  options.Require(shape.hidden > 0 && shape.ffn > 0 && shape.heads > 0 && shape.hidden % shape.heads == 0,
+                  "--hidden, --ffn, --heads: expected sizes > 0, hidden a multiple of heads");
+  options.Require(shape.sequences > 0 && shape.length > 0 && settings.layers > 0,
+                  "--sequences, --length, --layers: expected numbers > 0");
+  options.Require(settings.sparsity >= 0 && settings.sparsity < 1, "--sparsity: expected 0 to less than 1");
+  options.Require(settings.threads >= 0, "--threads: expected a number >= 0");
+  options.Require(settings.method == "sparsegpt" || settings.method == "admm", "--method: expected sparsegpt or admm");
+  options.Require(settings.device == "cuda" || settings.device == "cpu", "--device: expected cuda or cpu");
+  return settings;
+}
 
 /// Prunes one layer and prints its times.
 void PruneLayer(Device& device, Workers& workers, const OptShape& shape, const PruneOptions& options,
@@ -129,19 +149,14 @@ void PruneLayer(Device& device, Workers& workers, const OptShape& shape, const P
 }
 
 void Run(const Settings& settings) {
-  OptShape shape;
-  shape.hidden = settings.Number("hidden", 2048);
-  shape.ffn = settings.Number("ffn", 4 * shape.hidden);
-  shape.heads = settings.Number("heads", 32);
-  shape.sequences = settings.Number("sequences", 128);
-  shape.length = settings.Number("length", 2048);
+  const OptShape& shape = settings.shape;
   PruneOptions options;
-  options.method = settings.Text("method", "sparsegpt") == "admm" ? Method::kAdmm : Method::kSparseGpt;
-  options.sparsity = std::stod(settings.Text("sparsity", "0.5"));
-  Workers workers(static_cast<int>(settings.Number("threads", 0)));
-  const bool gpu = settings.Text("device", "cuda") == "cuda";
+  options.method = settings.method == "admm" ? Method::kAdmm : Method::kSparseGpt;
+  options.sparsity = settings.sparsity;
+  Workers workers(settings.threads);
+  const bool gpu = settings.device == "cuda";
   const std::unique_ptr<Device> device = gpu ? MakeCudaDevice(workers, 0) : MakeCpuDevice(workers);
-  const std::string folder = settings.Text("folder", "/tmp") + "/pruning-bench-" + std::to_string(getpid());
+  const std::string folder = settings.folder + "/pruning-bench-" + std::to_string(getpid());
   std::filesystem::create_directories(folder);
   const int64_t floats = shape.sequences * shape.length * shape.hidden;
   {
@@ -154,9 +169,8 @@ void Run(const Settings& settings) {
       device->Describe().c_str(), static_cast<long long>(shape.hidden), static_cast<long long>(shape.ffn),
       static_cast<long long>(shape.heads), static_cast<long long>(shape.sequences),
       static_cast<long long>(shape.length));
-  std::printf("  \"method\": \"%s\", \"sparsity\": %g,\n  \"layers\": [\n",
-              settings.Text("method", "sparsegpt").c_str(), options.sparsity);
-  for (int layer = 0; layer < settings.Number("layers", 1); ++layer) {
+  std::printf("  \"method\": \"%s\", \"sparsity\": %g,\n  \"layers\": [\n", settings.method.c_str(), options.sparsity);
+  for (int layer = 0; layer < settings.layers; ++layer) {
     PruneLayer(*device, workers, shape, options, folder, layer);
     std::filesystem::remove(folder + "/hidden-" + std::to_string(layer));
     std::filesystem::remove(folder + "/hidden-" + std::to_string(layer) + "-dense");
@@ -173,7 +187,7 @@ void Run(const Settings& settings) {
 
 int main(int count, char** arguments) {
   try {
-    Run(Settings(count, arguments));
+    Run(Parse(count, arguments));
     return 0;
   } catch (const std::exception& error) {
     std::fprintf(stderr, "%s\n", error.what());

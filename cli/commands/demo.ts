@@ -118,10 +118,12 @@ async function openShipped(say: (text: string) => void): Promise<Sparse> {
   const folder = shippedSparseModel();
   const report = await inspectModel({ input: join(folder, 'model.onnx') });
   const packed = report.layers.filter((layer) => layer.decision === 'sparse');
-  const sparsity = packed.reduce((sum, layer) => sum + (layer.sparsity ?? 0), 0) / packed.length;
+  const sizes = packed.map(({ outFeatures = 0, inFeatures = 0 }) => outFeatures * inFeatures);
+  const weights = sizes.reduce((sum, size) => sum + size, 0);
+  const sparsity = packed.reduce((sum, layer, i) => sum + (layer.sparsity ?? 0) * (sizes[i] ?? 0), 0) / weights;
   const files = await Promise.all(['model.onnx', 'model.onnx_data'].map((name) => stat(join(folder, name))));
   say(
-    `${pc.bold('sparse')}   ${folder}: ${packed.length} of ${report.layers.length} linears have ${percent(sparsity)} zeros, fine-tuned and packed`,
+    `${pc.bold('sparse')}   ${folder}: ${packed.length} of ${report.layers.length} linears have ${percent(sparsity)} zeros together, fine-tuned and packed`,
   );
   return {
     folder,

@@ -12,7 +12,8 @@ while some come back. Two losses:
     a weight that falls as the learning rate does.
 
 A batch is text, and what the teacher itself writes after the first tokens of pieces of the text: it holds what the model knows beyond
-this text. Adam, bfloat16 products with float32 weights, linear warm-up, cosine decay. The training takes --seconds, or --steps.
+this text. Adam, bfloat16 products with float32 weights, linear warm-up, cosine decay. The whole takes --seconds, or the training --steps;
+what there is of the student is written at every report on the way.
 
 Wants torch, tokenizers and safetensors, and a GPU for anything but a try. Output: float16 safetensors in Hugging Face's layout, and finetune.json with the
 settings, the losses on the way and perplexities on --eval texts, which nothing is chosen by.
@@ -35,6 +36,7 @@ from distillation import divergence, divergence_gradient, token_loss
 from masks import Masks
 from opt_model import Parameters, forward, perplexity
 
+BEGUN = time.perf_counter()
 SEPARATOR = "\n</s>\n"  # between documents, as make-training-text.mjs writes it
 WARM_UP = 60  # steps
 MASK_STEPS = 20  # between changes of the mask
@@ -53,7 +55,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--pruned-by", type=float, default=0.5, help="part of the training after which the sparsity is reached")
     parser.add_argument("--scores", choices=("magnitude", "fisher"), default="fisher")
     parser.add_argument("--regrow", action="store_true", help="let pruned weights come back")
-    parser.add_argument("--seconds", type=float, default=100, help="time of the training")
+    parser.add_argument("--seconds", type=float, default=100, help="until the end of the training, the teacher's writing included")
     parser.add_argument("--steps", type=int, help="instead of --seconds")
     parser.add_argument("--batch", type=int, default=16, help="sequences a step")
     parser.add_argument("--length", type=int, default=1024, help="tokens of a sequence")
@@ -116,6 +118,7 @@ class Training:
         self.see_fisher(16)
         self.step(0.0, 1.0)  # compiles
         started, step, progress, told = time.perf_counter(), 0, 0.0, 0.0
+        budget = settings.seconds - (started - BEGUN)
         while progress < 1:
             if step % MASK_STEPS == 0:
                 self.change_masks(progress)
@@ -123,7 +126,7 @@ class Training:
             parts = self.step(settings.rate * min(1.0, (step + 1) / WARM_UP) * decay, decay)
             step += 1
             seconds = time.perf_counter() - started
-            progress = step / settings.steps if settings.steps else seconds / settings.seconds
+            progress = step / settings.steps if settings.steps else seconds / max(budget, 1e-6)
             if progress >= told or progress >= 1:
                 told = progress + 1 / REPORTS
                 entry = {"step": step, "seconds": seconds, "zeros": 1 - self.masks.mask.mean().item()}
@@ -234,7 +237,9 @@ def compiled(settings) -> tuple:
 def save(weights: dict[str, torch.Tensor], settings) -> None:
     out = {f"model.decoder.{name}": tensor.half().cpu().contiguous() for name, tensor in weights.items()}
     settings.output.mkdir(parents=True, exist_ok=True)
-    save_file(out, settings.output / "model.safetensors", metadata={"format": "pt"})
+    whole = settings.output / "model.safetensors"
+    save_file(out, whole.with_suffix(".partial"), metadata={"format": "pt"})
+    whole.with_suffix(".partial").replace(whole)
     for name in ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json"):
         if (settings.dense / name).exists():
             shutil.copy(settings.dense / name, settings.output / name)
@@ -261,11 +266,17 @@ def main() -> None:
     print(json.dumps(report))
     print(f"{len(text)} tokens of text, {written.numel()} written in {time.perf_counter() - started:.1f} s", flush=True)
     corpus = Corpus(text, written, settings, generator)
+    if device == "cuda":
+        torch.cuda.empty_cache()  # of the writing
+
+    def evaluate_and_save(run: Training) -> dict[str, float]:
+        weights = run.weights()
+        save(weights, settings)
+        return evaluate(weights)
 
     run = Training(teacher, tensors, config, corpus, settings, *compiled(settings))
-    log = run.run(settings, lambda run: evaluate(run.weights()))
+    log = run.run(settings, evaluate_and_save)
     weights = run.weights()
-    save(weights, settings)
     report |= {
         "fine_tuned": evaluate(weights),
         "sparsities": run.masks.sparsities(),

@@ -1,4 +1,4 @@
-// The shipped sparse model: what it is made of, what fine-tuning under its mask has kept, and that it still speaks.
+// The shipped sparse model: what it is made of, what its training has kept, and that it still speaks.
 import { mkdtemp, readFile, rm, stat } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
@@ -10,11 +10,18 @@ import { shippedInDomainText, shippedModel, shippedSparseModel } from '../../mod
 import { openTextModel } from '../../models/text-model.js';
 import '../../provider/index.js';
 
-test('every linear of its layers has 80 % zeros and is packed, in files of less than half the dense size', async (t) => {
+test('the linears of its layers have 80 % zeros together and are packed, in files of less than half the dense size', async (t) => {
   const report = await inspectModel({ input: join(shippedSparseModel(), 'model.onnx') });
   const packed = report.layers.filter(({ decision }) => decision === 'sparse');
   t.is(packed.length, 24);
-  for (const { name, sparsity } of packed) t.true((sparsity as number) >= 0.7999, `${name}: ${sparsity}`);
+  let weights = 0;
+  let zeros = 0;
+  for (const { outFeatures = 0, inFeatures = 0, sparsity = 0 } of packed) {
+    weights += outFeatures * inFeatures;
+    zeros += outFeatures * inFeatures * sparsity;
+  }
+  t.is(weights, 6 * (4 * 384 * 384 + 2 * 384 * 1536));
+  t.true(zeros / weights >= 0.7999, `${zeros / weights}`);
   const { size } = await stat(join(shippedSparseModel(), 'model.onnx_data'));
   t.true(size < 14_000_000, `${size}`);
 });
@@ -30,8 +37,8 @@ async function perplexity(folder: string, executionProviders: string[]): Promise
   return measured.perplexity;
 }
 
-// docs/accuracy.md: 1.77 times on windows of 1,024 tokens.
-test('its perplexity is below twice that of the dense model, and that of stock ONNX Runtime', async (t) => {
+// docs/accuracy.md: 1.53 times on windows of 1,024 tokens.
+test('its perplexity is below 1.65 times that of the dense model, and that of stock ONNX Runtime', async (t) => {
   const dense = await mkdtemp(join(tmpdir(), 'flashllm-test-'));
   await exportOpt(shippedModel(), { output: dense });
   const whole = await perplexity(dense, ['cpu']);
@@ -39,7 +46,7 @@ test('its perplexity is below twice that of the dense model, and that of stock O
   const stock = await perplexity(shippedSparseModel(), ['cpu']);
   t.log({ whole, ours, stock });
   t.true(Math.abs(ours / stock - 1) < 1e-4);
-  t.true(ours < 1.9 * whole, `${ours} against ${whole}`);
+  t.true(ours < 1.65 * whole, `${ours} against ${whole}`);
   await rm(dense, { recursive: true });
 });
 

@@ -1,16 +1,19 @@
 #!/usr/bin/env python3
-"""models/training against plain torch: python3 tests/training/training_test.py. Wants torch and safetensors; no GPU."""
+"""models/training against plain torch: python3 tests/training/training_test.py. Wants torch, tokenizers and safetensors; no GPU."""
 
 import sys
 import unittest
 from pathlib import Path
+from types import SimpleNamespace
 
 import torch
 import torch.nn.functional as F
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "models" / "training"))
 import distillation
+import finetune
 import opt_model
+import sampling
 from masks import Masks, keep_largest
 from opt_model import Parameters
 
@@ -157,6 +160,101 @@ class MasksTest(unittest.TestCase):
         self.assertEqual(new.nonzero()[:, 0].tolist(), wanted.tolist())
         self.assertTrue((masks.mask[wanted] == 1).all())
         self.assertEqual(((before == 1) & (masks.mask == 0)).sum().item(), 60)
+
+
+class SamplingTest(unittest.TestCase):
+    def write(self, tensors: dict, prompts: torch.Tensor, length: int, coldest: float) -> torch.Tensor:
+        return sampling.write(tensors, CONFIG, prompts, length, torch.Generator().manual_seed(6), coldest)
+
+    def test_goes_on_by_the_model(self):
+        tensors = random_tensors(5)
+        tensors["embed_tokens.weight"] *= 1000  # all of the probability on one token, whatever the temperature
+        prompts = torch.tensor([[4, 9, 2], [7, 7, 50]])
+        found = self.write(tensors, prompts, 20, 0.7)
+        self.assertEqual(found.shape, (2, 20))
+        wanted = prompts
+        for _ in range(17):
+            wanted = torch.cat([wanted, reference_forward(tensors, wanted)[:, -1:].argmax(-1)], 1)
+        self.assertEqual(found.tolist(), wanted.tolist())
+
+    def test_samples_have_the_model_s_frequencies(self):
+        tensors, rows = random_tensors(5), 20_000
+        for coldest in (1.0, 0.5):
+            found = self.write(tensors, torch.full((rows, 1), 3), 2, coldest)[:, 1]
+            logits = reference_forward(tensors, torch.tensor([[3]]))[0, 0]
+            # Temperatures are spread evenly from `coldest` to 1.
+            temperatures = torch.linspace(coldest, 1, 2001)[:, None]
+            wanted = (logits / temperatures).softmax(-1).mean(0)
+            deviation = (wanted * (1 - wanted) / rows).sqrt()
+            counts = torch.bincount(found, minlength=CONFIG["vocab_size"]) / rows
+            self.assertLess(((counts - wanted).abs() / (deviation + 1e-4)).max().item(), 4.5)
+
+
+class TrainingTest(unittest.TestCase):
+    SETTINGS = dict(
+        sparsity=0.8,
+        begin=0.5,
+        pruned_by=0.5,
+        scores="fisher",
+        regrow=True,
+        seconds=0,
+        steps=100,
+        batch=4,
+        length=16,
+        rate=1e-3,
+        written_share=0.5,
+    )
+
+    def training(self, **changes) -> tuple[finetune.Training, SimpleNamespace]:
+        settings = SimpleNamespace(**{**self.SETTINGS, **changes})
+        generator = torch.Generator().manual_seed(7)
+        text = torch.randint(53, (400,), generator=generator).to(torch.int16)
+        written = torch.full((5, settings.length), 11, dtype=torch.int16)
+        corpus = finetune.Corpus(text, written, settings, generator)
+        tensors = random_tensors(8)
+        functions = (opt_model.layer, distillation.divergence_gradient)
+        return finetune.Training(tensors, tensors, CONFIG, corpus, settings, *functions), settings
+
+    def test_a_batch_holds_pieces_of_the_text_and_what_was_written(self):
+        corpus = self.training()[0].corpus
+        batch = corpus.batch()
+        self.assertEqual(batch.shape, (4, 16))
+        self.assertTrue((batch[2:] == 11).all())
+        windows = corpus.text.long().unfold(0, 16, 1)
+        for row in batch[:2]:
+            self.assertTrue((windows == row).all(1).any())
+
+    def test_sparsity_rises_to_what_was_asked_for(self):
+        training, _ = self.training()
+        found = [training.sparsity_at(progress / 20) for progress in range(21)]
+        self.assertEqual(found[0], 0.5)
+        self.assertAlmostEqual(found[5], 0.8 - 0.3 / 8)  # halfway: an eighth of the way is left
+        self.assertEqual(found[10:], [0.8] * 11)
+        self.assertEqual(found, sorted(found))
+
+    def test_a_training_ends_with_that_many_zeros(self):
+        ends = []
+        for _ in range(2):
+            training, settings = self.training()
+            seen = []
+            log = training.run(settings, lambda run: seen.append(run.masks.mask.clone()) or {"seen": len(seen)})
+            self.assertEqual(log[-1]["step"], 100)
+            self.assertEqual(log[-1]["seen"], len(seen))
+            student = training.student
+            kept = student.pruned - int(0.8 * student.pruned)
+            pruned = student.flat[: student.pruned]
+            self.assertEqual(training.masks.mask.sum().item(), kept)
+            self.assertTrue((pruned[training.masks.mask == 0] == 0).all())
+            self.assertGreater(pruned.count_nonzero().item(), 0.99 * kept)
+            self.assertTrue((seen[-1] == seen[-2]).all())  # none moves at the end
+            self.assertFalse((seen[3] == seen[4]).all())
+            ends.append(student.flat.clone())
+        self.assertTrue((ends[0] == ends[1]).all())
+
+    def test_training_brings_the_student_nearer_to_the_teacher(self):
+        training, settings = self.training(sparsity=0.5, regrow=False, rate=3e-3)
+        log = training.run(settings, lambda run: {})
+        self.assertLess(log[-1]["divergence"], 0.5 * log[0]["divergence"])
 
 
 if __name__ == "__main__":

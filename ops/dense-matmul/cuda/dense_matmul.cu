@@ -6,6 +6,7 @@
 #include "ops/dense-matmul/cuda/mma_gemm.h"
 #include "ops/dense-matmul/cuda/skinny.h"
 #include "ops/dense-matmul/cuda/tma_gemm.h"
+#include "ops/sparse-matmul/cuda/launch_capability.h"
 
 namespace flashllm::cuda {
 namespace {
@@ -38,9 +39,8 @@ cudaError_t GetDenseDevice(int device, DenseDevice* info) {
   if (error == cudaSuccess) error = cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device);
   if (error == cudaSuccess) error = cudaDeviceGetAttribute(&info->sm_count, cudaDevAttrMultiProcessorCount, device);
   if (error != cudaSuccess) return error;
-  info->compute_capability = major * 10 + minor;
+  info->compute_capability = LaunchCapability(major * 10 + minor);
   if (info->compute_capability < 80) return cudaErrorNoKernelImageForDevice;
-  if (info->compute_capability > 90) info->compute_capability = 80;  // they run its PTX
   error = PrepareMmaGemm();
   // Code for sm_90a runs on compute capability 9.0 alone.
   return error == cudaSuccess && info->compute_capability == 90 ? PrepareTmaGemm(info) : error;

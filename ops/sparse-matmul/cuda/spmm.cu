@@ -3,6 +3,7 @@
 
 #include "ops/sparse-matmul/cuda/column_launch.h"
 #include "ops/sparse-matmul/cuda/generic.cuh"
+#include "ops/sparse-matmul/cuda/launch_capability.h"
 
 namespace flashllm::cuda {
 namespace {
@@ -78,9 +79,8 @@ cudaError_t GetDeviceInfo(int device, DeviceInfo* info) {
   if (error == cudaSuccess)
     error = cudaDeviceGetAttribute(&info->shared_bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
   if (error != cudaSuccess) return error;
-  info->compute_capability = major * 10 + minor;
+  info->compute_capability = LaunchCapability(major * 10 + minor);
   if (info->compute_capability < 80) return cudaErrorNoKernelImageForDevice;
-  if (info->compute_capability > 90) info->compute_capability = 80;  // they run the PTX of 8.0
   info->memory_gbs = MemoryBandwidth(device);
   for (PrepareColumns* prepare : {PrepareHalvesF16, PrepareWordsF16, PrepareHalvesBf16, PrepareWordsBf16}) {
     error = prepare(info);

@@ -62,6 +62,11 @@ CudaEp::CudaEp(const Options& options, Gpu* gpu, const OrtKernelRegistry* regist
   }
 }
 
+/// ONNX Runtime does not tell a provider that its session could not be made.
+CudaEp::~CudaEp() {
+  if (!loaded_) ReleaseUploadBuffers();
+}
+
 void CudaEp::SetNodes() {
   GetCapability = [](OrtEp* self, const OrtGraph* graph, OrtEpGraphSupportInfo* support) noexcept -> OrtStatus* {
     return Guard([&] { static_cast<CudaEp*>(self)->Claim(graph, support); });
@@ -100,6 +105,7 @@ void CudaEp::SetMemory() {
 
 /// Gives back what only loading needs, and says what it took.
 void CudaEp::EndLoading() {
+  loaded_ = true;
   ReleaseUploadBuffers();
   weight_pool_->Trim();
   pool_->Trim();

@@ -22,6 +22,7 @@ class CudaEp : public SessionEp {
  public:
   /// `registry` and `gpu` must outlive the provider. Throws Error where the GPU cannot be used.
   CudaEp(const Options& options, Gpu* gpu, const OrtKernelRegistry* registry, const OrtLogger* logger);
+  ~CudaEp() override;
 
   const Options& options() const { return options_; }
   Gpu& gpu() { return *gpu_; }
@@ -56,6 +57,7 @@ class CudaEp : public SessionEp {
   const std::shared_ptr<KernelTimes> times_;
   std::optional<GraphCapture> graphs_;
   std::atomic<size_t> computed_{0};
+  bool loaded_ = false;  // the session was made; false for good where that failed
   UnclaimedLog unclaimed_;
 };
 

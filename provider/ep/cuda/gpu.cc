@@ -6,6 +6,7 @@
 #include <cstdio>
 #include <optional>
 
+#include "ops/sparse-matmul/cuda/launch_capability.h"
 #include "ops/sparse-matmul/cuda/prefill.h"
 #include "provider/ep/cuda/call.h"
 
@@ -40,7 +41,7 @@ std::string ReasonAgainstGpu(const std::string& name, int compute_capability, in
   if (compute_capability < kOldest) {
     return has + "; the kernels need " + Capability(kOldest) + " or newer (A100, H100, RTX 30 and later)";
   }
-  if (LaunchCapability(compute_capability) != compute_capability && driver < CUDART_VERSION) {
+  if (cuda::LaunchCapability(compute_capability) != compute_capability && driver < CUDART_VERSION) {
     return has + ", for which the driver compiles the kernels; that takes a driver for CUDA " +
            CudaVersion(CUDART_VERSION) + " or newer, but this one is for " + CudaVersion(driver) + ". Update it";
   }
@@ -48,7 +49,7 @@ std::string ReasonAgainstGpu(const std::string& name, int compute_capability, in
 }
 
 Gpu::Gpu(int ordinal, std::string name, int compute_capability)
-    : ordinal_(ordinal), name_(std::move(name)), compute_capability_(LaunchCapability(compute_capability)) {
+    : ordinal_(ordinal), name_(std::move(name)), compute_capability_(cuda::LaunchCapability(compute_capability)) {
   memory_ = MakeMemoryInfo("FlashLLM", ordinal, OrtDeviceMemoryType_DEFAULT);
   pinned_memory_ = MakeMemoryInfo("FlashLLMPinned", ordinal, OrtDeviceMemoryType_HOST_ACCESSIBLE);
 }

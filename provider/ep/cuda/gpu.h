@@ -18,12 +18,9 @@ constexpr uint32_t kNvidiaVendor = 0x10DE;
 std::string CudaVersion(int value);
 
 /// Why the kernels cannot run on a GPU; empty: they can. `compute_capability`: 80 = 8.0; `driver`: the newest CUDA that
-/// it knows, 13000 = 13.0. The library holds machine code for 8.x and 9.0, and PTX that the driver compiles for newer
-/// GPUs, if it is as new as the CUDA that the library was built with.
+/// it knows, 13000 = 13.0. For GPUs newer than 9.0 the driver compiles the kernels (cuda::LaunchCapability), if it is
+/// as new as the CUDA that the library was built with.
 std::string ReasonAgainstGpu(const std::string& name, int compute_capability, int driver);
-
-/// As which compute capability kernels are launched: the PTX is 8.0's, without clusters or programmatic launches.
-constexpr int LaunchCapability(int compute_capability) { return compute_capability > 90 ? 80 : compute_capability; }
 
 /// One GPU. Made when the library is registered, without touching the device; Open() does that.
 class Gpu {

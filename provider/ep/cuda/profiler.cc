@@ -77,6 +77,14 @@ struct KernelEvent {
   bool replayed;
 };
 
+/// Launches whose events go back to where they came from at the end of a scope, whatever was thrown in it.
+struct Lent {
+  KernelTimes* const times;
+  std::vector<TimedLaunch> launches = {};
+
+  ~Lent() { times->Recycle(&launches); }
+};
+
 struct ReleaseEvent {
   void operator()(OrtProfilingEvent* event) const { g_ort.ep->ReleaseProfilingEvent(event); }
 };
@@ -128,10 +136,10 @@ class Profiler : public OrtEpProfilerImpl {
       return wait || cudaEventQuery(launch.end) == cudaSuccess;
     };
     const auto rest = std::stable_partition(pending_.begin(), pending_.end(), happened);
-    std::vector<TimedLaunch> done(std::make_move_iterator(pending_.begin()), std::make_move_iterator(rest));
+    Lent done{times_.get()};
+    done.launches.assign(std::make_move_iterator(pending_.begin()), std::make_move_iterator(rest));
     pending_.erase(pending_.begin(), rest);
-    Keep(done, false);
-    times_->Recycle(&done);
+    Keep(done.launches, false);
   }
 
   void AddReplay(const std::vector<TimedLaunch>& launches) {
@@ -143,22 +151,22 @@ class Profiler : public OrtEpProfilerImpl {
   void Start(int64_t offset) {
     offset_ = offset - HostNanoseconds();
     const DeviceScope scope(times_->device_);
-    std::vector<TimedLaunch> pairs = times_->TakePairs(9);
-    event_time_ = TimeOfEvent(pairs);
-    times_->Recycle(&pairs);
+    Lent pairs{times_.get()};
+    times_->TakePairs(9, &pairs.launches);
+    event_time_ = TimeOfEvent(pairs.launches);
     times_->Attach(this);
   }
 
   void Keep(const std::vector<TimedLaunch>& launches, bool replayed) {
     if (launches.empty() || events_.size() >= kMostEvents) return;
-    std::vector<TimedLaunch> moment = times_->TakePairs(1);
-    const SharedMoment now(moment[0].begin);
+    Lent moment{times_.get()};
+    times_->TakePairs(1, &moment.launches);
+    const SharedMoment now(moment.launches[0].begin);
     for (const TimedLaunch& launch : launches) {
       const int64_t took = NanosecondsBetween(launch.begin, launch.end) - 2 * event_time_;
       events_.push_back(
           {launch.op, launch.node, now.HostTimeOf(launch.begin) + event_time_, std::max<int64_t>(took, 0), replayed});
     }
-    times_->Recycle(&moment);
   }
 
   void End(OrtProfilingEventsContainer* container) {
@@ -247,10 +255,9 @@ cudaEvent_t KernelTimes::TakeEvent() {
   return event;
 }
 
-std::vector<TimedLaunch> KernelTimes::TakePairs(size_t count) {
-  std::vector<TimedLaunch> pairs(count);
-  for (TimedLaunch& pair : pairs) pair.begin = TakeEvent(), pair.end = TakeEvent();
-  return pairs;
+void KernelTimes::TakePairs(size_t count, std::vector<TimedLaunch>* pairs) {
+  pairs->resize(count);
+  for (TimedLaunch& pair : *pairs) pair.begin = TakeEvent(), pair.end = TakeEvent();
 }
 
 void KernelTimes::Recycle(std::vector<TimedLaunch>* launches) noexcept {

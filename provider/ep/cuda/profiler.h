@@ -52,7 +52,8 @@ class KernelTimes : public std::enable_shared_from_this<KernelTimes> {
   void Attach(Profiler* profiler);
   void Detach(Profiler* profiler);
   cudaEvent_t TakeEvent();
-  std::vector<TimedLaunch> TakePairs(size_t count);
+  /// Into a list of the caller's, which has those there are if this throws Error.
+  void TakePairs(size_t count, std::vector<TimedLaunch>* pairs);
   void AddRecorded(TimedLaunch&& launch);
 
   const int device_;
