@@ -53,9 +53,9 @@ class FlashLLMBackend implements Backend {
     const staysOnDevice = outputLocations(options.preferredOutputLocation);
     try {
       const settled = await settleDevice(pathOrBytes, flat);
-      const { handle, inputs, outputs, queues } = await loadNative().createSession(pathOrBytes, settled);
+      const { handle, inputs, outputs } = await loadNative().createSession(pathOrBytes, settled);
       const records = settled.providerOptions.some(([name, value]) => name === 'cuda_graph' && value === '1');
-      return new SessionHandler(this.ort, handle, inputs, outputs, staysOnDevice, records, queues);
+      return new SessionHandler(this.ort, handle, inputs, outputs, staysOnDevice, records);
     } catch (error) {
       throw fromNative(error);
     }
@@ -81,7 +81,6 @@ class SessionHandler implements InferenceSessionHandler {
     outputs: readonly NativeValueInfo[],
     private readonly staysOnDevice: (output: string) => boolean,
     private readonly records: boolean,
-    private readonly queues: boolean,
   ) {
     this.inputNames = inputs.map(({ name }) => name);
     this.outputNames = outputs.map(({ name }) => name);
@@ -150,7 +149,7 @@ class SessionHandler implements InferenceSessionHandler {
     const graphId = this.records && call.onDevice ? ++this.graphs : -1;
     try {
       const handle = loadNative().prepareRun(this.handle, call.layout(), call.tensors, graphId);
-      return new PreparedRun(handle, inputs, fetches, graphId >= 0 && this.queues);
+      return new PreparedRun(handle, inputs, fetches, graphId >= 0);
     } catch (error) {
       throw fromNative(error);
     }

@@ -121,7 +121,7 @@ export interface Native extends NativePruning {
   createSession(
     model: string | Uint8Array,
     options: NativeSessionOptions,
-  ): Promise<{ handle: SessionHandle; inputs: NativeValueInfo[]; outputs: NativeValueInfo[]; queues: boolean }>;
+  ): Promise<{ handle: SessionHandle; inputs: NativeValueInfo[]; outputs: NativeValueInfo[] }>;
   disposeSession(handle: SessionHandle): Promise<void>;
   endProfiling(handle: SessionHandle): string;
   /** `layout` says in numbers what `tensors` are: provider/node/run_tensors.h. */

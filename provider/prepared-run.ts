@@ -18,13 +18,13 @@ export class PreparedRun {
 
   /**
    * @param feeds in the order in which they were handed over.
-   * @param queues whether it can be started a second time while it is under way: recorded runs can.
+   * @param recorded whether it is recorded as a graph: then it can be started a second time while it is under way.
    */
   constructor(
     private readonly handle: PreparedHandle,
     feeds: Feeds,
     fetches: Fetches,
-    readonly queues: boolean,
+    readonly recorded: boolean,
   ) {
     this.inputs = mirrored(feeds);
     this.outputs = mirrored(fetches);

@@ -70,7 +70,7 @@ export class DecodeStep {
       'host' in place && place !== ids ? [name] : [],
     );
     this.prepared = decoder.prepare(this.feeds, this.fetches);
-    this.chains = this.prepared?.queues === true && this.likeliest !== undefined && 'host' in ids;
+    this.chains = this.prepared?.recorded === true && this.likeliest !== undefined && 'host' in ids;
   }
 
   /**

@@ -83,8 +83,6 @@ class PreparedRun : public SessionPart {
   void Execute(const SessionState::Use& use, const Start& start) {
     Turn turn(this, start.number);
     if (stream_ == nullptr) {
-      std::unique_lock<std::shared_mutex> recording(use.graphs(), std::defer_lock);
-      if (graph_id_ >= 0) recording.lock();
       inputs_.SendNow(start.fed);
       Compute(use);
       outputs_.FetchNow(start.copies);

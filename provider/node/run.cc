@@ -25,13 +25,8 @@ class RunTask : public Task {
 
   void Execute() override {
     OrtStatus* status = nullptr;
-    std::unique_lock<std::shared_mutex> alone(use_->graphs(), std::defer_lock);
-    std::shared_lock<std::shared_mutex> beside(use_->graphs(), std::defer_lock);
-    if (use_->graph_stream() != nullptr) {
-      alone.lock();
-    } else {
-      beside.lock();
-    }
+    std::unique_lock<std::shared_mutex> graphs(use_->graphs(), std::defer_lock);
+    if (use_->graph_stream() != nullptr) graphs.lock();
     const std::vector<Kind>& kinds = sides_.outputs.kinds;
     if (std::find(kinds.begin(), kinds.end(), Kind::kNewOnDevice) == kinds.end()) {
       status = Run(use_->session(), options_.get(), sides_, &results_);
@@ -39,8 +34,7 @@ class RunTask : public Task {
       session_ = use_->shared();
       status = RunBound();
     }
-    if (alone.owns_lock()) alone.unlock();
-    if (beside.owns_lock()) beside.unlock();
+    if (graphs.owns_lock()) graphs.unlock();
     use_.reset();  // here, not when the promise is settled: releasing the session waits for it
     Check(status);
   }

@@ -146,7 +146,6 @@ class CreateTask : public Task {
     result.Set("handle", Handle::New(env, new std::shared_ptr<SessionState>(state_), free));
     result.Set("inputs", ValuesToJs(env, state_->inputs()));
     result.Set("outputs", ValuesToJs(env, state_->outputs()));
-    result.Set("queues", Napi::Boolean::New(env, state_->queues()));
     return result;
   }
 

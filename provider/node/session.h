@@ -70,9 +70,6 @@ class SessionState {
   /// Waits for the runs that have begun and releases the session; it ends when no tensor on a GPU holds it any more.
   void Release();
 
-  /// Whether recorded runs are put one behind the other on the GPU.
-  bool queues() const { return graph_stream_ != nullptr; }
-
   /// A part is added while it uses the session, and removed before it ends. Any thread.
   void Add(SessionPart* part);
   void Remove(SessionPart* part);
@@ -95,8 +92,7 @@ class SessionState {
 /// The state behind a handle that JavaScript holds.
 std::shared_ptr<SessionState> StateOf(const Napi::Value& handle);
 
-/// createSession(path | Uint8Array, NativeSessionOptions): Promise<{handle, inputs, outputs, queues}>; `queues`:
-/// whether a recorded run may be started while it is under way
+/// createSession(path | Uint8Array, NativeSessionOptions): Promise<{handle, inputs, outputs}>
 Napi::Value CreateSession(const Napi::CallbackInfo& info);
 /// disposeSession(handle): Promise<void>, when the runs in flight have ended and the memory is free
 Napi::Value DisposeSession(const Napi::CallbackInfo& info);

@@ -50,7 +50,7 @@ function queuedRun(session: InferenceSession, feeds: Feeds, fetches: Fetches, co
       under--;
     }
   };
-  return { queues: true, start, dispose: async () => void (await last) } as unknown as PreparedRun;
+  return { recorded: true, start, dispose: async () => void (await last) } as unknown as PreparedRun;
 }
 
 function onDevice(places: Readonly<Record<string, Tensor | Mirrored>>): Record<string, Tensor> {
