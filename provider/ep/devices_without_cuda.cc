@@ -26,9 +26,3 @@ OrtDataTransferImpl* GpuDevices::MakeDataTransfer() const { return nullptr; }
 OrtSyncStreamImpl* GpuDevices::MakeStream(const OrtMemoryDevice*) const { return nullptr; }
 
 }  // namespace flashllm::ep
-
-/// As in a build with CUDA (cuda/data_transfer.cc): there is no stream.
-extern "C" __attribute__((visibility("default"))) OrtStatus* FlashLLMCopyOnStream(void*, int, void*, const void*,
-                                                                                  size_t) {
-  return flashllm::g_ort.api->CreateStatus(ORT_NOT_IMPLEMENTED, "flashllm: this build has no GPU support");
-}

@@ -11,35 +11,14 @@ constexpr size_t kBits = 32;
 
 bool Means(uint32_t which, size_t mirror) { return mirror >= kBits || (which >> mirror & 1) != 0; }
 
-struct Bytes {
-  const void* from = nullptr;
-  void* to = nullptr;
-  size_t count = 0;
-};
-
-/// What a copy is between tensors of the same shape.
-Bytes BytesOfCopy(const OrtValue* from, OrtValue* to) {
-  Bytes bytes;
-  Check(g_ort.api->GetTensorSizeInBytes(from, &bytes.count));
-  Check(g_ort.api->GetTensorData(from, &bytes.from));
-  Check(g_ort.api->GetTensorMutableData(to, &bytes.to));
-  return bytes;
-}
-
-void CopyOnHost(const OrtValue* from, OrtValue* to) {
-  const Bytes bytes = BytesOfCopy(from, to);
-  if (bytes.count > 0) std::memcpy(bytes.to, bytes.from, bytes.count);
-}
-
-void Enqueue(const OrtValue* from, OrtValue* to, const GraphStream& stream) {
-  const Bytes bytes = BytesOfCopy(from, to);
-  if (bytes.count == 0) return;
-  void* const handle = g_ort.api->SyncStream_GetHandle(stream.stream.get());
-  Check(GetRuntime().copy_on_stream(handle, stream.ordinal, bytes.to, bytes.from, bytes.count));
-}
-
-void CopyNow(const OrtValue* from, OrtValue* to) {
-  Check(g_ort.api->CopyTensors(GetRuntime().env, &from, &to, nullptr, 1));
+void CopyBytes(const OrtValue* from, OrtValue* to) {
+  size_t bytes = 0;
+  const void* source = nullptr;
+  void* target = nullptr;
+  Check(g_ort.api->GetTensorSizeInBytes(from, &bytes));
+  Check(g_ort.api->GetTensorData(from, &source));
+  Check(g_ort.api->GetTensorMutableData(to, &target));
+  if (bytes > 0) std::memcpy(target, source, bytes);
 }
 
 }  // namespace
@@ -72,27 +51,31 @@ void Mirrors::Reserve(OrtAllocator* pinned, size_t start, uint32_t which) {
 }
 
 void Mirrors::Fill(size_t start, uint32_t which) {
-  Each(which, [&](Mirror& mirror) { CopyOnHost(mirror.array, mirror.pinned[start].get()); });
+  Each(which, [&](Mirror& mirror) { CopyBytes(mirror.array, mirror.pinned[start].get()); });
 }
 
 void Mirrors::Read(size_t start, uint32_t which) {
-  Each(which, [&](Mirror& mirror) { CopyOnHost(mirror.pinned[start].get(), mirror.array); });
+  Each(which, [&](Mirror& mirror) { CopyBytes(mirror.pinned[start].get(), mirror.array); });
 }
 
-void Mirrors::Send(size_t start, uint32_t which, const GraphStream& stream) {
-  Each(which, [&](Mirror& mirror) { Enqueue(mirror.pinned[start].get(), mirror.device, stream); });
+void Mirrors::Copy(Way way, const size_t* start, uint32_t which, OrtSyncStream* stream) const {
+  std::vector<const OrtValue*> from;
+  std::vector<OrtValue*> to;
+  for (size_t i = 0; i < mirrors_.size(); ++i) {
+    if (!Means(which, i)) continue;
+    const Mirror& mirror = mirrors_[i];
+    OrtValue* const host = start == nullptr ? mirror.array : mirror.pinned[*start].get();
+    from.push_back(way == Way::kUp ? host : mirror.device);
+    to.push_back(way == Way::kUp ? mirror.device : host);
+  }
+  if (!from.empty()) Check(g_ort.api->CopyTensors(GetRuntime().env, from.data(), to.data(), stream, from.size()));
 }
 
-void Mirrors::Fetch(size_t start, uint32_t which, const GraphStream& stream) {
-  Each(which, [&](Mirror& mirror) { Enqueue(mirror.device, mirror.pinned[start].get(), stream); });
+void Mirrors::Send(size_t start, uint32_t which, OrtSyncStream* stream) const { Copy(Way::kUp, &start, which, stream); }
+void Mirrors::Fetch(size_t start, uint32_t which, OrtSyncStream* stream) const {
+  Copy(Way::kDown, &start, which, stream);
 }
-
-void Mirrors::SendNow(uint32_t which) {
-  Each(which, [](Mirror& mirror) { CopyNow(mirror.array, mirror.device); });
-}
-
-void Mirrors::FetchNow(uint32_t which) {
-  Each(which, [](Mirror& mirror) { CopyNow(mirror.device, mirror.array); });
-}
+void Mirrors::SendNow(uint32_t which) const { Copy(Way::kUp, nullptr, which, nullptr); }
+void Mirrors::FetchNow(uint32_t which) const { Copy(Way::kDown, nullptr, which, nullptr); }
 
 }  // namespace flashllm::node

@@ -27,17 +27,19 @@ class Mirrors {
   void Fill(size_t start, uint32_t which);
   void Read(size_t start, uint32_t which);
   /// Enqueues the copies to the GPU, and back.
-  void Send(size_t start, uint32_t which, const GraphStream& stream);
-  void Fetch(size_t start, uint32_t which, const GraphStream& stream);
+  void Send(size_t start, uint32_t which, OrtSyncStream* stream) const;
+  void Fetch(size_t start, uint32_t which, OrtSyncStream* stream) const;
   /// At once, between array and GPU: for runs that are waited for.
-  void SendNow(uint32_t which);
-  void FetchNow(uint32_t which);
+  void SendNow(uint32_t which) const;
+  void FetchNow(uint32_t which) const;
 
  private:
   struct Mirror {
     OrtValue *array, *device;
     std::array<Owned<OrtValue>, kStarts> pinned;
   };
+  enum class Way { kUp, kDown };
+  void Copy(Way way, const size_t* start, uint32_t which, OrtSyncStream* stream) const;
   template <typename Do>
   void Each(uint32_t which, Do&& act);
 

@@ -30,15 +30,13 @@ void* OpenOrt(const std::string& path) {
   Fail("ONNX Runtime's library did not load: " + LastError() + ". Install onnxruntime-node for this platform");
 }
 
-/// Returns whether it is this library that is registered.
-bool RegisterProvider(OrtEnv* env, const std::string& ep_library) {
+void RegisterProvider(OrtEnv* env, const std::string& ep_library) {
   OrtStatus* status = g_ort.api->RegisterExecutionProviderLibrary(env, kRegistrationName, ep_library.c_str());
-  if (status == nullptr) return true;
+  if (status == nullptr) return;
   // Another copy of this package in the process got there first: its library serves as well.
   const bool already = std::strstr(g_ort.api->GetErrorMessage(status), "already registered") != nullptr;
   if (!already) Check(status);
   g_ort.api->ReleaseStatus(status);
-  return false;
 }
 
 std::vector<const OrtEpDevice*> FindDevices(const OrtEnv* env) {
@@ -75,12 +73,7 @@ const Runtime& LoadRuntime(const std::string& ort_library, const std::string& ep
   auto runtime = std::make_unique<Runtime>();
   runtime->version = version;
   Check(g_ort.api->CreateEnv(log_severity, "onnxruntime-node", &runtime->env));
-  if (RegisterProvider(runtime->env, ep_library)) {
-    void* const provider = dlopen(ep_library.c_str(), RTLD_NOW | RTLD_LOCAL);  // kept open, as ONNX Runtime does
-    if (provider == nullptr) Fail("the provider library did not load: " + LastError());
-    runtime->copy_on_stream =
-        reinterpret_cast<decltype(runtime->copy_on_stream)>(dlsym(provider, "FlashLLMCopyOnStream"));
-  }
+  RegisterProvider(runtime->env, ep_library);
   runtime->devices = FindDevices(runtime->env);
   g_runtime = runtime.release();
   return *g_runtime;

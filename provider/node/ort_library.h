@@ -14,9 +14,6 @@ struct Runtime {
   OrtEnv* env = nullptr;
   std::vector<const OrtEpDevice*> devices;
   std::string version;  // of ONNX Runtime
-  /// FlashLLMCopyOnStream() of the provider library: (stream, GPU, to, from, bytes). Null where another copy of this
-  /// package has registered its own library.
-  OrtStatus* (*copy_on_stream)(void*, int, void*, const void*, size_t) = nullptr;
 };
 
 /// Opens ONNX Runtime (the copy already in the process, if there is one) and registers the provider library, once for

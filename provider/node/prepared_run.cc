@@ -97,9 +97,9 @@ class PreparedRun : public SessionPart {
       replaying.lock();
     }
     try {
-      inputs_.Send(start.place(), start.fed, *stream_);
+      inputs_.Send(start.place(), start.fed, stream_->stream.get());
       Check(g_ort.api->RunWithBinding(use.session(), options_.get(), binding_.get()));
-      outputs_.Fetch(start.place(), start.copies, *stream_);
+      outputs_.Fetch(start.place(), start.copies, stream_->stream.get());
       turn.Pass();
       Check(g_ort.api->SynchronizeBoundOutputs(binding_.get()));
     } catch (...) {

@@ -89,13 +89,10 @@ Napi::Array ValuesToJs(Napi::Env env, const std::vector<ValueInfo>& values) {
 
 /// The stream on which the session will record graphs, which its options then name; null where it records none.
 std::shared_ptr<GraphStream> MakeGraphStream(const SessionOptions& options) {
-  if (options.records_on == nullptr || GetRuntime().copy_on_stream == nullptr) return nullptr;
-  int ordinal = 0;
-  Check(g_ort.api->MemoryInfoGetId(g_ort.api->EpDevice_MemoryInfo(options.records_on, OrtDeviceMemoryType_DEFAULT),
-                                   &ordinal));
+  if (options.records_on == nullptr) return nullptr;
   OrtSyncStream* made = nullptr;
   Check(g_ort.api->CreateSyncStreamForEpDevice(options.records_on, nullptr, &made));
-  auto stream = std::make_shared<GraphStream>(GraphStream{options.records_on, ordinal, Owned<OrtSyncStream>(made)});
+  auto stream = std::make_shared<GraphStream>(GraphStream{options.records_on, Owned<OrtSyncStream>(made)});
   const auto handle = reinterpret_cast<uintptr_t>(g_ort.api->SyncStream_GetHandle(made));
   Check(g_ort.api->AddSessionConfigEntry(options.options.get(), "ep.flashllmexecutionprovider.compute_stream",
                                          std::to_string(handle).c_str()));

@@ -27,7 +27,6 @@ struct ValueInfo {
 /// The stream on which a session records graphs and replays them: who copies on it need not wait.
 struct GraphStream {
   const OrtEpDevice* gpu;
-  int ordinal;
   Owned<OrtSyncStream> stream;
 };
 

@@ -88,19 +88,3 @@ void CopyTensor(const OrtValue* from, OrtValue* to, OrtSyncStream* ort_stream) {
 }
 
 }  // namespace flashllm::ep
-
-/// Enqueues a copy between pinned and device memory, or within the latter, on a stream of this provider: `stream` is
-/// the handle of an OrtSyncStream of GPU `device`. For hosts that copy in order with recorded runs; ONNX Runtime's
-/// CopyTensors does not hand its stream on to plugin providers. Returns null, or a status that the caller releases.
-extern "C" __attribute__((visibility("default"))) OrtStatus* FlashLLMCopyOnStream(void* stream, int device, void* to,
-                                                                                  const void* from, size_t bytes) {
-  return flashllm::Guard([&] {
-    auto* const handle = static_cast<cudaStream_t>(stream);
-    if (!flashllm::ep::IsStreamOf(handle, device)) {
-      throw flashllm::Error(ORT_INVALID_ARGUMENT,
-                            "flashllm: the stream is none of this provider's on GPU " + std::to_string(device));
-    }
-    const flashllm::ep::DeviceScope scope(device);
-    flashllm::ep::CheckCuda(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDefault, handle), "copying a tensor");
-  });
-}
