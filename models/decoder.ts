@@ -1,6 +1,4 @@
 import { type InferenceSession, Tensor } from 'onnxruntime-node';
-import { prepareRun } from '../provider/backend.js';
-import type { Feeds, Fetches, PreparedRun } from '../provider/prepared-run.js';
 import { cacheArray, cacheTensor } from './cache-tensor.js';
 import { halfToNumber } from './checkpoint/convert.js';
 import { ModelFolderError } from './errors.js';
@@ -92,11 +90,6 @@ export class Decoder {
         'USAGE',
         `the model has no ${missing.join(', ')}; expected a decoder with past and Optimum's names, as 'flashllm export' writes`,
       );
-  }
-
-  /** A run of these tensors that is started often; undefined where the session's backend has none. */
-  prepare(feeds: Feeds, fetches: Fetches): PreparedRun | undefined {
-    return prepareRun(this.session, feeds, fetches);
   }
 
   /** Whether rows of a cache can be updated in place, with logits in memory that is known beforehand. */

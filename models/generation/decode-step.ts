@@ -1,4 +1,5 @@
 import { Tensor } from 'onnxruntime-node';
+import { prepareRun } from '../../provider/backend.js';
 import type { Mirrored } from '../../provider/native-call.js';
 import type { PreparedRun } from '../../provider/prepared-run.js';
 import { type Cache, LIKELIEST, Logits, type RowDecoder } from '../decoder.js';
@@ -69,7 +70,7 @@ export class DecodeStep {
     this.moving = Object.entries(this.feeds).flatMap(([name, place]) =>
       'host' in place && place !== ids ? [name] : [],
     );
-    this.prepared = decoder.prepare(this.feeds, this.fetches);
+    this.prepared = prepareRun(decoder.session, this.feeds, this.fetches);
     this.chains = this.prepared?.recorded === true && this.likeliest !== undefined && 'host' in ids;
   }
 

@@ -13,7 +13,6 @@ import { TextGenerator } from '../../models/text-generator.js';
 import { openTextModel, type TextModel } from '../../models/text-model.js';
 import '../../provider/index.js';
 import { temporaryFolder } from './support/checkpoints.js';
-import { queuedDecoder } from './support/queued-device.js';
 
 const config = await readOptConfig(shippedModel());
 const heldOut = await readFile(shippedHeldOutText(), 'utf8');
@@ -26,9 +25,6 @@ const kinds = {
   padded: { attention: 'onnx' },
 } as const;
 
-/** `halves` on a device on which steps follow each other. */
-let counts = { most: 0 };
-
 test.before(async () => {
   for (const [kind, settings] of Object.entries(kinds)) {
     const folder = await temporaryFolder();
@@ -36,16 +32,10 @@ test.before(async () => {
     await exportOpt(shippedModel(), { output: folder, ...settings });
     models[kind] = await openTextModel(folder, { executionProviders: ['flashllm', 'cpu'], intraOpNumThreads: 1 });
   }
-  const halves = model('halves');
-  const queued = queuedDecoder(halves.session);
-  models.queued = { ...halves, decoder: queued.decoder };
-  counts = queued.counts;
 });
 test.after.always(() => Promise.all(folders.map((folder) => rm(folder, { recursive: true }))));
 
-type Kind = keyof typeof kinds | 'queued';
-/** What one prompt alone gives is asked of a decoder without a queue. */
-const alone = (kind: Kind): Kind => (kind === 'queued' ? 'halves' : kind);
+type Kind = keyof typeof kinds;
 
 const model = (kind: Kind = 'rows') => models[kind] as TextModel;
 const generator = (options = {}, kind: Kind = 'rows') =>
@@ -58,7 +48,7 @@ function prompts(count: number): string[] {
 
 const lengthOf = (i: number) => 3 + ((i * 7) % 23);
 
-for (const kind of ['rows', 'halves', 'queued', 'padded'] as const) {
+for (const kind of ['rows', 'halves', 'padded'] as const) {
   test(`${kind}: requests that join and leave give what each gives alone`, async (t) => {
     for (const scheduling of [{ maxBatch: 5, prefillTokens: 32 }, { maxBatch: 16 }]) {
       const shared = generator(scheduling, kind);
@@ -84,9 +74,8 @@ for (const kind of ['rows', 'halves', 'queued', 'padded'] as const) {
       );
       t.true(most > 2 && most <= scheduling.maxBatch, `${most} at once`);
       for (const { prompt, options, text } of texts)
-        t.is(text, (await generator({}, alone(kind)).generate([prompt], options))[0]?.text);
-      await shared.scheduler.release();
-      t.is(counts.most, kind === 'queued' ? 2 : counts.most);
+        t.is(text, (await generator({}, kind).generate([prompt], options))[0]?.text);
+      await shared.scheduler.idle();
       t.deepEqual([shared.scheduler.active, shared.scheduler.queued, shared.scheduler.cacheBytes], [0, 0, 0]);
     }
   });
@@ -103,8 +92,8 @@ for (const kind of ['rows', 'halves', 'queued', 'padded'] as const) {
     for (const { prompt, i, result } of going) {
       if (i % 3 === 1) await t.throwsAsync(async () => result, { message: 'gone' });
       else {
-        const single = generator({}, alone(kind)).generate([prompt], { ...options, maxNewTokens: 10 + i });
-        t.is((await result)?.text, (await single)[0]?.text);
+        const [alone] = await generator({}, kind).generate([prompt], { ...options, maxNewTokens: 10 + i });
+        t.is((await result)?.text, alone?.text);
       }
     }
     await shared.scheduler.idle();
@@ -128,16 +117,18 @@ const growing = test.macro<[kind: Kind]>(async (t, kind) => {
   for await (const _ of first[0] as (typeof first)[0]) break;
   const before = shared.scheduler.cacheBytes;
   let most = 0;
-  const single = generator({}, alone(kind));
-  const [kept] = await single.generate([prompts(2)[1] as string], { maxNewTokens: 60, stopTokenIds: [] });
+  const [kept] = await generator({}, kind).generate([prompts(2)[1] as string], { maxNewTokens: 60, stopTokenIds: [] });
   const later = shared.start(prompts(8), { maxNewTokens: 200, stopTokenIds: [] });
   for (const generation of later)
     generation.onPiece(() => {
       most = Math.max(most, shared.scheduler.cacheBytes);
     });
   t.is((await first[1]?.result)?.text, kept?.text);
-  const [last] = await single.generate([prompts(8)[7] as string], { maxNewTokens: 200, stopTokenIds: [] });
-  t.is((await later[7]?.result)?.text, last?.text);
+  const [alone] = await generator({}, kind).generate([prompts(8)[7] as string], {
+    maxNewTokens: 200,
+    stopTokenIds: [],
+  });
+  t.is((await later[7]?.result)?.text, alone?.text);
   t.true(before > 0 && most > 4 * before, `${before} bytes, then ${most}`);
 });
 
@@ -151,7 +142,6 @@ test('sessions of the stock backend, which have no prepared runs, give the same'
 
 test('a batch grows while it runs: more rows, and longer ones', growing, 'rows');
 test('so does one whose steps are started ahead', growing, 'halves');
-test('and one whose steps follow each other on a device', growing, 'queued');
 
 test('a prompt read in chunks gives what it gives in one go', async (t) => {
   const prompt = heldOut.slice(500, 1700);
