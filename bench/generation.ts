@@ -51,7 +51,7 @@ async function main(folder: string, options: Options): Promise<void> {
   if (!model.decoder.shape.inPlace) throw new Error(`${folder} was exported without a cache in place`);
   const rows: Row[] = [];
   for (const batch of batches) rows.push(await measure(model, vocabSize, batch, options));
-  await model.release();
+  await model.session.release();
   const { promptTokens, newTokens, turns } = options;
   const result = {
     what: 'generation',

@@ -80,7 +80,7 @@ export async function perplexitiesOf(folder: string, texts: Texts, windows: numb
     const ids = pick(model.tokenizer.encode(text), windows);
     measured[name] = (await measurePerplexity(model.decoder, ids, { window })).perplexity;
   }
-  await model.release();
+  await model.session.release();
   return measured;
 }
 

@@ -22,8 +22,6 @@ export interface TextModel {
   readonly decoder: Decoder;
   readonly tokenizer: Tokenizer;
   readonly generator: TextGenerator;
-  /** Ends the session and gives all memory back, when what is being generated has ended. */
-  release(): Promise<void>;
 }
 
 /**
@@ -49,11 +47,7 @@ export async function openTextModel(
   const session = await InferenceSession.create(path, withGraphs(path, options));
   const decoder = new Decoder(session, cacheMemory(session, options));
   const generator = new TextGenerator(decoder, texts, config, scheduling);
-  const release = async () => {
-    await generator.scheduler.release();
-    await session.release();
-  };
-  return { session, decoder, tokenizer: texts, generator, release };
+  return { session, decoder, tokenizer: texts, generator };
 }
 
 /** Names what is missing before anything else does: a Hugging Face folder, which is no model for a session yet, has the other files. */

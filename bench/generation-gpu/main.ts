@@ -101,7 +101,7 @@ async function ours(folder: string, options: Options): Promise<Row> {
   );
   const runs: Generation[] = [];
   for (let i = 0; i <= repeats; i++) runs.push(await generate(model, prompts, options.newTokens));
-  await model.release();
+  await model.session.release();
   // The first warms everything up.
   const counted = runs.slice(1);
   const middle = (key: keyof Generation) => median(counted.map((run) => run[key]));

@@ -101,7 +101,7 @@ async function measureSpeed(folder: string, options: Options, signal: AbortSigna
     return { ...measured, providers: options.stock ? 'stock' : 'flashllm', loadSeconds, ...memory };
   } finally {
     bar.stop();
-    await model.release();
+    await model.session.release();
   }
 }
 

@@ -178,7 +178,7 @@ async function measureModel(
     }).finally(() => bar.stop());
     return { ...sizes, tokensPerSecond: Math.max(...speeds), perplexity, text: first.text };
   } finally {
-    await model.release();
+    await model.session.release();
   }
 }
 

@@ -69,7 +69,7 @@ async function evaluate(folder: string, options: Options, signal: AbortSignal): 
     return { model: folder, text: path, window, session: options.stock ? 'stock' : 'flashllm', ...measured };
   } finally {
     bar.stop();
-    await model.release();
+    await model.session.release();
   }
 }
 

@@ -63,7 +63,7 @@ async function run(folder: string, args: string[], options: Options): Promise<vo
       else await print(prompts, generations, options);
       if (options.stats && !options.json) process.stderr.write(`${await summary(generations, times)}\n`);
     } finally {
-      await model.release();
+      await model.session.release();
     }
   } catch (error) {
     if (!enough.signal.aborted) throw error;

@@ -84,7 +84,7 @@ async function run(folder: string, options: Options): Promise<void> {
     await close(1000 * options.grace);
   } finally {
     release();
-    await Promise.all(served.map(({ model }) => model.release()));
+    await Promise.all(served.map(({ model }) => model.session.release()));
   }
 }
 

@@ -42,11 +42,8 @@ export interface Batch {
   decode(more: boolean): Promise<void>;
   /** Takes a sequence out; if a step is running, it gets nothing more. */
   cancel(sequence: ScheduledSequence): void;
-  /**
-   * Nothing is left to run. Gives memory back, but may keep a cache of at most `kept` bytes, and what was made over it, for sequences that
-   * come.
-   */
-  rest(kept: number): Promise<void>;
+  /** Gives all memory back; nothing is running. */
+  clear(): Promise<void>;
 }
 
 /** The prompts that are read next, taken off the queue: as many short ones as fit in a step, or a long one alone. */

@@ -110,7 +110,7 @@ export class PaddedBatch implements Batch {
     }
   }
 
-  async rest(): Promise<void> {
+  async clear(): Promise<void> {
     this.slots = [];
     this.prefilling = undefined;
     this.cache = new PaddedCache(this.decoder.shape);

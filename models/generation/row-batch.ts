@@ -290,13 +290,11 @@ export class RowBatch implements Batch {
     return Math.min(length, this.cache.room - 1);
   }
 
-  /** On a GPU the cache is kept with the steps that are recorded over it: the next sequences need not wait for new ones. */
-  async rest(kept: number): Promise<void> {
+  async clear(): Promise<void> {
     await this.landed();
     this.flights.length = 0;
     this.slots.length = 0;
     this.prefilling = undefined;
-    if (this.decoder.memory.records && this.cache.bytes <= kept) return;
     await this.steps.clear();
     this.logits.clear();
     this.cache.clear();

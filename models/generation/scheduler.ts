@@ -12,11 +12,6 @@ export interface SchedulerOptions {
   readonly prefillTokens?: number | undefined;
   /** Most sequences that wait for a place; default no limit. */
   readonly maxWaiting?: number | undefined;
-  /**
-   * Most bytes of keys and values on a GPU that stay reserved while nothing is left to do, with the steps that are recorded over them: the
-   * next prompt need not wait for that. More are given back, and so are these by `release`. Default 8 GiB.
-   */
-  readonly idleCacheBytes?: number | undefined;
 }
 
 /** Too many sequences wait already: try again later. */
@@ -37,23 +32,15 @@ export class Scheduler {
   private running: Promise<void> | undefined;
   private readonly maxBatch: number;
   private readonly maxWaiting: number;
-  private readonly idleCacheBytes: number;
-  private releasing = false;
 
   constructor(
     decoder: Decoder,
-    {
-      maxBatch = 32,
-      prefillTokens = 256,
-      maxWaiting = Number.POSITIVE_INFINITY,
-      idleCacheBytes = 2 ** 33,
-    }: SchedulerOptions = {},
+    { maxBatch = 32, prefillTokens = 256, maxWaiting = Number.POSITIVE_INFINITY }: SchedulerOptions = {},
   ) {
     for (const [name, value] of Object.entries({ maxBatch, prefillTokens, maxWaiting }))
       if (!(value >= 1)) throw new ModelFolderError('USAGE', `${name} is ${value}, expected a whole number ≥ 1`);
     this.maxBatch = maxBatch;
     this.maxWaiting = maxWaiting;
-    this.idleCacheBytes = idleCacheBytes;
     const limits = { maxBatch, prefillTokens };
     this.batch = decoder.hasRows() ? new RowBatch(decoder, limits) : new PaddedBatch(decoder, limits);
   }
@@ -68,7 +55,7 @@ export class Scheduler {
     return this.waiting.length;
   }
 
-  /** Bytes of memory reserved for keys and values. */
+  /** Bytes of memory reserved for the running batch's keys and values. */
   get cacheBytes(): number {
     return this.batch.cacheBytes;
   }
@@ -80,7 +67,7 @@ export class Scheduler {
       throw new QueueFullError(this.waiting.length);
     this.waiting.push(...sequences);
     // Not at once: what is submitted in one go shares the first step.
-    this.begin();
+    this.running ??= Promise.resolve().then(() => this.run());
   }
 
   /** Takes a sequence out, at once where it waits, else after the current step. Its `fail` is not called. */
@@ -95,17 +82,6 @@ export class Scheduler {
     while (this.running) await this.running;
   }
 
-  /** Gives back what is kept for later prompts as soon as nothing is left to do. Later prompts are served as ever. */
-  async release(): Promise<void> {
-    this.releasing = true;
-    this.begin();
-    await this.idle();
-  }
-
-  private begin(): void {
-    this.running ??= Promise.resolve().then(() => this.run());
-  }
-
   private async run(): Promise<void> {
     const { batch, waiting } = this;
     do {
@@ -115,11 +91,9 @@ export class Scheduler {
         if (batch.reading.length > 0) await this.attempt(batch.reading, () => batch.prefill());
         if (batch.decoding.length > 0) await this.attempt(batch.decoding, () => batch.decode(waiting.length > 0));
       }
-      const kept = this.releasing ? 0 : this.idleCacheBytes;
-      this.releasing = false;
-      await batch.rest(kept);
+      await batch.clear();
       // Prompts may have come meanwhile.
-    } while (waiting.length > 0 || this.releasing);
+    } while (waiting.length > 0);
     this.running = undefined;
   }
 

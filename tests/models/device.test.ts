@@ -62,8 +62,7 @@ test('sequences join and leave a batch on the GPU and get the texts of the CPU',
     });
     t.true(equal >= 7, `${equal} of 9 texts are equal`);
   }
-  await shared.scheduler.release();
-  await Promise.all([gpu.release(), cpu.release()]);
+  await Promise.all([gpu.session.release(), cpu.session.release()]);
 });
 
 test('recorded steps give what steps that are run give, bit for bit, also beside runs of another kind', async (t) => {
@@ -90,7 +89,7 @@ test('recorded steps give what steps that are run give, bit for bit, also beside
         generator.start([prompt], { ...setting, maxNewTokens: 4 + 3 * i, stopTokenIds: [] }),
       );
       texts.push(await Promise.all(made.flat().map(({ result }) => result)));
-      await generator.scheduler.release();
+      await generator.scheduler.idle();
     }
     t.deepEqual(texts[0], texts[1]);
   }
@@ -101,7 +100,7 @@ test('recorded steps give what steps that are run give, bit for bit, also beside
     const [a, b] = await Promise.all([recorded.decoder.step(step), plain.decoder.step(step)]);
     t.deepEqual(a.logits.at(0, length - 1), b.logits.at(0, length - 1));
   }
-  await Promise.all([recorded.release(), plain.release()]);
+  await Promise.all([recorded.session.release(), plain.session.release()]);
 });
 
 test('a prepared run mirrors what is asked for, and says what does not fit', async (t) => {

@@ -33,7 +33,7 @@ async function perplexity(folder: string, executionProviders: string[]): Promise
   const piece = Math.floor(ids.length / 6);
   const windows = Array.from({ length: 6 }, (_, i) => ids.slice(i * piece, i * piece + 512)).flat();
   const measured = await measurePerplexity(model.decoder, windows, { window: 512 });
-  await model.release();
+  await model.session.release();
   return measured.perplexity;
 }
 
@@ -55,7 +55,7 @@ test('it writes sentences of words', async (t) => {
   let text = '';
   const options = { maxNewTokens: 64, stopTokenIds: [], temperature: 0.7, topP: 0.9, seed: 1 };
   for await (const piece of model.generator.stream('The state of our Union is', options)) text += piece.text;
-  await model.release();
+  await model.session.release();
   t.log(text);
   const words = text.match(/[a-z]+/gi) ?? [];
   t.true(words.length > 30, text);

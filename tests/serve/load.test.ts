@@ -44,7 +44,7 @@ test('64 streams at once, three rounds: none fails, nothing is left behind', asy
   await scheduler.idle();
   t.deepEqual([scheduler.active, scheduler.queued, scheduler.cacheBytes], [0, 0, 0]);
   await close(0);
-  await model.release();
+  await model.session.release();
 });
 
 test('a load is refused for any other machine', async (t) => {

@@ -23,7 +23,7 @@ async function perplexity(
   const piece = Math.floor(ids.length / 6);
   const windows = Array.from({ length: 6 }, (_, i) => ids.slice(i * piece, i * piece + 512)).flat();
   const measured = await measurePerplexity(model.decoder, windows, { window: 512 });
-  await model.release();
+  await model.session.release();
   await rm(scratch, { recursive: true });
   return measured.perplexity;
 }
