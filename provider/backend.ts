@@ -138,18 +138,14 @@ class SessionHandler implements InferenceSessionHandler {
 
   prepare(feeds: Feeds, fetches: Fetches): PreparedRun {
     const call = new NativeCall();
-    const inputs: Record<string, Tensor | Mirrored> = {};
-    for (const [slot, name] of this.inputNames.entries()) {
-      if (!(name in feeds)) continue;
-      addPlaced(call, slot, name, feeds[name]);
-      inputs[name] = feeds[name] as Tensor | Mirrored;
-    }
+    for (const [slot, name] of this.inputNames.entries()) if (name in feeds) addPlaced(call, slot, name, feeds[name]);
     call.endInputs();
     for (const [name, place] of Object.entries(fetches)) addPlaced(call, this.outputSlot(name), name, place);
     const graphId = this.records && call.onDevice ? ++this.graphs : -1;
+    const options = flattenRunOptions({});
     try {
-      const handle = loadNative().prepareRun(this.handle, call.layout(), call.tensors, graphId);
-      return new PreparedRun(handle, inputs, fetches, graphId >= 0);
+      const handle = loadNative().prepareRun(this.handle, call.layout(), call.tensors, options, graphId);
+      return new PreparedRun(handle, fetches);
     } catch (error) {
       throw fromNative(error);
     }

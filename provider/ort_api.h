@@ -64,7 +64,6 @@ struct Releaser {
   void operator()(OrtRunOptions* p) const { g_ort.api->ReleaseRunOptions(p); }
   void operator()(OrtSession* p) const { g_ort.api->ReleaseSession(p); }
   void operator()(OrtValue* p) const { g_ort.api->ReleaseValue(p); }
-  void operator()(OrtSyncStream* p) const { g_ort.api->ReleaseSyncStream(p); }
   void operator()(OrtIoBinding* p) const { g_ort.api->ReleaseIoBinding(p); }
   void operator()(OrtKernelRegistry* p) const { g_ort.ep->ReleaseKernelRegistry(p); }
   void operator()(OrtKernelDefBuilder* p) const { g_ort.ep->ReleaseKernelDefBuilder(p); }

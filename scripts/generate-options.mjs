@@ -6,8 +6,6 @@ import { fileURLToPath } from 'node:url';
 const root = fileURLToPath(new URL('..', import.meta.url));
 const source = 'provider/ep/options.json';
 const options = JSON.parse(readFileSync(root + source, 'utf8'));
-/** An address is nothing that JavaScript has. */
-const inNode = options.filter((option) => option.type !== 'handle');
 const notice = `Generated from ${source} by scripts/generate-options.mjs.`;
 
 const cxxString = (text) => JSON.stringify(text);
@@ -32,11 +30,11 @@ function typeScript() {
     if (option.type === 'enum') return option.values.map((value) => `'${value}'`).join(' | ');
     return option.type === 'bool' ? 'boolean' : 'number';
   };
-  const members = inNode.map((option) => {
+  const members = options.map((option) => {
     const standard = option.type === 'enum' ? `'${option.default}'` : defaultOf(option);
     return `  /** ${option.help} Default: ${standard}. */\n  readonly ${camelCase(option.name)}?: ${type(option)};`;
   });
-  const rows = inNode.map((option) => {
+  const rows = options.map((option) => {
     const values = option.values ? `[${option.values.map((value) => `'${value}'`).join(', ')}]` : '[]';
     return `  { key: '${camelCase(option.name)}', name: '${option.name}', type: '${option.type}', values: ${values} },`;
   });
@@ -62,10 +60,9 @@ ${rows.join('\n')}
 
 function documentation() {
   const rows = options.map((option) => {
-    const numbers = option.type === 'handle' ? 'an address' : `${option.min} – ${option.max}`;
-    const values = option.values?.join(', ') ?? (option.type === 'bool' ? 'true, false (1, 0)' : numbers);
-    const name = inNode.includes(option) ? `\`${camelCase(option.name)}\`` : '';
-    return `| ${name} | \`${option.name}\` | ${values} | ${defaultOf(option)} | ${option.help} |`;
+    const values =
+      option.values?.join(', ') ?? (option.type === 'bool' ? 'true, false (1, 0)' : `${option.min} – ${option.max}`);
+    return `| \`${camelCase(option.name)}\` | \`${option.name}\` | ${values} | ${defaultOf(option)} | ${option.help} |`;
   });
   return `<!-- ${notice} -->
 # Options of the execution provider

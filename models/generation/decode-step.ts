@@ -8,22 +8,20 @@ import { type Cache, LIKELIEST, Logits, type RowDecoder } from '../decoder.js';
 export interface DecodeRow {
   /** Tokens in the cache. */
   readonly past: number;
-  /** Left out: the likeliest that the step before gives, which may not be there yet. */
-  readonly token?: number | undefined;
+  readonly token: number;
 }
 
 /**
  * What comes after each row's token: the likeliest, where they are all that was asked for and the model tells them; else
- * logits, valid until the next step.
+ * logits. Valid until the next step.
  */
 export type NextTokens =
-  | { readonly likeliest: readonly number[]; readonly logits?: undefined }
+  | { readonly likeliest: BigInt64Array; readonly logits?: undefined }
   | { readonly likeliest?: undefined; readonly logits: Logits };
 
 /**
  * One new token for each of the same rows of a cache, again and again. Its tensors never change their shape or place: the mask is as
- * wide as the cache has room. So a step hands nothing over but what it writes into three arrays, and a GPU replays a recorded graph. On a
- * GPU the likeliest tokens are written where the next step reads its tokens: it can be started before they are known here.
+ * wide as the cache has room. So a step hands nothing over but what it writes into three arrays, and a GPU replays a recorded graph.
  */
 export class DecodeStep {
   private readonly ids: BigInt64Array;
@@ -35,10 +33,6 @@ export class DecodeStep {
   private readonly feeds: Record<string, Tensor | Mirrored>;
   private readonly fetches: Record<string, Tensor | Mirrored>;
   private readonly prepared: PreparedRun | undefined;
-  /** Inputs that are brought up to date for a step whose tokens are on the device. */
-  private readonly moving: readonly string[];
-  /** Whether a step can follow one that has not ended, on what that one gives. */
-  readonly chains: boolean;
 
   /**
    * @param cache the rows, as past and present at once; the step's own.
@@ -50,55 +44,51 @@ export class DecodeStep {
     private readonly cache: Cache,
     private readonly logits: Tensor,
     rows: number,
-    readonly width: number,
+    private readonly width: number,
   ) {
     const { memory } = decoder;
     this.ids = new BigInt64Array(rows);
     this.positions = new BigInt64Array(rows);
     this.mask = new BigInt64Array(rows * width);
     this.kept = Array.from({ length: rows }, () => 0);
-    const ids = memory.place(new Tensor('int64', this.ids, [rows, 1]));
-    const mask = memory.place(new Tensor('int64', this.mask, [rows, width]));
-    const positions = memory.place(new Tensor('int64', this.positions, [rows, 1]));
-    this.feeds = { ...decoder.named({ ids, mask, positions }), ...cache };
+    this.feeds = {
+      ...decoder.named({
+        ids: memory.place(new Tensor('int64', this.ids, [rows, 1])),
+        mask: memory.place(new Tensor('int64', this.mask, [rows, width])),
+        positions: memory.place(new Tensor('int64', this.positions, [rows, 1])),
+      }),
+      ...cache,
+    };
     this.fetches = { logits: memory.place(logits), ...decoder.presentOf(cache) };
     if (decoder.tellsLikeliest) {
       this.likeliest = new BigInt64Array(rows);
-      const host = new Tensor('int64', this.likeliest, [rows, 1]);
-      this.fetches[LIKELIEST] = 'host' in ids ? { host, device: ids.device } : host;
+      this.fetches[LIKELIEST] = memory.place(new Tensor('int64', this.likeliest, [rows, 1]));
     }
-    this.moving = Object.entries(this.feeds).flatMap(([name, place]) =>
-      'host' in place && place !== ids ? [name] : [],
-    );
     this.prepared = prepareRun(decoder.session, this.feeds, this.fetches);
-    this.chains = this.prepared?.recorded === true && this.likeliest !== undefined && 'host' in ids;
   }
 
   /**
-   * Computes a step. Two may be under way at once, the second without tokens, if the step `chains`.
-   * @param rows as many as the step has; all with tokens, or none.
+   * Computes a step.
+   * @param rows as many as the step has.
    * @param greedy whether the likeliest tokens are all that is asked for.
    */
   async run(rows: readonly DecodeRow[], greedy: boolean): Promise<NextTokens> {
     for (const [row, { past, token }] of rows.entries()) {
-      if (token !== undefined) this.ids[row] = BigInt(token);
+      this.ids[row] = BigInt(token);
       this.positions[row] = BigInt(past);
       this.keep(row, past + 1);
     }
     const likeliest = greedy ? this.likeliest : undefined;
-    const follows = rows.every(({ token }) => token === undefined);
-    if (this.prepared) await this.prepared.start([likeliest ? LIKELIEST : 'logits'], follows ? this.moving : undefined);
+    if (this.prepared) await this.prepared.start([likeliest ? LIKELIEST : 'logits']);
     else await this.decoder.session.run(this.feeds as Record<string, Tensor>, this.fetches as Record<string, Tensor>);
-    // The array is that of the step which follows, too.
-    return likeliest ? { likeliest: Array.from(likeliest, Number) } : { logits: new Logits(this.logits) };
+    return likeliest ? { likeliest } : { logits: new Logits(this.logits) };
   }
 
   /** Lets its memory go, its views of the cache and what a GPU recorded. Nothing is running. */
   async dispose(): Promise<void> {
     const { memory } = this.decoder;
-    const places = [...Object.values(this.feeds), ...Object.values(this.fetches)];
-    for (const device of new Set(places.flatMap((place) => ('host' in place ? [place.device] : []))))
-      memory.free(device);
+    for (const place of [...Object.values(this.feeds), ...Object.values(this.fetches)])
+      if ('host' in place) memory.free(place.device);
     for (const view of Object.values(this.cache)) memory.free(view);
     // A GPU that fails here has failed before, in a run, which said so.
     await this.prepared?.dispose().catch(() => {});

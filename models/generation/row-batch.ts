@@ -1,7 +1,7 @@
 import type { RowDecoder } from '../decoder.js';
 import { type Batch, type BatchLimits, choose, type ScheduledSequence, StepIntegers, takePrompts } from './batch.js';
-import type { DecodeRow, DecodeStep, NextTokens } from './decode-step.js';
-import { DecodeSteps, type RowRange } from './decode-steps.js';
+import type { DecodeRow, NextTokens } from './decode-step.js';
+import { DecodeSteps } from './decode-steps.js';
 import { breathe } from './event-loop.js';
 import { LogitsMemory } from './logits-memory.js';
 import { RowCache } from './row-cache.js';
@@ -25,16 +25,10 @@ interface Prefill {
 
 /** A decoding step that has been started. */
 interface Flight {
-  readonly step: DecodeStep;
-  readonly first: number;
-  /** What its rows, one after the other, are for, and their tokens in the cache before it. */
+  /** What its rows, one after the other, were for. */
   readonly slots: readonly (Slot | undefined)[];
-  readonly past: readonly number[];
   readonly result: Promise<NextTokens>;
 }
-
-/** Steps that are under way at once where they can follow each other: one computes, the next waits on the device. */
-const MOST_FLIGHTS = 2;
 
 /** What a row has in a step. */
 interface RowInput {
@@ -52,8 +46,8 @@ interface RowInput {
 export class RowBatch implements Batch {
   private readonly slots: (Slot | undefined)[] = [];
   private prefilling: Prefill | undefined;
-  /** Steps that were started and not yet read, the oldest first. */
-  private readonly flights: Flight[] = [];
+  /** The next step, where it was started before what the last one gave was read. */
+  private ahead: Flight | undefined;
   private readonly cache: RowCache;
   private readonly steps: DecodeSteps;
   private readonly logits: LogitsMemory;
@@ -144,7 +138,7 @@ export class RowBatch implements Batch {
   /** Makes room for what the prompts' sequences may become. One that does not fit ends with the memory's error. */
   private async reserve({ first, members, done }: Prefill): Promise<void> {
     const lengths = Array.from(this.slots, (slot) => {
-      const fresh = this.flights.filter(({ slots }) => slots.includes(slot)).length;
+      const fresh = this.ahead?.slots.includes(slot) ? 1 : 0;
       return slot ? Math.min(slot.length + fresh, this.cache.room) : 0;
     });
     for (const row of members.keys()) lengths[first + row] = done;
@@ -161,14 +155,12 @@ export class RowBatch implements Batch {
   }
 
   async decode(more: boolean): Promise<void> {
-    if (this.flights.length === 0) await this.start(more);
-    this.follow(more);
-    const flight = this.flights[0];
+    const flight = this.ahead ?? (await this.start(more));
+    this.ahead = undefined;
     if (!flight) return;
-    const next = await flight.result.catch((error) => this.crash(flight, error));
-    this.flights.shift();
-    if (!next) return;
-    const { likeliest: tokens, logits } = next;
+    const { likeliest, logits } = await flight.result;
+    // The array is the next step's, too.
+    const tokens = likeliest && Array.from(likeliest, Number);
     // But for those that were cancelled during the step.
     const live = flight.slots.flatMap((slot, i) => (slot && this.slots.includes(slot) ? [{ slot, i }] : []));
     if (tokens) await this.runAhead(live, tokens, more);
@@ -182,70 +174,29 @@ export class RowBatch implements Batch {
     }
   }
 
-  /** Starts a step over all sequences, if there are any. No other is under way. */
-  private async start(more: boolean): Promise<void> {
+  /** Starts a step over all sequences, if there are any. */
+  private async start(more: boolean): Promise<Flight | undefined> {
     if (!more && !this.prefilling) await this.compact();
-    const range = this.range();
-    if (!range) return;
+    const used = this.slots.findIndex((slot) => slot !== undefined);
+    if (used < 0) return undefined;
+    const last = this.slots.findLastIndex((slot) => slot !== undefined);
+    const range = this.steps.range({ first: used, count: last + 1 - used });
     const { first, count } = range;
     const slots = this.slots.slice(first, first + count);
     const rows = Array.from({ length: count }, (_, i): DecodeRow => {
       const slot = slots[i];
       if (!slot) return { past: this.readTokens(first + i), token: 0 };
-      return { past: this.within(slot.length), token: slot.token };
+      // A sequence that is ending may have no room left, nor need it.
+      return { past: Math.min(slot.length, this.cache.room - 1), token: slot.token };
     });
     const step = await this.steps.step(range, 1 + Math.max(...rows.map(({ past }) => past)));
-    this.launch({ step, first, slots }, rows);
-  }
-
-  private launch(flight: Pick<Flight, 'step' | 'first' | 'slots'>, rows: readonly DecodeRow[]): void {
     const greedy = this.decoding.every((sequence) => sequence.greedy);
-    const result = flight.step.run(rows, greedy);
-    // Who awaits it handles its error, maybe later.
-    result.catch(() => {});
-    this.flights.push({ ...flight, past: rows.map(({ past }) => past), result });
+    return { slots, result: step.run(rows, greedy) };
   }
 
   /**
-   * On a device that has the likeliest tokens where the next step takes them from, steps follow each other there: a step is started while
-   * the one before computes, and the device waits neither for JavaScript nor for what lies between. What follows the end of a sequence is
-   * dropped.
-   */
-  private follow(more: boolean): void {
-    for (;;) {
-      const last = this.flights.at(-1);
-      if (!last?.step.chains || this.flights.length >= MOST_FLIGHTS || !this.goesOn(last, more)) return;
-      const past = last.past.map((length, i) => (last.slots[i] ? this.within(length + 1) : length));
-      if (1 + Math.max(...past) > last.step.width) return;
-      this.launch(
-        last,
-        past.map((length) => ({ past: length })),
-      );
-    }
-  }
-
-  /** Whether the step after this one, for which no other has been started, is over the same rows and of likeliest tokens. */
-  private goesOn({ first, slots }: Flight, more: boolean): boolean {
-    const range = this.range();
-    if (this.prefilling || range?.first !== first || range.count !== slots.length) return false;
-    if (this.slots.some((slot, row) => slot && slots[row - first] !== slot)) return false;
-    // A smaller step would do, once the rows have moved together.
-    if (!more && this.steps.rounded(this.decoding.length) < this.steps.rounded(first + slots.length)) return false;
-    return this.greedyFor(this.flights.length);
-  }
-
-  /** Whether some sequence may need a token after `steps` more, and all take the likeliest. */
-  private greedyFor(steps: number): boolean {
-    const running = this.slots.filter((slot) => slot !== undefined);
-    return (
-      running.every(({ sequence }) => sequence.greedy) &&
-      running.some(({ length, sequence }) => length + steps + 1 < sequence.limit)
-    );
-  }
-
-  /**
-   * Where all sequences take the likeliest token, the next step is started before texts are made of these tokens: nothing need wait for
-   * JavaScript. What it gives to a sequence that ends with this token is dropped.
+   * Where all sequences take the likeliest token, the next step is started before texts are made of these tokens: the
+   * device need not wait for JavaScript. What it gives to a sequence that ends with this token is dropped.
    */
   private async runAhead(
     live: readonly { readonly slot: Slot; readonly i: number }[],
@@ -253,8 +204,10 @@ export class RowBatch implements Batch {
     more: boolean,
   ): Promise<void> {
     for (const { slot, i } of live) this.advance(slot, tokens[i] as number);
-    if (this.flights.length > 0) return this.follow(more);
-    if (!this.prefilling && this.greedyFor(0)) await this.start(more);
+    if (this.prefilling || !live.some(({ slot }) => slot.length + 1 < slot.sequence.limit)) return;
+    this.ahead = await this.start(more);
+    // Who awaits it handles its error, a little later.
+    this.ahead?.result.catch(() => {});
   }
 
   /** The token that was fed is in the cache now, and `token` comes next. */
@@ -263,36 +216,14 @@ export class RowBatch implements Batch {
     slot.token = token;
   }
 
-  /** A step has failed: so have the sequences that were in it, and the steps that go on from what it gives. Others were not there. */
-  private crash(flight: Flight, error: unknown): undefined {
-    for (const slot of flight.slots) {
-      const row = slot ? this.slots.indexOf(slot) : -1;
-      if (!slot || row < 0) continue;
-      this.slots[row] = undefined;
-      slot.sequence.fail(error);
-    }
-  }
-
-  /** When no step is under way; an error is for those who are in it. */
+  /** When no step is running; its error is for those who are in it. */
   private async landed(): Promise<void> {
-    for (const { result } of this.flights) await result.catch(() => {});
-  }
-
-  /** The rows that a step over all sequences takes, if there are any. */
-  private range(): RowRange | undefined {
-    const first = this.slots.findIndex((slot) => slot !== undefined);
-    const last = this.slots.findLastIndex((slot) => slot !== undefined);
-    return first < 0 ? undefined : this.steps.range({ first, count: last + 1 - first });
-  }
-
-  /** A place for a token: a sequence that is ending may have no room left, nor need it. */
-  private within(length: number): number {
-    return Math.min(length, this.cache.room - 1);
+    await this.ahead?.result.catch(() => {});
   }
 
   async clear(): Promise<void> {
     await this.landed();
-    this.flights.length = 0;
+    this.ahead = undefined;
     this.slots.length = 0;
     this.prefilling = undefined;
     await this.steps.clear();

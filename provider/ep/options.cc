@@ -13,7 +13,7 @@
 namespace flashllm::ep {
 namespace {
 
-enum class OptionType { kEnum, kInt, kBool, kHandle };
+enum class OptionType { kEnum, kInt, kBool };
 
 struct OptionRow {
   const char* name;
@@ -28,13 +28,6 @@ const std::vector<OptionRow>& Table() {
 #include "provider/ep/options.inc"
   };
   return table;
-}
-
-/// Whether the whole text is a number of this type.
-template <typename T>
-bool IsNumber(const std::string& text, T* number) {
-  const auto [end, failed] = std::from_chars(text.data(), text.data() + text.size(), *number);
-  return failed == std::errc() && end == text.data() + text.size();
 }
 
 [[noreturn]] void Reject(const std::string& message) { throw Error(ORT_INVALID_ARGUMENT, "flashllm: " + message); }
@@ -58,14 +51,10 @@ void CheckValue(const OptionRow& row, const std::string& value) {
       break;
     case OptionType::kInt: {
       int number = 0;
-      if (!IsNumber(value, &number) || number < row.min || number > row.max) {
+      const auto [end, failed] = std::from_chars(value.data(), value.data() + value.size(), number);
+      if (failed != std::errc() || end != value.data() + value.size() || number < row.min || number > row.max) {
         Reject(found + "an integer from " + std::to_string(row.min) + " to " + std::to_string(row.max));
       }
-      break;
-    }
-    case OptionType::kHandle: {
-      uint64_t address = 0;
-      if (!IsNumber(value, &address)) Reject(found + "an address in decimal");
       break;
     }
   }
@@ -121,7 +110,6 @@ Options ReadOptions(const OrtSessionOptions* session_options) {
   options.device = given["device"] == "cuda" ? Device::kCuda : given["device"] == "cpu" ? Device::kCpu : Device::kAuto;
   options.device_id = std::stoi(given["device_id"]);
   options.cuda_graph = given["cuda_graph"] == "1";
-  options.compute_stream = std::stoull(given["compute_stream"]);
   options.isa = ReadIsa(given["isa"]);
   options.threads = std::stoi(given["threads"]);
   if (options.threads == 0) options.threads = std::max(1u, std::thread::hardware_concurrency());

@@ -3,7 +3,6 @@
 
 #include <onnxruntime_c_api.h>
 
-#include <cstdint>
 #include <string>
 
 #include "ops/sparse-matmul/cpu/sparse_matmul.h"
@@ -19,7 +18,6 @@ struct Options {
   Device device = Device::kAuto;  // what was asked for
   int device_id = 0;              // which GPU
   bool cuda_graph = false;
-  uint64_t compute_stream = 0;  // address of the stream that it is done on, 0: one of the session's own
   cpu::Isa isa = cpu::Isa::kReference;
   int threads = 1;  // into how many parts a product is cut
   bool verify_checksum = true;

@@ -1,17 +1,12 @@
 #include "provider/node/prepared_run.h"
 
-#include <atomic>
-#include <condition_variable>
 #include <memory>
-#include <mutex>
 #include <optional>
 #include <shared_mutex>
 #include <string>
 #include <utility>
 #include <vector>
 
-#include "provider/node/device_memory.h"
-#include "provider/node/mirrors.h"
 #include "provider/node/ort_library.h"
 #include "provider/node/run_tensors.h"
 #include "provider/node/run_threads.h"
@@ -23,143 +18,49 @@ namespace {
 /// ONNX Runtime's version from which a recorded graph can be released.
 constexpr uint32_t kReleasesGraphs = 27;
 
-Owned<OrtRunOptions> MakeRunOptions() {
-  OrtRunOptions* made = nullptr;
-  Check(g_ort.api->CreateRunOptions(&made));
-  return Owned<OrtRunOptions>(made);
-}
-
-/// One start of a prepared run.
-struct Start {
-  uint64_t number;  // counted from 0
-  uint32_t fed;     // mirrored inputs that go up
-  uint32_t copies;  // mirrored outputs that come down
-  size_t place() const { return number % Mirrors::kStarts; }
-};
-
-class PreparedRun : public SessionPart {
+class PreparedRun {
  public:
   /// Throws Error where the session is released or a tensor is not what it is said to be.
   explicit PreparedRun(const Napi::CallbackInfo& info)
       : state_(StateOf(info[0])),
         tensors_(Napi::Persistent(info[2].As<Napi::Object>())),
         sides_(ReadRun(*state_, info[1], info[2].As<Napi::Array>(), true)),
-        inputs_(sides_.inputs),
-        outputs_(sides_.outputs),
-        options_(MakeRunOptions()),
-        graph_id_(info[3].As<Napi::Number>().Int32Value()) {
+        options_(ReadRunOptions(info[3].As<Napi::Object>())),
+        graph_id_(info[4].As<Napi::Number>().Int32Value()) {
     Check(g_ort.api->AddRunConfigEntry(options_.get(), "gpu_graph_id", std::to_string(graph_id_).c_str()));
     const SessionState::Use use(state_);
     if (UsesDevice(sides_.inputs) || UsesDevice(sides_.outputs)) Bind(use);
-    if (graph_id_ >= 0) stream_ = use.graph_stream();
-    state_->Add(this);
   }
-  ~PreparedRun() override { state_->Remove(this); }
-  PreparedRun(const PreparedRun&) = delete;
 
   const std::shared_ptr<SessionState>& session() const { return state_; }
   int graph_id() const { return graph_id_; }
 
-  /// A new start, which End() must follow. Throws Error where as many are under way as can be. In a recorded run the
-  /// arrays of the inputs have been read when this returns.
-  Start Begin(uint32_t fed, uint32_t copies) {
-    if (under_way_ >= (stream_ == nullptr ? 1 : Mirrors::kStarts)) {
-      throw Error(ORT_INVALID_ARGUMENT, "the prepared run is under way; wait for it to end");
-    }
-    const Start start{started_, fed, copies};
-    if (stream_ != nullptr) {
-      OrtAllocator* const pinned = PinnedAllocator(stream_->gpu);
-      inputs_.Reserve(pinned, start.place(), fed);
-      outputs_.Reserve(pinned, start.place(), copies);
-      inputs_.Fill(start.place(), fed);
-    }
-    ++started_;
-    ++under_way_;
-    return start;
-  }
-  void End() { --under_way_; }
+  /// Whether the caller may start it now: nobody else has, or has ended. End() must follow.
+  bool Begin() { return !std::exchange(busy_, true); }
+  void End() { busy_ = false; }
 
-  /// Computes, off the thread of JavaScript.
-  void Execute(const SessionState::Use& use, const Start& start) {
-    Turn turn(this, start.number);
-    if (stream_ == nullptr) {
-      inputs_.SendNow(start.fed);
-      Compute(use);
-      outputs_.FetchNow(start.copies);
-      return;
-    }
-    // Its first run is ordinary, the second is recorded; after an error they may be again.
-    std::shared_lock<std::shared_mutex> replaying(use.graphs(), std::defer_lock);
-    std::unique_lock<std::shared_mutex> recording(use.graphs(), std::defer_lock);
-    if (sound_ < kUntilRecorded) {
-      recording.lock();
-    } else {
-      replaying.lock();
-    }
-    try {
-      inputs_.Send(start.place(), start.fed, stream_->stream.get());
+  void Execute(const SessionState::Use& use, uint32_t copies) {
+    Copy(sides_.inputs, ~uint32_t{0}, true);
+    if (binding_ != nullptr) {
       Check(g_ort.api->RunWithBinding(use.session(), options_.get(), binding_.get()));
-      outputs_.Fetch(start.place(), start.copies, stream_->stream.get());
-      turn.Pass();
+      // A replayed graph is started, not waited for.
       Check(g_ort.api->SynchronizeBoundOutputs(binding_.get()));
-    } catch (...) {
-      sound_ = 0;
-      // The pinned memory may still be in use.
-      if (OrtStatus* status = g_ort.api->SynchronizeBoundOutputs(binding_.get())) g_ort.api->ReleaseStatus(status);
-      throw;
+    } else {
+      std::vector<Owned<OrtValue>> none;  // every output has a place
+      Check(Run(use.session(), options_.get(), sides_, &none));
     }
-    ++sound_;
-  }
-
-  /// What Execute() has computed goes to the arrays, on the thread of JavaScript.
-  void Deliver(const Start& start) {
-    if (stream_ != nullptr) outputs_.Read(start.place(), start.copies);
+    Copy(sides_.outputs, copies, false);
   }
 
   void Cancel() {
     if (OrtStatus* status = g_ort.api->RunOptionsSetTerminate(options_.get())) g_ort.api->ReleaseStatus(status);
   }
 
-  void EndWithSession() override { binding_.reset(); }
-
  private:
-  static constexpr unsigned kUntilRecorded = 2;
-
-  /// Starts compute in the order in which they began, whatever thread gets them.
-  class Turn {
-   public:
-    Turn(PreparedRun* run, uint64_t number) : run_(run) {
-      std::unique_lock<std::mutex> lock(run->mutex_);
-      run->passed_.wait(lock, [&] { return run->turn_ == number; });
-    }
-    ~Turn() { Pass(); }
-    /// Lets the next one begin.
-    void Pass() {
-      if (run_ == nullptr) return;
-      {
-        const std::lock_guard<std::mutex> lock(run_->mutex_);
-        ++run_->turn_;
-      }
-      std::exchange(run_, nullptr)->passed_.notify_all();
-    }
-
-   private:
-    PreparedRun* run_;
-  };
-
-  void Compute(const SessionState::Use& use) {
-    if (binding_ != nullptr) {
-      Check(g_ort.api->RunWithBinding(use.session(), options_.get(), binding_.get()));
-      Check(g_ort.api->SynchronizeBoundOutputs(binding_.get()));
-    } else {
-      std::vector<Owned<OrtValue>> none;  // every output has a place
-      Check(Run(use.session(), options_.get(), sides_, &none));
-    }
-  }
-
   /// Binding names once spares looking them up in every run. It takes places on a GPU as they are; tensors of the
   /// host it might copy away at once.
   void Bind(const SessionState::Use& use) {
+    session_ = use.shared();
     OrtIoBinding* made = nullptr;
     Check(g_ort.api->CreateIoBinding(use.session(), &made));
     binding_.reset(made);
@@ -179,46 +80,59 @@ class PreparedRun : public SessionPart {
                                           "prepared run are on a GPU; mirror it there");
   }
 
+  /// Copies the mirrored tensors of a side whose bit is set.
+  static void Copy(const RunTensors& side, uint32_t which, bool to_device) {
+    std::vector<const OrtValue*> from;
+    std::vector<OrtValue*> to;
+    size_t mirrored = 0;
+    for (size_t i = 0; i < side.names.size(); ++i) {
+      if (side.kinds[i] != Kind::kMirrored) continue;
+      if (mirrored >= 32 || (which >> mirrored & 1) != 0) {
+        from.push_back(to_device ? side.hosts[i].get() : side.values[i].get());
+        to.push_back(to_device ? side.values[i].get() : side.hosts[i].get());
+      }
+      ++mirrored;
+    }
+    if (from.empty()) return;
+    Check(g_ort.api->CopyTensors(GetRuntime().env, from.data(), to.data(), nullptr, from.size()));
+  }
+
   const std::shared_ptr<SessionState> state_;
   const Napi::ObjectReference tensors_;  // keeps what the values borrow
   const RunSides sides_;
-  Mirrors inputs_, outputs_;
   const Owned<OrtRunOptions> options_;
   const int graph_id_;
-  const GraphStream* stream_ = nullptr;  // of the session, where the run is recorded
+  std::shared_ptr<OrtSession> session_;  // before the binding to it, hence ended after it
   Owned<OrtIoBinding> binding_;          // where tensors lie on a GPU
-  uint64_t started_ = 0;                 // as the next, touched on the JavaScript thread only
-  size_t under_way_ = 0;
-  std::mutex mutex_;
-  std::condition_variable passed_;
-  uint64_t turn_ = 0;                // which start may compute
-  std::atomic<unsigned> sound_ = 0;  // starts since the last error
+  bool busy_ = false;                    // touched on the JavaScript thread only
 };
 
 using Handle = Napi::External<std::shared_ptr<PreparedRun>>;
 
 class StartTask : public Task {
  public:
-  /// Throws Error where the session is released, or too many starts have not ended.
-  StartTask(std::shared_ptr<PreparedRun> run, uint32_t fed, uint32_t copies)
-      : use_(std::in_place, run->session()), run_(std::move(run)), start_(run_->Begin(fed, copies)) {}
+  /// Throws Error where the session is released, or another start has not ended.
+  StartTask(std::shared_ptr<PreparedRun> run, uint32_t copies)
+      : use_(std::in_place, run->session()), run_(std::move(run)), copies_(copies) {
+    if (!run_->Begin()) throw Error(ORT_INVALID_ARGUMENT, "the prepared run is under way; wait for it to end");
+  }
   /// Not before the promise is settled: until then the tensors are the run's.
   ~StartTask() override { run_->End(); }
 
   void Execute() override {
-    run_->Execute(*use_, start_);
+    {
+      const std::shared_lock<std::shared_mutex> graphs(use_->graphs());
+      run_->Execute(*use_, copies_);
+    }
     use_.reset();
   }
-  Napi::Value Result(Napi::Env env) override {
-    run_->Deliver(start_);
-    return env.Undefined();
-  }
+  Napi::Value Result(Napi::Env env) override { return env.Undefined(); }
   void Cancel() override { run_->Cancel(); }
 
  private:
   std::optional<SessionState::Use> use_;
   const std::shared_ptr<PreparedRun> run_;
-  const Start start_;
+  const uint32_t copies_;
 };
 
 class DisposeTask : public Task {
@@ -259,8 +173,7 @@ Napi::Value StartPreparedRun(const Napi::CallbackInfo& info) {
   return Boundary(info.Env(), [&] {
     const std::shared_ptr<PreparedRun> run = *info[0].As<Handle>().Data();
     if (run == nullptr) throw Error(ORT_INVALID_ARGUMENT, "the prepared run has been disposed of");
-    return Submit(info.Env(), std::make_shared<StartTask>(run, info[1].As<Napi::Number>().Uint32Value(),
-                                                          info[2].As<Napi::Number>().Uint32Value()));
+    return Submit(info.Env(), std::make_shared<StartTask>(run, info[1].As<Napi::Number>().Uint32Value()));
   });
 }
 

@@ -6,15 +6,13 @@
 
 namespace flashllm::node {
 
-/// prepareRun(session, layout, tensors, graphId): handle. `layout` and `tensors` as in run_tensors.h; every output is
-/// preallocated. Typed arrays are read and written anew by every start, which also copies mirrored tensors to and from
-/// the GPU. `graphId`: which recorded graph of the session the run is, -1: none
+/// prepareRun(session, layout, tensors, options, graphId): handle. `layout`, `tensors` and `options` as in
+/// run_tensors.h; every output is preallocated. Typed arrays are read and written anew by every start, which also
+/// copies mirrored tensors to and from the GPU. `graphId`: which recorded graph of the session the run is, -1: none
 Napi::Value PrepareRun(const Napi::CallbackInfo& info);
 
-/// startPreparedRun(handle, fed, copies): Promise<void>. Bit i of `fed` says whether mirrored input i (in their order)
-/// is copied to the GPU, bit i of `copies` whether mirrored output i is copied from it. A recorded run may be started
-/// once more while it is under way: inputs are read at once, and outputs written just before the promise settles.
-/// Throws where more are under way
+/// startPreparedRun(handle, copies): Promise<void>. `copies`: bit i says whether mirrored output i (in their order) is
+/// copied from the GPU. Throws where the run is under way
 Napi::Value StartPreparedRun(const Napi::CallbackInfo& info);
 
 /// disposePreparedRun(handle): Promise<void>, when a start that is under way has ended and the recorded graph is

@@ -25,8 +25,7 @@ class RunTask : public Task {
 
   void Execute() override {
     OrtStatus* status = nullptr;
-    std::unique_lock<std::shared_mutex> graphs(use_->graphs(), std::defer_lock);
-    if (use_->graph_stream() != nullptr) graphs.lock();
+    std::shared_lock<std::shared_mutex> graphs(use_->graphs());
     const std::vector<Kind>& kinds = sides_.outputs.kinds;
     if (std::find(kinds.begin(), kinds.end(), Kind::kNewOnDevice) == kinds.end()) {
       status = Run(use_->session(), options_.get(), sides_, &results_);
@@ -34,7 +33,7 @@ class RunTask : public Task {
       session_ = use_->shared();
       status = RunBound();
     }
-    if (graphs.owns_lock()) graphs.unlock();
+    graphs.unlock();
     use_.reset();  // here, not when the promise is settled: releasing the session waits for it
     Check(status);
   }

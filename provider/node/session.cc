@@ -87,18 +87,6 @@ Napi::Array ValuesToJs(Napi::Env env, const std::vector<ValueInfo>& values) {
   return array;
 }
 
-/// The stream on which the session will record graphs, which its options then name; null where it records none.
-std::shared_ptr<GraphStream> MakeGraphStream(const SessionOptions& options) {
-  if (options.records_on == nullptr) return nullptr;
-  OrtSyncStream* made = nullptr;
-  Check(g_ort.api->CreateSyncStreamForEpDevice(options.records_on, nullptr, &made));
-  auto stream = std::make_shared<GraphStream>(GraphStream{options.records_on, Owned<OrtSyncStream>(made)});
-  const auto handle = reinterpret_cast<uintptr_t>(g_ort.api->SyncStream_GetHandle(made));
-  Check(g_ort.api->AddSessionConfigEntry(options.options.get(), "ep.flashllmexecutionprovider.compute_stream",
-                                         std::to_string(handle).c_str()));
-  return stream;
-}
-
 using Handle = Napi::External<std::shared_ptr<SessionState>>;
 
 class CreateTask : public Task {
@@ -121,14 +109,13 @@ class CreateTask : public Task {
     static std::atomic<bool> added{false};
     std::unique_lock<std::mutex> alone(first, std::defer_lock);
     if (!added) alone.lock();
-    std::shared_ptr<GraphStream> stream = MakeGraphStream(options_);
     if (bytes_ == nullptr) {
       Check(g_ort.api->CreateSession(env, path_.c_str(), options_.options.get(), &session));
     } else {
       Check(g_ort.api->CreateSessionFromArray(env, bytes_, length_, options_.options.get(), &session));
     }
     added = true;
-    state_ = std::make_shared<SessionState>(Owned<OrtSession>(session), std::move(stream));
+    state_ = std::make_shared<SessionState>(Owned<OrtSession>(session));
   }
 
   void Cancel() override {
@@ -167,10 +154,8 @@ class DisposeTask : public Task {
 
 }  // namespace
 
-SessionState::SessionState(Owned<OrtSession> session, std::shared_ptr<GraphStream> graph_stream)
-    : graph_stream_(graph_stream),
-      // Tensors may hold the session for longer than this state; its stream must outlive it.
-      session_(session.release(), [graph_stream](OrtSession* made) { g_ort.api->ReleaseSession(made); }),
+SessionState::SessionState(Owned<OrtSession> session)
+    : session_(std::move(session)),  // with its releaser
       inputs_(DescribeInputs(session_.get())),
       outputs_(DescribeOutputs(session_.get())) {}
 
@@ -197,19 +182,7 @@ void SessionState::Close() {
 void SessionState::Release() {
   std::unique_lock<std::mutex> lock(mutex_);
   idle_.wait(lock, [this] { return uses_ == 0; });
-  for (SessionPart* part : parts_) part->EndWithSession();
-  parts_.clear();
   session_.reset();
-}
-
-void SessionState::Add(SessionPart* part) {
-  std::lock_guard<std::mutex> lock(mutex_);
-  parts_.insert(part);
-}
-
-void SessionState::Remove(SessionPart* part) {
-  std::lock_guard<std::mutex> lock(mutex_);
-  parts_.erase(part);
 }
 
 std::shared_ptr<SessionState> StateOf(const Napi::Value& handle) { return *handle.As<Handle>().Data(); }

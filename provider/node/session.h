@@ -6,7 +6,6 @@
 #include <condition_variable>
 #include <memory>
 #include <mutex>
-#include <set>
 #include <shared_mutex>
 #include <string>
 #include <vector>
@@ -24,25 +23,10 @@ struct ValueInfo {
   std::vector<std::string> symbols;  // as long as dims
 };
 
-/// The stream on which a session records graphs and replays them: who copies on it need not wait.
-struct GraphStream {
-  const OrtEpDevice* gpu;
-  Owned<OrtSyncStream> stream;
-};
-
-/// What uses a session for longer than a run. Ended with it, at the latest.
-class SessionPart {
- public:
-  virtual ~SessionPart() = default;
-  /// Lets go of what belongs to the session. Called on another thread, when nothing runs.
-  virtual void EndWithSession() = 0;
-};
-
 /// An ONNX Runtime session that closes when the last run has ended.
 class SessionState {
  public:
-  /// `graph_stream`: null where no runs are recorded.
-  SessionState(Owned<OrtSession> session, std::shared_ptr<GraphStream> graph_stream);
+  explicit SessionState(Owned<OrtSession> session);
 
   /// Use of the session by one run. Throws Error where it is disposed.
   class Use {
@@ -53,10 +37,7 @@ class SessionState {
     OrtSession* session() const { return state_->session_.get(); }
     /// For what must not outlive the session: memory that it allocated.
     std::shared_ptr<OrtSession> shared() const { return state_->session_; }
-    /// Null where no runs are recorded.
-    const GraphStream* graph_stream() const { return state_->graph_stream_.get(); }
-    /// Held alone by who records, releases or may record a graph, and shared by who replays one: ONNX Runtime does not
-    /// keep them apart, and what others put on the stream would become part of a graph.
+    /// Held shared by every run, and alone by who releases a recorded graph: ONNX Runtime does not keep them apart.
     std::shared_mutex& graphs() const { return state_->graphs_; }
     size_t output_count() const { return state_->outputs_.size(); }
 
@@ -69,10 +50,6 @@ class SessionState {
   /// Waits for the runs that have begun and releases the session; it ends when no tensor on a GPU holds it any more.
   void Release();
 
-  /// A part is added while it uses the session, and removed before it ends. Any thread.
-  void Add(SessionPart* part);
-  void Remove(SessionPart* part);
-
   const std::vector<ValueInfo>& inputs() const { return inputs_; }
   const std::vector<ValueInfo>& outputs() const { return outputs_; }
 
@@ -81,9 +58,7 @@ class SessionState {
   std::condition_variable idle_;
   size_t uses_ = 0;
   bool closed_ = false;
-  std::set<SessionPart*> parts_;
   std::shared_mutex graphs_;
-  const std::shared_ptr<GraphStream> graph_stream_;
   std::shared_ptr<OrtSession> session_;
   std::vector<ValueInfo> inputs_, outputs_;
 };

@@ -5,7 +5,6 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-#include <algorithm>
 #include <cerrno>
 #include <cstring>
 #include <string>
@@ -97,8 +96,7 @@ const OrtEpDevice* ChooseDevice(const std::vector<std::pair<std::string, std::st
   return cpu;
 }
 
-/// Returns the GPU on which the session records graphs, or null.
-const OrtEpDevice* AppendProvider(const Napi::Object& from, OrtSessionOptions* to) {
+void AppendProvider(const Napi::Object& from, OrtSessionOptions* to) {
   std::vector<const char*> keys, values;
   const std::vector<std::pair<std::string, std::string>> pairs = ReadPairs(from, "providerOptions");
   for (const auto& [name, value] : pairs) {
@@ -108,9 +106,6 @@ const OrtEpDevice* AppendProvider(const Napi::Object& from, OrtSessionOptions* t
   const OrtEpDevice* device = ChooseDevice(pairs);
   Check(g_ort.api->SessionOptionsAppendExecutionProvider_V2(to, GetRuntime().env, &device, 1, keys.data(),
                                                             values.data(), keys.size()));
-  const bool records =
-      std::find(pairs.begin(), pairs.end(), std::pair<std::string, std::string>("cuda_graph", "1")) != pairs.end();
-  return records && OrdinalOf(device) >= 0 ? device : nullptr;
 }
 
 void AddExternalData(const Napi::Object& from, SessionOptions* to) {
@@ -173,7 +168,7 @@ SessionOptions ReadSessionOptions(const Napi::Object& from) {
   SessionOptions out;
   out.options.reset(made);
   SetPlainOptions(from, made);
-  out.records_on = AppendProvider(from, made);
+  AppendProvider(from, made);
   AddExternalData(from, &out);
   return out;
 }

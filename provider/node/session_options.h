@@ -32,7 +32,6 @@ struct SessionOptions {
   Owned<OrtSessionOptions> options;
   std::vector<std::unique_ptr<MappedFile>> files;
   std::vector<Napi::ObjectReference> buffers;
-  const OrtEpDevice* records_on = nullptr;  // the GPU on which runs are recorded as graphs
 };
 
 /// Throws Error for what ONNX Runtime refuses.

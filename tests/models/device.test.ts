@@ -2,24 +2,14 @@
 import { readFile, rm } from 'node:fs/promises';
 import anyTest from 'ava';
 import { Tensor } from 'onnxruntime-node';
-import type { NextTokens } from '../../models/generation/decode-step.js';
-import { DecodeSteps } from '../../models/generation/decode-steps.js';
 import { deviceMemory } from '../../models/generation/device-memory.js';
-import { LogitsMemory } from '../../models/generation/logits-memory.js';
 import { RowCache } from '../../models/generation/row-cache.js';
 import { readOptConfig } from '../../models/opt/config.js';
 import { exportOpt } from '../../models/opt/export.js';
 import { shippedHeldOutText, shippedModel } from '../../models/shipped.js';
 import { TextGenerator } from '../../models/text-generator.js';
 import { openTextModel } from '../../models/text-model.js';
-import {
-  allocateOnDevice,
-  deviceUse,
-  doctorFacts,
-  type PreparedRun,
-  prepareRun,
-  writeOnDevice,
-} from '../../provider/index.js';
+import { allocateOnDevice, doctorFacts, type PreparedRun, prepareRun } from '../../provider/index.js';
 import { temporaryFolder } from './support/checkpoints.js';
 
 const offered = (() => {
@@ -146,87 +136,6 @@ test('a prepared run mirrors what is asked for, and says what does not fit', asy
   for (const view of Object.values(views)) decoder.memory.free(view);
   cache.clear();
   await gpu.session.release();
-});
-
-test('a recorded run is started again while it is under way, on the tokens that it gives', async (t) => {
-  const folder = await temporaryFolder();
-  t.teardown(() => rm(folder, { recursive: true }));
-  await exportOpt(shippedModel(), { output: folder, dtype: 'float16' });
-  const gpu = await openTextModel(folder, {
-    executionProviders: [{ name: 'flashllm', device: 'cuda' } as never, 'cpu'],
-  });
-  const { decoder } = gpu;
-  if (!decoder.hasRows()) return t.fail();
-  const cache = new RowCache(decoder.shape, 3, decoder.memory);
-  const steps = new DecodeSteps(decoder, cache, new LogitsMemory(decoder.shape), 3);
-  await cache.reserve(3, 64, []);
-  const step = await steps.step({ first: 0, count: 3 }, 64);
-  t.true(step.chains);
-  const chain = async (together: boolean) => {
-    const tokens: (readonly number[])[] = [];
-    const at = (past: number, known: boolean) =>
-      step.run(
-        [17, 900, 4000].map((token) => (known ? { past, token } : { past })),
-        true,
-      );
-    const under: Promise<NextTokens>[] = [];
-    const read = async () => tokens.push((await under.shift())?.likeliest as number[]);
-    for (let i = 0; i < 40; i++) {
-      under.push(at(i, i === 0));
-      if (under.length > (together ? 1 : 0)) await read();
-    }
-    while (under.length > 0) await read();
-    return tokens;
-  };
-  const [together, apart] = [await chain(true), await chain(false)];
-  t.deepEqual(together, apart);
-  // The tokens are those of a decoder without a cache.
-  const made = apart.map((row) => row[1] as number);
-  const { logits } = await decoder.step({ ids: [[900, ...made.slice(0, -1)]], mask: [made.map(() => 1)] });
-  const same = made.filter((token, i) => {
-    const row = logits.at(0, i);
-    return row.indexOf(row.reduce((a, b) => Math.max(a, b))) === token;
-  });
-  t.true(same.length >= 38, `${same.length} of 40 tokens are equal`);
-  const under = [
-    step.run(
-      [
-        { past: 0, token: 1 },
-        { past: 0, token: 2 },
-        { past: 0, token: 3 },
-      ],
-      true,
-    ),
-  ];
-  under.push(step.run([{ past: 1 }, { past: 1 }, { past: 1 }], true));
-  await t.throwsAsync(step.run([{ past: 2 }, { past: 2 }, { past: 2 }], true), { message: /is under way/ });
-  await Promise.all(under);
-  // A session that is released takes what was recorded along; who comes later is told.
-  const before = deviceUse();
-  await gpu.session.release();
-  await t.throwsAsync(step.run([{ past: 2 }, { past: 2 }, { past: 2 }], true), { message: /released/ });
-  t.true(deviceUse().reserved < before.reserved);
-  await steps.clear();
-  cache.clear();
-});
-
-test('arrays are written into tensors of the GPU, and the memory that they take is counted', async (t) => {
-  const before = deviceUse();
-  const size = 1 << 22;
-  const tensor = allocateOnDevice(Tensor, 'float32', [2, size / 2]);
-  t.true(deviceUse().reserved >= before.reserved + 4 * size, 'memory in use');
-  t.true(deviceUse().maxReserved >= deviceUse().reserved);
-  const data = Float32Array.from({ length: size }, (_, i) => i * 0.5);
-  writeOnDevice(tensor, data);
-  t.deepEqual(await tensor.getData(), data);
-  t.throws(() => writeOnDevice(tensor, data.subarray(1)), { message: /bytes of data/ });
-  t.throws(() => writeOnDevice(tensor, new Int32Array(size)), { message: /another kind/ });
-  tensor.dispose();
-  t.throws(() => writeOnDevice(tensor, data));
-  const half = allocateOnDevice(Tensor, 'float16', [3]);
-  writeOnDevice(half, Uint16Array.of(0x3c00, 0, 0xc000));
-  t.deepEqual([...new Uint16Array(((await half.getData()) as Uint16Array).buffer)], [0x3c00, 0, 0xc000]);
-  half.dispose();
 });
 
 test('rows of a tensor are views of it; copies go from row to row; wrong rows are refused', async (t) => {

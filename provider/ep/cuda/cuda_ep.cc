@@ -28,16 +28,6 @@ int GraphIdOf(const OrtRunOptions* run_options) {
   return id;
 }
 
-/// The stream of option compute_stream; null for 0.
-cudaStream_t HostStream(uint64_t address, int device) {
-  // An address that comes as a number is a handle only where this library knows it.
-  auto* const stream = reinterpret_cast<cudaStream_t>(static_cast<uintptr_t>(address));
-  if (stream == nullptr || IsStreamOf(stream, device)) return stream;
-  throw Error(ORT_INVALID_ARGUMENT, "flashllm: option compute_stream is '" + std::to_string(address) +
-                                        "', expected the handle of an OrtSyncStream that was made for GPU " +
-                                        std::to_string(device) + " and has not been released, or 0");
-}
-
 }  // namespace
 
 CudaEp::CudaEp(const Options& options, Gpu* gpu, const OrtKernelRegistry* registry, const OrtLogger* logger)
@@ -57,7 +47,7 @@ CudaEp::CudaEp(const Options& options, Gpu* gpu, const OrtKernelRegistry* regist
   SetMemory();
   SetRuns();
   if (options.cuda_graph) {
-    graphs_.emplace(gpu->ordinal(), HostStream(options.compute_stream, gpu->ordinal()), pool_, times_);
+    graphs_.emplace(gpu->ordinal(), pool_, times_);
     SetGraphs();
   }
 }

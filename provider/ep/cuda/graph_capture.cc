@@ -10,10 +10,8 @@ uint64_t TagOf(int id) { return (uint64_t{1} << 32) + static_cast<uint32_t>(id);
 
 }  // namespace
 
-GraphCapture::GraphCapture(int device, cudaStream_t stream, std::shared_ptr<MemoryPool> pool,
-                           std::shared_ptr<KernelTimes> times)
-    : device_(device), pool_(std::move(pool)), times_(std::move(times)), stream_(stream), owned_(stream == nullptr) {
-  if (!owned_) return;
+GraphCapture::GraphCapture(int device, std::shared_ptr<MemoryPool> pool, std::shared_ptr<KernelTimes> times)
+    : device_(device), pool_(std::move(pool)), times_(std::move(times)) {
   const DeviceScope scope(device);
   CheckCuda(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking), "creating a stream");
 }
@@ -22,7 +20,7 @@ GraphCapture::~GraphCapture() {
   Discard();
   static_cast<void>(cudaStreamSynchronize(stream_));
   for (auto& [id, graph] : graphs_) Destroy(id, &graph);
-  if (owned_) static_cast<void>(cudaStreamDestroy(stream_));
+  static_cast<void>(cudaStreamDestroy(stream_));
 }
 
 void GraphCapture::Destroy(int id, Graph* graph) noexcept {

@@ -17,9 +17,8 @@ namespace flashllm::ep {
 /// of such a session come one after another (ONNX Runtime sees to it).
 class GraphCapture {
  public:
-  /// `stream`: one that the host made and that outlives this, or null: one of its own. `pool`: where ONNX Runtime takes
-  /// the memory of the session's runs from. `times`: of its kernels.
-  GraphCapture(int device, cudaStream_t stream, std::shared_ptr<MemoryPool> pool, std::shared_ptr<KernelTimes> times);
+  /// `pool`: where ONNX Runtime takes the memory of the session's runs from. `times`: of its kernels.
+  GraphCapture(int device, std::shared_ptr<MemoryPool> pool, std::shared_ptr<KernelTimes> times);
   ~GraphCapture();
   GraphCapture(const GraphCapture&) = delete;
 
@@ -48,7 +47,6 @@ class GraphCapture {
   const std::shared_ptr<MemoryPool> pool_;
   const std::shared_ptr<KernelTimes> times_;
   cudaStream_t stream_ = nullptr;
-  const bool owned_;
   std::map<int, Graph> graphs_;
   std::map<int, size_t> ordinary_;  // kernels that an ordinary run computed
   bool capturing_ = false;

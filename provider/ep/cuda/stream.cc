@@ -1,40 +1,12 @@
 #include "provider/ep/cuda/stream.h"
 
-#include <map>
 #include <memory>
-#include <mutex>
 
 #include "provider/ep/cuda/call.h"
 #include "provider/ep/cuda/memory_pool.h"
 
 namespace flashllm::ep {
 namespace {
-
-/// The streams that MakeSyncStream() made and nobody has released, with their devices.
-class LiveStreams {
- public:
-  void Add(cudaStream_t stream, int device) {
-    std::lock_guard<std::mutex> lock(mutex_);
-    devices_[stream] = device;
-  }
-  void Remove(cudaStream_t stream) {
-    std::lock_guard<std::mutex> lock(mutex_);
-    devices_.erase(stream);
-  }
-  bool Has(cudaStream_t stream, int device) {
-    std::lock_guard<std::mutex> lock(mutex_);
-    const auto found = devices_.find(stream);
-    return found != devices_.end() && found->second == device;
-  }
-
- private:
-  std::mutex mutex_;
-  std::map<cudaStream_t, int> devices_;
-};
-LiveStreams& TheLiveStreams() {
-  static auto* streams = new LiveStreams();  // never freed: streams may be released until the process ends
-  return *streams;
-}
 
 class Notification : public OrtSyncNotificationImpl {
  public:
@@ -102,9 +74,7 @@ class SyncStream : public OrtSyncStreamImpl {
       Wait();
     } catch (...) {  // a device that failed: its memory is not used again either
     }
-    if (!owned_) return;
-    TheLiveStreams().Remove(stream_);
-    static_cast<void>(cudaStreamDestroy(stream_));
+    if (owned_) static_cast<void>(cudaStreamDestroy(stream_));
   }
 
  private:
@@ -126,11 +96,8 @@ OrtSyncStreamImpl* MakeSyncStream(int device) {
   const DeviceScope scope(device);
   cudaStream_t stream = nullptr;
   CheckCuda(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking), "creating a stream");
-  TheLiveStreams().Add(stream, device);
   return new SyncStream(device, stream, true);
 }
-
-bool IsStreamOf(cudaStream_t stream, int device) { return TheLiveStreams().Has(stream, device); }
 
 OrtSyncStreamImpl* MakeSyncStreamView(int device, cudaStream_t stream) { return new SyncStream(device, stream, false); }
 

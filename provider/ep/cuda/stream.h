@@ -13,9 +13,6 @@ OrtSyncStreamImpl* MakeSyncStream(int device);
 /// A view of a stream that somebody else owns and keeps until every view is released.
 OrtSyncStreamImpl* MakeSyncStreamView(int device, cudaStream_t stream);
 
-/// Whether a handle is that of a stream which MakeSyncStream() made on this device and which has not been released.
-bool IsStreamOf(cudaStream_t stream, int device);
-
 /// The CUDA stream behind ONNX Runtime's, or null.
 cudaStream_t HandleOf(OrtSyncStream* stream);
 
