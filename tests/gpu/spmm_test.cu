@@ -141,8 +141,8 @@ class RunReader {
 
   bool ReadLane(int lane, int unit0, int end_unit, std::vector<float>* dense) {
     const int slots = words() ? 4 : 8, mask_words = (tiles_ * units_ * 2 * slots + 31) / 32;
-    for (int i = 0; i < 2 * tiles_ * units_; ++i) {  // unit, k16-step, tile, the last running fastest; then its slots
-      const int unit = i / (2 * tiles_), s = i / tiles_ % 2, tile = i % tiles_;
+    for (int i = 0; i < 2 * tiles_ * units_; ++i) {  // unit, tile, k16-step, the last running fastest; then its slots
+      const int unit = i / (2 * tiles_), tile = i % (2 * tiles_) / 2, s = i % 2;
       for (int slot = 0; slot < slots; ++slot) {
         const int r = words() ? slot : slot / 2, chain = words() ? 0 : slot % 2;
         const int word = words() ? i / 8 : i / 4, bit = words() ? i % 8 : 2 * (i % 4) + chain;  // of byte r

@@ -41,7 +41,14 @@ __device__ __forceinline__ void SetX(XFragments<kNTiles, kBf16>& x, const uint32
 }
 
 /// Fragments of a mask word.
-FLASHLLM_HD constexpr int WordFragments(Columns columns) { return 32 / FragmentSlots(columns); }
+FLASHLLM_HD constexpr int WordFragments(Columns columns) { return 64 / TileSlots(columns); }
+
+/// How many of `left` fragments from `fragment` on are decoded together: of one mask word, at most `most`.
+FLASHLLM_HD constexpr int FragmentsTogether(Columns columns, int fragment, int left, int most) {
+  const int in_word = WordFragments(columns) - fragment % WordFragments(columns);
+  const int fit = in_word < most ? in_word : most;
+  return left < fit ? left : fit;
+}
 
 /// Where a lane reads next, in its column of the ring: for kHalves its nonzeros with h = 0 and those with h = 1, for
 /// kWords only the first.
@@ -74,31 +81,30 @@ struct Cursor {
   }
 };
 
-/// The A fragments kFragment to kFragment + kCount - 1 of a stage. Where each begins in its chains is a dot product of
-/// the mask bits before it, so that the fragments' walks do not wait for each other. The loads are not volatile: the
-/// masks were read after the wait, and the product that uses a slot precedes the release.
+/// The A fragments kFragment to kFragment + kCount - 1 of a stage, of one mask word. Where each begins in its chains is
+/// a dot product of the mask bits before it, so that the fragments' walks do not wait for each other. The loads are not
+/// volatile: the masks were read after the wait, and the product that uses a slot precedes the release.
 template <Columns kColumns, int kFragment, int kCount, int kWords>
 __device__ __forceinline__ void GatherFragments(const uint32_t (&masks)[kWords], Cursor<kColumns>& cursor,
                                                 uint32_t (&a)[kCount][4]) {
-  constexpr int kChains = Cursor<kColumns>::kChains, kInWord = WordFragments(kColumns);
-  static_assert(kValueRowBytes == 0x80, "a bit of a byte, shifted, is a row");
+  constexpr int kChains = Cursor<kColumns>::kChains, kInWord = WordFragments(kColumns), kPlace = kFragment % kInWord;
+  static_assert(kPlace + kCount <= kInWord && kValueRowBytes == 0x80, "one word; a bit of a byte, shifted, is a row");
+  const uint32_t mask = masks[kFragment / kInWord];
   uint32_t at[kCount][kChains];
 #pragma unroll
   for (int f = 0; f < kCount; ++f) {
 #pragma unroll
     for (int c = 0; c < kChains; ++c) {
-      const int bit = kChains * ((kFragment + f) % kInWord) + c;
+      const int bit = kChains * (kPlace + f) + c;
       at[f][c] = cursor.at[c];
-      cursor.at[c] = __dp4a(masks[(kFragment + f) / kInWord] & 0x01010101u << bit,
-                            (kValueRowBytes >> bit) * 0x01010101u, cursor.at[c]);
+      cursor.at[c] = __dp4a(mask & 0x01010101u << bit, (kValueRowBytes >> bit) * 0x01010101u, cursor.at[c]);
     }
   }
 #pragma unroll
   for (int r = 0; r < 4; ++r) {
 #pragma unroll
     for (int f = 0; f < kCount; ++f) {
-      const uint32_t mask = masks[(kFragment + f) / kInWord];
-      const int bit = 8 * r + kChains * ((kFragment + f) % kInWord);
+      const int bit = 8 * r + kChains * (kPlace + f);
       a[f][r] = 0;
       if constexpr (kColumns == Columns::kHalves) {
         if (mask >> bit & 1) {
@@ -121,24 +127,25 @@ __device__ __forceinline__ void GatherFragments(const uint32_t (&masks)[kWords],
   }
 }
 
-/// acc[i] += tile i x X for the kTiles tiles of a unit whose first fragment is kFirst, kTogether fragments at a time.
-template <Columns kColumns, int kTogether, int kFirst, int kTiles, int kNTiles, bool kBf16, int kDone = 0, int kWords>
+/// acc[i] += tile i x X for the kTiles tiles of a unit whose first fragment is kFirst.
+template <Columns kColumns, int kFirst, int kTiles, int kNTiles, bool kBf16, int kDone = 0, int kWords>
 __device__ __forceinline__ void DecodeTiles(const uint32_t (&masks)[kWords], const XFragments<kNTiles, kBf16>& x,
                                             Cursor<kColumns>& cursor, float (&acc)[kPanelTiles][kNTiles][4]) {
   if constexpr (kDone < 2 * kTiles) {
-    constexpr int kLeft = 2 * kTiles - kDone, kCount = kLeft < kTogether ? kLeft : kTogether;
+    // The more at once, the less they wait; with 16 columns there are no registers for it.
+    constexpr int kCount = FragmentsTogether(kColumns, kFirst + kDone, 2 * kTiles - kDone, kNTiles == 2 ? 2 : 4);
     uint32_t a[kCount][4];
     GatherFragments<kColumns, kFirst + kDone, kCount>(masks, cursor, a);
 #pragma unroll
     for (int f = 0; f < kCount; ++f) {
-      const int step = (kDone + f) / kTiles, tile = (kDone + f) % kTiles;
+      const int tile = (kDone + f) / 2, step = (kDone + f) % 2;
 #pragma unroll
       for (int j = 0; j < kNTiles; ++j) {
         ptx::Mma<kBf16>(acc[tile][j], a[f], x.high[j][2 * step], x.high[j][2 * step + 1]);
         if constexpr (kBf16) ptx::Mma<kBf16>(acc[tile][j], a[f], x.low[j][2 * step], x.low[j][2 * step + 1]);
       }
     }
-    DecodeTiles<kColumns, kTogether, kFirst, kTiles, kNTiles, kBf16, kDone + kCount>(masks, x, cursor, acc);
+    DecodeTiles<kColumns, kFirst, kTiles, kNTiles, kBf16, kDone + kCount>(masks, x, cursor, acc);
   }
 }
 

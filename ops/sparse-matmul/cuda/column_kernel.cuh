@@ -6,7 +6,6 @@
 
 #include "ops/sparse-matmul/cuda/column_decode.cuh"
 #include "ops/sparse-matmul/cuda/partition.cuh"
-#include "ops/sparse-matmul/cuda/static_for.cuh"
 #include "ops/sparse-matmul/cuda/stream.cuh"
 
 namespace flashllm::cuda {
@@ -261,6 +260,15 @@ struct RunState {
   }
 };
 
+/// Calls run(std::integral_constant) for 0 to kCount - 1.
+template <int kCount, int kIndex = 0, typename Run>
+__device__ __forceinline__ void ForEach(const Run& run) {
+  if constexpr (kIndex < kCount) {
+    run(std::integral_constant<int, kIndex>());
+    ForEach<kCount, kIndex + 1>(run);
+  }
+}
+
 /// A panel of kTiles tiles over one run. X is read a unit ahead.
 template <Columns kColumns, int kTiles, int kNTiles, bool kBf16>
 __device__ __forceinline__ void DecodePanel(RunState<kColumns>& run, XReader<kNTiles>& x_reader,
@@ -274,12 +282,19 @@ __device__ __forceinline__ void DecodePanel(RunState<kColumns>& run, XReader<kNT
       SetX<kNTiles, kBf16>(x, raw);
       x_reader.Next(raw);
       constexpr int kFirst = 2 * kTiles * decltype(unit)::value;
-      // The more at once, the less they wait, as far as there are registers: with 16 columns the fewest.
-      constexpr int kTogether = kNTiles == 1 ? 4 : kNTiles == 2 ? 2 : 7;
-      DecodeTiles<kColumns, kTogether, kFirst, kTiles, kNTiles, kBf16>(masks, x, run.cursor, acc);
+      DecodeTiles<kColumns, kFirst, kTiles, kNTiles, kBf16>(masks, x, run.cursor, acc);
     });
     run.stream.Leave();
   }
+}
+
+/// Calls run(std::integral_constant) for a number from 1 to kPanelTiles, straight code for each.
+template <int kTiles = kPanelTiles, typename Run>
+__device__ __forceinline__ void ForTiles(int tiles, const Run& run) {
+  if constexpr (kTiles > 1) {
+    if (tiles < kTiles) return ForTiles<kTiles - 1>(tiles, run);
+  }
+  run(std::integral_constant<int, kTiles>());
 }
 
 template <Columns kColumns, int kNTiles, int kWarps, int kRuns, bool kBf16>

@@ -6,7 +6,6 @@
 #include "ops/sparse-matmul/cuda/layout.h"
 #include "ops/sparse-matmul/cuda/partition.cuh"
 #include "ops/sparse-matmul/cuda/spmm.h"
-#include "ops/sparse-matmul/cuda/static_for.cuh"
 
 namespace flashllm::cuda {
 namespace {
@@ -65,14 +64,17 @@ __device__ __forceinline__ uint32_t WordMasks(uint32_t masks) {
   return (nibbles | nibbles >> 4) & 0xff;
 }
 
-/// Adds a fragment's bits, half h of register r in bit 2 r + h, to the lane's mask words.
+/// Adds a tile and unit's fragments, the stage's number 2 q and 2 q + 1, to the lane's mask words.
 template <Columns kColumns>
-__device__ __forceinline__ void AddMasks(uint32_t masks, int fragment, uint32_t (&words)[4]) {
+__device__ __forceinline__ void AddMasks(uint32_t masks, int q, uint32_t (&words)[4]) {
   constexpr int kSlots = kColumns == Columns::kHalves ? 2 : 1, kInWord = 8 / kSlots;
   const uint32_t slots = kColumns == Columns::kHalves ? masks : WordMasks(masks);
-  for (int r = 0; r < 4; ++r) {
-    const uint32_t bits = slots >> (kSlots * r) & ((1 << kSlots) - 1);
-    words[fragment / kInWord] |= bits << (8 * r + kSlots * (fragment % kInWord));
+  for (int s = 0; s < 2; ++s) {
+    const int fragment = 2 * q + s;
+    for (int r = 0; r < 4; ++r) {
+      const uint32_t bits = slots >> (4 * kSlots * s + kSlots * r) & ((1 << kSlots) - 1);
+      words[fragment / kInWord] |= bits << (8 * r + kSlots * (fragment % kInWord));
+    }
   }
 }
 
@@ -290,39 +292,24 @@ class TileValues {
   int64_t from_[2];
 };
 
-/// Writes one fragment's values into the lane's column: of k16-step `step`, bits as AddMasks'.
+/// Writes one tile's values of one unit into the lane's column.
 template <Columns kColumns, typename From>
-__device__ __forceinline__ void FillFragment(const TileValues<From>& values, int step, uint32_t masks,
-                                             const Walk<kColumns>& walk, int (&at)[2], uint8_t* column) {
+__device__ __forceinline__ void FillTile(const TileValues<From>& values, uint32_t masks, const Walk<kColumns>& walk,
+                                         int (&at)[2], uint8_t* column) {
   for (uint32_t left = masks; left != 0;) {
-    const int bit = __ffs(left) - 1, h = bit & 1;
+    const int position = __ffs(left) - 1, step = position >> 3, bit = position & 7, h = bit & 1;
     if (kColumns == Columns::kHalves) {
       left &= left - 1;
       *reinterpret_cast<uint16_t*>(column + static_cast<int64_t>(at[h]++) * kValueRowBytes + 2 * walk.half[h]) =
           static_cast<uint16_t>(values.Element(step, bit));
     } else {
-      const int low = bit & ~1;
+      const int low = bit & ~1, pair = position & ~1;
       uint32_t word = 0;
-      if (left >> low & 1) word |= values.Element(step, low);
-      if (left >> low & 2) word |= values.Element(step, low + 1) << 16;
-      left &= ~(3u << low);
+      if (left >> pair & 1) word |= values.Element(step, low);
+      if (left >> pair & 2) word |= values.Element(step, low + 1) << 16;
+      left &= ~(3u << pair);
       *reinterpret_cast<uint32_t*>(column + static_cast<int64_t>(at[0]++) * kValueRowBytes) = word;
     }
-  }
-}
-
-/// Writes the lane's values of a stage into its column and sets its mask words.
-template <typename From, int kTiles, Columns kColumns>
-__device__ __forceinline__ void FillStage(const Source& s, int row0, int unit0, const StageMasks& masks,
-                                          const Walk<kColumns>& walk, int (&at)[2], uint8_t* column,
-                                          uint32_t (&mask_words)[4]) {
-#pragma unroll
-  for (int fragment = 0; fragment < 2 * kTiles * StageUnits(kTiles); ++fragment) {
-    const int unit = fragment / (2 * kTiles), step = fragment / kTiles % 2, tile = fragment % kTiles;
-    const uint32_t mine = masks[unit * kTiles + tile] >> (8 * step) & 0xff;
-    if (mine == 0) continue;
-    AddMasks<kColumns>(mine, fragment, mask_words);
-    FillFragment<kColumns>(TileValues<From>(s, row0 + tile * kTileRows, unit0 + unit), step, mine, walk, at, column);
   }
 }
 
@@ -350,10 +337,13 @@ __global__ void __launch_bounds__(128)
                       header->column[lane] = stage.column;
                       int at[2] = {walk.row[0], walk.row[1]};
                       uint32_t mask_words[4] = {};
-                      ForTiles(tiles, [&](auto panel_tiles) {
-                        FillStage<From, decltype(panel_tiles)::value>(s, row0, unit0, masks, walk, at,
-                                                                      values + 4 * walk.column, mask_words);
-                      });
+#pragma unroll
+                      for (int q = 0; q < kStageTiles; ++q) {
+                        if (masks[q] == 0) continue;
+                        AddMasks<kColumns>(masks[q], q, mask_words);
+                        FillTile<kColumns>(TileValues<From>(s, row0 + q % tiles * kTileRows, unit0 + q / tiles),
+                                           masks[q], walk, at, values + 4 * walk.column);
+                      }
 #pragma unroll
                       for (int w = 0; w < 4; ++w) {
                         if (w < words) *reinterpret_cast<uint32_t*>(block + MaskWordAt(words, w, lane)) = mask_words[w];

@@ -33,22 +33,15 @@ __device__ __forceinline__ void StoreRow(const ExpandParams& p, int row, int k, 
 }
 
 /// The tiles of a unit whose first fragment is kFirst; `row` and `k` are the lane's first.
-template <Columns kColumns, int kFirst, int kTiles, int kWords>
+template <Columns kColumns, int kFirst, int kTiles, int kTile = 0, int kWords>
 __device__ __forceinline__ void StoreTiles(const ExpandParams& p, const uint32_t (&masks)[kWords], int row, int k,
                                            Cursor<kColumns>& cursor) {
-  uint32_t a[2 * kTiles][4];  // both steps, so that a lane writes 16 bytes
-  ForEach<2 * kTiles>([&](auto fragment) {
-    constexpr int kFragment = decltype(fragment)::value;
-    uint32_t one[1][4];
-    GatherFragments<kColumns, kFirst + kFragment, 1>(masks, cursor, one);
-#pragma unroll
-    for (int r = 0; r < 4; ++r) a[kFragment][r] = one[0][r];
-  });
-#pragma unroll
-  for (int i = 0; i < kTiles; ++i) {
-    const uint32_t (&first)[4] = a[i], (&second)[4] = a[kTiles + i];
-    StoreRow(p, row + i * kTileRows, k, make_uint4(first[0], first[2], second[0], second[2]));
-    StoreRow(p, row + i * kTileRows + 8, k, make_uint4(first[1], first[3], second[1], second[3]));
+  if constexpr (kTile < kTiles) {
+    uint32_t a[2][4];  // a tile's two fragments are of one mask word
+    GatherFragments<kColumns, kFirst + 2 * kTile, 2>(masks, cursor, a);
+    StoreRow(p, row + kTile * kTileRows, k, make_uint4(a[0][0], a[0][2], a[1][0], a[1][2]));
+    StoreRow(p, row + kTile * kTileRows + 8, k, make_uint4(a[0][1], a[0][3], a[1][1], a[1][3]));
+    StoreTiles<kColumns, kFirst, kTiles, kTile + 1>(p, masks, row, k, cursor);
   }
 }
 

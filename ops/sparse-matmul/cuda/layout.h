@@ -14,8 +14,8 @@
 //   Columns::kWords   a slot is a register: 32 bits where either half is not zero. More bytes, half the work; for few
 //                     nonzeros
 //
-// A lane's fragments of a stage are numbered in the order unit, step, tile, so that neighbours add to different sums
-// and their products do not wait for each other; its slots come in the order of fragments, then r, then h.
+// A lane's fragments of a stage are numbered in the order unit, tile, step; its slots come in the order of fragments,
+// then r, then h.
 //
 // Mask stream: a block for every stage, of a StageHeader and the lanes' MaskWords u32 each, a bit for every slot. Four
 // fragments (kHalves; eight with kWords) share a word: register r in byte r, in it bit 2 f + h (f) of the word's
@@ -105,12 +105,12 @@ FLASHLLM_HD constexpr int StagesOf(int units, int panel_tiles) {
   return (units + StageUnits(panel_tiles) - 1) / StageUnits(panel_tiles);
 }
 
-/// Slots of a lane in a fragment.
-FLASHLLM_HD constexpr int FragmentSlots(Columns columns) { return columns == Columns::kHalves ? 8 : 4; }
+/// Slots of a lane in one tile and unit.
+FLASHLLM_HD constexpr int TileSlots(Columns columns) { return columns == Columns::kHalves ? 16 : 8; }
 
 /// Mask words of a lane for a stage.
 FLASHLLM_HD constexpr int MaskWords(Columns columns, int panel_tiles) {
-  return (2 * panel_tiles * StageUnits(panel_tiles) * FragmentSlots(columns) + 31) / 32;
+  return (panel_tiles * StageUnits(panel_tiles) * TileSlots(columns) + 31) / 32;
 }
 
 /// Bytes of one stage's block in the mask stream.
