@@ -52,7 +52,10 @@ test.serial('wrong options end with 2, a folder without a model with 1', async (
   t.is((await flashllm(['generate', folder, 'a', '--top-k', '-1'])).code, 2);
   const none = await flashllm(['generate', join(folder, 'none'), 'a']);
   t.is(none.code, 1);
-  t.regex(none.stderr, /config\.json/);
+  t.regex(none.stderr, /there is no folder .*none; expected one that flashllm export or rewrite wrote/);
+  const checkpoint = await flashllm(['generate', shippedModel(), 'a']);
+  t.is(checkpoint.code, 1);
+  t.regex(checkpoint.stderr, /has no model\.onnx .*flashllm export /);
 });
 
 test.serial('bench measures each batch, against another model, and draws a chart', async (t) => {
