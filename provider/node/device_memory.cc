@@ -55,19 +55,6 @@ OrtAllocator* AllocatorOfGpu(int ordinal) {
                                         " cannot be used: the provider does not offer it. flashllm doctor tells why");
 }
 
-OrtAllocator* PinnedAllocator(const OrtEpDevice* gpu) {
-  const OrtMemoryInfo* memory = g_ort.api->EpDevice_MemoryInfo(gpu, OrtDeviceMemoryType_HOST_ACCESSIBLE);
-  OrtAllocator* allocator = nullptr;
-  OrtEnv* const env = GetRuntime().env;
-  if (memory != nullptr) Check(g_ort.api->GetSharedAllocator(env, memory, &allocator));
-  if (allocator == nullptr) {
-    Check(g_ort.api->CreateSharedAllocator(env, gpu, OrtDeviceMemoryType_HOST_ACCESSIBLE, OrtDeviceAllocator, nullptr,
-                                           &allocator));
-  }
-  if (allocator == nullptr) throw Error(ORT_FAIL, "ONNX Runtime has no pinned memory for the GPU");
-  return allocator;
-}
-
 Napi::Value OffersGpu(const Napi::CallbackInfo& info) {
   return Boundary(info.Env(), [&] {
     return Napi::Boolean::New(info.Env(), MemoryOfGpu(info[0].As<Napi::Number>().Int32Value()) != nullptr);

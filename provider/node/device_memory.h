@@ -13,9 +13,6 @@ const OrtMemoryInfo* MemoryOfGpu(int ordinal);
 /// The allocator of a GPU's memory that no session owns. Throws Error where the provider does not offer that GPU.
 OrtAllocator* AllocatorOfGpu(int ordinal);
 
-/// ONNX Runtime's allocator of pinned memory for a GPU of the provider. Throws Error.
-OrtAllocator* PinnedAllocator(const OrtEpDevice* gpu);
-
 /// offersGpu(deviceId): whether sessions can use it
 Napi::Value OffersGpu(const Napi::CallbackInfo& info);
 
