@@ -24,6 +24,8 @@
 namespace flashllm::bench {
 namespace {
 
+int TeamWarps(const cuda::WeightPlan& plan) { return plan.team == cuda::Team::kWarpgroup ? 4 : 1; }
+
 constexpr double kNotMeasured = NAN;
 constexpr double kStructuredSparsity = 0.5;
 
@@ -32,7 +34,7 @@ struct Settings {
   std::vector<std::string> matrices = {"fc1", "fc2", "o", "qkv"};
   std::vector<double> sparsities = {0.5, 0.6, 0.7, 0.8, 0.9};
   std::vector<int> columns = {1, 8, 16, 32, 64}, clusters = {0};
-  int layout = -1;
+  int layout = -1, team = -1;
   bool cublas = true, peers = true;
 };
 
@@ -45,6 +47,7 @@ Settings Parse(int argc, char** argv) {
   options.Add("--n", &s.columns, "columns of X (1,8,16,32,64)");
   options.Add("--clusters", &s.clusters, "thread blocks that share K: 1, 2, 4, or 0 to choose (0)");
   options.Add("--columns", &s.layout, "kind of columns: 0 halves, 1 words, -1 to choose (-1)");
+  options.Add("--team", &s.team, "warps of a K lane: 0 one, 1 four, -1 to choose (-1)");
   options.Add("--json", &s.json, "file to write, anew after every row");
   options.Add("--commit", &s.commit, "what the file says was measured");
   options.AddFlag("--no-cublas", &s.cublas, false, "time nothing beside the kernels");
@@ -152,6 +155,7 @@ class Bench {
     cuda::PlanOptions options;
     options.cluster = cluster;
     options.columns = settings_.layout;
+    options.team = settings_.team;
     const PackedWeights packed(weight, gpu_, options);
     for (int n : settings_.columns) {
       cuda::MatMulArgs args;
@@ -209,7 +213,10 @@ class Bench {
                                                                        : "halves";
     JsonObject row;
     row.Text("matrix", matrix.name).Integer("m", matrix.m).Integer("k", matrix.k).Integer("n", n);
-    row.Number("sparsity", sparsity, 2).Integer("cluster", plan.cluster).Text("kernel", kernel);
+    row.Number("sparsity", sparsity, 2)
+        .Integer("cluster", plan.cluster)
+        .Text("kernel", kernel)
+        .Integer("teamWarps", TeamWarps(plan));
     row.Number("cublasUs", cublas, 2).Number("cublasLtUs", cublas_lt, 2);
     row.Number("plainUs", plain, 2).Number("pdlUs", pdl, 2);
     row.Number("streamBytes", plan.stream_bytes, 0).Number("bitmapBytes", canonical_bytes, 0);
@@ -219,8 +226,10 @@ class Bench {
       means_.Add(n, sparsity, "pdl", cublas / pdl);
       means_.Add(n, sparsity, "cublasLt", cublas / cublas_lt);
     }
-    std::printf("%-4s s=%.2f N=%-4d %-7s cluster %d err %.2f | plain %8.2f us roof %.2f | PDL %8.2f us roof %.2f",
-                matrix.name.c_str(), sparsity, n, kernel, plan.cluster, worst, plain, roof / plain, pdl, roof / pdl);
+    std::printf(
+        "%-4s s=%.2f N=%-4d %-7s team %d cluster %d err %.2f | plain %8.2f us roof %.2f | PDL %8.2f us roof %.2f",
+        matrix.name.c_str(), sparsity, n, kernel, TeamWarps(plan), plan.cluster, worst, plain, roof / plain, pdl,
+        roof / pdl);
     if (peers_.has_cublas) {
       std::printf(" | cuBLAS %8.2f us x%.2f, PDL x%.2f", cublas, cublas / plain, cublas / pdl);
     }

@@ -53,16 +53,17 @@ struct Case {
   int cluster = 0;
   bool bias = false, relu = false, residual = false, programmatic = false, canonical = false;
   int columns = -1;  // a Columns; -1: as the plan chooses
+  int team = -1;     // a Team; the same
 };
 
 std::string Describe(const Case& c) {
-  char text[200];
-  std::snprintf(
-      text, sizeof(text),
-      "M=%lld K=%lld N=%lld %s weights=%d x=%d cluster=%d bias=%d relu=%d residual=%d pdl=%d canonical=%d columns=%d",
-      static_cast<long long>(c.m), static_cast<long long>(c.k), static_cast<long long>(c.n), c.pattern.c_str(),
-      static_cast<int>(c.weights), static_cast<int>(c.type), c.cluster, c.bias, c.relu, c.residual, c.programmatic,
-      c.canonical, c.columns);
+  char text[240];
+  std::snprintf(text, sizeof(text),
+                "M=%lld K=%lld N=%lld %s weights=%d x=%d cluster=%d bias=%d relu=%d residual=%d pdl=%d canonical=%d "
+                "columns=%d team=%d",
+                static_cast<long long>(c.m), static_cast<long long>(c.k), static_cast<long long>(c.n),
+                c.pattern.c_str(), static_cast<int>(c.weights), static_cast<int>(c.type), c.cluster, c.bias, c.relu,
+                c.residual, c.programmatic, c.canonical, c.columns, c.team);
   return text;
 }
 
@@ -74,8 +75,9 @@ void Fail(const Case& c, const std::string& why) {
 /// they may be and lets 32 lanes read it. False where a lane reads what is not there, or shares a column.
 class RunReader {
  public:
-  RunReader(const cuda::WeightPlan& plan, const std::vector<uint8_t>& layout, int64_t run, int block)
-      : plan_(plan), layout_(layout), block_(block), ring_(cuda::kRingRows * 128, 0xee) {
+  /// `first_tile`: of the run in a panel.
+  RunReader(const cuda::WeightPlan& plan, const std::vector<uint8_t>& layout, int64_t run, int block, int first_tile)
+      : plan_(plan), layout_(layout), block_(block), warp_tile_(first_tile), ring_(cuda::kRingRows * 128, 0xee) {
     record_ = reinterpret_cast<const uint32_t*>(layout.data()) + run * plan.record_words;
     masks_ = record_[0] * int64_t{16}, values_ = record_[1] * int64_t{128};
     for (int l = 0; l < 32; ++l) at_[l][0] = 4 * l, at_[l][1] = 4 * l + 2;
@@ -85,9 +87,11 @@ class RunReader {
     const int tiles = plan_.tile_start[block_ + 1] - plan_.tile_start[block_];
     const int panels = plan_.panel_start[block_ + 1] - plan_.panel_start[block_];
     for (int panel = 0; panel < panels; ++panel) {
-      first_tile_ = plan_.tile_start[block_] + panel * tiles / panels;
-      tiles_ = (panel + 1) * tiles / panels - panel * tiles / panels;
-      units_ = tiles_ > 4 ? 1 : tiles_ > 2 ? 2 : tiles_ > 1 ? 4 : 8;
+      first_tile_ = plan_.tile_start[block_] + panel * tiles / panels + warp_tile_;
+      const int panel_tiles = (panel + 1) * tiles / panels - panel * tiles / panels;
+      depth_ = group() ? (panel_tiles + 3) / 4 : panel_tiles;
+      own_ = group() ? (panel_tiles - warp_tile_ + 3) / 4 : panel_tiles;
+      units_ = depth_ > 4 ? 1 : depth_ > 2 ? 2 : depth_ > 1 ? 4 : 8;
       for (int unit = first_unit; unit < end_unit; unit += units_) {
         if (!Copy() || !EnterStage()) return false;
         for (int lane = 0; lane < 32; ++lane) {
@@ -100,6 +104,7 @@ class RunReader {
   }
 
  private:
+  bool group() const { return plan_.team == cuda::Team::kWarpgroup; }
   bool words() const { return plan_.columns == cuda::Columns::kWords; }
 
   /// All copies that may start once `done_` stages have been read.
@@ -140,18 +145,27 @@ class RunReader {
   }
 
   bool ReadLane(int lane, int unit0, int end_unit, std::vector<float>* dense) {
-    const int slots = words() ? 4 : 8, mask_words = (tiles_ * units_ * 2 * slots + 31) / 32;
-    for (int i = 0; i < 2 * tiles_ * units_; ++i) {  // unit, tile, k16-step, the last running fastest; then its slots
-      const int unit = i / (2 * tiles_), tile = i % (2 * tiles_) / 2, s = i % 2;
+    const int slots = words() ? 4 : 8, all_words = (depth_ * units_ * 2 * slots + 31) / 32;
+    const bool packed = own_ < depth_ && units_ == 2 && !words();
+    for (int i = 0; i < 2 * depth_ * units_; ++i) {  // unit, tile, k16-step, the last running fastest; then its slots
+      const int unit = i / (2 * depth_), index = i / 2 % depth_, s = i % 2, tile = group() ? 4 * index : index;
+      if (packed && index >= own_) continue;
       for (int slot = 0; slot < slots; ++slot) {
         const int r = words() ? slot : slot / 2, chain = words() ? 0 : slot % 2;
-        const int word = words() ? i / 8 : i / 4, bit = words() ? i % 8 : 2 * (i % 4) + chain;  // of byte r
+        int word = words() ? i / 8 : i / 4, bit = words() ? i % 8 : 2 * (i % 4) + chain, mask_words = all_words;
+        if (packed) {
+          // A word less: of depth 4 words 1 and 3 have their low halves only, and are the last one's low and high half;
+          // of depth 3 word 1 has its high half and word 2 its low one.
+          --mask_words;
+          if (depth_ == 4) bit += word == 3 ? 4 : 0, word = word == 0 ? 0 : word == 2 ? 1 : 2;
+          if (depth_ == 3) word = word == 0 ? 0 : 1;
+        }
         // Words are stored 4, 2 or 1 at a time.
         const int word_at = mask_words == 4              ? 16 * lane + 4 * word
                             : mask_words > 1 && word < 2 ? 8 * lane + 4 * word
                                                          : 128 * (mask_words - 1) + 4 * lane;
-        if (!(stage()[48 + word_at + r] >> bit & 1)) continue;
-        if (unit0 + unit >= end_unit) return false;
+        if (!(stage()[48 + word_at + r] >> bit & 1)) continue;  // of byte r
+        if (unit0 + unit >= end_unit || index >= own_) return false;
         const int at = at_[lane][chain];
         if (at < 0 || at >= static_cast<int>(ring_.size())) return false;
         at_[lane][chain] += 128;
@@ -159,7 +173,8 @@ class RunReader {
           uint16_t value;
           std::memcpy(&value, &ring_[at + (words() ? 2 * h : 0)], 2);
           const int64_t m = (first_tile_ + tile) * 16 + lane / 4 + 8 * (r & 1);
-          const int64_t k = (unit0 + unit) * 32 + 8 * (lane % 4) + 4 * s + 2 * (r / 2) + h;
+          const int of_unit = group() ? 16 * s + 2 * (lane % 4) + 8 * (r / 2) : 8 * (lane % 4) + 4 * s + 2 * (r / 2);
+          const int64_t k = (unit0 + unit) * 32 + of_unit + h;
           if (m < plan_.out_features && k < plan_.in_features)
             (*dense)[m * plan_.in_features + k] = FromBits16(value, plan_.value_type);
           else if (value != 0)
@@ -172,11 +187,11 @@ class RunReader {
 
   const cuda::WeightPlan& plan_;
   const std::vector<uint8_t>& layout_;
-  const int block_;
+  const int block_, warp_tile_;
   const uint32_t* record_;
   std::vector<uint8_t> ring_, slots_[cuda::kStageSlots];
   int64_t masks_, values_;
-  int issued_ = 0, done_ = 0, first_tile_ = 0, tiles_ = 0, units_ = 0;
+  int issued_ = 0, done_ = 0, first_tile_ = 0, depth_ = 0, own_ = 0, units_ = 0;
   int at_[32][2];  // bytes in the ring, as Cursor
 };
 
@@ -185,8 +200,16 @@ bool DecodeLayout(const cuda::WeightPlan& plan, const std::vector<uint8_t>& layo
   dense->assign(plan.out_features * plan.in_features, 0.0f);
   for (int block = 0; block < plan.blocks; ++block) {
     for (int64_t lane = 0; lane < lanes; ++lane) {
-      RunReader reader(plan, layout, block * lanes + lane, block);
-      if (!reader.Read(lane * units / lanes, (lane + 1) * units / lanes, dense)) return false;
+      if (plan.team == cuda::Team::kWarp) {
+        RunReader reader(plan, layout, block * lanes + lane, block, 0);
+        if (!reader.Read(lane * units / lanes, (lane + 1) * units / lanes, dense)) return false;
+        continue;
+      }
+      const int64_t pairs = (units + 1) / 2, end = std::min((lane + 1) * pairs / lanes * 2, units);
+      for (int warp = 0; warp < 4; ++warp) {
+        RunReader reader(plan, layout, (block * lanes + lane) * 4 + warp, block, (warp + lane) % 4);
+        if (!reader.Read(lane * pairs / lanes * 2, end, dense)) return false;
+      }
     }
   }
   return true;
@@ -234,6 +257,7 @@ void Run(const cuda::DeviceInfo& device, const Case& c) {
   cuda::PlanOptions options;
   options.cluster = c.cluster;
   options.columns = c.columns;
+  options.team = c.team;
   if (c.weights == ValueType::kFloat32 && !c.canonical) {
     Buffer scratch(4);
     Check(cuda::CheckHalfExact(static_cast<const float*>(values.get()), w.nnz, scratch.get(), nullptr,
@@ -284,34 +308,43 @@ void Run(const cuda::DeviceInfo& device, const Case& c) {
   CompareElements(c, w, x, bias, residual, first);
 }
 
-/// bfloat16 weights times an infinite X must be infinite, not NaN, and a NaN in X must come through ReLU.
-void RunNonFinite(const cuda::DeviceInfo& device, ValueType type) {
-  const Packed w = MakePacked(32, 64, "full", type, 3);
+/// Weights times an infinite X must be infinite, not NaN, also where a K lane's last stage reaches beyond the lane; and
+/// a NaN in X must come through ReLU.
+void RunNonFinite(const cuda::DeviceInfo& device, ValueType type, int team) {
+  constexpr int kRows = 32, kInfinite = 70, kNan = 9;
+  constexpr int64_t kK = 320;
+  const Packed w = MakePacked(kRows, kK, "full", type, 3);
   Buffer bitmap(w.bitmap.data(), w.bitmap.size()), offsets(w.row_offsets.data(), w.row_offsets.size() * 4),
       values(w.values.data(), w.values.size());
   const cuda::DeviceParts parts{static_cast<const uint8_t*>(bitmap.get()), static_cast<const int32_t*>(offsets.get()),
                                 values.get(), type};
   cuda::WeightPlan plan;
-  Check(cuda::MakePlan(w.view(), device, {}, &plan), "MakePlan");
+  cuda::PlanOptions options;
+  options.team = team;
+  Check(cuda::MakePlan(w.view(), device, options, &plan), "MakePlan");
   Buffer staging(plan.staging_bytes);
   Check(cuda::Measure(parts, staging.get(), nullptr, &plan), "Measure");
   Buffer layout(plan.layout_bytes);
   Check(cuda::Convert(plan, parts, staging.get(), layout.get(), nullptr), "Convert");
-  std::vector<uint16_t> x(2 * 64, 0);
-  x[5] = 0x7c00;       // column 0: one infinity
-  x[64 + 9] = 0x7e00;  // column 1: one NaN
-  Buffer x_device(x.data(), x.size() * 2), y(2 * 32 * 2);
-  cuda::MatMulArgs args;
-  args.x = x_device.get(), args.y = y.get(), args.n = 2, args.activation = Activation::kRelu;
-  Check(cuda::Launch(plan, layout.get(), parts, args, nullptr), "Launch");
-  const std::vector<uint8_t> bytes = y.Read();
-  Case c{32, 64, 2, "full", type};
-  for (int m = 0; m < 32; ++m) {
-    uint16_t inf_bits, nan_bits;
-    std::memcpy(&inf_bits, &bytes[m * 2], 2), std::memcpy(&nan_bits, &bytes[(32 + m) * 2], 2);
-    checked += 2;
-    if (inf_bits != (w.dense[m * 64 + 5] > 0 ? 0x7c00 : 0)) return Fail(c, "an infinite X gave a finite or NaN output");
-    if ((nan_bits & 0x7fff) <= 0x7c00) return Fail(c, "a NaN in X was lost");
+  for (const int64_t n : {2, 20, 40}) {
+    std::vector<uint16_t> x(n * kK, 0);
+    x[kInfinite] = 0x7c00;  // column 0: one infinity
+    x[kK + kNan] = 0x7e00;  // column 1: one NaN
+    Buffer x_device(x.data(), x.size() * 2), y(n * kRows * 2);
+    cuda::MatMulArgs args;
+    args.x = x_device.get(), args.y = y.get(), args.n = n, args.activation = Activation::kRelu;
+    Check(cuda::Launch(plan, layout.get(), parts, args, nullptr), "Launch");
+    const std::vector<uint8_t> bytes = y.Read();
+    Case c{kRows, kK, n, "full", type};
+    c.team = team;
+    for (int m = 0; m < kRows; ++m) {
+      uint16_t inf_bits, nan_bits;
+      std::memcpy(&inf_bits, &bytes[m * 2], 2), std::memcpy(&nan_bits, &bytes[(kRows + m) * 2], 2);
+      checked += 2;
+      if (inf_bits != (w.dense[m * kK + kInfinite] > 0 ? 0x7c00 : 0))
+        return Fail(c, "an infinite X gave a finite or NaN output");
+      if ((nan_bits & 0x7fff) <= 0x7c00) return Fail(c, "a NaN in X was lost");
+    }
   }
 }
 
@@ -326,12 +359,14 @@ void RunAll(const cuda::DeviceInfo& device, bool quick) {
   for (const auto& [m, k] : shapes) {
     for (const char* pattern : patterns) {
       for (int64_t n : {1, 8, 11, 27, 70}) {
-        for (int cluster : {1, 2, 4}) {
-          for (int columns : {0, 1}) {
-            Case c{m, k, n, pattern, half, ElementType::kFloat16, cluster, n % 2 == 1, n == 11, n != 8};
-            c.columns = columns;
-            Run(device, c);
-          }
+        for (int columns : {0, 1}) {
+          Case c{m, k, n, pattern, half, ElementType::kFloat16, 0, n % 2 == 1, n == 11, n != 8};
+          c.columns = columns;
+          c.team = 0;
+          for (c.cluster = 1; c.cluster <= 4; c.cluster *= 2) Run(device, c);
+          c.team = 1;
+          c.cluster = 1 << n % 3;
+          Run(device, c);
         }
         if (n == 8 || n == 27) Run(device, {m, k, n, pattern, bf16, ElementType::kFloat16, 0, true, false, false});
       }
@@ -351,7 +386,7 @@ void RunAll(const cuda::DeviceInfo& device, bool quick) {
     for (int cluster : {0, 1, 2, 4}) {
       Case c{130, 160, n, "uniform50", half, ElementType::kFloat16, cluster, true, true, true};
       c.programmatic = n % 2 == 1;
-      Run(device, c);
+      for (c.team = -1; c.team <= 1; ++c.team) Run(device, c);
     }
     Run(device, {130, 160, n, "uniform80", bf16, ElementType::kFloat16, 0, false, false, true});
   }
@@ -374,11 +409,11 @@ void RunAll(const cuda::DeviceInfo& device, bool quick) {
   cuda::DeviceInfo few = device;
   few.clusters[0] = 2, few.clusters[1] = few.clusters[2] = 1;
   for (const char* pattern : patterns) {
-    for (int64_t n : {8, 27}) {
+    for (int64_t n : {8, 16, 27, 50}) {
       for (int columns : {0, 1}) {
         Case c{quick ? 150 : 660, quick ? 1000 : 6000, n, pattern, half, ElementType::kFloat16, 0, true, false, true};
         c.columns = columns;
-        Run(few, c);
+        for (c.team = n == 8 || n == 27 ? 0 : 1; c.team <= 1; ++c.team) Run(few, c);
       }
     }
   }
@@ -387,15 +422,19 @@ void RunAll(const cuda::DeviceInfo& device, bool quick) {
       Run(device, {5000, 1280, 3, "uniform80", half, ElementType::kFloat16, cluster, true});
     Run(device, {3000, 640, 40, "uniform50", half, ElementType::kFloat16, 0, true});
   }
-  for (ValueType type : {half, bf16}) RunNonFinite(device, type);
+  for (ValueType type : {half, bf16}) {
+    for (int team : {0, 1}) RunNonFinite(device, type, team);
+  }
 }
 
 /// Every kernel instance once or twice, with and without clusters.
 void RunTiny(const cuda::DeviceInfo& device) {
   for (int cluster : {1, 2, 4}) {
-    for (int64_t n : {8, 16, 27}) {
-      for (ValueType type : {ValueType::kFloat16, ValueType::kBFloat16})
-        Run(device, {300, 200, n, "uniform50", type, ElementType::kFloat16, cluster, true, true, true});
+    for (int64_t n : {8, 16, 27, 50}) {
+      for (ValueType type : {ValueType::kFloat16, ValueType::kBFloat16}) {
+        Case c{300, 200, n, "uniform50", type, ElementType::kFloat16, cluster, true, true, true};
+        for (c.team = 0; c.team <= 1; ++c.team) Run(device, c);
+      }
     }
   }
 }

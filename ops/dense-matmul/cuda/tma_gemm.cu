@@ -4,23 +4,11 @@
 #include <iterator>
 #include <limits>
 
+#include "ops/dense-matmul/cuda/tensor_map.h"
 #include "ops/dense-matmul/cuda/tma_gemm.cuh"
 
 namespace flashllm::cuda {
 namespace {
-
-/// A row-major float16 matrix [rows, k] for boxes of `box_rows` rows and kStepK columns.
-cudaError_t EncodeMap(const DenseDevice& device, const void* base, int64_t rows, int64_t k, int64_t stride,
-                      int box_rows, CUtensorMap* map) {
-  const cuuint64_t sizes[2] = {static_cast<cuuint64_t>(k), static_cast<cuuint64_t>(rows)};
-  const cuuint64_t strides[1] = {static_cast<cuuint64_t>(stride) * 2};
-  const cuuint32_t box[2] = {kStepK, static_cast<cuuint32_t>(box_rows)}, steps[2] = {1, 1};
-  const auto encode = reinterpret_cast<decltype(&cuTensorMapEncodeTiled)>(device.encode_tensor_map);
-  const CUresult result = encode(map, CU_TENSOR_MAP_DATA_TYPE_FLOAT16, 2, const_cast<void*>(base), sizes, strides, box,
-                                 steps, CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
-                                 CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
-  return result == CUDA_SUCCESS ? cudaSuccess : cudaErrorInvalidValue;
-}
 
 int64_t CeilDivide(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
@@ -57,9 +45,10 @@ struct TmaInstance {
     params.n_tiles = static_cast<int>(CeilDivide(args.n, Tile::kRows * Tile::kCluster));
     params.weights_late = args.weights_late;
     params.group = std::min(params.n_tiles, 16 / Tile::kCluster);
-    cudaError_t error = EncodeMap(device, args.x, args.n, args.k, args.x_stride, x_rows, &params.x_map);
+    void* const encode = device.encode_tensor_map;
+    cudaError_t error = EncodeTensorMap(encode, args.x, args.n, args.k, args.x_stride, x_rows, &params.x_map);
     if (error == cudaSuccess)
-      error = EncodeMap(device, args.w, args.m, args.k, args.k, Tile::kWidth / Tile::kCluster, &params.w_map);
+      error = EncodeTensorMap(encode, args.w, args.m, args.k, args.k, Tile::kWidth / Tile::kCluster, &params.w_map);
     if (error != cudaSuccess) return error;
 
     cudaLaunchConfig_t config = {};
@@ -136,12 +125,8 @@ cudaError_t PrepareAll() {
 }  // namespace
 
 cudaError_t PrepareTmaGemm(DenseDevice* info) {
-  cudaDriverEntryPointQueryResult found = cudaDriverEntryPointSymbolNotFound;
-  constexpr unsigned kCuda12 = 12000;
-  const cudaError_t error = cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &info->encode_tensor_map,
-                                                             kCuda12, cudaEnableDefault, &found);
+  const cudaError_t error = FindTensorMapEncoder(&info->encode_tensor_map);
   if (error != cudaSuccess) return error;
-  if (found != cudaDriverEntryPointSuccess) info->encode_tensor_map = nullptr;
   const cudaError_t prepared =
       PrepareAll<Skinny64, Skinny128, Split64By2, Split64By4, Wide128, Wide224, Wide256, Pair128, Pair224, Pair256>();
   if (prepared != cudaSuccess) return prepared;

@@ -1,44 +1,11 @@
-// One stage of the column layout (layout.h) from shared memory into tensor-core fragments, multiplied as it appears.
+// A stage of the column layout (layout.h) from shared memory into tensor-core fragments.
 #pragma once
-
-#include <cuda_bf16.h>
-#include <cuda_fp16.h>
 
 #include "ops/sparse-matmul/cuda/layout.h"
 #include "ops/sparse-matmul/cuda/ptx.cuh"
 #include "ops/sparse-matmul/cuda/stream.cuh"
 
 namespace flashllm::cuda {
-
-/// The B fragments of one unit: x[j][2 s + i] holds two elements of column 8 j + g for k16-step s.
-/// With bfloat16 weights, float16 X is the exact sum of two bfloat16 numbers: `low` holds the second.
-template <int kNTiles, bool kBf16>
-struct XFragments {
-  uint32_t high[kNTiles][4];
-  uint32_t low[kBf16 ? kNTiles : 1][4];
-};
-
-template <int kNTiles, bool kBf16>
-__device__ __forceinline__ void SetX(XFragments<kNTiles, kBf16>& x, const uint32_t (&raw)[kNTiles][4]) {
-#pragma unroll
-  for (int j = 0; j < kNTiles; ++j) {
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      if constexpr (kBf16) {
-        const float2 exact = __half22float2(reinterpret_cast<const __half2&>(raw[j][i]));
-        const __nv_bfloat162 high = __floats2bfloat162_rn(exact.x, exact.y);
-        const float2 rounded = __bfloat1622float2(high);
-        // An infinity less itself would be NaN.
-        const __nv_bfloat162 low = __floats2bfloat162_rn(isfinite(exact.x) ? exact.x - rounded.x : 0.0f,
-                                                         isfinite(exact.y) ? exact.y - rounded.y : 0.0f);
-        x.high[j][i] = reinterpret_cast<const uint32_t&>(high);
-        x.low[j][i] = reinterpret_cast<const uint32_t&>(low);
-      } else {
-        x.high[j][i] = raw[j][i];
-      }
-    }
-  }
-}
 
 /// Fragments of a mask word.
 FLASHLLM_HD constexpr int WordFragments(Columns columns) { return 64 / TileSlots(columns); }
@@ -124,28 +91,6 @@ __device__ __forceinline__ void GatherFragments(const uint32_t (&masks)[kWords],
         }
       }
     }
-  }
-}
-
-/// acc[i] += tile i x X for the kTiles tiles of a unit whose first fragment is kFirst.
-template <Columns kColumns, int kFirst, int kTiles, int kNTiles, bool kBf16, int kDone = 0, int kWords>
-__device__ __forceinline__ void DecodeTiles(const uint32_t (&masks)[kWords], const XFragments<kNTiles, kBf16>& x,
-                                            Cursor<kColumns>& cursor, float (&acc)[kPanelTiles][kNTiles][4]) {
-  if constexpr (kDone < 2 * kTiles) {
-    // The more at once, the less they wait; with 16 columns there are no registers for it.
-    constexpr int kCount = FragmentsTogether(kColumns, kFirst + kDone, 2 * kTiles - kDone, kNTiles == 2 ? 2 : 4);
-    uint32_t a[kCount][4];
-    GatherFragments<kColumns, kFirst + kDone, kCount>(masks, cursor, a);
-#pragma unroll
-    for (int f = 0; f < kCount; ++f) {
-      const int tile = (kDone + f) / 2, step = (kDone + f) % 2;
-#pragma unroll
-      for (int j = 0; j < kNTiles; ++j) {
-        ptx::Mma<kBf16>(acc[tile][j], a[f], x.high[j][2 * step], x.high[j][2 * step + 1]);
-        if constexpr (kBf16) ptx::Mma<kBf16>(acc[tile][j], a[f], x.low[j][2 * step], x.low[j][2 * step + 1]);
-      }
-    }
-    DecodeTiles<kColumns, kFirst, kTiles, kNTiles, kBf16, kDone + kCount>(masks, x, cursor, acc);
   }
 }
 

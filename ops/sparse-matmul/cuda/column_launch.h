@@ -1,5 +1,5 @@
-// The column kernel's instances: one translation unit a value type and kind of columns, so that they compile side by
-// side.
+// The kernels on column layouts: one translation unit a team, value type and kind of columns, so that they compile side
+// by side.
 #pragma once
 
 #include "ops/sparse-matmul/cuda/spmm.h"
@@ -9,9 +9,12 @@ namespace flashllm::cuda {
 using LaunchColumns = cudaError_t(const WeightPlan& plan, const void* layout, const MatMulArgs& args,
                                   cudaStream_t stream);
 LaunchColumns LaunchHalvesF16, LaunchWordsF16, LaunchHalvesBf16, LaunchWordsBf16;
+LaunchColumns LaunchGroupHalves, LaunchGroupWords;
 
-/// Raises the kernels' limits of shared memory on the current device; the first also fills info->clusters.
+/// Raises the kernels' limits of shared memory on the current device; the first also fills info->clusters, the
+/// last two take back info->encode_tensor_map where there are no warpgroups.
 using PrepareColumns = cudaError_t(DeviceInfo* info);
 PrepareColumns PrepareHalvesF16, PrepareWordsF16, PrepareHalvesBf16, PrepareWordsBf16;
+PrepareColumns PrepareGroupHalves, PrepareGroupWords;
 
 }  // namespace flashllm::cuda

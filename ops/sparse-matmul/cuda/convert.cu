@@ -45,13 +45,21 @@ __global__ void CountPrefixes(Source s) {
   }
 }
 
+/// Which k of a unit a lane's registers 0 and 1 begin with, and how much further on 2 and 3 do.
+__device__ __forceinline__ int FirstK(Team team, int t, int step) {
+  return team == Team::kWarp ? 8 * t + 4 * step : 16 * step + 2 * t;
+}
+__device__ __forceinline__ int SecondK(Team team) { return team == Team::kWarp ? 2 : 8; }
+
 /// Bits of a lane's two fragments in a tile and unit, from the bitmap words of its two rows: step s in byte s, in it
 /// bit 2 r + h.
-__device__ __forceinline__ uint32_t FragmentMasks(uint32_t upper, uint32_t lower, int t) {
+__device__ __forceinline__ uint32_t FragmentMasks(Team team, uint32_t upper, uint32_t lower, int t) {
   uint32_t masks = 0;
   for (int step = 0; step < 2; ++step) {
-    const uint32_t a = upper >> (8 * t + 4 * step) & 15, b = lower >> (8 * t + 4 * step) & 15;
-    masks |= ((a & 3) | (b & 3) << 2 | (a >> 2) << 4 | (b >> 2) << 6) << (8 * step);
+    const int first = FirstK(team, t, step), second = first + SecondK(team);
+    masks |=
+        ((upper >> first & 3) | (lower >> first & 3) << 2 | (upper >> second & 3) << 4 | (lower >> second & 3) << 6)
+        << (8 * step);
   }
   return masks;
 }
@@ -193,43 +201,30 @@ class Walk {
   int window_begin_[kStageSlots - 1] = {}, window_end_[kStageSlots - 1] = {};  // of the last stages, in the ring
 };
 
-/// What one warp of MeasureRuns or FillRuns walks.
-struct Run {
-  int panels, tiles, first_tile;
-  int first_unit, end_unit;
-};
-
-__device__ Run RunOf(const Partition& p, int block_lanes, int index) {
-  const int lanes = block_lanes * p.cluster, block = index / lanes, k_lane = index % lanes;
-  Run run;
-  run.panels = p.panel_start[block + 1] - p.panel_start[block];
-  run.first_tile = p.tile_start[block];
-  run.tiles = p.tile_start[block + 1] - run.first_tile;
-  run.first_unit = KLaneStart(k_lane, lanes, p.units);
-  run.end_unit = KLaneStart(k_lane + 1, lanes, p.units);
-  return run;
+/// First row of a place's tile.
+__device__ __forceinline__ int FirstRow(const Run& run, const RunPanel& panel, const Place& place) {
+  return (panel.first_tile + place.index * TeamWarps(run.team)) * kTileRows;
 }
 
-/// Bits of a lane's fragments in a stage, as FragmentMasks: [unit * tiles + tile].
+/// Bits of a lane's fragments in a stage, as FragmentMasks, by PlaceOf()'s numbers.
 using StageMasks = uint32_t[kStageTiles];
 
-/// Calls visit(first row of the panel, tiles, first unit, masks, what the walk says, walk) for each stage.
+/// Calls visit(panel, first unit, masks, what the walk says, walk) for each stage.
 template <Columns kColumns, typename Visit>
 __device__ int WalkRun(const Run& run, const Source& s, const Visit& visit) {
   const int lane = threadIdx.x & 31, g = lane >> 2, t = lane & 3;
   Walk<kColumns> walk;
-  for (int panel = 0; panel < run.panels; ++panel) {
-    const int begin = PanelTile(panel, run.panels, run.tiles);
-    const int tiles = PanelTile(panel + 1, run.panels, run.tiles) - begin;
-    const int row0 = (run.first_tile + begin) * kTileRows;
-    for (int unit0 = run.first_unit; unit0 < run.end_unit; unit0 += StageUnits(tiles)) {
+  for (int index = 0; index < run.panels; ++index) {
+    const RunPanel panel = PanelOf(run, index);
+    for (int unit0 = run.first_unit; unit0 < run.end_unit; unit0 += StageUnits(panel.depth)) {
       StageMasks masks;
       int count[2] = {0, 0};
 #pragma unroll
       for (int q = 0; q < kStageTiles; ++q) {
-        const int row = row0 + q % tiles * kTileRows + g, unit = unit0 + q / tiles;
-        const bool mine = q < tiles * StageUnits(tiles) && unit < run.end_unit;
-        masks[q] = mine ? FragmentMasks(Word(s, row, unit), Word(s, row + 8, unit), t) : 0;
+        const Place place = PlaceOf(q, panel.depth);
+        const int row = FirstRow(run, panel, place) + g, unit = unit0 + place.unit;
+        const bool mine = q < panel.depth * StageUnits(panel.depth) && place.index < panel.own && unit < run.end_unit;
+        masks[q] = mine ? FragmentMasks(run.team, Word(s, row, unit), Word(s, row + 8, unit), t) : 0;
         if (kColumns == Columns::kHalves) {
           count[0] += __popc(masks[q] & 0x5555), count[1] += __popc(masks[q] & 0xaaaa);
         } else {
@@ -237,8 +232,8 @@ __device__ int WalkRun(const Run& run, const Source& s, const Visit& visit) {
           count[1] = count[0];
         }
       }
-      const auto stage = walk.Enter(count, MaskWords(kColumns, tiles));
-      visit(row0, tiles, unit0, masks, stage, walk);
+      const auto stage = walk.Enter(count, MaskWords(kColumns, panel.depth, panel.own));
+      visit(panel, unit0, masks, stage, walk);
       walk.Leave(count);
     }
   }
@@ -246,11 +241,10 @@ __device__ int WalkRun(const Run& run, const Source& s, const Visit& visit) {
 }
 
 template <Columns kColumns>
-__global__ void __launch_bounds__(128)
-    MeasureRuns(const __grid_constant__ Partition p, int block_lanes, int runs, Source s) {
+__global__ void __launch_bounds__(128) MeasureRuns(const __grid_constant__ Partition p, int runs, Source s) {
   const int index = (blockIdx.x * 128 + threadIdx.x) / 32;
   if (index >= runs) return;
-  const int rows = WalkRun<kColumns>(RunOf(p, block_lanes, index), s, [](auto&&...) {});
+  const int rows = WalkRun<kColumns>(RunOf(p, index), s, [](auto&&...) {});
   if ((threadIdx.x & 31) == 0) s.run_rows[index] = rows;
 }
 
@@ -269,7 +263,8 @@ __device__ uint16_t ToBits(float value) {
 template <typename From>
 class TileValues {
  public:
-  __device__ TileValues(const Source& s, int row0, int unit) : values_(static_cast<const From*>(s.values)) {
+  __device__ TileValues(const Source& s, Team team, int row0, int unit)
+      : values_(static_cast<const From*>(s.values)), team_(team) {
     const int lane = threadIdx.x & 31;
     t_ = lane & 3;
     for (int r = 0; r < 2; ++r) {
@@ -281,12 +276,13 @@ class TileValues {
 
   /// The element of bit `bit` of step `step`, which must be set.
   __device__ uint32_t Element(int step, int bit) const {
-    const int r = bit >> 1 & 1, k = 8 * t_ + 4 * step + 2 * (bit >> 2) + (bit & 1);
+    const int r = bit >> 1 & 1, k = FirstK(team_, t_, step) + (bit >> 2) * SecondK(team_) + (bit & 1);
     return ToBits(values_[from_[r] + __popc(words_[r] & ((1u << k) - 1))]);
   }
 
  private:
   const From* values_;
+  const Team team_;
   int t_;
   uint32_t words_[2];
   int64_t from_[2];
@@ -315,18 +311,19 @@ __device__ __forceinline__ void FillTile(const TileValues<From>& values, uint32_
 
 template <Columns kColumns, typename From>
 __global__ void __launch_bounds__(128)
-    FillRuns(const __grid_constant__ Partition p, int block_lanes, int runs, Source s, uint8_t* layout) {
+    FillRuns(const __grid_constant__ Partition p, int runs, Source s, uint8_t* layout) {
   const int index = (blockIdx.x * 128 + threadIdx.x) / 32, lane = threadIdx.x & 31;
   if (index >= runs) return;
+  const Run run = RunOf(p, index);
   auto* const record =
       reinterpret_cast<RunRecord*>(layout + static_cast<int64_t>(index) * p.record_words * sizeof(uint32_t));
   uint8_t* block = layout + static_cast<int64_t>(record->masks) * 16;
   uint8_t* const values = layout + static_cast<int64_t>(record->values) * kValueRowBytes;
   StageCopy* copy = record->copies;
-  WalkRun<kColumns>(RunOf(p, block_lanes, index), s,
-                    [&](int row0, int tiles, int unit0, const StageMasks& masks,
+  WalkRun<kColumns>(run, s,
+                    [&](const RunPanel& panel, int unit0, const StageMasks& masks,
                         const typename Walk<kColumns>::Stage& stage, const Walk<kColumns>& walk) {
-                      const int words = MaskWords(kColumns, tiles);
+                      const int words = MaskWords(kColumns, panel.depth, panel.own);
                       auto* const header = reinterpret_cast<StageHeader*>(block);
                       if (lane == 0) {
                         *copy = stage.copy;
@@ -341,9 +338,12 @@ __global__ void __launch_bounds__(128)
                       for (int q = 0; q < kStageTiles; ++q) {
                         if (masks[q] == 0) continue;
                         AddMasks<kColumns>(masks[q], q, mask_words);
-                        FillTile<kColumns>(TileValues<From>(s, row0 + q % tiles * kTileRows, unit0 + q / tiles),
-                                           masks[q], walk, at, values + 4 * walk.column);
+                        const Place place = PlaceOf(q, panel.depth);
+                        const TileValues<From> tile(s, run.team, FirstRow(run, panel, place), unit0 + place.unit);
+                        FillTile<kColumns>(tile, masks[q], walk, at, values + 4 * walk.column);
                       }
+                      if (panel.own < panel.depth && PacksMasks(kColumns, panel.depth))
+                        PackMasks(panel.depth, mask_words);
 #pragma unroll
                       for (int w = 0; w < 4; ++w) {
                         if (w < words) *reinterpret_cast<uint32_t*>(block + MaskWordAt(words, w, lane)) = mask_words[w];
@@ -358,8 +358,6 @@ __global__ void FindInexact(const float* values, int64_t count, uint32_t* inexac
       i < count && __float_as_uint(__half2float(__float2half_rn(values[i]))) != __float_as_uint(values[i]);
   if (__any_sync(kAllLanes, differs) && (threadIdx.x & 31) == 0) *inexact = 1;
 }
-
-int RunCount(const WeightPlan& plan) { return plan.blocks * plan.cluster * plan.lanes; }
 
 Source MakeSource(const WeightPlan& plan, const DeviceParts& parts, const void* staging) {
   Source source;
@@ -376,23 +374,19 @@ Source MakeSource(const WeightPlan& plan, const DeviceParts& parts, const void* 
 
 /// Where each run's streams lie: the records, all mask streams, all value streams.
 void PlaceRuns(const std::vector<uint32_t>& rows, WeightPlan* plan) {
-  const int lanes = plan->cluster * plan->lanes;
-  const int units = static_cast<int>((plan->in_features + kUnitK - 1) / kUnitK);
+  const Partition partition = MakePartition(*plan);
   const auto align = [](int64_t bytes) { return (bytes + kValueRowBytes - 1) / kValueRowBytes * kValueRowBytes; };
   plan->runs.assign(rows.size() * plan->record_words, 0);
   const auto record = [&](size_t run) { return &plan->runs[run * plan->record_words]; };
   int64_t at = align(static_cast<int64_t>(plan->runs.size() * sizeof(uint32_t)));
   for (size_t i = 0; i < rows.size(); ++i) {
-    const int block = static_cast<int>(i) / lanes, k_lane = static_cast<int>(i) % lanes;
-    const int lane_units = KLaneStart(k_lane + 1, lanes, units) - KLaneStart(k_lane, lanes, units);
-    const int panels = plan->panel_start[block + 1] - plan->panel_start[block];
-    const int tiles = plan->tile_start[block + 1] - plan->tile_start[block];
+    const Run run = RunOf(partition, static_cast<int>(i));
     record(i)[0] = static_cast<uint32_t>(at / 16);
-    for (int panel = 0; panel < panels; ++panel) {
-      const int panel_tiles = PanelTile(panel + 1, panels, tiles) - PanelTile(panel, panels, tiles);
-      const int stages = StagesOf(lane_units, panel_tiles);
+    for (int index = 0; index < run.panels; ++index) {
+      const RunPanel panel = PanelOf(run, index);
+      const int stages = StagesOf(run.end_unit - run.first_unit, panel.depth);
       record(i)[2] += stages;
-      at += static_cast<int64_t>(stages) * MaskBlockBytes(MaskWords(plan->columns, panel_tiles));
+      at += static_cast<int64_t>(stages) * MaskBlockBytes(MaskWords(plan->columns, panel.depth, panel.own));
     }
   }
   at = align(at);
@@ -425,7 +419,7 @@ cudaError_t Measure(const DeviceParts& parts, void* staging, cudaStream_t stream
   const int runs = RunCount(*plan);
   CountPrefixes<<<static_cast<unsigned>((source.rows * 32ll + kThreads - 1) / kThreads), kThreads, 0, stream>>>(source);
   const auto measure = plan->columns == Columns::kHalves ? MeasureRuns<Columns::kHalves> : MeasureRuns<Columns::kWords>;
-  measure<<<(runs + 3) / 4, 128, 0, stream>>>(MakePartition(*plan), plan->lanes, runs, source);
+  measure<<<(runs + 3) / 4, 128, 0, stream>>>(MakePartition(*plan), runs, source);
   std::vector<uint32_t> rows(runs);
   cudaError_t error = cudaGetLastError();
   if (error == cudaSuccess)
@@ -450,8 +444,7 @@ cudaError_t Convert(const WeightPlan& plan, const DeviceParts& parts, const void
   const auto fill = plan.columns == Columns::kHalves
                         ? (floats ? FillRuns<Columns::kHalves, float> : FillRuns<Columns::kHalves, uint16_t>)
                         : (floats ? FillRuns<Columns::kWords, float> : FillRuns<Columns::kWords, uint16_t>);
-  fill<<<(runs + 3) / 4, 128, 0, stream>>>(MakePartition(plan), plan.lanes, runs, source,
-                                           static_cast<uint8_t*>(layout));
+  fill<<<(runs + 3) / 4, 128, 0, stream>>>(MakePartition(plan), runs, source, static_cast<uint8_t*>(layout));
   return cudaGetLastError();
 }
 

@@ -1,10 +1,10 @@
-// The column kernel (column_kernel.cuh) with stores in place of products: a warp walks its run, and what a
-// lane has of a tile and unit becomes 16 bytes of two rows.
+// A warp walks its run, as the kernels that multiply do, and what a lane has of a tile and unit becomes 16 bytes of two
+// rows.
 #include "ops/sparse-matmul/cuda/expand.h"
 
 #include <algorithm>
 
-#include "ops/sparse-matmul/cuda/column_launch.cuh"
+#include "ops/sparse-matmul/cuda/column_run.cuh"
 
 namespace flashllm::cuda {
 namespace {
@@ -16,6 +16,8 @@ struct ExpandParams {
   int first_row, end_row;
   bool aligned;  // rows can be written 16 bytes at a time
 };
+
+FLASHLLM_HD constexpr int ExpandBarrierBytes(int warps) { return (warps * kRunBarrierBytes + 127) / 128 * 128; }
 
 /// 8 consecutive k of one row.
 __device__ __forceinline__ void StoreRow(const ExpandParams& p, int row, int k, uint4 words) {
@@ -32,66 +34,88 @@ __device__ __forceinline__ void StoreRow(const ExpandParams& p, int row, int k, 
   }
 }
 
-/// The tiles of a unit whose first fragment is kFirst; `row` and `k` are the lane's first.
-template <Columns kColumns, int kFirst, int kTiles, int kTile = 0, int kWords>
-__device__ __forceinline__ void StoreTiles(const ExpandParams& p, const uint32_t (&masks)[kWords], int row, int k,
-                                           Cursor<kColumns>& cursor) {
-  if constexpr (kTile < kTiles) {
-    uint32_t a[2][4];  // a tile's two fragments are of one mask word
-    GatherFragments<kColumns, kFirst + 2 * kTile, 2>(masks, cursor, a);
-    StoreRow(p, row + kTile * kTileRows, k, make_uint4(a[0][0], a[0][2], a[1][0], a[1][2]));
-    StoreRow(p, row + kTile * kTileRows + 8, k, make_uint4(a[0][1], a[0][3], a[1][1], a[1][3]));
-    StoreTiles<kColumns, kFirst, kTiles, kTile + 1>(p, masks, row, k, cursor);
+/// Transposes four words of each of a quad's lanes: word i of lane t becomes word t of lane i.
+__device__ __forceinline__ void TransposeQuad(uint32_t (&words)[4]) {
+  const int t = threadIdx.x & 3;
+#pragma unroll
+  for (int step = 1; step <= 2; step *= 2) {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      if ((i & step) != 0) continue;
+      const bool upper = (t & step) != 0;
+      const uint32_t got = __shfl_xor_sync(0xffffffffu, upper ? words[i] : words[i | step], step);
+      (upper ? words[i] : words[i | step]) = got;
+    }
   }
 }
 
-/// One panel of kTiles tiles, as DecodePanel.
-template <Columns kColumns, int kTiles>
-__device__ __forceinline__ void ExpandPanel(const ExpandParams& p, RunState<kColumns>& run, int row0) {
-  const int lane = threadIdx.x & 31, row = row0 + (lane >> 2);
+/// Two fragments, of one tile and unit, whose first row and k these are.
+template <Team kTeam>
+__device__ __forceinline__ void StoreFragments(const ExpandParams& p, const uint32_t (&a)[2][4], int row, int k) {
+  const int lane = threadIdx.x & 31;
+#pragma unroll
+  for (int half = 0; half < 2; ++half) {
+    uint32_t words[4] = {a[0][half], a[0][2 + half], a[1][half], a[1][2 + half]};
+    if constexpr (kTeam == Team::kWarpgroup) TransposeQuad(words);
+    StoreRow(p, row + (lane >> 2) + 8 * half, k + 8 * (lane & 3), make_uint4(words[0], words[1], words[2], words[3]));
+  }
+}
+
+/// Places kPlace and following of a stage that begins with `unit0`.
+template <Columns kColumns, Team kTeam, int kDepth, int kPlace = 0, int kWords>
+__device__ __forceinline__ void StorePlaces(const ExpandParams& p, const uint32_t (&masks)[kWords],
+                                            RunState<kColumns>& run, const RunPanel& panel, int unit0) {
+  if constexpr (kPlace < kDepth * StageUnits(kDepth)) {
+    constexpr Place kAt = PlaceOf(kPlace, kDepth);
+    // What lies beyond the lane's units is another lane's to write.
+    if (kAt.index < panel.own && unit0 + kAt.unit < run.end_unit) {
+      uint32_t a[2][4];
+      GatherFragments<kColumns, 2 * kPlace, 2>(masks, run.cursor, a);
+      StoreFragments<kTeam>(p, a, (panel.first_tile + kAt.index * TeamWarps(kTeam)) * kTileRows,
+                            (unit0 + kAt.unit) * kUnitK);
+    }
+    StorePlaces<kColumns, kTeam, kDepth, kPlace + 1>(p, masks, run, panel, unit0);
+  }
+}
+
+/// A run's share of a panel of depth kDepth.
+template <Columns kColumns, Team kTeam, int kDepth>
+__device__ __forceinline__ void ExpandPanel(const ExpandParams& p, RunState<kColumns>& run, const RunPanel& panel) {
 #pragma unroll 1
-  for (int unit0 = run.first_unit; unit0 < run.end_unit; unit0 += StageUnits(kTiles)) {
-    uint32_t masks[MaskWords(kColumns, kTiles)];
-    run.Enter(masks);
-    ForEach<StageUnits(kTiles)>([&](auto index) {
-      constexpr int kUnit = decltype(index)::value;
-      // What lies beyond the lane's units is another lane's to write.
-      if (unit0 + kUnit < run.end_unit)
-        StoreTiles<kColumns, 2 * kUnit * kTiles, kTiles>(p, masks, row, (unit0 + kUnit) * kUnitK + 8 * (lane & 3),
-                                                         run.cursor);
-    });
+  for (int unit0 = run.first_unit; unit0 < run.end_unit; unit0 += StageUnits(kDepth)) {
+    uint32_t masks[AllMaskWords(kColumns, kDepth)];
+    run.template Enter<kDepth, kTeam == Team::kWarpgroup>(panel.own == kDepth, masks);
+    StorePlaces<kColumns, kTeam, kDepth>(p, masks, run, panel, unit0);
     run.stream.Leave();
   }
 }
 
-template <Columns kColumns, int kWarps>
+template <Columns kColumns, Team kTeam, int kWarps>
 __global__ void __launch_bounds__(kWarps * 32, 1) ExpandColumns(const __grid_constant__ ExpandParams p) {
-  using Shape = Shape<1, kWarps, 1>;
   extern __shared__ __align__(128) uint8_t shared[];
   const Partition& cut = p.columns.partition;
   // The shuffle tells the compiler that the whole warp has one value.
   const int warp = __shfl_sync(0xffffffffu, threadIdx.x / 32, 0);
-  const int row_block = p.first_block + blockIdx.x / cut.cluster, rank = blockIdx.x % cut.cluster;
-  const uint32_t barriers = ptx::SharedAddress(shared), runs = barriers + Shape::kBarrierBytes;
-  RunState<kColumns> run(p.columns, row_block, kWarps * cut.cluster, rank * kWarps + warp, runs + warp * kRunBytes,
-                         barriers + warp * kRunBarrierBytes);
+  const int index = (p.first_block * cut.cluster + blockIdx.x) * kWarps + warp;
+  const uint32_t barriers = ptx::SharedAddress(shared), runs = barriers + ExpandBarrierBytes(kWarps);
+  const Run run = RunOf(cut, index);
+  RunState<kColumns> state(p.columns, index, run.first_unit, run.end_unit, runs + warp * kRunBytes,
+                           barriers + warp * kRunBarrierBytes);
+  state.stream.Start();
 #if __CUDA_ARCH__ >= 900
   ptx::LaunchDependents();
   ptx::WaitForPrevious();  // it may be reading what `dense` held before
 #endif
-  const int first_tile = cut.tile_start[row_block], tiles = cut.tile_start[row_block + 1] - first_tile;
-  const int panels = cut.panel_start[row_block + 1] - cut.panel_start[row_block];
-  for (int panel = 0; panel < panels; ++panel) {
-    const int begin = PanelTile(panel, panels, tiles);
-    ForTiles(PanelTile(panel + 1, panels, tiles) - begin, [&](auto panel_tiles) {
-      ExpandPanel<kColumns, decltype(panel_tiles)::value>(p, run, (first_tile + begin) * kTileRows);
-    });
+  for (int i = 0; i < run.panels; ++i) {
+    const RunPanel panel = PanelOf(run, i);
+    ForNumber<PanelDepth(kTeam, PanelTiles(kTeam))>(
+        panel.depth, [&](auto depth) { ExpandPanel<kColumns, kTeam, decltype(depth)::value>(p, state, panel); });
   }
 }
 
-template <Columns kColumns, int kWarps>
+template <Columns kColumns, Team kTeam, int kWarps>
 struct ExpandInstance {
-  static constexpr int kSharedBytes = Shape<1, kWarps, 1>::kBarrierBytes + kWarps * kRunBytes;
+  static constexpr int kSharedBytes = ExpandBarrierBytes(kWarps) + kWarps * kRunBytes;
 
   static cudaError_t Launch(const ExpandParams& params, int blocks, bool programmatic, cudaStream_t stream) {
     cudaLaunchConfig_t config = {};
@@ -106,29 +130,34 @@ struct ExpandInstance {
       attribute.val.programmaticStreamSerializationAllowed = 1;
       config.numAttrs = 1;
     }
-    return cudaLaunchKernelEx(&config, ExpandColumns<kColumns, kWarps>, params);
+    return cudaLaunchKernelEx(&config, ExpandColumns<kColumns, kTeam, kWarps>, params);
   }
 
   static cudaError_t Prepare(const DeviceInfo& info) {
     if (kSharedBytes > info.shared_bytes) return cudaSuccess;  // MakePlan does not choose it there
-    return cudaFuncSetAttribute(ExpandColumns<kColumns, kWarps>, cudaFuncAttributeMaxDynamicSharedMemorySize,
+    return cudaFuncSetAttribute(ExpandColumns<kColumns, kTeam, kWarps>, cudaFuncAttributeMaxDynamicSharedMemorySize,
                                 kSharedBytes);
   }
 };
 
 template <Columns kColumns>
 struct ExpandInstances {
-  using SixteenLanes = ExpandInstance<kColumns, 16>;
-  using EightLanes = ExpandInstance<kColumns, 8>;
-  using FourLanes = ExpandInstance<kColumns, 4>;
+  using Groups = ExpandInstance<kColumns, Team::kWarpgroup, 16>;
+  using SixteenLanes = ExpandInstance<kColumns, Team::kWarp, 16>;
+  using EightLanes = ExpandInstance<kColumns, Team::kWarp, 8>;
+  using FourLanes = ExpandInstance<kColumns, Team::kWarp, 4>;
 
-  static cudaError_t Launch(const ExpandParams& params, int lanes, int blocks, bool programmatic, cudaStream_t stream) {
-    const auto launch = lanes == 4 ? FourLanes::Launch : lanes == 8 ? EightLanes::Launch : SixteenLanes::Launch;
+  static cudaError_t Launch(const ExpandParams& params, const WeightPlan& plan, int blocks, bool programmatic,
+                            cudaStream_t stream) {
+    const auto launch = plan.team == Team::kWarpgroup ? Groups::Launch
+                        : plan.lanes == 4             ? FourLanes::Launch
+                        : plan.lanes == 8             ? EightLanes::Launch
+                                                      : SixteenLanes::Launch;
     return launch(params, blocks, programmatic, stream);
   }
 
   static cudaError_t Prepare(const DeviceInfo& info) {
-    for (auto prepare : {SixteenLanes::Prepare, EightLanes::Prepare, FourLanes::Prepare}) {
+    for (auto prepare : {Groups::Prepare, SixteenLanes::Prepare, EightLanes::Prepare, FourLanes::Prepare}) {
       const cudaError_t error = prepare(info);
       if (error != cudaSuccess) return error;
     }
@@ -158,7 +187,7 @@ cudaError_t Expand(const WeightPlan& plan, const void* layout, int first_block, 
   programmatic = programmatic && plan.device.compute_capability >= 90;
   const auto launch = plan.columns == Columns::kHalves ? ExpandInstances<Columns::kHalves>::Launch
                                                        : ExpandInstances<Columns::kWords>::Launch;
-  return launch(params, plan.lanes, blocks, programmatic, stream);
+  return launch(params, plan, blocks, programmatic, stream);
 }
 
 cudaError_t PrepareExpand(const DeviceInfo& info) {

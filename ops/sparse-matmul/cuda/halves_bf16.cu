@@ -1,6 +1,6 @@
-// The column kernel for bfloat16 weights in columns of halves: float16 X is split into two bfloat16 terms, exactly, so
-// it takes two products.
-#include "ops/sparse-matmul/cuda/column_launch.cuh"
+// The kernel for teams of one warp, for bfloat16 weights in columns of halves: float16 X is split into two bfloat16
+// terms, exactly, so it takes two products.
+#include "ops/sparse-matmul/cuda/warp_launch.cuh"
 
 namespace flashllm::cuda {
 

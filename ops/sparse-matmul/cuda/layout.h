@@ -1,21 +1,25 @@
 // The column layout, as its converter writes and its kernels read it.
 //
 // A weight is cut into 16-row tiles; a row block (one thread block, or one cluster) owns consecutive tiles, in panels
-// of at most 8. K is cut into units of 32. A *run* is what one warp decodes: a row block's panels, one after the other,
-// over one K lane (units KLaneStart(q) .. KLaneStart(q + 1), of as many lanes as the row block has warps). A *stage* is
-// a panel over StageUnits() units; where the lane ends before the stage does, the rest is empty. A run has two streams.
+// of at most PanelTiles(). K is cut into units of 32, and into K lanes: LaneUnit(q) .. LaneUnit(q + 1). A K lane has a
+// team, one warp or the four of a warpgroup (Team); of a panel's tiles a warp of the four takes every fourth, from
+// FirstTile() on. A *run* is what one warp decodes: its tiles of a row block's panels, one panel after the other, over
+// one K lane. A panel's *depth* is the number of tiles of a warp that has most. A *stage* is StageUnits() units of a
+// panel; where the lane ends before the stage does, the rest is empty. A run has two streams.
 //
-// Lane (g = lane / 4, t = lane % 4) owns in a tile and k16-step s of a unit the A fragment of mma.m16n8k16: half h of
-// its register r is the element at
-//   row g + 8 (r & 1),  k = 8 t + 4 s + 2 (r >> 1) + h of the unit,
-// so that its B fragments of a whole unit are 16 contiguous bytes of one row of X. A *slot* is what the lane reads at
-// once:
+// Lane (g = lane / 4, t = lane % 4) owns in a tile and k16-step s of a unit the A fragment of mma.m16n8k16 (and of
+// wgmma): half h of its register r is the element at row g + 8 (r & 1) and, of the unit, at
+//   Team::kWarp       k = 8 t + 4 s + 2 (r >> 1) + h: its B fragments of a whole unit are 16 contiguous bytes of one
+//   row
+//                     of X
+//   Team::kWarpgroup  k = 16 s + 2 t + 8 (r >> 1) + h, as the instruction has it: X is in shared memory
+// A *slot* is what the lane reads at once:
 //   Columns::kHalves  a slot is an element: 16 bits in the stream where it is not zero
 //   Columns::kWords   a slot is a register: 32 bits where either half is not zero. More bytes, half the work; for few
 //                     nonzeros
 //
-// A lane's fragments of a stage are numbered in the order unit, tile, step; its slots come in the order of fragments,
-// then r, then h.
+// A lane's fragments of a stage are numbered in the order unit, tile, step (PlaceOf()); its slots come in the order of
+// fragments, then r, then h.
 //
 // Mask stream: a block for every stage, of a StageHeader and the lanes' MaskWords u32 each, a bit for every slot. Four
 // fragments (kHalves; eight with kWords) share a word: register r in byte r, in it bit 2 f + h (f) of the word's
@@ -46,15 +50,14 @@
 namespace flashllm::cuda {
 
 constexpr int kTileRows = 16;
-constexpr int kUnitK = 32;  // what a lane reads of X at once
-constexpr int kPanelTiles = 8;
-constexpr int kStageTiles = 8;  // tiles x units of a stage, at most
+constexpr int kUnitK = 32;      // what a lane reads of X at once
+constexpr int kStageTiles = 8;  // tiles x units of a stage in one run, at most
 constexpr int kValueRowBytes = 128;
 /// Rows that a stage may touch: what one without a zero takes where all lanes begin level.
 constexpr int kWindowRows = 64;
 static_assert(kWindowRows == 8 * kStageTiles, "eight rows a tile and unit, with either kind of columns");
 /// Rows of shared memory that a run has.
-constexpr int kRingRows = 83;
+constexpr int kRingRows = 79;
 static_assert(kWindowRows <= kRingRows && kRingRows < 256, "a window fits in the ring, its places in bytes");
 /// Stages of a run in flight or in use.
 constexpr int kStageSlots = 4;
@@ -79,7 +82,8 @@ struct StageCopy {
   }
 };
 
-/// The layout begins with a record for every run, of WeightPlan::record_words words, in order of row block, K lane.
+/// The layout begins with a record for every run, of WeightPlan::record_words words, in order of row block, K lane,
+/// warp.
 struct RunRecord {
   uint32_t masks;   // from the layout's start, in 16 bytes
   uint32_t values;  // from the layout's start, in kValueRowBytes
@@ -88,29 +92,85 @@ struct RunRecord {
 };
 static_assert(sizeof(RunRecord) == 16, "the layout in memory");
 
-/// First unit of a K lane.
-FLASHLLM_HD int KLaneStart(int lane, int lanes, int units) {
-  return static_cast<int>(static_cast<int64_t>(lane) * units / lanes);
+FLASHLLM_HD constexpr int TeamWarps(Team team) { return team == Team::kWarpgroup ? 4 : 1; }
+
+/// Tiles of a panel, at most: what a warp has registers for the sums of.
+FLASHLLM_HD constexpr int PanelTiles(Team team) { return team == Team::kWarpgroup ? 16 : 8; }
+
+FLASHLLM_HD constexpr int PanelDepth(Team team, int panel_tiles) {
+  return (panel_tiles + TeamWarps(team) - 1) / TeamWarps(team);
+}
+
+/// The first tile of a panel that a warp of the team has. That of a warpgroup's turns with the K lane, so that
+/// where one warp has a tile more than another, a multiprocessor's four schedulers do not.
+FLASHLLM_HD constexpr int FirstTile(Team team, int warp, int lane) {
+  return team == Team::kWarpgroup ? (warp + lane) & 3 : 0;
+}
+
+/// How many tiles that warp has.
+FLASHLLM_HD constexpr int OwnTiles(Team team, int panel_tiles, int first_tile) {
+  return (panel_tiles - first_tile + TeamWarps(team) - 1) / TeamWarps(team);
+}
+
+/// First unit of a K lane. Warpgroups have X two units at a time.
+FLASHLLM_HD int LaneUnit(Team team, int lane, int lanes, int units) {
+  if (team == Team::kWarp) return static_cast<int>(static_cast<int64_t>(lane) * units / lanes);
+  const int first = static_cast<int>(static_cast<int64_t>(lane) * ((units + 1) / 2) / lanes) * 2;
+  return first < units ? first : units;
 }
 
 /// First tile of panel `panel` of the `panels` that `tiles` tiles are cut into.
 FLASHLLM_HD int PanelTile(int panel, int panels, int tiles) { return panel * tiles / panels; }
 
-/// Units of a stage of a panel of so many tiles.
-FLASHLLM_HD constexpr int StageUnits(int panel_tiles) {
-  return panel_tiles > 4 ? 1 : panel_tiles > 2 ? 2 : panel_tiles > 1 ? 4 : 8;
-}
+/// Units of a stage of a panel of this depth.
+FLASHLLM_HD constexpr int StageUnits(int depth) { return depth > 4 ? 1 : depth > 2 ? 2 : depth > 1 ? 4 : 8; }
 
-FLASHLLM_HD constexpr int StagesOf(int units, int panel_tiles) {
-  return (units + StageUnits(panel_tiles) - 1) / StageUnits(panel_tiles);
-}
+FLASHLLM_HD constexpr int StagesOf(int units, int depth) { return (units + StageUnits(depth) - 1) / StageUnits(depth); }
+
+/// What fragments 2 q and 2 q + 1 of a stage are of, q < depth * StageUnits(depth).
+struct Place {
+  int index;  // of the warp's tiles
+  int unit;   // of the stage
+};
+FLASHLLM_HD constexpr Place PlaceOf(int q, int depth) { return {q % depth, q / depth}; }
 
 /// Slots of a lane in one tile and unit.
 FLASHLLM_HD constexpr int TileSlots(Columns columns) { return columns == Columns::kHalves ? 16 : 8; }
 
 /// Mask words of a lane for a stage.
-FLASHLLM_HD constexpr int MaskWords(Columns columns, int panel_tiles) {
-  return (panel_tiles * StageUnits(panel_tiles) * TileSlots(columns) + 31) / 32;
+FLASHLLM_HD constexpr int AllMaskWords(Columns columns, int depth) {
+  return (depth * StageUnits(depth) * TileSlots(columns) + 31) / 32;
+}
+
+/// Whether a run with a tile less than the panel's depth stores a mask word less: where a word is two tiles of a unit,
+/// two of its words have an empty half and become one.
+FLASHLLM_HD constexpr bool PacksMasks(Columns columns, int depth) {
+  return columns == Columns::kHalves && StageUnits(depth) == 2;
+}
+
+/// Mask words of a lane for a stage of a run with `own` of the panel's `depth` tiles.
+FLASHLLM_HD constexpr int MaskWords(Columns columns, int depth, int own) {
+  return AllMaskWords(columns, depth) - (own < depth && PacksMasks(columns, depth) ? 1 : 0);
+}
+
+/// A stage's mask words for memory, if PacksMasks and the last tile is missing, and back.
+FLASHLLM_HD void PackMasks(int depth, uint32_t (&words)[4]) {
+  if (depth == 4) {
+    const uint32_t both = words[1] | words[3] << 4;
+    words[1] = words[2], words[2] = both;
+  } else {
+    words[1] |= words[2];
+  }
+}
+template <int kDepth>
+FLASHLLM_HD void UnpackMasks(uint32_t (&words)[kDepth]) {
+  constexpr uint32_t kLowHalf = 0x0f0f0f0f;
+  if constexpr (kDepth == 4) {
+    const uint32_t both = words[2];
+    words[2] = words[1], words[1] = both & kLowHalf, words[3] = both >> 4 & kLowHalf;
+  } else {
+    words[2] = words[1] & kLowHalf, words[1] &= ~kLowHalf;
+  }
 }
 
 /// Bytes of one stage's block in the mask stream.

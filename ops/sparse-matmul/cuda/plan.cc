@@ -1,8 +1,10 @@
 // How a weight is cut over the thread blocks of one GPU, and the memory that its layout takes. Host arithmetic only.
 #include <algorithm>
 #include <cmath>
+#include <limits>
 
 #include "ops/sparse-matmul/cuda/layout.h"
+#include "ops/sparse-matmul/cuda/partition.cuh"
 #include "ops/sparse-matmul/cuda/spmm.h"
 
 namespace flashllm::cuda {
@@ -15,27 +17,52 @@ double WordsDensity(const DeviceInfo& device) { return device.memory_gbs >= 4200
 
 int BlocksOf(const DeviceInfo& device, int cluster) { return std::max(1, device.clusters[cluster / 2]); }
 
-/// Time of the busiest thread block with this cluster size, in units of one 16-row tile of one unit.
-double CostOfCluster(int64_t tiles, int64_t units, const DeviceInfo& device, int cluster) {
-  const int64_t blocks = std::min<int64_t>(tiles, BlocksOf(device, cluster));
-  const int64_t busiest = (tiles + blocks - 1) / blocks, panels = (busiest + kPanelTiles - 1) / kPanelTiles;
-  // Reading X and the rest of a stage cost as much as a tile; a panel's sums over warps some 0.5 us, the exchange in a
-  // cluster some 3 us.
-  constexpr double kStageCost = 1, kSumCost = 30, kExchangeCost = 260;
-  return (busiest + kStageCost * panels) / cluster * units + kSumCost * panels + (cluster > 1 ? kExchangeCost : 0);
+/// Who decodes a row block.
+struct Teams {
+  Team team = Team::kWarp;
+  int cluster = 1;
+};
+
+/// Time of the busiest thread block with few columns, in units of one 16-row tile of one unit: some 14 ns on an H100 at
+/// 80 % zeros, where the constants were fitted.
+double Cost(int64_t tiles, int64_t units, const DeviceInfo& device, const Teams& teams) {
+  const int64_t blocks = std::min<int64_t>(tiles, BlocksOf(device, teams.cluster));
+  const int64_t busiest = (tiles + blocks - 1) / blocks, most = PanelTiles(teams.team);
+  const int64_t panels = (busiest + most - 1) / most;
+  // Reading X and the rest of a stage cost as much as a tile; then a panel's sums, and the exchange in a cluster.
+  if (teams.team == Team::kWarp)
+    return static_cast<double>(busiest + panels) / teams.cluster * units + 30.0 * panels +
+           (teams.cluster > 1 ? 260 : 0);
+  // Where one warp has a tile more than another, the others do not quite make up for it.
+  const int64_t depth_tiles = (busiest + 3) / 4 * 4;
+  const double exchange = teams.cluster == 1 ? 0 : teams.cluster == 2 ? 180 : 350;
+  return ((busiest + depth_tiles) / 2.0 + panels) / teams.cluster * units + 17.0 * panels + exchange;
 }
 
 /// A cluster's row block is one panel, so that its blocks exchange sums once.
-bool FitsCluster(int64_t tiles, const DeviceInfo& device, int cluster) {
-  return cluster == 1 || (device.compute_capability >= 90 && tiles <= int64_t{BlocksOf(device, cluster)} * kPanelTiles);
+bool Fits(int64_t tiles, const DeviceInfo& device, const Teams& teams) {
+  return teams.cluster == 1 || (device.compute_capability >= 90 &&
+                                tiles <= int64_t{BlocksOf(device, teams.cluster)} * PanelTiles(teams.team));
 }
 
-int ChooseCluster(int64_t tiles, int64_t units, const DeviceInfo& device) {
-  int best = 1;
-  for (int cluster : {2, 4}) {
-    if (FitsCluster(tiles, device, cluster) &&
-        CostOfCluster(tiles, units, device, cluster) < CostOfCluster(tiles, units, device, best))
-      best = cluster;
+/// The cheapest that fits; warpgroups also where they cost little more, since they lose less with many columns.
+Teams ChooseTeams(int64_t tiles, int64_t units, const WeightPlan& plan, const PlanOptions& options) {
+  const DeviceInfo& device = plan.device;
+  const bool has_groups = device.compute_capability >= 90 && device.encode_tensor_map != nullptr && plan.lanes == 16 &&
+                          plan.value_type == ValueType::kFloat16;
+  constexpr double kMoreColumns = 1.15;
+  Teams best;
+  double least = std::numeric_limits<double>::infinity();
+  for (Team team : {Team::kWarp, Team::kWarpgroup}) {
+    if (team == Team::kWarpgroup ? !has_groups || options.team == 0 : has_groups && options.team == 1) continue;
+    for (int cluster : {1, 2, 4}) {
+      const Teams teams{team, cluster};
+      // A cluster that was asked for and does not fit is none.
+      const int asked = options.cluster != 0 && Fits(tiles, device, {team, options.cluster}) ? options.cluster : 1;
+      if (!Fits(tiles, device, teams) || (options.cluster != 0 && cluster != asked)) continue;
+      const double cost = Cost(tiles, units, device, teams) / (team == Team::kWarpgroup ? kMoreColumns : 1);
+      if (cost < least) best = teams, least = cost;
+    }
   }
   return best;
 }
@@ -68,24 +95,23 @@ void CutRows(const PackedWeight& weight, int64_t tiles, int cluster, WeightPlan*
   plan->blocks = static_cast<int>(std::min<int64_t>({tiles, BlocksOf(plan->device, cluster), kMaxBlocks}));
   plan->tile_start = CutByBytes(weight, tiles, plan->blocks);
   plan->panel_start.assign(plan->blocks + 1, 0);
+  const int panel_tiles = PanelTiles(plan->team);
   for (int block = 0; block < plan->blocks; ++block) {
     const int block_tiles = plan->tile_start[block + 1] - plan->tile_start[block];
     plan->panel_start[block + 1] =
-        static_cast<uint16_t>(plan->panel_start[block] + (block_tiles + kPanelTiles - 1) / kPanelTiles);
+        static_cast<uint16_t>(plan->panel_start[block] + (block_tiles + panel_tiles - 1) / panel_tiles);
   }
 }
 
 /// Stages of the longest run.
-int MostStages(const WeightPlan& plan, int64_t units) {
-  const int64_t lanes = int64_t{plan.cluster} * plan.lanes;
-  const int lane_units = static_cast<int>((units + lanes - 1) / lanes);
+int MostStages(const WeightPlan& plan) {
+  const Partition partition = MakePartition(plan);
   int most = 0;
-  for (int block = 0; block < plan.blocks; ++block) {
-    const int panels = plan.panel_start[block + 1] - plan.panel_start[block];
-    const int tiles = plan.tile_start[block + 1] - plan.tile_start[block];
+  for (int index = 0; index < RunCount(plan); ++index) {
+    const Run run = RunOf(partition, index);
     int stages = 0;
-    for (int panel = 0; panel < panels; ++panel)
-      stages += StagesOf(lane_units, PanelTile(panel + 1, panels, tiles) - PanelTile(panel, panels, tiles));
+    for (int panel = 0; panel < run.panels; ++panel)
+      stages += StagesOf(run.end_unit - run.first_unit, PanelOf(run, panel).depth);
     most = std::max(most, stages);
   }
   return most;
@@ -119,14 +145,15 @@ cudaError_t MakePlan(const PackedWeight& weight, const DeviceInfo& device, const
                   : density < WordsDensity(device) ? Columns::kWords
                                                    : Columns::kHalves;
   if (weight.value_type == ValueType::kFloat32) plan->value_type = ValueType::kFloat16;
-  const int cluster = options.cluster != 0 ? options.cluster : ChooseCluster(tiles, units, device);
-  CutRows(weight, tiles, FitsCluster(tiles, device, cluster) ? cluster : 1, plan);
+  const Teams teams = ChooseTeams(tiles, units, *plan, options);
+  plan->team = teams.team;
+  if (plan->team == Team::kWarpgroup) plan->lanes = 4;
+  CutRows(weight, tiles, teams.cluster, plan);
   // Sparse rows make for a block of many tiles.
   if (plan->cluster > 1 && plan->panel_start[plan->blocks] > plan->blocks) CutRows(weight, tiles, 1, plan);
-  plan->record_words = (3 + MostStages(*plan, units) + 3) / 4 * 4;
+  plan->record_words = (3 + MostStages(*plan) + 3) / 4 * 4;
   // A prefix count for every (row, unit), then the number of value rows of every run.
-  plan->staging_bytes =
-      (weight.out_features * units + static_cast<int64_t>(plan->blocks) * plan->cluster * plan->lanes) * 4;
+  plan->staging_bytes = (weight.out_features * units + RunCount(*plan)) * 4;
   return cudaSuccess;
 }
 

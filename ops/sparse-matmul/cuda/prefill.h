@@ -11,8 +11,8 @@ namespace flashllm::cuda {
 bool SupportsPrefill(const WeightPlan& plan, ElementType type);
 
 /// From so many columns on PrefillMatMul takes less time than Launch, as measured on an H100 (docs/dense-matmul.md):
-/// Launch streams the weight again for each 32 columns.
-constexpr int64_t kPrefillColumns = 97;
+/// Launch streams the weight again for every 64 columns, or 32 with teams of one warp.
+constexpr int64_t PrefillColumns(const WeightPlan& plan) { return plan.team == Team::kWarpgroup ? 193 : 97; }
 
 /// Device memory with which PrefillMatMul is fastest: what the whole weight takes, up to a bound. All multiplications
 /// of one stream may share it.

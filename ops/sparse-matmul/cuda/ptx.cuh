@@ -58,6 +58,29 @@ __device__ __forceinline__ void StoreShared128(uint32_t address, uint4 v) {
                : "memory");
 }
 
+/// Four 8 x 8 matrices of halves (9.7.14.5.15): lane 8 i + j has the address of row j of matrix i; of each it gets
+/// elements 2 t and 2 t + 1 of row g.
+__device__ __forceinline__ void LoadMatrices(uint32_t (&words)[4], uint32_t address) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3},[%4];"
+               : "=r"(words[0]), "=r"(words[1]), "=r"(words[2]), "=r"(words[3])
+               : "r"(address)
+               : "memory");
+}
+
+/// The barrier `number` of the thread block, for so many of its threads (9.7.13.1).
+__device__ __forceinline__ void NamedSync(int number, int threads) {
+  asm volatile("bar.sync %0,%1;" ::"r"(number), "r"(threads) : "memory");
+}
+
+/// Arrives there, and does not wait.
+__device__ __forceinline__ void NamedArrive(int number, int threads) {
+  asm volatile("bar.arrive %0,%1;" ::"r"(number), "r"(threads) : "memory");
+}
+
+__device__ __forceinline__ void StoreShared16(uint32_t address, uint16_t value) {
+  asm volatile("st.shared.u16 [%0],%1;" ::"r"(address), "h"(value) : "memory");
+}
+
 /// mbarrier (9.7.13.15).
 __device__ __forceinline__ void BarrierInit(uint32_t barrier, int arrivals) {
   asm volatile("mbarrier.init.shared.b64 [%0],%1;" ::"r"(barrier), "r"(arrivals) : "memory");
@@ -103,11 +126,17 @@ __device__ __forceinline__ void CopyPair(uint32_t to, const void* from, uint32_t
   BulkCopy(to, from, bytes, barrier);
   if (second_bytes != 0) BulkCopy(second_to, second_from, second_bytes, barrier);
 }
-/// Thread-block clusters: barrier (9.7.13.4) and stores to another block's shared memory.
+/// Thread-block clusters: barrier (9.7.13.4), stores to and loads from another block's shared memory.
 __device__ __forceinline__ uint32_t ClusterRank() {
   uint32_t rank;
   asm("mov.u32 %0,%%cluster_ctarank;" : "=r"(rank));
   return rank;
+}
+/// Without clusters: the block's own index, and rank 0.
+__device__ __forceinline__ uint32_t ClusterIndex() {
+  uint32_t index;
+  asm("mov.u32 %0,%%clusterid.x;" : "=r"(index));
+  return index;
 }
 __device__ __forceinline__ void ClusterArrive() {
   asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory");
@@ -117,6 +146,15 @@ __device__ __forceinline__ void StoreCluster(uint32_t local_address, uint32_t ra
   uint32_t remote;
   asm("mapa.shared::cluster.u32 %0,%1,%2;" : "=r"(remote) : "r"(local_address), "r"(rank));
   asm volatile("st.shared::cluster.f32 [%0],%1;" ::"r"(remote), "f"(value) : "memory");
+}
+/// What this thread wrote to shared memory, copies and wgmma can read; what it read, copies can overwrite (9.7.13.4).
+__device__ __forceinline__ void FenceAsyncProxy() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
+__device__ __forceinline__ float LoadCluster(uint32_t local_address, uint32_t rank) {
+  uint32_t remote;
+  float value;
+  asm("mapa.shared::cluster.u32 %0,%1,%2;" : "=r"(remote) : "r"(local_address), "r"(rank));
+  asm volatile("ld.shared::cluster.f32 %0,[%1];" : "=f"(value) : "r"(remote) : "memory");
+  return value;
 }
 /// Programmatic dependent launch (9.7.13.13): no effect under an ordinary launch.
 __device__ __forceinline__ void LaunchDependents() { asm volatile("griddepcontrol.launch_dependents;" ::: "memory"); }

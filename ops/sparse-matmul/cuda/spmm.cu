@@ -1,6 +1,7 @@
 // Entry points: the device, and which kernel a call takes.
 #include "ops/sparse-matmul/cuda/spmm.h"
 
+#include "ops/dense-matmul/cuda/tensor_map.h"
 #include "ops/sparse-matmul/cuda/column_launch.h"
 #include "ops/sparse-matmul/cuda/generic.cuh"
 #include "ops/sparse-matmul/cuda/launch_capability.h"
@@ -51,6 +52,9 @@ cudaError_t LaunchCanonical(const WeightPlan& plan, const DeviceParts& parts, co
 cudaError_t LaunchSlice(const WeightPlan& plan, const void* layout, const DeviceParts& parts, const MatMulArgs& args,
                         cudaStream_t stream) {
   if (plan.layout == Layout::kCanonical) return LaunchCanonical(plan, parts, args, stream);
+  if (plan.team == Team::kWarpgroup) {
+    return (plan.columns == Columns::kWords ? LaunchGroupWords : LaunchGroupHalves)(plan, layout, args, stream);
+  }
   const bool bf16 = plan.value_type == ValueType::kBFloat16;
   if (plan.columns == Columns::kWords) return (bf16 ? LaunchWordsBf16 : LaunchWordsF16)(plan, layout, args, stream);
   return (bf16 ? LaunchHalvesBf16 : LaunchHalvesF16)(plan, layout, args, stream);
@@ -82,7 +86,10 @@ cudaError_t GetDeviceInfo(int device, DeviceInfo* info) {
   info->compute_capability = LaunchCapability(major * 10 + minor);
   if (info->compute_capability < 80) return cudaErrorNoKernelImageForDevice;
   info->memory_gbs = MemoryBandwidth(device);
-  for (PrepareColumns* prepare : {PrepareHalvesF16, PrepareWordsF16, PrepareHalvesBf16, PrepareWordsBf16}) {
+  error = FindTensorMapEncoder(&info->encode_tensor_map);
+  if (error != cudaSuccess) return error;
+  for (PrepareColumns* prepare : {PrepareHalvesF16, PrepareWordsF16, PrepareHalvesBf16, PrepareWordsBf16,
+                                  PrepareGroupHalves, PrepareGroupWords}) {
     error = prepare(info);
     if (error != cudaSuccess) return error;
   }

@@ -28,6 +28,7 @@ struct DeviceInfo {
   int shared_bytes = 0;  // a block's limit, opted in
   int clusters[3] = {};  // thread-block clusters of 1, 2 and 4 blocks that run at once, one block a multiprocessor
   int memory_gbs = 0;    // the data sheet's bandwidth, or 0 where the driver does not tell
+  void* encode_tensor_map = nullptr;  // cuTensorMapEncodeTiled, where there are warpgroups
 };
 
 /// Reads the properties of one GPU, the current device, and readies the kernels on it: call it before the first Launch.
@@ -43,6 +44,10 @@ enum class Layout : uint8_t {
 /// bytes, less work.
 enum class Columns : uint8_t { kHalves, kWords };
 
+/// Which warps decode a K lane of a kColumns layout: one, all rows of it; or the four of a warpgroup, a fourth of the
+/// rows each, which multiply together (wgmma, sm_90a).
+enum class Team : uint8_t { kWarp, kWarpgroup };
+
 constexpr int kMaxBlocks = 320;  // row blocks: at most one for every SM of a GPU
 
 /// How one weight is cut and laid out on one GPU. Made by MakePlan, completed by Convert; copied freely.
@@ -54,8 +59,9 @@ struct WeightPlan {
   int cluster = 1;                    // thread blocks that share a row block and cut K among themselves
   int blocks = 0;                     // row blocks; the grid has blocks * cluster thread blocks
   std::vector<uint16_t> tile_start;   // [blocks + 1] first 16-row tile of each row block
-  std::vector<uint16_t> panel_start;  // [blocks + 1] first panel (at most 8 tiles) of each row block
-  int lanes = 16;                     // K lanes of a thread block
+  std::vector<uint16_t> panel_start;  // [blocks + 1] first panel (at most PanelTiles tiles) of each row block
+  Team team = Team::kWarp;
+  int lanes = 16;  // K lanes of a thread block
   Columns columns = Columns::kHalves;
   int record_words = 0;        // of each run's record (layout.h)
   int64_t staging_bytes = 0;   // device memory that Measure and Convert need
@@ -67,6 +73,7 @@ struct WeightPlan {
 struct PlanOptions {
   int cluster = 0;               // 1, 2 or 4 where such a row block is one panel; 0 chooses
   int columns = -1;              // a Columns; -1 chooses
+  int team = -1;                 // a Team; -1 chooses, and where the GPU or the weight does not have one, the other
   bool float32_is_half = false;  // every float32 value is exact in float16 (CheckHalfExact): lay out as float16
 };
 

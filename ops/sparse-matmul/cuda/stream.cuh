@@ -28,22 +28,24 @@ class Stream {
     if (lane < kStageSlots) ptx::BarrierInit(barriers_ + 8 * lane, ptx::kCopyArrivals);
     ptx::BarrierInitFence();
     __syncwarp();
-    Issue();
   }
+
+  /// Starts the first copies: the ring is the stream's from now on.
+  __device__ __forceinline__ void Start() { Issue(); }
 
   __device__ __forceinline__ uint32_t ring() const { return ring_; }
 
   /// Waits for the next stage and returns where its mask block lies.
   __device__ __forceinline__ uint32_t Enter() const {
-    ptx::BarrierWait(barriers_ + 8 * slot_, phase_);
-    return ring_ + kRingBytes + slot_ * kMaskSlotBytes;
+    const uint32_t slot = done_ % kStageSlots;
+    ptx::BarrierWait(barriers_ + 8 * slot, done_ / kStageSlots & 1);
+    return ring_ + kRingBytes + slot * kMaskSlotBytes;
   }
 
   /// The stage has been read: starts the copies of all for which there is room now.
   __device__ __forceinline__ void Leave() {
     __syncwarp();
     ++done_;
-    if (++slot_ == kStageSlots) slot_ = 0, phase_ ^= 1;
     Issue();
   }
 
@@ -71,7 +73,6 @@ class Stream {
   const uint32_t* record_;
   uint32_t ring_, barriers_;
   uint32_t masks_, values_, stages_, copy_, copies_, issued_ = 0, done_ = 0;
-  uint32_t slot_ = 0, phase_ = 0;
 };
 
 }  // namespace flashllm::cuda

@@ -1,5 +1,5 @@
-// The column kernel for float16 weights in columns of words.
-#include "ops/sparse-matmul/cuda/column_launch.cuh"
+// The kernel for teams of one warp, for float16 weights in columns of words.
+#include "ops/sparse-matmul/cuda/warp_launch.cuh"
 
 namespace flashllm::cuda {
 

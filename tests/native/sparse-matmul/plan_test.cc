@@ -4,6 +4,7 @@
 
 #include "doctest/doctest.h"
 #include "ops/sparse-matmul/cuda/layout.h"
+#include "ops/sparse-matmul/cuda/partition.cuh"
 #include "ops/sparse-matmul/cuda/spmm.h"
 
 using namespace flashllm;
@@ -11,7 +12,9 @@ using namespace flashllm::cuda;
 
 namespace {
 
-DeviceInfo Gpu(int capability, int multiprocessors, int shared_kb) {
+/// `groups`: whether the library has kernels for warpgroups on it.
+DeviceInfo Gpu(int capability, int multiprocessors, int shared_kb, bool groups = false) {
+  static int encode;
   DeviceInfo device;
   device.compute_capability = capability;
   device.sm_count = multiprocessors;
@@ -19,6 +22,7 @@ DeviceInfo Gpu(int capability, int multiprocessors, int shared_kb) {
   device.clusters[0] = multiprocessors;
   if (capability >= 90) device.clusters[1] = multiprocessors / 2, device.clusters[2] = multiprocessors / 4 - 3;
   device.memory_gbs = 3350;
+  if (groups) device.encode_tensor_map = &encode;
   return device;
 }
 
@@ -51,28 +55,35 @@ int CheckCut(const WeightPlan& plan) {
   CHECK(plan.blocks <= kMaxBlocks);
   CHECK(plan.tile_start.front() == 0);
   CHECK(plan.tile_start.back() == tiles);
+  const Partition partition = MakePartition(plan);
   const int lanes = plan.cluster * plan.lanes;
-  const int units = static_cast<int>((plan.in_features + kUnitK - 1) / kUnitK);
+  CHECK(partition.lane_unit[0] == 0);
+  CHECK(partition.lane_unit[lanes] == partition.units);
   int busiest = 0;
   for (int block = 0; block < plan.blocks; ++block) {
     const int own = plan.tile_start[block + 1] - plan.tile_start[block];
-    const int panels = plan.panel_start[block + 1] - plan.panel_start[block];
     CHECK(own >= 1);
-    CHECK(panels >= 1);
-    if (plan.cluster > 1) CHECK(panels == 1);  // a cluster exchanges its sums once
-    for (int lane = 0; lane < lanes; ++lane) {
-      int stages = 0;
-      const int lane_units = KLaneStart(lane + 1, lanes, units) - KLaneStart(lane, lanes, units);
-      for (int panel = 0; panel < panels; ++panel) {
-        const int panel_tiles = PanelTile(panel + 1, panels, own) - PanelTile(panel, panels, own);
-        CHECK(panel_tiles >= 1);
-        CHECK(panel_tiles <= kPanelTiles);
-        stages += StagesOf(lane_units, panel_tiles);
-      }
-      CHECK(3 + stages <= plan.record_words);
-    }
     busiest = std::max(busiest, own);
+    if (plan.cluster > 1) CHECK(plan.panel_start[block + 1] - plan.panel_start[block] == 1);  // it exchanges sums once
   }
+  std::vector<int64_t> seen(static_cast<size_t>(tiles), 0);  // units of each tile that some run has
+  for (int index = 0; index < RunCount(plan); ++index) {
+    const Run run = RunOf(partition, index);
+    CHECK(run.panels >= 1);
+    CHECK(run.first_unit <= run.end_unit);
+    int stages = 0;
+    for (int i = 0; i < run.panels; ++i) {
+      const RunPanel panel = PanelOf(run, i);
+      CHECK(panel.depth >= 1);
+      CHECK(panel.depth <= PanelDepth(plan.team, PanelTiles(plan.team)));
+      CHECK((panel.own == panel.depth || panel.own == panel.depth - 1));
+      stages += StagesOf(run.end_unit - run.first_unit, panel.depth);
+      for (int tile = 0; tile < panel.own; ++tile)
+        seen.at(panel.first_tile + tile * TeamWarps(plan.team)) += run.end_unit - run.first_unit;
+    }
+    CHECK(3 + stages <= plan.record_words);
+  }
+  CHECK(std::all_of(seen.begin(), seen.end(), [&](int64_t units) { return units == partition.units; }));
   CHECK(plan.record_words % 4 == 0);  // records are read 16 bytes at a time
   return busiest;
 }
@@ -80,9 +91,11 @@ int CheckCut(const WeightPlan& plan) {
 }  // namespace
 
 TEST_CASE("a plan owns every tile once, in panels that kernels have, on any GPU") {
-  const DeviceInfo gpus[] = {Gpu(90, 132, 227), Gpu(80, 108, 163), Gpu(86, 84, 99), Gpu(90, 1, 227), Gpu(80, 400, 99)};
-  const int expected_lanes[] = {16, 8, 4, 16, 4};
-  for (int i = 0; i < 5; ++i) {
+  const DeviceInfo gpus[] = {Gpu(90, 132, 227),       Gpu(80, 108, 163),    Gpu(86, 84, 99),
+                             Gpu(90, 1, 227),         Gpu(80, 400, 99),     Gpu(80, 132, 227, true),
+                             Gpu(90, 132, 227, true), Gpu(90, 2, 227, true)};
+  const int warp_lanes[] = {16, 8, 4, 16, 4, 16, 16, 16};
+  for (int i = 0; i < 8; ++i) {
     for (int64_t rows : {1, 15, 17, 515, 7168, 21504, 28672, 200000}) {
       for (int64_t in_features : {1, 33, 2048, 28672}) {
         for (int cluster : {0, 1, 2, 4}) {
@@ -94,7 +107,8 @@ TEST_CASE("a plan owns every tile once, in panels that kernels have, on any GPU"
           options.cluster = cluster;
           const WeightPlan plan = Plan(gpus[i], in_features, Even(rows, in_features, 0.3), options);
           CheckCut(plan);
-          CHECK(plan.lanes == expected_lanes[i]);
+          if (i < 6) CHECK(plan.team == Team::kWarp);
+          CHECK(plan.lanes == (plan.team == Team::kWarp ? warp_lanes[i] : 4));
           if (gpus[i].compute_capability < 90) CHECK(plan.cluster == 1);
         }
       }
@@ -122,6 +136,29 @@ TEST_CASE("clusters where they balance better than they cost") {
   CHECK(Plan(gpu, 7168, Even(7168, 7168, 0.2)).cluster == 1);    // o of OPT-30B
   CHECK(Plan(gpu, 28672, Even(7168, 28672, 0.2)).cluster == 2);  // fc2
   CHECK(Plan(gpu, 7168, Even(28672, 7168, 0.2)).cluster == 1);   // fc1
+}
+
+TEST_CASE("warpgroups where they lose little with few columns") {
+  const DeviceInfo gpu = Gpu(90, 132, 227, true);
+  const auto chosen = [&](int64_t in, int64_t out, const PlanOptions& options = {},
+                          ValueType type = ValueType::kFloat16) {
+    const WeightPlan plan = Plan(gpu, in, Even(out, in, 0.2), options, type);
+    return plan.cluster * 10 + TeamWarps(plan.team);
+  };
+  CHECK(chosen(7168, 7168) == 14);   // OPT-30B: o
+  CHECK(chosen(28672, 7168) == 24);  // fc2
+  CHECK(chosen(7168, 28672) == 14);  // fc1
+  CHECK(chosen(7168, 21504) == 14);  // qkv
+  CHECK(chosen(4096, 4096) == 11);   // OPT-6.7B: o
+  CHECK(chosen(16384, 4096) == 24);  // fc2
+  CHECK(chosen(2048, 2048) == 11);   // OPT-1.3B: o
+  CHECK(chosen(7168, 7168, {}, ValueType::kBFloat16) == 11);
+  PlanOptions options;
+  options.team = 0;
+  CHECK(chosen(7168, 7168, options) == 11);
+  options.team = 1;
+  options.cluster = 4;
+  CHECK(chosen(2048, 2048, options) == 44);
 }
 
 TEST_CASE("the kind of columns follows density and bandwidth") {

@@ -60,7 +60,7 @@ void SparseMatMul::Run(const Call& call) {
   args.residual = Optional(call.Input(kResidual), "residual", y_shape, x.type);
   args.y = call.Output(0, y_shape, x.type);
   if (args.y == nullptr) return;
-  if (args.n >= cuda::kPrefillColumns && cuda::SupportsPrefill(plan, type_)) {
+  if (args.n >= cuda::PrefillColumns(plan) && cuda::SupportsPrefill(plan, type_)) {
     const int64_t bytes = cuda::PrefillScratchBytes(plan);
     const Scratch scratch(&ep().pool(), static_cast<size_t>(bytes), call.stream());
     CheckLaunch(cuda::PrefillMatMul(plan, weight_->layout(), ep().gpu().dense_device(), args, scratch.get(), bytes,

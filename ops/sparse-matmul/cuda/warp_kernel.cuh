@@ -1,34 +1,22 @@
-// The tensor-core kernel: one thread block a multiprocessor, its warps cut K, a cluster of thread blocks cuts K
-// further.
+// The kernel for teams of one warp: one thread block a multiprocessor, its warps cut K, a cluster of thread blocks cuts
+// K further. Every GPU from 8.0 on, any type of weight.
 #pragma once
 
-#include <type_traits>
+#include <cuda_bf16.h>
 
-#include "ops/sparse-matmul/cuda/column_decode.cuh"
-#include "ops/sparse-matmul/cuda/partition.cuh"
-#include "ops/sparse-matmul/cuda/stream.cuh"
+#include "ops/sparse-matmul/cuda/column_run.cuh"
 
 namespace flashllm::cuda {
 
-struct ColumnParams {
-  const uint8_t* layout;
-  const __half* x;
-  __half* y;
-  const __half* bias;
-  const __half* residual;
-  int m, k, n;
-  bool relu;
-  bool x_aligned;  // rows of X can be read 16 bytes at a time
-  Partition partition;
-};
+constexpr int kWarpPanelTiles = PanelTiles(Team::kWarp);
 
 /// kRuns: runs of each warp, one after the other. Two, and half the warps, where the sums of many columns leave no
 /// registers for more warps.
 template <int kNTiles, int kWarps, int kRuns>
 struct Shape {
-  static constexpr int kAllTiles = kPanelTiles * kNTiles;  // accumulator tiles of a warp
-  static constexpr int kRoundTiles = 2;                    // of them summed at once, while rings are in use
-  using Sums = float[kPanelTiles][kNTiles][4];
+  static constexpr int kAllTiles = kWarpPanelTiles * kNTiles;  // accumulator tiles of a warp
+  static constexpr int kRoundTiles = 2;                        // of them summed at once, while rings are in use
+  using Sums = float[kWarpPanelTiles][kNTiles][4];
 
   /// Shared memory: barriers, partial sums of a round, sums from the cluster's other blocks, runs.
   static constexpr int kBarrierBytes = (kWarps * kRuns * kRunBarrierBytes + 127) / 128 * 128;
@@ -37,6 +25,36 @@ struct Shape {
   static FLASHLLM_HD constexpr int RunsAt(int cluster) { return kBarrierBytes + kPartialBytes + ReceiveBytes(cluster); }
   static FLASHLLM_HD constexpr int SharedBytes(int cluster) { return RunsAt(cluster) + kWarps * kRuns * kRunBytes; }
 };
+
+/// The B fragments of one unit: x[j][2 s + i] holds two elements of column 8 j + g for k16-step s.
+/// With bfloat16 weights, float16 X is the exact sum of two bfloat16 numbers: `low` holds the second.
+template <int kNTiles, bool kBf16>
+struct XFragments {
+  uint32_t high[kNTiles][4];
+  uint32_t low[kBf16 ? kNTiles : 1][4];
+};
+
+template <int kNTiles, bool kBf16>
+__device__ __forceinline__ void SetX(XFragments<kNTiles, kBf16>& x, const uint32_t (&raw)[kNTiles][4]) {
+#pragma unroll
+  for (int j = 0; j < kNTiles; ++j) {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      if constexpr (kBf16) {
+        const float2 exact = __half22float2(reinterpret_cast<const __half2&>(raw[j][i]));
+        const __nv_bfloat162 high = __floats2bfloat162_rn(exact.x, exact.y);
+        const float2 rounded = __bfloat1622float2(high);
+        // An infinity less itself would be NaN.
+        const __nv_bfloat162 low = __floats2bfloat162_rn(isfinite(exact.x) ? exact.x - rounded.x : 0.0f,
+                                                         isfinite(exact.y) ? exact.y - rounded.y : 0.0f);
+        x.high[j][i] = reinterpret_cast<const uint32_t&>(high);
+        x.low[j][i] = reinterpret_cast<const uint32_t&>(low);
+      } else {
+        x.high[j][i] = raw[j][i];
+      }
+    }
+  }
+}
 
 /// Reads a lane's share of X, 8 consecutive k for each of its columns, unit after unit. Columns that X does not have
 /// are the last once more; nobody stores what comes of them.
@@ -92,16 +110,6 @@ class XReader {
   const int lane_k_, k_;
   const bool aligned_;
 };
-
-/// Bias, activation, residual; float16 out.
-__device__ __forceinline__ void Store(const ColumnParams& p, int row, int column, float sum) {
-  if (row >= p.m || column >= p.n) return;
-  if (p.bias != nullptr) sum += __half2float(p.bias[row]);
-  if (p.relu) sum = sum < 0.0f ? 0.0f : sum;  // NaN stays NaN
-  const int64_t at = static_cast<int64_t>(column) * p.m + row;
-  if (p.residual != nullptr) sum += __half2float(p.residual[at]);
-  p.y[at] = __float2half_rn(sum);
-}
 
 /// Sums a panel's accumulators over warps and cluster, in a fixed order, and stores the outputs.
 template <int kNTiles, int kWarps, int kRuns>
@@ -220,63 +228,36 @@ class PanelSum {
   int rank_ = 0;
 };
 
-/// A run on its way through its warp.
-template <Columns kColumns>
-struct RunState {
-  Stream stream;
-  Cursor<kColumns> cursor;
-  int first_unit, end_unit;
-
-  /// Run `index` of the thread block, of `lanes` K lanes the one with number k_lane. Starts its first copies.
-  __device__ __forceinline__ RunState(const ColumnParams& p, int row_block, int lanes, int k_lane, uint32_t ring,
-                                      uint32_t barriers)
-      : stream(p.layout,
-               reinterpret_cast<const uint32_t*>(p.layout) +
-                   static_cast<int64_t>(row_block * lanes + k_lane) * p.partition.record_words,
-               ring, barriers),
-        cursor(ring, threadIdx.x & 31),
-        first_unit(KLaneStart(k_lane, lanes, p.partition.units)),
-        end_unit(KLaneStart(k_lane + 1, lanes, p.partition.units)) {}
-
-  /// Waits for the next stage and reads the lane's mask words.
-  template <int kWords>
-  __device__ __forceinline__ void Enter(uint32_t (&masks)[kWords]) {
-    const int lane = threadIdx.x & 31;
-    const uint32_t block = stream.Enter();
-    const uint2 header = ptx::LoadShared64(block);
-    const uint32_t column = ptx::LoadShared8(block + 16 + lane);
-    if constexpr (kWords == 4) {
-      const uint4 words = ptx::LoadShared128(block + MaskWordAt(4, 0, 0) + 16 * lane);
-      masks[0] = words.x, masks[1] = words.y, masks[2] = words.z, masks[3] = words.w;
-    } else {
-      if constexpr (kWords > 1) {
-        const uint2 words = ptx::LoadShared64(block + MaskWordAt(kWords, 0, 0) + 8 * lane);
-        masks[0] = words.x, masks[1] = words.y;
+/// acc[i] += tile i x X for the kTiles tiles of a unit whose first fragment is kFirst.
+template <Columns kColumns, int kFirst, int kTiles, int kNTiles, bool kBf16, int kDone = 0, int kWords>
+__device__ __forceinline__ void DecodeTiles(const uint32_t (&masks)[kWords], const XFragments<kNTiles, kBf16>& x,
+                                            Cursor<kColumns>& cursor, float (&acc)[kWarpPanelTiles][kNTiles][4]) {
+  if constexpr (kDone < 2 * kTiles) {
+    // The more at once, the less they wait; with 16 columns there are no registers for it.
+    constexpr int kCount = FragmentsTogether(kColumns, kFirst + kDone, 2 * kTiles - kDone, kNTiles == 2 ? 2 : 4);
+    uint32_t a[kCount][4];
+    GatherFragments<kColumns, kFirst + kDone, kCount>(masks, cursor, a);
+#pragma unroll
+    for (int f = 0; f < kCount; ++f) {
+      const int tile = (kDone + f) / 2, step = (kDone + f) % 2;
+#pragma unroll
+      for (int j = 0; j < kNTiles; ++j) {
+        ptx::Mma<kBf16>(acc[tile][j], a[f], x.high[j][2 * step], x.high[j][2 * step + 1]);
+        if constexpr (kBf16) ptx::Mma<kBf16>(acc[tile][j], a[f], x.low[j][2 * step], x.low[j][2 * step + 1]);
       }
-      if constexpr (kWords != 2)
-        masks[kWords - 1] = ptx::LoadShared32(block + MaskWordAt(kWords, kWords - 1, 0) + 4 * lane);
     }
-    cursor.Enter(stream.ring(), header.x, header.y, column);
-  }
-};
-
-/// Calls run(std::integral_constant) for 0 to kCount - 1.
-template <int kCount, int kIndex = 0, typename Run>
-__device__ __forceinline__ void ForEach(const Run& run) {
-  if constexpr (kIndex < kCount) {
-    run(std::integral_constant<int, kIndex>());
-    ForEach<kCount, kIndex + 1>(run);
+    DecodeTiles<kColumns, kFirst, kTiles, kNTiles, kBf16, kDone + kCount>(masks, x, cursor, acc);
   }
 }
 
 /// A panel of kTiles tiles over one run. X is read a unit ahead.
 template <Columns kColumns, int kTiles, int kNTiles, bool kBf16>
 __device__ __forceinline__ void DecodePanel(RunState<kColumns>& run, XReader<kNTiles>& x_reader,
-                                            uint32_t (&raw)[kNTiles][4], float (&acc)[kPanelTiles][kNTiles][4]) {
+                                            uint32_t (&raw)[kNTiles][4], float (&acc)[kWarpPanelTiles][kNTiles][4]) {
 #pragma unroll 1
   for (int stages = StagesOf(run.end_unit - run.first_unit, kTiles); stages > 0; --stages) {
-    uint32_t masks[MaskWords(kColumns, kTiles)];
-    run.Enter(masks);
+    uint32_t masks[AllMaskWords(kColumns, kTiles)];
+    run.template Enter<kTiles, false>(true, masks);
     ForEach<StageUnits(kTiles)>([&](auto unit) {
       XFragments<kNTiles, kBf16> x;
       SetX<kNTiles, kBf16>(x, raw);
@@ -286,15 +267,6 @@ __device__ __forceinline__ void DecodePanel(RunState<kColumns>& run, XReader<kNT
     });
     run.stream.Leave();
   }
-}
-
-/// Calls run(std::integral_constant) for a number from 1 to kPanelTiles, straight code for each.
-template <int kTiles = kPanelTiles, typename Run>
-__device__ __forceinline__ void ForTiles(int tiles, const Run& run) {
-  if constexpr (kTiles > 1) {
-    if (tiles < kTiles) return ForTiles<kTiles - 1>(tiles, run);
-  }
-  run(std::integral_constant<int, kTiles>());
 }
 
 template <Columns kColumns, int kNTiles, int kWarps, int kRuns, bool kBf16>
@@ -309,11 +281,13 @@ __global__ void __launch_bounds__(kWarps * 32, 1) ColumnMatMul(const __grid_cons
   const int row_block = blockIdx.x / cut.cluster, block_lanes = kWarps * kRuns, lanes = block_lanes * cut.cluster;
   const uint32_t barriers = ptx::SharedAddress(shared), runs = barriers + Shape::RunsAt(cut.cluster);
   const auto run_of = [&](int i) {
-    const int index = warp * kRuns + i;
-    return RunState<kColumns>(p, row_block, lanes, panel_sum.rank() * block_lanes + index, runs + index * kRunBytes,
-                              barriers + index * kRunBarrierBytes);
+    const int index = warp * kRuns + i, lane = panel_sum.rank() * block_lanes + index;
+    return RunState<kColumns>(p, row_block * lanes + lane, cut.lane_unit[lane], cut.lane_unit[lane + 1],
+                              runs + index * kRunBytes, barriers + index * kRunBarrierBytes);
   };
   RunState<kColumns> run = run_of(0), other = kRuns == 1 ? run : run_of(kRuns - 1);
+  run.stream.Start();
+  if constexpr (kRuns > 1) other.stream.Start();
 #if __CUDA_ARCH__ >= 900
   if (cut.cluster > 1) ptx::ClusterArrive();
   ptx::LaunchDependents();
@@ -331,7 +305,7 @@ __global__ void __launch_bounds__(kWarps * 32, 1) ColumnMatMul(const __grid_cons
     typename Shape::Sums acc = {};
 #pragma unroll 1
     for (int i = 0; i < kRuns; ++i) {
-      ForTiles(tiles, [&](auto panel_tiles) {
+      ForNumber<kWarpPanelTiles>(tiles, [&](auto panel_tiles) {
         DecodePanel<kColumns, decltype(panel_tiles)::value, kNTiles, kBf16>(run, x_reader, raw, acc);
       });
       if constexpr (kRuns > 1) {

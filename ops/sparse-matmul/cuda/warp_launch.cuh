@@ -1,10 +1,10 @@
-// Launches one instance of the column kernel.
+// Launches the kernel for teams of one warp.
 #pragma once
 
 #include <algorithm>
 
-#include "ops/sparse-matmul/cuda/column_kernel.cuh"
 #include "ops/sparse-matmul/cuda/column_launch.h"
+#include "ops/sparse-matmul/cuda/warp_kernel.cuh"
 
 namespace flashllm::cuda {
 
@@ -63,22 +63,6 @@ struct ColumnInstance {
     return cudaSuccess;
   }
 };
-
-inline ColumnParams MakeParams(const WeightPlan& plan, const void* layout, const MatMulArgs& args) {
-  ColumnParams params = {};
-  params.layout = static_cast<const uint8_t*>(layout);
-  params.x = static_cast<const __half*>(args.x);
-  params.y = static_cast<__half*>(args.y);
-  params.bias = static_cast<const __half*>(args.bias);
-  params.residual = static_cast<const __half*>(args.residual);
-  params.m = static_cast<int>(plan.out_features);
-  params.k = static_cast<int>(plan.in_features);
-  params.n = static_cast<int>(args.n);
-  params.relu = args.activation == Activation::kRelu;
-  params.x_aligned = plan.in_features % 8 == 0 && reinterpret_cast<uintptr_t>(args.x) % 16 == 0;
-  params.partition = MakePartition(plan);
-  return params;
-}
 
 /// Instances for 8, 16 and 32 columns, one for any n where shared memory is short.
 template <Columns kColumns, bool kBf16>

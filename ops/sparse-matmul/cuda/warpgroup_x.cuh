@@ -1,0 +1,153 @@
+// X on its way to the warpgroups (warpgroup_kernel.cuh): a ring of chunks for each, one warp that fills it, four that
+// read.
+#pragma once
+
+#include "ops/dense-matmul/cuda/tma.cuh"
+#include "ops/sparse-matmul/cuda/warpgroup_shape.cuh"
+
+namespace flashllm::cuda {
+
+struct GroupParams {
+  ColumnParams columns;
+  CUtensorMap x_map;  // if columns.x_aligned
+  int x_box_bytes;    // of a chunk; columns of X that do not exist are not even zero
+};
+
+#ifdef __CUDA_ARCH_FEAT_SM90_ALL
+
+/// Shared memory of a warpgroup's chunks of X, a ring. A chunk is kNTiles * 8 rows of 64 k with 128-byte swizzle.
+template <int kNTiles, int kGroups>
+struct XRing {
+  using Shape = GroupShape<kNTiles, kGroups>;
+  uint32_t chunks, barriers;
+  bool large;
+
+  __device__ __forceinline__ XRing(const uint8_t* shared, int group, int panels) : large(Shape::LargeX(panels)) {
+    chunks =
+        ptx::SharedAddress(shared) + (large ? Shape::kLargeXAt : Shape::kXAt) + group * Slots() * Shape::kChunkBytes;
+    barriers = ptx::SharedAddress(shared) + Shape::kXBarriersAt + group * Slots() * 16;
+  }
+
+  __device__ __forceinline__ uint32_t Slots() const { return large ? Shape::kLargeSlots : Shape::kSlots; }
+  __device__ __forceinline__ uint32_t Slot(uint32_t number) const { return number & (Slots() - 1); }
+  __device__ __forceinline__ uint32_t Chunk(uint32_t number) const {
+    return chunks + Slot(number) * Shape::kChunkBytes;
+  }
+  __device__ __forceinline__ uint32_t Full(uint32_t number) const { return barriers + Slot(number) * 16; }
+  __device__ __forceinline__ uint32_t Empty(uint32_t number) const { return Full(number) + 8; }
+  __device__ __forceinline__ uint32_t Round(uint32_t number) const {
+    return large ? number / Shape::kLargeSlots : number / Shape::kSlots;
+  }
+};
+
+/// What the warp does that brings a warpgroup's X. `first_chunk`: number of its first chunk, 0 or 1; where 1, number 0
+/// is nobody's.
+template <int kNTiles, int kGroups>
+class XProducer {
+ public:
+  using Shape = GroupShape<kNTiles, kGroups>;
+
+  __device__ __forceinline__ XProducer(const GroupParams& p, const uint8_t* shared, int group, int panels,
+                                       int first_chunk, int first_lane, int column0)
+      : p_(p), ring_(shared, group, panels), first_lane_(first_lane), column0_(column0), number_(first_chunk) {
+    if (!ptx::ElectLane()) return;
+    for (uint32_t slot = 0; slot < ring_.Slots(); ++slot) {
+      ptx::BarrierInit(ring_.Full(slot), 1);
+      ptx::BarrierInit(ring_.Empty(slot), kGroupWarps);
+    }
+    ptx::BarrierInitFence();
+    if (first_chunk > 0) ptx::BarrierArrive(ring_.Full(0));
+    if (p.columns.x_aligned) ptx::PrefetchTensorMap(p.x_map);
+  }
+
+  /// Brings a panel's chunks, as they find room.
+  __device__ __forceinline__ void Panel(int depth) {
+    if (!ptx::ElectLane()) return;
+    const Partition& cut = p_.columns.partition;
+    for (int lane = first_lane_; lane < first_lane_ + Shape::kRuns; ++lane) {
+      const int first = cut.lane_unit[lane], end = cut.lane_unit[lane + 1];
+      // Whole stages, the last of which may lack units.
+      const int chunks = StagesOf(end - first, depth) * (StageUnits(depth) / kChunkUnits);
+      for (int i = 0; i < chunks; ++i) {
+        const int k = first * kUnitK + i * kChunkK;
+        Bring(k < end * kUnitK ? k : p_.columns.k);  // zeros beyond the lane
+      }
+    }
+  }
+
+ private:
+  __device__ __forceinline__ void Bring(int k) {
+    const uint32_t number = number_++, round = ring_.Round(number), full = ring_.Full(number);
+    if (round > 0) ptx::BarrierWait(ring_.Empty(number), (round - 1) & 1);
+    if (p_.columns.x_aligned) {
+      ptx::BarrierExpect(full, p_.x_box_bytes);
+      ptx::LoadTensor(ring_.Chunk(number), p_.x_map, k, column0_, full);
+    } else {
+      Copy(p_.columns, column0_, k, ring_.Chunk(number));
+      ptx::FenceAsyncProxy();
+      ptx::BarrierArrive(full);
+    }
+  }
+
+  /// What LoadTensor does, for an X that it cannot read.
+  static __device__ __noinline__ void Copy(const ColumnParams& p, int column0, int k, uint32_t chunk) {
+    for (int row = 0; row < kNTiles * 8; ++row) {
+      const int column = column0 + row;
+      const __half* const from = p.x + static_cast<int64_t>(column) * p.k;
+      for (int i = 0; i < kChunkK; ++i) {
+        const uint16_t value = column < p.n && k + i < p.k ? __half_as_ushort(from[k + i]) : 0;
+        ptx::StoreShared16(chunk + row * 128 + ((i / 8 ^ row % 8) * 16 + i % 8 * 2), value);
+      }
+    }
+  }
+
+  const GroupParams& p_;
+  const XRing<kNTiles, kGroups> ring_;
+  const int first_lane_, column0_;
+  uint32_t number_;
+};
+
+/// A unit's B fragments, as mma takes them: of 8 columns two registers for each k16-step.
+template <int kNTiles>
+using UnitFragments = uint32_t[kNTiles][4];
+
+/// A warp's place in its warpgroup's chunks.
+template <int kNTiles, int kGroups>
+class XConsumer {
+ public:
+  __device__ __forceinline__ XConsumer(const uint8_t* shared, int group, int panels, int first_chunk)
+      : ring_(shared, group, panels), number_(first_chunk) {}
+
+  /// Waits for the next chunk and returns its address.
+  __device__ __forceinline__ uint32_t Wait() {
+    ptx::BarrierWait(ring_.Full(number_), ring_.Round(number_) & 1);
+    return ring_.Chunk(number_++);
+  }
+
+  /// Reads one unit of the chunk that was waited for last.
+  __device__ __forceinline__ void Read(int unit, UnitFragments<kNTiles>& b) const {
+    const int lane = threadIdx.x & 31, row = lane & 7;
+#pragma unroll
+    for (int j = 0; j < kNTiles; ++j) {
+      ptx::LoadMatrices(b[j], ring_.Chunk(number_ - 1) + 1024 * j + row * 128 + ((4 * unit + (lane >> 3)) ^ row) * 16);
+    }
+  }
+
+  /// The warp has read the chunk that it waited for last.
+  __device__ __forceinline__ void Release() { Arrive(1); }
+
+  /// The warp has read the chunk before the one that it waited for last.
+  __device__ __forceinline__ void ReleasePrevious() { Arrive(2); }
+
+ private:
+  __device__ __forceinline__ void Arrive(uint32_t back) {
+    if (ptx::ElectLane()) ptx::BarrierArrive(ring_.Empty(number_ - back));
+  }
+
+  const XRing<kNTiles, kGroups> ring_;
+  uint32_t number_;
+};
+
+#endif
+
+}  // namespace flashllm::cuda
