@@ -4,8 +4,8 @@
 
 #include <cuda_fp16.h>
 
+#include "ops/cuda/ptx.cuh"
 #include "ops/decoder/cuda/block_reduce.cuh"
-#include "ops/sparse-matmul/cuda/ptx.cuh"
 
 namespace flashllm::cuda::decoder {
 

@@ -6,8 +6,8 @@
 #include <algorithm>
 #include <cstdint>
 
+#include "ops/cuda/ptx.cuh"
 #include "ops/decoder/cuda/tensor.h"
-#include "ops/sparse-matmul/cuda/ptx.cuh"
 
 namespace flashllm::cuda::decoder {
 

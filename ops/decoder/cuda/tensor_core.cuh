@@ -1,4 +1,4 @@
-// PTX of the Tensor Core kernels of this folder, beside that of ops/sparse-matmul/cuda/ptx.cuh. Section numbers are of
+// PTX of the Tensor Core kernels of this folder, beside that of ops/cuda/ptx.cuh. Section numbers are of
 // the PTX ISA 9.0.
 #pragma once
 

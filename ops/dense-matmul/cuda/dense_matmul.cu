@@ -3,10 +3,10 @@
 
 #include <algorithm>
 
+#include "ops/cuda/launch_capability.h"
 #include "ops/dense-matmul/cuda/mma_gemm.h"
 #include "ops/dense-matmul/cuda/skinny.h"
 #include "ops/dense-matmul/cuda/tma_gemm.h"
-#include "ops/sparse-matmul/cuda/launch_capability.h"
 
 namespace flashllm::cuda {
 namespace {

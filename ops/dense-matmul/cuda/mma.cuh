@@ -1,10 +1,10 @@
-// Copies and fragment loads of sm_80 that the mma.sync kernels add to ops/sparse-matmul/cuda/ptx.cuh. Section numbers
+// Copies and fragment loads of sm_80 that the mma.sync kernels add to ops/cuda/ptx.cuh. Section numbers
 // are of the PTX ISA 9.0.
 #pragma once
 
 #include <cstdint>
 
-#include "ops/sparse-matmul/cuda/ptx.cuh"
+#include "ops/cuda/ptx.cuh"
 
 namespace flashllm::cuda::ptx {
 

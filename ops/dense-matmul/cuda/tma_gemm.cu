@@ -4,7 +4,7 @@
 #include <iterator>
 #include <limits>
 
-#include "ops/dense-matmul/cuda/tensor_map.h"
+#include "ops/cuda/tensor_map.h"
 #include "ops/dense-matmul/cuda/tma_gemm.cuh"
 
 namespace flashllm::cuda {

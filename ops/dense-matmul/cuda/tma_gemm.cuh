@@ -3,9 +3,9 @@
 // of W, of which each fetches its part for all, or cut K among themselves.
 #pragma once
 
+#include "ops/cuda/tma.cuh"
+#include "ops/cuda/wgmma.cuh"
 #include "ops/dense-matmul/cuda/epilogue.cuh"
-#include "ops/dense-matmul/cuda/tma.cuh"
-#include "ops/dense-matmul/cuda/wgmma.cuh"
 
 namespace flashllm::cuda {
 

@@ -1,8 +1,8 @@
 // A stage of the column layout (layout.h) from shared memory into tensor-core fragments.
 #pragma once
 
+#include "ops/cuda/ptx.cuh"
 #include "ops/sparse-matmul/cuda/layout.h"
-#include "ops/sparse-matmul/cuda/ptx.cuh"
 #include "ops/sparse-matmul/cuda/stream.cuh"
 
 namespace flashllm::cuda {

@@ -1,10 +1,10 @@
 // Entry points: the device, and which kernel a call takes.
 #include "ops/sparse-matmul/cuda/spmm.h"
 
-#include "ops/dense-matmul/cuda/tensor_map.h"
+#include "ops/cuda/launch_capability.h"
+#include "ops/cuda/tensor_map.h"
 #include "ops/sparse-matmul/cuda/column_launch.h"
 #include "ops/sparse-matmul/cuda/generic.cuh"
-#include "ops/sparse-matmul/cuda/launch_capability.h"
 
 namespace flashllm::cuda {
 namespace {

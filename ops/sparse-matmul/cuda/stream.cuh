@@ -2,8 +2,8 @@
 // completing on mbarriers.
 #pragma once
 
+#include "ops/cuda/ptx.cuh"
 #include "ops/sparse-matmul/cuda/layout.h"
-#include "ops/sparse-matmul/cuda/ptx.cuh"
 
 namespace flashllm::cuda {
 

@@ -3,7 +3,7 @@
 
 #include <algorithm>
 
-#include "ops/dense-matmul/cuda/tensor_map.h"
+#include "ops/cuda/tensor_map.h"
 #include "ops/sparse-matmul/cuda/column_launch.h"
 #include "ops/sparse-matmul/cuda/warpgroup_kernel.cuh"
 

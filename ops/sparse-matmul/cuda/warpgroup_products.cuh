@@ -1,7 +1,7 @@
 // A run's share of a panel, decoded and multiplied (warpgroup_kernel.cuh), in two ways.
 #pragma once
 
-#include "ops/dense-matmul/cuda/wgmma.cuh"
+#include "ops/cuda/wgmma.cuh"
 #include "ops/sparse-matmul/cuda/warpgroup_x.cuh"
 
 namespace flashllm::cuda {

@@ -2,7 +2,7 @@
 // read.
 #pragma once
 
-#include "ops/dense-matmul/cuda/tma.cuh"
+#include "ops/cuda/tma.cuh"
 #include "ops/sparse-matmul/cuda/warpgroup_shape.cuh"
 
 namespace flashllm::cuda {

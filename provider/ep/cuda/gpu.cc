@@ -6,7 +6,7 @@
 #include <cstdio>
 #include <optional>
 
-#include "ops/sparse-matmul/cuda/launch_capability.h"
+#include "ops/cuda/launch_capability.h"
 #include "ops/sparse-matmul/cuda/prefill.h"
 #include "provider/ep/cuda/call.h"
 

@@ -1,4 +1,4 @@
-#include "ops/dense-matmul/cuda/tensor_map.h"
+#include "ops/cuda/tensor_map.h"
 
 namespace flashllm::cuda {
 

@@ -6,7 +6,7 @@
 
 #include <cstdint>
 
-#include "ops/sparse-matmul/cuda/ptx.cuh"
+#include "ops/cuda/ptx.cuh"
 
 namespace flashllm::cuda::ptx {
 
