@@ -32,7 +32,8 @@ export interface TextModel {
  * `cudaGraph` says otherwise; runs of your own stay ordinary ones.
  * @param scheduling of the generator's batch.
  * @param tokenizer default: the folder's.
- * @throws ModelFolderError for a folder that is not there or incomplete; ONNX Runtime's error for a model that it refuses.
+ * @throws ModelFolderError for a folder that is not there or incomplete; ModelError for a model.onnx that is no ONNX file, or part of one;
+ * ONNX Runtime's error for a model that it refuses.
  */
 export async function openTextModel(
   folder: string,
@@ -44,10 +45,22 @@ export async function openTextModel(
   await requireModel(folder, path);
   const config = await readOptConfig(folder);
   const texts = tokenizer ?? (await loadTokenizer(folder));
-  const session = await InferenceSession.create(path, withGraphs(path, options));
+  const session = await InferenceSession.create(path, withGraphs(path, options)).catch((error: unknown) => {
+    throw damage(path) ?? error;
+  });
   const decoder = new Decoder(session, cacheMemory(session, options));
   const generator = new TextGenerator(decoder, texts, config, scheduling);
   return { session, decoder, tokenizer: texts, generator };
+}
+
+/** What is wrong with a file, in more words than ONNX Runtime has, if it is no ONNX model. */
+function damage(path: string): unknown {
+  try {
+    decodeModel(scanModel(path).bytes);
+    return undefined;
+  } catch (error) {
+    return error;
+  }
 }
 
 /** Names what is missing before anything else does: a Hugging Face folder, which is no model for a session yet, has the other files. */
@@ -55,15 +68,15 @@ async function requireModel(folder: string, path: string): Promise<void> {
   try {
     await access(path);
   } catch (cause) {
-    const isThere = await stat(folder).then(
+    const isFolder = await stat(folder).then(
       (found) => found.isDirectory(),
-      () => false,
+      () => undefined,
     );
     throw new ModelFolderError(
       'USAGE',
-      isThere
+      isFolder
         ? `${folder} has no model.onnx that can be read; expected a folder that flashllm export or rewrite wrote (of a Hugging Face folder: flashllm export ${folder} -o <output>)`
-        : `there is no folder ${folder}; expected one that flashllm export or rewrite wrote`,
+        : `${isFolder === undefined ? `there is no folder ${folder}` : `${folder} is no folder`}; expected one that flashllm export or rewrite wrote`,
       { cause },
     );
   }

@@ -142,9 +142,8 @@ class SessionHandler implements InferenceSessionHandler {
     call.endInputs();
     for (const [name, place] of Object.entries(fetches)) addPlaced(call, this.outputSlot(name), name, place);
     const graphId = this.records && call.onDevice ? ++this.graphs : -1;
-    const options = flattenRunOptions({});
     try {
-      const handle = loadNative().prepareRun(this.handle, call.layout(), call.tensors, options, graphId);
+      const handle = loadNative().prepareRun(this.handle, call.layout(), call.tensors, graphId);
       return new PreparedRun(handle, fetches);
     } catch (error) {
       throw fromNative(error);

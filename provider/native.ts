@@ -132,13 +132,7 @@ export interface Native extends NativePruning {
     options: NativeRunOptions,
   ): { promise: Promise<(NativeTensor | null)[]>; cancel: () => void };
   /** A run that is started again and again. `graphId`: of the recorded graph that it is, -1 for none. */
-  prepareRun(
-    handle: SessionHandle,
-    layout: Float64Array,
-    tensors: NativeArgument[],
-    options: NativeRunOptions,
-    graphId: number,
-  ): PreparedHandle;
+  prepareRun(handle: SessionHandle, layout: Float64Array, tensors: NativeArgument[], graphId: number): PreparedHandle;
   /** Bit i of `copies`: whether mirrored output i is copied from the GPU. */
   startPreparedRun(run: PreparedHandle, copies: number): Promise<void>;
   /** Releases the recorded graph. Idempotent. */

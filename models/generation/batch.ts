@@ -26,6 +26,16 @@ export interface BatchLimits {
   readonly prefillTokens: number;
 }
 
+/** A step failed that had been started before others joined: its error is for those who were in it. */
+export class StepError extends Error {
+  constructor(
+    readonly sequences: readonly ScheduledSequence[],
+    cause: unknown,
+  ) {
+    super('a step failed', { cause });
+  }
+}
+
 /** Sequences that run together, and their keys and values. One call at a time, but for `cancel`. */
 export interface Batch {
   /** Sequences whose prompt is being read. */
@@ -38,7 +48,7 @@ export interface Batch {
   admit(waiting: ScheduledSequence[]): void;
   /** One step over the prompts that are being read. */
   prefill(): Promise<void>;
-  /** One token for each sequence. @param more whether others wait for a place. */
+  /** One token for each sequence. @param more whether others wait for a place. @throws StepError, or what all fail with. */
   decode(more: boolean): Promise<void>;
   /** Takes a sequence out; if a step is running, it gets nothing more. */
   cancel(sequence: ScheduledSequence): void;

@@ -1,5 +1,13 @@
 import type { RowDecoder } from '../decoder.js';
-import { type Batch, type BatchLimits, choose, type ScheduledSequence, StepIntegers, takePrompts } from './batch.js';
+import {
+  type Batch,
+  type BatchLimits,
+  choose,
+  type ScheduledSequence,
+  StepError,
+  StepIntegers,
+  takePrompts,
+} from './batch.js';
 import type { DecodeRow, NextTokens } from './decode-step.js';
 import { DecodeSteps } from './decode-steps.js';
 import { breathe } from './event-loop.js';
@@ -158,7 +166,12 @@ export class RowBatch implements Batch {
     const flight = this.ahead ?? (await this.start(more));
     this.ahead = undefined;
     if (!flight) return;
-    const { likeliest, logits } = await flight.result;
+    const { likeliest, logits } = await flight.result.catch((error: unknown) => {
+      throw new StepError(
+        flight.slots.flatMap((slot) => (slot && this.slots.includes(slot) ? [slot.sequence] : [])),
+        error,
+      );
+    });
     // The array is the next step's, too.
     const tokens = likeliest && Array.from(likeliest, Number);
     // But for those that were cancelled during the step.

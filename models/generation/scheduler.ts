@@ -1,6 +1,6 @@
 import type { Decoder } from '../decoder.js';
 import { ModelFolderError } from '../errors.js';
-import type { Batch, ScheduledSequence } from './batch.js';
+import { type Batch, type ScheduledSequence, StepError } from './batch.js';
 import { breathe } from './event-loop.js';
 import { PaddedBatch } from './padded-batch.js';
 import { RowBatch } from './row-batch.js';
@@ -102,9 +102,10 @@ export class Scheduler {
     try {
       await step();
     } catch (error) {
-      for (const sequence of involved) {
+      const [failed, cause] = error instanceof StepError ? [error.sequences, error.cause] : [involved, error];
+      for (const sequence of failed) {
         this.cancel(sequence);
-        sequence.fail(error);
+        sequence.fail(cause);
       }
     }
   }

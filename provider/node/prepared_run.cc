@@ -25,8 +25,8 @@ class PreparedRun {
       : state_(StateOf(info[0])),
         tensors_(Napi::Persistent(info[2].As<Napi::Object>())),
         sides_(ReadRun(*state_, info[1], info[2].As<Napi::Array>(), true)),
-        options_(ReadRunOptions(info[3].As<Napi::Object>())),
-        graph_id_(info[4].As<Napi::Number>().Int32Value()) {
+        options_(NewRunOptions()),
+        graph_id_(info[3].As<Napi::Number>().Int32Value()) {
     Check(g_ort.api->AddRunConfigEntry(options_.get(), "gpu_graph_id", std::to_string(graph_id_).c_str()));
     const SessionState::Use use(state_);
     if (UsesDevice(sides_.inputs) || UsesDevice(sides_.outputs)) Bind(use);

@@ -118,10 +118,15 @@ bool UsesDevice(const RunTensors& tensors) {
   });
 }
 
-Owned<OrtRunOptions> ReadRunOptions(const Napi::Object& from) {
+Owned<OrtRunOptions> NewRunOptions() {
   OrtRunOptions* options = nullptr;
   Check(g_ort.api->CreateRunOptions(&options));
-  Owned<OrtRunOptions> owned(options);
+  return Owned<OrtRunOptions>(options);
+}
+
+Owned<OrtRunOptions> ReadRunOptions(const Napi::Object& from) {
+  Owned<OrtRunOptions> owned = NewRunOptions();
+  OrtRunOptions* const options = owned.get();
   const Napi::Value severity = from.Get("logSeverityLevel");
   const Napi::Value verbosity = from.Get("logVerbosityLevel");
   const Napi::Value tag = from.Get("tag");

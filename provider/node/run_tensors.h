@@ -45,6 +45,9 @@ OrtStatus* Run(OrtSession* session, const OrtRunOptions* options, const RunSides
 /// Whether some tensor lies on a GPU, or is to.
 bool UsesDevice(const RunTensors& tensors);
 
+/// Those of a run that asks for nothing.
+Owned<OrtRunOptions> NewRunOptions();
+
 /// {logSeverityLevel?, logVerbosityLevel?, tag?, terminate?, config: [key, value][]}
 Owned<OrtRunOptions> ReadRunOptions(const Napi::Object& from);
 

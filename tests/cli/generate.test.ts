@@ -1,7 +1,7 @@
 // `flashllm generate` and `bench` as processes: prompts from everywhere, what they print, exit codes.
 import { spawn } from 'node:child_process';
 import { once } from 'node:events';
-import { readFile, rm, writeFile } from 'node:fs/promises';
+import { cp, readFile, rm, truncate, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import test from 'ava';
@@ -56,6 +56,16 @@ test.serial('wrong options end with 2, a folder without a model with 1', async (
   const checkpoint = await flashllm(['generate', shippedModel(), 'a']);
   t.is(checkpoint.code, 1);
   t.regex(checkpoint.stderr, /has no model\.onnx .*flashllm export /);
+  const file = await flashllm(['generate', join(folder, 'config.json'), 'a']);
+  t.is(file.code, 1);
+  t.regex(file.stderr, /config\.json is no folder; expected one/);
+  const cut = join(await temporaryFolder(), 'cut');
+  await cp(folder, cut, { recursive: true });
+  await truncate(join(cut, 'model.onnx'), 5000);
+  const damaged = await flashllm(['generate', cut, 'a']);
+  t.is(damaged.code, 1);
+  t.regex(damaged.stderr, /model\.onnx: a field at byte \d+ is longer than what holds it: the file is cut short/);
+  await rm(cut, { recursive: true });
 });
 
 test.serial('bench measures each batch, against another model, and draws a chart', async (t) => {

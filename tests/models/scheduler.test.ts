@@ -283,6 +283,39 @@ test('an error of the model ends its sequences only, and the generator stays usa
   await t.throwsAsync(shared.generate([[2, config.vocabSize]]), { message: /token 8192.*from 0 to 8191/ });
 });
 
+test('an error of a step that was started ahead ends those who were in it, not who has joined since', async (t) => {
+  const { decoder, tokenizer } = model('halves');
+  const { session } = decoder;
+  let failing = 0;
+  // Other arrays of names: a session without prepared runs, whose every run is seen here.
+  const watched = {
+    inputNames: [...session.inputNames],
+    outputNames: [...session.outputNames],
+    inputMetadata: session.inputMetadata,
+    outputMetadata: session.outputMetadata,
+    run: async (...[feeds, ...rest]: Parameters<typeof session.run>) => {
+      if (feeds.input_ids?.dims[1] === 1 && failing-- === 1) throw new Error('the model stumbled');
+      return session.run(feeds, ...rest);
+    },
+  };
+  const shared = new TextGenerator(new Decoder(watched as never), tokenizer, config);
+  const options = { maxNewTokens: 12, stopTokenIds: [] };
+  const [first] = shared.start(['Once upon a time'], options);
+  let made = 0;
+  let second: ReturnType<typeof shared.start> = [];
+  first?.onPiece(() => {
+    // The next step is on its way; the one after that will fail.
+    if (++made === 4) failing = 1;
+    if (made === 5) second = shared.start(['Call me Ishmael'], options);
+  });
+  await t.throwsAsync(first?.result as Promise<unknown>, { message: 'the model stumbled' });
+  t.is(made, 5);
+  const expected = await generator({}, 'halves').generate(['Call me Ishmael'], options);
+  t.deepEqual(await second[0]?.result, expected[0]);
+  const [again] = await shared.generate(['Once upon a time'], options);
+  t.is(again?.tokenIds.length, 12 + (again?.promptTokens as number));
+});
+
 test('the TextStreamer of transformers.js takes our tokens', async (t) => {
   const { AutoTokenizer, env } = await import('@huggingface/transformers');
   env.allowRemoteModels = false;

@@ -96,10 +96,10 @@ void CudaEp::SetMemory() {
 /// Gives back what only loading needs, and says what it took.
 void CudaEp::EndLoading() {
   loaded_ = true;
+  const UploadStatistics sent = TakeUploadStatistics();
   ReleaseUploadBuffers();
   weight_pool_->Trim();
   pool_->Trim();
-  const UploadStatistics sent = TakeUploadStatistics();
   const DeviceUse use = UseOfDevice(gpu_->ordinal());
   const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - made_).count();
   char text[256];

@@ -174,6 +174,7 @@ void ReleaseUploadBuffers() noexcept {
   Lanes& shared = TheLanes();
   std::lock_guard<std::mutex> lock(shared.mutex);
   shared.lanes.clear();
+  shared.statistics = {};  // of a session that could not be made: not the next one's
   ReleaseLoadWorkers();
 }
 

@@ -184,3 +184,33 @@ TEST_CASE("what the tensor-core kernel cannot compute exactly, or address, stays
   CHECK(Plan(gpu, int64_t{1} << 26, {3}).layout == Layout::kCanonical);
   CHECK(Plan(gpu, 32, Even(int64_t{16} * (UINT16_MAX + 1), 32, 0.1)).layout == Layout::kCanonical);
 }
+
+namespace {
+
+/// Mask words of a run whose last tile is missing, through memory and back.
+template <int kDepth>
+void CheckPacking() {
+  uint32_t words[4] = {}, state = 12345;
+  for (int i = 0; i < 2 * kDepth * StageUnits(kDepth); ++i) {  // fragments
+    if (PlaceOf(i / 2, kDepth).index + 1 == kDepth) continue;
+    for (int byte = 0; byte < 4; ++byte) {
+      state = state * 1664525 + 1013904223;
+      words[i / 4] |= (state >> 24 & 3) << (8 * byte + 2 * (i % 4));
+    }
+  }
+  uint32_t stored[4], found[kDepth] = {};
+  std::copy_n(words, 4, stored);
+  PackMasks(kDepth, stored);
+  std::copy_n(stored, MaskWords(Columns::kHalves, kDepth, kDepth - 1), found);
+  UnpackMasks<kDepth>(found);
+  for (int i = 0; i < kDepth; ++i) CHECK(found[i] == words[i]);
+}
+
+}  // namespace
+
+TEST_CASE("mask words of a run that is a tile short take a word less and come back whole") {
+  static_assert(MaskWords(Columns::kHalves, 4, 3) == 3 && MaskWords(Columns::kHalves, 3, 2) == 2, "a word less");
+  static_assert(MaskWords(Columns::kWords, 4, 3) == 2 && MaskWords(Columns::kHalves, 2, 1) == 4, "none less");
+  CheckPacking<3>();
+  CheckPacking<4>();
+}
