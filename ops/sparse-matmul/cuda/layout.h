@@ -9,9 +9,7 @@
 //
 // Lane (g = lane / 4, t = lane % 4) owns in a tile and k16-step s of a unit the A fragment of mma.m16n8k16 (and of
 // wgmma): half h of its register r is the element at row g + 8 (r & 1) and, of the unit, at
-//   Team::kWarp       k = 8 t + 4 s + 2 (r >> 1) + h: its B fragments of a whole unit are 16 contiguous bytes of one
-//   row
-//                     of X
+//   Team::kWarp       k = 8 t + 4 s + 2 (r >> 1) + h: its B fragments of a unit are 16 contiguous bytes of X
 //   Team::kWarpgroup  k = 16 s + 2 t + 8 (r >> 1) + h, as the instruction has it: X is in shared memory
 // A *slot* is what the lane reads at once:
 //   Columns::kHalves  a slot is an element: 16 bits in the stream where it is not zero
@@ -50,7 +48,7 @@
 namespace flashllm::cuda {
 
 constexpr int kTileRows = 16;
-constexpr int kUnitK = 32;      // what a lane reads of X at once
+constexpr int kUnitK = 32;
 constexpr int kStageTiles = 8;  // tiles x units of a stage in one run, at most
 constexpr int kValueRowBytes = 128;
 /// Rows that a stage may touch: what one without a zero takes where all lanes begin level.
