@@ -8,6 +8,9 @@
 namespace flashllm::bench {
 namespace {
 
+/// A GPU that has been idle, or has had other work, raises its clock over some milliseconds.
+constexpr double kWarmUpUs = 3e4;
+
 /// A candidate's launches as a graph.
 class Replay {
  public:
@@ -32,6 +35,8 @@ class Replay {
   }
   Replay(const Replay&) = delete;
   Replay& operator=(const Replay&) = delete;
+
+  int launches() const { return launches_; }
 
   /// Microseconds a launch.
   double Run() {
@@ -61,12 +66,13 @@ double Median(std::vector<double>* values) {
 std::vector<double> TimeInTurns(const std::vector<Candidate>& candidates, int rounds) {
   std::vector<std::unique_ptr<Replay>> replays;
   for (const Candidate& candidate : candidates) replays.push_back(std::make_unique<Replay>(candidate));
+  double warm_us = 0;
+  do {
+    for (const auto& replay : replays) warm_us += replay->Run() * replay->launches();
+  } while (warm_us < kWarmUpUs);
   std::vector<std::vector<double>> times(candidates.size());
-  for (int round = -1; round < rounds; ++round) {
-    for (size_t i = 0; i < replays.size(); ++i) {
-      const double us = replays[i]->Run();
-      if (round >= 0) times[i].push_back(us);
-    }
+  for (int round = 0; round < rounds; ++round) {
+    for (size_t i = 0; i < replays.size(); ++i) times[i].push_back(replays[i]->Run());
   }
   std::vector<double> medians;
   for (auto& of_candidate : times) medians.push_back(Median(&of_candidate));
