@@ -22,7 +22,7 @@ constexpr int kRounds = 9;
 inline int LaunchesFor(int n, int all) { return n > 512 ? std::min(all, 4) : all; }
 
 /// Captures each candidate's launches in a graph and replays the graphs in turns, so that none of them has the cooler
-/// GPU. Medians of the rounds, after one that is not counted.
+/// GPU. Medians of the rounds, after some milliseconds that are not counted.
 std::vector<double> TimeInTurns(const std::vector<Candidate>& candidates, int rounds = kRounds);
 
 }  // namespace flashllm::bench
