@@ -1,6 +1,7 @@
 import { access, stat } from 'node:fs/promises';
 import { join } from 'node:path';
 import { InferenceSession } from 'onnxruntime-node';
+import { loadModel } from '../graph-passes/onnx/load.js';
 import { decodeModel } from '../graph-passes/onnx/proto.js';
 import { scanModel } from '../graph-passes/onnx/scan.js';
 import { FLOAT16 } from '../graph-passes/onnx/tensor.js';
@@ -32,7 +33,7 @@ export interface TextModel {
  * `cudaGraph` says otherwise; runs of your own stay ordinary ones.
  * @param scheduling of the generator's batch.
  * @param tokenizer default: the folder's.
- * @throws ModelFolderError for a folder that is not there or incomplete; ModelError for a model.onnx that is no ONNX file, or part of one;
+ * @throws ModelFolderError for a folder that is not there or incomplete; ModelError for files that are no ONNX model, or part of one;
  * ONNX Runtime's error for a model that it refuses.
  */
 export async function openTextModel(
@@ -53,10 +54,10 @@ export async function openTextModel(
   return { session, decoder, tokenizer: texts, generator };
 }
 
-/** What is wrong with a file, in more words than ONNX Runtime has, if it is no ONNX model. */
+/** What is wrong with a model's files, in more words than ONNX Runtime has, if it is in them. */
 function damage(path: string): unknown {
   try {
-    decodeModel(scanModel(path).bytes);
+    loadModel(path);
     return undefined;
   } catch (error) {
     return error;

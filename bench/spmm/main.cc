@@ -20,11 +20,10 @@
 #include "bench/gpu/workload.h"
 #include "bench/options.h"
 #include "bench/spmm/means.h"
+#include "ops/sparse-matmul/cuda/layout.h"
 
 namespace flashllm::bench {
 namespace {
-
-int TeamWarps(const cuda::WeightPlan& plan) { return plan.team == cuda::Team::kWarpgroup ? 4 : 1; }
 
 constexpr double kNotMeasured = NAN;
 constexpr double kStructuredSparsity = 0.5;
@@ -216,7 +215,7 @@ class Bench {
     row.Number("sparsity", sparsity, 2)
         .Integer("cluster", plan.cluster)
         .Text("kernel", kernel)
-        .Integer("teamWarps", TeamWarps(plan));
+        .Integer("teamWarps", TeamWarps(plan.team));
     row.Number("cublasUs", cublas, 2).Number("cublasLtUs", cublas_lt, 2);
     row.Number("plainUs", plain, 2).Number("pdlUs", pdl, 2);
     row.Number("streamBytes", plan.stream_bytes, 0).Number("bitmapBytes", canonical_bytes, 0);
@@ -228,7 +227,7 @@ class Bench {
     }
     std::printf(
         "%-4s s=%.2f N=%-4d %-7s team %d cluster %d err %.2f | plain %8.2f us roof %.2f | PDL %8.2f us roof %.2f",
-        matrix.name.c_str(), sparsity, n, kernel, TeamWarps(plan), plan.cluster, worst, plain, roof / plain, pdl,
+        matrix.name.c_str(), sparsity, n, kernel, TeamWarps(plan.team), plan.cluster, worst, plain, roof / plain, pdl,
         roof / pdl);
     if (peers_.has_cublas) {
       std::printf(" | cuBLAS %8.2f us x%.2f, PDL x%.2f", cublas, cublas / plain, cublas / pdl);

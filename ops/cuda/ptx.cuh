@@ -114,6 +114,7 @@ __device__ __forceinline__ void BulkCopy(uint32_t destination, const void* sourc
       "l"(source), "r"(bytes), "r"(barrier)
       : "memory");
 }
+/// Arrives once and makes the barrier's phase wait for `bytes` of copies too (9.7.13.15.13).
 __device__ __forceinline__ void ArriveExpect(uint32_t barrier, uint32_t bytes) {
   asm volatile("mbarrier.arrive.expect_tx.shared.b64 _,[%0],%1;" ::"r"(barrier), "r"(bytes) : "memory");
 }
@@ -126,6 +127,8 @@ __device__ __forceinline__ void CopyPair(uint32_t to, const void* from, uint32_t
   BulkCopy(to, from, bytes, barrier);
   if (second_bytes != 0) BulkCopy(second_to, second_from, second_bytes, barrier);
 }
+/// What this thread wrote to shared memory, copies and wgmma can read; what it read, copies can overwrite (9.7.13.4).
+__device__ __forceinline__ void FenceAsyncProxy() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
 /// Thread-block clusters: barrier (9.7.13.4), stores to and loads from another block's shared memory.
 __device__ __forceinline__ uint32_t ClusterRank() {
   uint32_t rank;
@@ -147,8 +150,6 @@ __device__ __forceinline__ void StoreCluster(uint32_t local_address, uint32_t ra
   asm("mapa.shared::cluster.u32 %0,%1,%2;" : "=r"(remote) : "r"(local_address), "r"(rank));
   asm volatile("st.shared::cluster.f32 [%0],%1;" ::"r"(remote), "f"(value) : "memory");
 }
-/// What this thread wrote to shared memory, copies and wgmma can read; what it read, copies can overwrite (9.7.13.4).
-__device__ __forceinline__ void FenceAsyncProxy() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
 __device__ __forceinline__ float LoadCluster(uint32_t local_address, uint32_t rank) {
   uint32_t remote;
   float value;

@@ -1,5 +1,5 @@
-// Tensor copies (TMA), cross-block mbarrier arrivals and wgmma of sm_90a, wrapped once. Section numbers are of the PTX
-// ISA 9.0.
+// Tensor copies (TMA), mbarrier arrivals at other blocks and moves of registers between warpgroups, wrapped once.
+// Section numbers are of the PTX ISA 9.0.
 #pragma once
 
 #include <cuda.h>
@@ -11,10 +11,6 @@
 namespace flashllm::cuda::ptx {
 
 #if __CUDA_ARCH__ >= 900
-/// Arrives once and makes the barrier's phase wait for `bytes` of copies too (9.7.13.15.13).
-__device__ __forceinline__ void BarrierExpect(uint32_t barrier, uint32_t bytes) {
-  asm volatile("mbarrier.arrive.expect_tx.shared.b64 _,[%0],%1;" ::"r"(barrier), "r"(bytes) : "memory");
-}
 /// Arrives at the barrier that block `rank` of the cluster has at the same address. It orders no memory of the cluster
 /// (a release of that scope costs a fence of the whole GPU): for threads that have only read.
 __device__ __forceinline__ void BarrierArriveCluster(uint32_t barrier, uint32_t rank) {

@@ -65,6 +65,11 @@ test.serial('wrong options end with 2, a folder without a model with 1', async (
   const damaged = await flashllm(['generate', cut, 'a']);
   t.is(damaged.code, 1);
   t.regex(damaged.stderr, /model\.onnx: a field at byte \d+ is longer than what holds it: the file is cut short/);
+  await cp(join(folder, 'model.onnx'), join(cut, 'model.onnx'));
+  await truncate(join(cut, 'model.onnx_data'), 5_000_000);
+  const short = await flashllm(['generate', cut, 'a']);
+  t.is(short.code, 1);
+  t.regex(short.stderr, /error: .*external data of tensor .* are outside .*model\.onnx_data \(5000000 bytes\)/);
   await rm(cut, { recursive: true });
 });
 

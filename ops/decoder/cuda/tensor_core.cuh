@@ -6,6 +6,8 @@
 
 #include <cstdint>
 
+#include "ops/cuda/ptx.cuh"
+
 namespace flashllm::cuda::decoder {
 
 /// cp.async (9.7.9.25.3): 16 bytes to shared memory.
@@ -23,13 +25,8 @@ __device__ __forceinline__ void WaitForCopies() {
   asm volatile("cp.async.wait_group %0;" ::"n"(kPending) : "memory");
 }
 
-/// ldmatrix (9.7.14.5.15): four 8×8 matrices of 16-bit elements; lane 8·i + r names row r of matrix i.
-__device__ __forceinline__ void LoadMatrices(uint32_t (&fragment)[4], uint32_t row_address) {
-  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3},[%4];"
-               : "=r"(fragment[0]), "=r"(fragment[1]), "=r"(fragment[2]), "=r"(fragment[3])
-               : "r"(row_address)
-               : "memory");
-}
+using ptx::LoadMatrices;
+/// The same, each matrix transposed.
 __device__ __forceinline__ void LoadMatricesTransposed(uint32_t (&fragment)[4], uint32_t row_address) {
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3},[%4];"
                : "=r"(fragment[0]), "=r"(fragment[1]), "=r"(fragment[2]), "=r"(fragment[3])

@@ -3,13 +3,14 @@
 // of W, of which each fetches its part for all, or cut K among themselves.
 #pragma once
 
+#include "ops/cuda/tensor_map.h"
 #include "ops/cuda/tma.cuh"
 #include "ops/cuda/wgmma.cuh"
 #include "ops/dense-matmul/cuda/epilogue.cuh"
 
 namespace flashllm::cuda {
 
-constexpr int kStepK = 64;               // of one stage: 128 bytes a row, what the 128-byte swizzle spans
+constexpr int kStepK = kBoxK;            // of one stage
 constexpr int kSharedBytes = 227 << 10;  // a block's limit on sm_90
 
 struct TmaGemmParams {
@@ -185,7 +186,7 @@ class TmaBlock {
  private:
   __device__ __forceinline__ void LoadW(const Steps& steps, int stage) const {
     const uint32_t barrier = full_ + 8 * stage, to = ring_ + stage * Tile::kStageBytes + Tile::kXBytes;
-    ptx::BarrierExpect(barrier, p_.x_box_bytes + Tile::kWidth * 128);
+    ptx::ArriveExpect(barrier, p_.x_box_bytes + Tile::kWidth * 128);
     if constexpr (Tile::kCluster > 1) {
       constexpr int kShare = Tile::kWidth / Tile::kCluster;
       ptx::LoadTensorMulticast(to + rank_ * kShare * 128, p_.w_map, steps.k * kStepK, steps.row_w + rank_ * kShare,

@@ -5,9 +5,9 @@
 namespace flashllm::cuda {
 
 cudaError_t LaunchHalvesBf16(const WeightPlan& plan, const void* layout, const MatMulArgs& args, cudaStream_t stream) {
-  return ColumnInstances<Columns::kHalves, true>::Launch(plan, layout, args, stream);
+  return WarpInstances<Columns::kHalves, true>::Launch(plan, layout, args, stream);
 }
 
-cudaError_t PrepareHalvesBf16(DeviceInfo* info) { return ColumnInstances<Columns::kHalves, true>::Prepare(info); }
+cudaError_t PrepareHalvesBf16(DeviceInfo* info) { return WarpInstances<Columns::kHalves, true>::Prepare(info); }
 
 }  // namespace flashllm::cuda

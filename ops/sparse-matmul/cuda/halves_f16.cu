@@ -4,12 +4,12 @@
 namespace flashllm::cuda {
 
 cudaError_t LaunchHalvesF16(const WeightPlan& plan, const void* layout, const MatMulArgs& args, cudaStream_t stream) {
-  return ColumnInstances<Columns::kHalves, false>::Launch(plan, layout, args, stream);
+  return WarpInstances<Columns::kHalves, false>::Launch(plan, layout, args, stream);
 }
 
 cudaError_t PrepareHalvesF16(DeviceInfo* info) {
-  const cudaError_t error = ColumnInstances<Columns::kHalves, false>::Prepare(info);
-  return error == cudaSuccess ? ColumnInstances<Columns::kHalves, false>::N8::CountClusters(info) : error;
+  const cudaError_t error = WarpInstances<Columns::kHalves, false>::Prepare(info);
+  return error == cudaSuccess ? WarpInstances<Columns::kHalves, false>::N8::CountClusters(info) : error;
 }
 
 }  // namespace flashllm::cuda

@@ -270,7 +270,7 @@ __device__ __forceinline__ void DecodePanel(RunState<kColumns>& run, XReader<kNT
 }
 
 template <Columns kColumns, int kNTiles, int kWarps, int kRuns, bool kBf16>
-__global__ void __launch_bounds__(kWarps * 32, 1) ColumnMatMul(const __grid_constant__ ColumnParams p) {
+__global__ void __launch_bounds__(kWarps * 32, 1) WarpMatMul(const __grid_constant__ ColumnParams p) {
   using Shape = Shape<kNTiles, kWarps, kRuns>;
   extern __shared__ __align__(128) uint8_t shared[];
   const int column0 = blockIdx.y * kNTiles * 8;

@@ -9,7 +9,7 @@
 namespace flashllm::cuda {
 
 template <Columns kColumns, int kNTiles, int kWarps, int kRuns, bool kBf16>
-struct ColumnInstance {
+struct WarpInstance {
   static constexpr int kWidth = 8 * kNTiles;
 
   using Shape = cuda::Shape<kNTiles, kWarps, kRuns>;
@@ -33,11 +33,11 @@ struct ColumnInstance {
       attributes[config.numAttrs].id = cudaLaunchAttributeProgrammaticStreamSerialization;
       attributes[config.numAttrs++].val.programmaticStreamSerializationAllowed = 1;
     }
-    return cudaLaunchKernelEx(&config, ColumnMatMul<kColumns, kNTiles, kWarps, kRuns, kBf16>, params);
+    return cudaLaunchKernelEx(&config, WarpMatMul<kColumns, kNTiles, kWarps, kRuns, kBf16>, params);
   }
 
   static cudaError_t Prepare(const DeviceInfo& info) {
-    return cudaFuncSetAttribute(ColumnMatMul<kColumns, kNTiles, kWarps, kRuns, kBf16>,
+    return cudaFuncSetAttribute(WarpMatMul<kColumns, kNTiles, kWarps, kRuns, kBf16>,
                                 cudaFuncAttributeMaxDynamicSharedMemorySize, info.shared_bytes);
   }
 
@@ -57,7 +57,7 @@ struct ColumnInstance {
       config.attrs = &attribute;
       config.numAttrs = 1;
       const cudaError_t error = cudaOccupancyMaxActiveClusters(
-          &info->clusters[i], ColumnMatMul<kColumns, kNTiles, kWarps, kRuns, kBf16>, &config);
+          &info->clusters[i], WarpMatMul<kColumns, kNTiles, kWarps, kRuns, kBf16>, &config);
       if (error != cudaSuccess) return error;
     }
     return cudaSuccess;
@@ -66,12 +66,12 @@ struct ColumnInstance {
 
 /// Instances for 8, 16 and 32 columns, one for any n where shared memory is short.
 template <Columns kColumns, bool kBf16>
-struct ColumnInstances {
-  using N8 = ColumnInstance<kColumns, 1, 16, 1, kBf16>;
-  using N16 = ColumnInstance<kColumns, 2, 16, 1, kBf16>;
-  using N32 = ColumnInstance<kColumns, 4, 8, 2, kBf16>;
-  using EightLanes = ColumnInstance<kColumns, 4, 8, 1, kBf16>;
-  using FourLanes = ColumnInstance<kColumns, 4, 4, 1, kBf16>;
+struct WarpInstances {
+  using N8 = WarpInstance<kColumns, 1, 16, 1, kBf16>;
+  using N16 = WarpInstance<kColumns, 2, 16, 1, kBf16>;
+  using N32 = WarpInstance<kColumns, 4, 8, 2, kBf16>;
+  using EightLanes = WarpInstance<kColumns, 4, 8, 1, kBf16>;
+  using FourLanes = WarpInstance<kColumns, 4, 4, 1, kBf16>;
 
   static cudaError_t Launch(const WeightPlan& plan, const void* layout, const MatMulArgs& args, cudaStream_t stream) {
     const ColumnParams params = MakeParams(plan, layout, args);

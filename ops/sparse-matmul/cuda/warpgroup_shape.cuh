@@ -1,6 +1,7 @@
 // The kernel for teams of four warps (warpgroup_kernel.cuh): what a thread block consists of, and its shared memory.
 #pragma once
 
+#include "ops/cuda/tensor_map.h"
 #include "ops/sparse-matmul/cuda/column_run.cuh"
 
 namespace flashllm::cuda {
@@ -8,7 +9,7 @@ namespace flashllm::cuda {
 constexpr int kGroupWarps = TeamWarps(Team::kWarpgroup);
 constexpr int kGroupLanes = 4;  // K lanes of a thread block
 constexpr int kGroupDepth = PanelDepth(Team::kWarpgroup, PanelTiles(Team::kWarpgroup));
-constexpr int kChunkK = 64, kChunkUnits = kChunkK / kUnitK;
+constexpr int kChunkK = kBoxK, kChunkUnits = kChunkK / kUnitK;
 
 /// kGroups: warpgroups. Each has one K lane, or two, one after the other, where the sums of many columns leave no
 /// registers for more warps.

@@ -80,7 +80,7 @@ class XProducer {
     const uint32_t number = number_++, round = ring_.Round(number), full = ring_.Full(number);
     if (round > 0) ptx::BarrierWait(ring_.Empty(number), (round - 1) & 1);
     if (p_.columns.x_aligned) {
-      ptx::BarrierExpect(full, p_.x_box_bytes);
+      ptx::ArriveExpect(full, p_.x_box_bytes);
       ptx::LoadTensor(ring_.Chunk(number), p_.x_map, k, column0_, full);
     } else {
       Copy(p_.columns, column0_, k, ring_.Chunk(number));

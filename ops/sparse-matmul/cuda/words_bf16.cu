@@ -5,9 +5,9 @@
 namespace flashllm::cuda {
 
 cudaError_t LaunchWordsBf16(const WeightPlan& plan, const void* layout, const MatMulArgs& args, cudaStream_t stream) {
-  return ColumnInstances<Columns::kWords, true>::Launch(plan, layout, args, stream);
+  return WarpInstances<Columns::kWords, true>::Launch(plan, layout, args, stream);
 }
 
-cudaError_t PrepareWordsBf16(DeviceInfo* info) { return ColumnInstances<Columns::kWords, true>::Prepare(info); }
+cudaError_t PrepareWordsBf16(DeviceInfo* info) { return WarpInstances<Columns::kWords, true>::Prepare(info); }
 
 }  // namespace flashllm::cuda

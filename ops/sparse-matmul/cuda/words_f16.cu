@@ -4,9 +4,9 @@
 namespace flashllm::cuda {
 
 cudaError_t LaunchWordsF16(const WeightPlan& plan, const void* layout, const MatMulArgs& args, cudaStream_t stream) {
-  return ColumnInstances<Columns::kWords, false>::Launch(plan, layout, args, stream);
+  return WarpInstances<Columns::kWords, false>::Launch(plan, layout, args, stream);
 }
 
-cudaError_t PrepareWordsF16(DeviceInfo* info) { return ColumnInstances<Columns::kWords, false>::Prepare(info); }
+cudaError_t PrepareWordsF16(DeviceInfo* info) { return WarpInstances<Columns::kWords, false>::Prepare(info); }
 
 }  // namespace flashllm::cuda
