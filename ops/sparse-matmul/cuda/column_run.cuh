@@ -79,7 +79,7 @@ struct RunState {
                                       uint32_t barriers)
       : stream(p.layout,
                reinterpret_cast<const uint32_t*>(p.layout) + static_cast<int64_t>(index) * p.partition.record_words,
-               ring, barriers),
+               p.partition.record_words, ring, barriers),
         cursor(ring, threadIdx.x & 31),
         first_unit(first_unit),
         end_unit(end_unit) {}

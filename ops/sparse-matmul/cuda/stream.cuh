@@ -18,13 +18,15 @@ constexpr int kRunBarrierBytes = kStageSlots * 8;
 /// A run's stages, in their order. All lanes of its warp call every function together; no other warp may use it.
 class Stream {
  public:
-  /// `record`: the run's RunRecord. `ring`, `barriers`: its shared memory.
-  __device__ __forceinline__ Stream(const uint8_t* layout, const uint32_t* record, uint32_t ring, uint32_t barriers)
+  /// `record`: the run's RunRecord, of so many words. `ring`, `barriers`: its shared memory.
+  __device__ __forceinline__ Stream(const uint8_t* layout, const uint32_t* record, int record_words, uint32_t ring,
+                                    uint32_t barriers)
       : layout_(layout), record_(record), ring_(ring), barriers_(barriers) {
-    const uint4 head = __ldg(reinterpret_cast<const uint4*>(record));
-    masks_ = head.x, values_ = head.y, stages_ = head.z, copy_ = head.w;
-    LoadCopies(0);
     const int lane = threadIdx.x & 31;
+    // Two loads at once: what lies beyond the run's stages is never used.
+    const uint4 head = __ldg(reinterpret_cast<const uint4*>(record));
+    copies_ = 3 + lane < record_words ? __ldg(record + 3 + lane) : 0;
+    masks_ = head.x, values_ = head.y, stages_ = head.z, copy_ = head.w;
     if (lane < kStageSlots) ptx::BarrierInit(barriers_ + 8 * lane, ptx::kCopyArrivals);
     ptx::BarrierInitFence();
     __syncwarp();

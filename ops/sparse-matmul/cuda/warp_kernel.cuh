@@ -285,9 +285,13 @@ __global__ void __launch_bounds__(kWarps * 32, 1) WarpMatMul(const __grid_consta
     return RunState<kColumns>(p, row_block * lanes + lane, cut.lane_unit[lane], cut.lane_unit[lane + 1],
                               runs + index * kRunBytes, barriers + index * kRunBarrierBytes);
   };
-  RunState<kColumns> run = run_of(0), other = kRuns == 1 ? run : run_of(kRuns - 1);
+  RunState<kColumns> run = run_of(0);
   run.stream.Start();
-  if constexpr (kRuns > 1) other.stream.Start();
+  RunState<kColumns> other = run;
+  if constexpr (kRuns > 1) {
+    other = run_of(1);
+    other.stream.Start();
+  }
 #if __CUDA_ARCH__ >= 900
   if (cut.cluster > 1) ptx::ClusterArrive();
   ptx::LaunchDependents();
