@@ -90,6 +90,15 @@ __device__ __forceinline__ void BarrierArrive(uint32_t barrier) {
   asm volatile("{\n.reg .b64 state;\nmbarrier.arrive.shared.b64 state,[%0];\n}" ::"r"(barrier) : "memory");
 }
 
+/// Copies 16 bytes, of which `bytes` come from memory and the rest are zero (cp.async, 9.7.9.25.3).
+__device__ __forceinline__ void CopyAsync16(uint32_t destination, const void* source, uint32_t bytes) {
+  asm volatile("cp.async.cg.shared.global [%0],[%1],16,%2;" ::"r"(destination), "l"(source), "r"(bytes) : "memory");
+}
+/// Arrives once this thread's copies so far are complete.
+__device__ __forceinline__ void ArriveAfterCopies(uint32_t barrier) {
+  asm volatile("cp.async.mbarrier.arrive.noinc.shared.b64 [%0];" ::"r"(barrier) : "memory");
+}
+
 #if __CUDA_ARCH__ >= 900
 constexpr int kCopyArrivals = 1;  // of a barrier's phase, by Copy
 __device__ __forceinline__ void BarrierInitFence() {
@@ -176,9 +185,6 @@ __device__ __forceinline__ void CopyAsync(uint32_t destination, const void* sour
     asm volatile("cp.async.cg.shared.global [%0],[%1],16;" ::"r"(destination + at),
                  "l"(static_cast<const char*>(source) + at)
                  : "memory");
-}
-__device__ __forceinline__ void ArriveAfterCopies(uint32_t barrier) {
-  asm volatile("cp.async.mbarrier.arrive.noinc.shared.b64 [%0];" ::"r"(barrier) : "memory");
 }
 __device__ __forceinline__ void CopyPair(uint32_t to, const void* from, uint32_t bytes, uint32_t second_to,
                                          const void* second_from, uint32_t second_bytes, uint32_t barrier) {

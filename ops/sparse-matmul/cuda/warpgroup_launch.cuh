@@ -21,9 +21,11 @@ struct GroupInstance {
     if (params.columns.x_aligned) {
       const int rows = static_cast<int>(std::min<int64_t>(kWidth, (args.n + 7) / 8 * 8));
       params.x_box_bytes = rows * kChunkK * 2;
-      const cudaError_t error = EncodeTensorMap(plan.device.encode_tensor_map, args.x, args.n, plan.in_features,
-                                                plan.in_features, rows, &params.x_map);
-      if (error != cudaSuccess) return error;
+      if constexpr (!Shape::kXByLoads) {
+        const cudaError_t error = EncodeTensorMap(plan.device.encode_tensor_map, args.x, args.n, plan.in_features,
+                                                  plan.in_features, rows, &params.x_map);
+        if (error != cudaSuccess) return error;
+      }
     }
     cudaLaunchConfig_t config = {};
     config.gridDim = dim3(plan.blocks * plan.cluster, static_cast<unsigned>((args.n + kWidth - 1) / kWidth));

@@ -6,15 +6,6 @@
 
 namespace flashllm::cuda {
 
-/// How a kernel multiplies. By measurement (docs/kernels.md).
-enum class Products {
-  kAlone,     // each warp for itself (mma), with X in registers
-  kTogether,  // a warpgroup's four warps together (wgmma), with X in shared memory
-};
-template <Columns kColumns, int kNTiles>
-constexpr Products kProducts =
-    kNTiles <= (kColumns == Columns::kHalves ? 4 : 2) ? Products::kAlone : Products::kTogether;
-
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
 
 /// One run's share of one panel of depth kDepth. `has_last`: else its warp has a tile less. acc[i] += tile i x X.
@@ -106,7 +97,7 @@ class Panel<Products::kAlone, kColumns, kDepth, kNTiles, kGroups> {
   }
 };
 
-/// Its consumer begins with chunk 1: it keeps the chunk before the one that it waited for last.
+/// Its consumer begins with XProducer::kFirstChunk: it keeps the chunk before the one that it waited for last.
 template <Columns kColumns, int kDepth, int kNTiles, int kGroups>
 class Panel<Products::kTogether, kColumns, kDepth, kNTiles, kGroups> {
  public:

@@ -11,6 +11,15 @@ constexpr int kGroupLanes = 4;  // K lanes of a thread block
 constexpr int kGroupDepth = PanelDepth(Team::kWarpgroup, PanelTiles(Team::kWarpgroup));
 constexpr int kChunkK = kBoxK, kChunkUnits = kChunkK / kUnitK;
 
+/// How a kernel multiplies. By measurement (docs/kernels.md).
+enum class Products {
+  kAlone,     // each warp for itself (mma), with X in registers
+  kTogether,  // a warpgroup's four warps together (wgmma), with X in shared memory
+};
+template <Columns kColumns, int kNTiles>
+constexpr Products kProducts =
+    kNTiles <= (kColumns == Columns::kHalves ? 4 : 2) ? Products::kAlone : Products::kTogether;
+
 /// kGroups: warpgroups. Each has one K lane, or two, one after the other, where the sums of many columns leave no
 /// registers for more warps.
 template <int kNTiles, int kGroups>
@@ -22,6 +31,10 @@ struct GroupShape {
   static constexpr int kRuns = kGroupLanes / kGroups;
   static constexpr int kAllTiles = kGroupDepth * kNTiles;  // accumulator tiles of a warp
   using Sums = float[kGroupDepth][kNTiles][4];
+  /// TMA carries out its copies one after the other, and when X is there to be read some 200 KB of the multiprocessor's
+  /// weights are before it. So few columns come by loads of a warp's own, which do not wait for them; many would take
+  /// too many issue slots.
+  static constexpr bool kXByLoads = kNTiles <= 2;
 
   /// Shared memory: the warps' runs; second runs, where there are any; X, a ring of chunks for each warpgroup;
   /// barriers. With one panel a second run takes the first one's place, and X the second one's too. Partial sums of the

@@ -9,7 +9,7 @@ namespace flashllm::cuda {
 
 struct GroupParams {
   ColumnParams columns;
-  CUtensorMap x_map;  // if columns.x_aligned
+  CUtensorMap x_map;  // if columns.x_aligned and X comes by TMA
   int x_box_bytes;    // of a chunk; columns of X that do not exist are not even zero
 };
 
@@ -40,29 +40,32 @@ struct XRing {
   }
 };
 
-/// What the warp does that brings a warpgroup's X. `first_chunk`: number of its first chunk, 0 or 1; where 1, number 0
-/// is nobody's.
-template <int kNTiles, int kGroups>
+/// What the warp does that brings a warpgroup's X, all its lanes together.
+template <Products kHow, int kNTiles, int kGroups>
 class XProducer {
  public:
   using Shape = GroupShape<kNTiles, kGroups>;
+  /// Number of its first chunk. Who multiplies together keeps the chunk before the one that was waited for last: number
+  /// 0 is nobody's.
+  static constexpr int kFirstChunk = kHow == Products::kTogether ? 1 : 0;
 
   __device__ __forceinline__ XProducer(const GroupParams& p, const uint8_t* shared, int group, int panels,
-                                       int first_chunk, int first_lane, int column0)
-      : p_(p), ring_(shared, group, panels), first_lane_(first_lane), column0_(column0), number_(first_chunk) {
-    if (!ptx::ElectLane()) return;
-    for (uint32_t slot = 0; slot < ring_.Slots(); ++slot) {
-      ptx::BarrierInit(ring_.Full(slot), 1);
-      ptx::BarrierInit(ring_.Empty(slot), kGroupWarps);
+                                       int first_lane, int column0)
+      : p_(p), ring_(shared, group, panels), first_lane_(first_lane), column0_(column0), number_(kFirstChunk) {
+    if (ptx::ElectLane()) {
+      for (uint32_t slot = 0; slot < ring_.Slots(); ++slot) {
+        ptx::BarrierInit(ring_.Full(slot), kArrivals);
+        ptx::BarrierInit(ring_.Empty(slot), kGroupWarps);
+      }
     }
     ptx::BarrierInitFence();
-    if (first_chunk > 0) ptx::BarrierArrive(ring_.Full(0));
-    if (p.columns.x_aligned) ptx::PrefetchTensorMap(p.x_map);
+    __syncwarp();
+    if (kFirstChunk > 0) Arrive(ring_.Full(0));
+    if (!Shape::kXByLoads && p.columns.x_aligned) ptx::PrefetchTensorMap(p.x_map);
   }
 
   /// Brings a panel's chunks, as they find room.
   __device__ __forceinline__ void Panel(int depth) {
-    if (!ptx::ElectLane()) return;
     const Partition& cut = p_.columns.partition;
     for (int lane = first_lane_; lane < first_lane_ + Shape::kRuns; ++lane) {
       const int first = cut.lane_unit[lane], end = cut.lane_unit[lane + 1];
@@ -76,22 +79,43 @@ class XProducer {
   }
 
  private:
+  static constexpr int kArrivals = Shape::kXByLoads ? 32 : 1;  // that complete a chunk
+
   __device__ __forceinline__ void Bring(int k) {
     const uint32_t number = number_++, round = ring_.Round(number), full = ring_.Full(number);
     if (round > 0) ptx::BarrierWait(ring_.Empty(number), (round - 1) & 1);
-    if (p_.columns.x_aligned) {
-      ptx::ArriveExpect(full, p_.x_box_bytes);
-      ptx::LoadTensor(ring_.Chunk(number), p_.x_map, k, column0_, full);
-    } else {
+    if (!p_.columns.x_aligned) {
       Copy(p_.columns, column0_, k, ring_.Chunk(number));
       ptx::FenceAsyncProxy();
-      ptx::BarrierArrive(full);
+      Arrive(full);
+    } else if constexpr (Shape::kXByLoads) {
+      Load(k, ring_.Chunk(number));
+      ptx::ArriveAfterCopies(full);
+    } else if (ptx::ElectLane()) {
+      ptx::ArriveExpect(full, p_.x_box_bytes);
+      ptx::LoadTensor(ring_.Chunk(number), p_.x_map, k, column0_, full);
     }
   }
 
-  /// What LoadTensor does, for an X that it cannot read.
+  __device__ __forceinline__ void Arrive(uint32_t full) {
+    __syncwarp();
+    if (kArrivals > 1 || ptx::ElectLane()) ptx::BarrierArrive(full);
+  }
+
+  /// What LoadTensor does, by copies of 16 bytes.
+  __device__ __forceinline__ void Load(int k, uint32_t chunk) {
+    const ColumnParams& p = p_.columns;
+    const int rows = p_.x_box_bytes / (kChunkK * 2), lane = threadIdx.x & 31, at = k + lane % 8 * 8;
+    const __half* from = p.x + static_cast<int64_t>(column0_ + lane / 8) * p.k + at;
+    for (int row = lane / 8; row < rows; row += 4, from += 4 * p.k) {
+      const bool exists = column0_ + row < p.n && at < p.k;
+      ptx::CopyAsync16(chunk + row * 128 + (lane % 8 ^ row % 8) * 16, exists ? from : p.x, exists ? 16 : 0);
+    }
+  }
+
+  /// The same for an X of which neither can be had, element by element.
   static __device__ __noinline__ void Copy(const ColumnParams& p, int column0, int k, uint32_t chunk) {
-    for (int row = 0; row < kNTiles * 8; ++row) {
+    for (int row = threadIdx.x & 31; row < kNTiles * 8; row += 32) {
       const int column = column0 + row;
       const __half* const from = p.x + static_cast<int64_t>(column) * p.k;
       for (int i = 0; i < kChunkK; ++i) {
