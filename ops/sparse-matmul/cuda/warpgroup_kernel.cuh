@@ -20,7 +20,7 @@ __global__ void __launch_bounds__(GroupShape<kNTiles, kGroups>::kThreads, 1)
     GroupMatMul(const __grid_constant__ GroupParams p) {
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
   using Shape = GroupShape<kNTiles, kGroups>;
-  constexpr Products kHow = kProducts<kColumns, kNTiles>;
+  constexpr Products kHow = kProducts<kNTiles>;
   using Producer = XProducer<kHow, kNTiles, kGroups>;
   extern __shared__ __align__(1024) uint8_t shared[];
   const Partition& cut = p.columns.partition;

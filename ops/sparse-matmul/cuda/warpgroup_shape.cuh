@@ -16,9 +16,8 @@ enum class Products {
   kAlone,     // each warp for itself (mma), with X in registers
   kTogether,  // a warpgroup's four warps together (wgmma), with X in shared memory
 };
-template <Columns kColumns, int kNTiles>
-constexpr Products kProducts =
-    kNTiles <= (kColumns == Columns::kHalves ? 4 : 2) ? Products::kAlone : Products::kTogether;
+template <int kNTiles>
+constexpr Products kProducts = kNTiles <= 4 ? Products::kAlone : Products::kTogether;
 
 /// kGroups: warpgroups. Each has one K lane, or two, one after the other, where the sums of many columns leave no
 /// registers for more warps.
