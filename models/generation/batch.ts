@@ -14,7 +14,7 @@ export interface ScheduledSequence {
    * @returns the token that was chosen, or undefined at the end.
    */
   next(logits: Float32Array | undefined, likeliest?: number): number | undefined;
-  /** The sequence has ended with an error; `next` is not called again. */
+  /** The sequence has ended with an error; `next` is not called again. It must not throw. */
   fail(error: unknown): void;
 }
 
@@ -62,14 +62,14 @@ export function takePrompts(
   places: number,
   { prefillTokens }: BatchLimits,
 ): ScheduledSequence[] {
-  const taken: ScheduledSequence[] = [];
+  let count = 0;
   let longest = 0;
-  while (taken.length < places && waiting.length > 0) {
-    longest = Math.max(longest, (waiting[0] as ScheduledSequence).prompt.length);
-    if (taken.length > 0 && longest * (taken.length + 1) > prefillTokens) break;
-    taken.push(waiting.shift() as ScheduledSequence);
+  for (const { prompt } of waiting.slice(0, places)) {
+    longest = Math.max(longest, prompt.length);
+    if (count > 0 && longest * (count + 1) > prefillTokens) break;
+    count++;
   }
-  return taken;
+  return waiting.splice(0, count);
 }
 
 /** Has a sequence choose its next token; an error that it throws ends it alone. */

@@ -33,38 +33,46 @@ export class DecodeStep {
   private readonly feeds: Record<string, Tensor | Mirrored>;
   private readonly fetches: Record<string, Tensor | Mirrored>;
   private readonly prepared: PreparedRun | undefined;
+  /** What is to be freed: views of the cache, and mirrors. */
+  private readonly owned: Tensor[];
 
   /**
-   * @param cache the rows, as past and present at once; the step's own.
+   * @param cache the rows, as past and present at once; the step's own from here on, also where this throws.
    * @param logits [rows, 1, vocabulary], what they are written into.
    * @param width positions of a row that are looked at, at most its room.
+   * @throws where there is not enough memory for the mirrors, or the session takes no such run; nothing stays then.
    */
   constructor(
     private readonly decoder: RowDecoder,
-    private readonly cache: Cache,
+    cache: Cache,
     private readonly logits: Tensor,
     rows: number,
     private readonly width: number,
   ) {
-    const { memory } = decoder;
+    this.owned = Object.values(cache);
     this.ids = new BigInt64Array(rows);
     this.positions = new BigInt64Array(rows);
     this.mask = new BigInt64Array(rows * width);
     this.kept = Array.from({ length: rows }, () => 0);
-    this.feeds = {
-      ...decoder.named({
-        ids: memory.place(new Tensor('int64', this.ids, [rows, 1])),
-        mask: memory.place(new Tensor('int64', this.mask, [rows, width])),
-        positions: memory.place(new Tensor('int64', this.positions, [rows, 1])),
-      }),
-      ...cache,
-    };
-    this.fetches = { logits: memory.place(logits), ...decoder.presentOf(cache) };
-    if (decoder.tellsLikeliest) {
-      this.likeliest = new BigInt64Array(rows);
-      this.fetches[LIKELIEST] = memory.place(new Tensor('int64', this.likeliest, [rows, 1]));
+    try {
+      this.feeds = {
+        ...decoder.named({
+          ids: this.place(new Tensor('int64', this.ids, [rows, 1])),
+          mask: this.place(new Tensor('int64', this.mask, [rows, width])),
+          positions: this.place(new Tensor('int64', this.positions, [rows, 1])),
+        }),
+        ...cache,
+      };
+      this.fetches = { logits: this.place(logits), ...decoder.presentOf(cache) };
+      if (decoder.tellsLikeliest) {
+        this.likeliest = new BigInt64Array(rows);
+        this.fetches[LIKELIEST] = this.place(new Tensor('int64', this.likeliest, [rows, 1]));
+      }
+      this.prepared = prepareRun(decoder.session, this.feeds, this.fetches);
+    } catch (error) {
+      this.free();
+      throw error;
     }
-    this.prepared = prepareRun(decoder.session, this.feeds, this.fetches);
   }
 
   /**
@@ -86,12 +94,20 @@ export class DecodeStep {
 
   /** Lets its memory go, its views of the cache and what a GPU recorded. Nothing is running. */
   async dispose(): Promise<void> {
-    const { memory } = this.decoder;
-    for (const place of [...Object.values(this.feeds), ...Object.values(this.fetches)])
-      if ('host' in place) memory.free(place.device);
-    for (const view of Object.values(this.cache)) memory.free(view);
+    this.free();
     // A GPU that fails here has failed before, in a run, which said so.
     await this.prepared?.dispose().catch(() => {});
+  }
+
+  /** What the run is given for a tensor: itself or a mirror, which is freed with the step. */
+  private place(tensor: Tensor): Tensor | Mirrored {
+    const place = this.decoder.memory.place(tensor);
+    if ('host' in place) this.owned.push(place.device);
+    return place;
+  }
+
+  private free(): void {
+    for (const tensor of this.owned) this.decoder.memory.free(tensor);
   }
 
   private keep(row: number, length: number): void {

@@ -239,9 +239,12 @@ export class RowBatch implements Batch {
     this.ahead = undefined;
     this.slots.length = 0;
     this.prefilling = undefined;
-    await this.steps.clear();
-    this.logits.clear();
-    this.cache.clear();
+    try {
+      await this.steps.clear();
+    } finally {
+      this.logits.clear();
+      this.cache.clear();
+    }
   }
 
   /** Tensors of a step of prefill. A row of fewer new tokens than the longest has padding behind them. */

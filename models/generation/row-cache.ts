@@ -55,7 +55,7 @@ export class RowCache {
         await breathe();
       }
     } catch (error) {
-      for (const tensor of grown) this.memory.free(tensor);
+      this.freeAll(grown);
       throw error;
     }
     this.clear();
@@ -79,8 +79,15 @@ export class RowCache {
 
   /** As `view`; the tensors are the caller's, who must free them. */
   views(first: number, count: number): Cache {
-    const entries = this.names.map((name, i) => [name, this.memory.rows(this.tensors[i] as Tensor, first, count)]);
-    return Object.fromEntries(entries);
+    const views: Record<string, Tensor> = {};
+    try {
+      for (const [i, name] of this.names.entries())
+        views[name] = this.memory.rows(this.tensors[i] as Tensor, first, count);
+      return views;
+    } catch (error) {
+      this.freeAll(Object.values(views));
+      throw error;
+    }
   }
 
   /** Copies a row's first `length` tokens to another row. */
@@ -94,14 +101,18 @@ export class RowCache {
   /** Gives the memory back. */
   clear(): void {
     this.dropView();
-    for (const tensor of this.tensors) this.memory.free(tensor);
+    this.freeAll(this.tensors);
     this.tensors = [];
     this.rows = 0;
     this.room = 0;
   }
 
   private dropView(): void {
-    for (const tensor of Object.values(this.lent?.cache ?? {})) this.memory.free(tensor);
+    this.freeAll(Object.values(this.lent?.cache ?? {}));
     this.lent = undefined;
+  }
+
+  private freeAll(tensors: readonly Tensor[]): void {
+    for (const tensor of tensors) this.memory.free(tensor);
   }
 }

@@ -84,17 +84,32 @@ export class Scheduler {
 
   private async run(): Promise<void> {
     const { batch, waiting } = this;
-    do {
-      while (waiting.length > 0 || this.active > 0) {
-        await breathe();
-        batch.admit(waiting);
-        if (batch.reading.length > 0) await this.attempt(batch.reading, () => batch.prefill());
-        if (batch.decoding.length > 0) await this.attempt(batch.decoding, () => batch.decode(waiting.length > 0));
-      }
-      await batch.clear();
-      // Prompts may have come meanwhile.
-    } while (waiting.length > 0);
-    this.running = undefined;
+    try {
+      do {
+        try {
+          await this.work();
+        } catch (error) {
+          // No step has failed, which is for those in it, but what leads all of them.
+          this.end([...waiting, ...batch.reading, ...batch.decoding], error);
+        } finally {
+          await batch.clear();
+        }
+        // Prompts may have come meanwhile.
+      } while (waiting.length > 0);
+    } finally {
+      this.running = undefined;
+    }
+  }
+
+  /** Runs steps until nobody is left. */
+  private async work(): Promise<void> {
+    const { batch, waiting } = this;
+    while (waiting.length > 0 || this.active > 0) {
+      await breathe();
+      batch.admit(waiting);
+      if (batch.reading.length > 0) await this.attempt(batch.reading, () => batch.prefill());
+      if (batch.decoding.length > 0) await this.attempt(batch.decoding, () => batch.decode(waiting.length > 0));
+    }
   }
 
   /** Runs a step; if it fails, so do its sequences, and the others go on. */
@@ -102,11 +117,14 @@ export class Scheduler {
     try {
       await step();
     } catch (error) {
-      const [failed, cause] = error instanceof StepError ? [error.sequences, error.cause] : [involved, error];
-      for (const sequence of failed) {
-        this.cancel(sequence);
-        sequence.fail(cause);
-      }
+      if (error instanceof StepError) this.end(error.sequences, error.cause);
+      else this.end(involved, error);
     }
+  }
+
+  /** Takes sequences out and tells them of the error that ends them. */
+  private end(sequences: readonly ScheduledSequence[], error: unknown): void {
+    for (const sequence of sequences) this.cancel(sequence);
+    for (const sequence of sequences) sequence.fail(error);
   }
 }

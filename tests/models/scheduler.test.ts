@@ -4,6 +4,7 @@ import { join } from 'node:path';
 import { TextStreamer } from '@huggingface/transformers';
 import test from 'ava';
 import { Decoder } from '../../models/decoder.js';
+import type { ScheduledSequence } from '../../models/generation/batch.js';
 import { type CacheMemory, hostMemory } from '../../models/generation/cache-memory.js';
 import { QueueFullError } from '../../models/generation/scheduler.js';
 import { readOptConfig } from '../../models/opt/config.js';
@@ -314,6 +315,35 @@ test('an error of a step that was started ahead ends those who were in it, not w
   t.deepEqual(await second[0]?.result, expected[0]);
   const [again] = await shared.generate(['Once upon a time'], options);
   t.is(again?.tokenIds.length, 12 + (again?.promptTokens as number));
+});
+
+test('what no step is to blame for ends all, and memory is given back all the same', async (t) => {
+  const { decoder, tokenizer } = model();
+  const shared = new TextGenerator(decoder, tokenizer, config);
+  const options = { maxNewTokens: 40, stopTokenIds: [] };
+  const [running, waiting] = shared.start(['Once upon a time', 'Call me'], options);
+  let told: unknown;
+  const broken: ScheduledSequence = {
+    get prompt(): number[] {
+      throw new Error('no prompt');
+    },
+    limit: 4,
+    greedy: true,
+    next: () => undefined,
+    fail(error) {
+      told = error;
+    },
+  };
+  running?.onPiece(() => {
+    if (!told) shared.scheduler.submit(broken);
+  });
+  for (const text of [running, waiting])
+    await t.throwsAsync(text?.result as Promise<unknown>, { message: 'no prompt' });
+  t.is((told as Error).message, 'no prompt');
+  await shared.scheduler.idle();
+  t.deepEqual([shared.scheduler.active, shared.scheduler.queued, shared.scheduler.cacheBytes], [0, 0, 0]);
+  const [expected] = await generator().generate(['Once upon a time'], options);
+  t.deepEqual(await shared.generate(['Once upon a time'], options), [expected]);
 });
 
 test('the TextStreamer of transformers.js takes our tokens', async (t) => {
