@@ -25,6 +25,7 @@ export function findModels(input: string): { root: string; models: ModelFile[] }
   if (stats.isFile()) {
     return { root: path.dirname(input), models: [{ path: input, relative: path.basename(input) }] };
   }
+  if (!stats.isDirectory()) throw new ModelError(`${input} is neither a file nor a folder; expected an .onnx model`);
   const models = MODEL_FOLDERS.flatMap((folder) => {
     const full = path.join(input, folder);
     if (!existsSync(full)) return [];

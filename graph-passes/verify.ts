@@ -1,6 +1,8 @@
 /** Runs two models on the same inputs and compares what they give, element by element. */
 import { readFileSync } from 'node:fs';
 import type { InferenceSession, Tensor, TensorConstructor } from 'onnxruntime-node';
+import { ModelError } from './onnx/errors.js';
+import { loadModel } from './onnx/load.js';
 import { float16ToNumber } from './onnx/tensor.js';
 import { type InputSizes, makeTensor, randomInputs } from './random-inputs.js';
 
@@ -44,15 +46,28 @@ export interface VerifyReport {
 
 /**
  * Compares a model with its rewritten form. One session is open at a time.
- * @throws Error where a model does not load or run, or the inputs do not fit.
+ * @throws ModelError where a model is damaged, or does not load or run; Error where the inputs do not fit.
  */
 export async function verifyModels(options: VerifyOptions): Promise<VerifyReport> {
   const sizes = { sequence: 5, past: 3, seed: 1, ...options.sizes };
+  const original: Side = {
+    name: `the original ${options.original}`,
+    path: options.original,
+    anew: 'export it again',
+    fitting: 'check the inputs',
+  };
+  const rewritten: Side = {
+    name: `the rewritten model ${options.rewritten}`,
+    path: options.rewritten,
+    anew: 'rewrite it again (flashllm rewrite)',
+    fitting: 'check that it was made from this original',
+  };
+  for (const model of [original, rewritten]) requireWhole(model);
   // Loaded here, so that a program that only rewrites models loads no runtime.
   const ort = await import('onnxruntime-node');
   await import('../provider/index.js');
   let feeds: Record<string, Tensor> = {};
-  const expected = await runModel(ort, options.original, ['cpu'], (session) => {
+  const expected = await runModel(ort, original, ['cpu'], (session) => {
     feeds = options.inputs
       ? readInputs(ort.Tensor, options.inputs, session.inputMetadata)
       : randomInputs(ort.Tensor, session.inputMetadata, options.original, sizes);
@@ -60,7 +75,7 @@ export async function verifyModels(options: VerifyOptions): Promise<VerifyReport
   });
   const report: VerifyReport = { runs: [], ok: true };
   for (const providers of [['flashllm', 'cpu'], ...(options.stock ? [['cpu']] : [])]) {
-    const found = await runModel(ort, options.rewritten, providers, () => feeds);
+    const found = await runModel(ort, rewritten, providers, () => feeds);
     const outputs = Object.entries(expected).map(([name, tensor]) =>
       isChoice(name, expected)
         ? compareChoices(expected.logits as Tensor, tensor, found[name], options.tolerance)
@@ -72,18 +87,58 @@ export async function verifyModels(options: VerifyOptions): Promise<VerifyReport
   return report;
 }
 
+/** One of the two models, and what to do where it fails. */
+interface Side {
+  readonly name: string;
+  readonly path: string;
+  /** Where its files are damaged. */
+  readonly anew: string;
+  /** Where it does not take the inputs. */
+  readonly fitting: string;
+}
+
+/** Reads a model's files as a rewrite does: what is wrong with them, a session says less clearly, and in its log too. */
+function requireWhole({ name, path, anew }: Side): void {
+  try {
+    loadModel(path);
+  } catch (cause) {
+    if (!(cause instanceof ModelError)) throw cause;
+    throw new ModelError(
+      `${name} is damaged or incomplete. ${text(cause)}. Copy it again with all of its files, or ${anew}`,
+      { cause },
+    );
+  }
+}
+
 async function runModel(
   ort: typeof import('onnxruntime-node'),
-  path: string,
+  { name, path, anew, fitting }: Side,
   executionProviders: string[],
   feedsOf: (session: InferenceSession) => Record<string, Tensor>,
 ): Promise<Record<string, Tensor>> {
-  const session = await ort.InferenceSession.create(path, { executionProviders });
+  const where = `in a session of ${executionProviders.join(' + ')}`;
+  const session = await ort.InferenceSession.create(path, { executionProviders }).catch((cause: unknown) => {
+    throw new ModelError(
+      `${name} does not load ${where}: ${text(cause)}. Expected a model that ONNX Runtime takes: ${anew}`,
+      { cause },
+    );
+  });
   try {
-    return (await session.run(feedsOf(session))) as Record<string, Tensor>;
+    const results = await session.run(feedsOf(session)).catch((cause: unknown) => {
+      throw new ModelError(
+        `${name} does not run ${where}: ${text(cause)}. Expected a model for the original's inputs: ${fitting}`,
+        { cause },
+      );
+    });
+    return results as Record<string, Tensor>;
   } finally {
     await session.release();
   }
+}
+
+/** What an error says, without the full stop or line that it may end with. */
+function text(error: unknown): string {
+  return (error instanceof Error ? error.message : String(error)).trim().replace(/\.$/, '');
 }
 
 interface JsonTensor {
@@ -97,7 +152,7 @@ function readInputs(
   file: string,
   metadata: readonly InferenceSession.ValueMetadata[],
 ): Record<string, Tensor> {
-  const { inputs } = JSON.parse(readFileSync(file, 'utf8')) as { inputs?: Record<string, JsonTensor> };
+  const inputs = parseInputs(file);
   const feeds: Record<string, Tensor> = {};
   for (const { name } of metadata) {
     const given = inputs?.[name];
@@ -110,6 +165,17 @@ function readInputs(
     feeds[name] = makeTensor(TensorClass, { name, type: given.dtype }, given.shape, given.data);
   }
   return feeds;
+}
+
+function parseInputs(file: string): Record<string, JsonTensor> | undefined {
+  try {
+    return (JSON.parse(readFileSync(file, 'utf8')) as { inputs?: Record<string, JsonTensor> } | null)?.inputs;
+  } catch (cause) {
+    throw new Error(
+      `cannot read the inputs in ${file}: ${text(cause)}; expected JSON, { "inputs": { "<name>": { dtype, shape, data } } }`,
+      { cause },
+    );
+  }
 }
 
 function compare(

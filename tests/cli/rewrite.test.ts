@@ -1,6 +1,6 @@
 /** The commands rewrite, inspect and verify as a user runs them: output, files, exit codes. */
 import { execFile, spawn } from 'node:child_process';
-import { cpSync, existsSync, mkdirSync, readdirSync, readFileSync, truncateSync, writeFileSync } from 'node:fs';
+import { cpSync, existsSync, mkdirSync, readdirSync, readFileSync, rmSync, truncateSync, writeFileSync } from 'node:fs';
 import path from 'node:path';
 import { promisify } from 'node:util';
 import test from 'ava';
@@ -56,6 +56,84 @@ test('verify exits with 1 where models differ', async (t) => {
   const verified = await flashllm('verify', fixture, output);
   t.is(verified.code, 1);
   t.regex(verified.stdout, /DIFFERS/);
+});
+
+test('verify says of a damaged model which it is, what is wrong with it and what to do, and nothing else', async (t) => {
+  const whole = tempFolder();
+  t.is((await flashllm('rewrite', fixture, '-o', whole, '--sparsity', '0.7')).code, 0);
+  const copy = (change: (folder: string) => void): string => {
+    const folder = path.join(tempFolder(), 'copy');
+    cpSync(whole, folder, { recursive: true });
+    change(folder);
+    return folder;
+  };
+  const graph = (folder: string) => path.join(folder, path.basename(fixture));
+  const data = (folder: string) => `${graph(folder)}_data`;
+  const damaged =
+    /the rewritten model .* is damaged or incomplete\. .*\. Copy it again with all of its files, or rewrite it again/;
+  const cases: [RegExp, string][] = [
+    [/: the file is cut short/, copy((folder) => truncateSync(graph(folder), 3000))],
+    [/: the file is empty, expected an ONNX model/, copy((folder) => truncateSync(graph(folder), 0))],
+    [/: the file is no ONNX model/, copy((folder) => writeFileSync(graph(folder), 'a letter, not a model'))],
+    [
+      /: external data of tensor .* are outside .*_data \(1000 bytes\)/,
+      copy((folder) => truncateSync(data(folder), 1000)),
+    ],
+    [/: external data of tensor .*_data is missing/, copy((folder) => rmSync(data(folder)))],
+  ];
+  for (const [what, folder] of cases) {
+    const { code, stdout, stderr } = await flashllm('verify', fixture, folder);
+    t.is(code, 1);
+    t.is(stdout, '');
+    // One line: the session's log, if there were one, would come before it.
+    t.regex(stderr, /^.*error.*\n$/);
+    t.regex(stderr, damaged);
+    t.regex(stderr, what);
+  }
+  const original = await flashllm('verify', cases[0]?.[1] as string, whole);
+  t.is(original.code, 1);
+  t.regex(original.stderr, /^.*error.*: the original .* is damaged .* cut short.* or export it again\n$/);
+
+  // Not in the files' structure, but in what they hold.
+  const changed = copy((folder) => {
+    const bytes = readFileSync(data(folder));
+    bytes.subarray(-64).fill(0x5a);
+    writeFileSync(data(folder), bytes);
+  });
+  const refused = await flashllm('verify', fixture, changed);
+  t.is(refused.code, 1);
+  t.regex(
+    refused.stderr,
+    /the rewritten model .* does not load in a session of flashllm \+ cpu: .* is not valid: .* rewrite it again/,
+  );
+});
+
+test('verify names a path without a model, models that do not belong together, and inputs that it cannot read', async (t) => {
+  const folder = tempFolder();
+  const fail = async (...args: string[]) => {
+    const { code, stderr } = await flashllm('verify', ...args);
+    t.is(code, 1);
+    return stderr;
+  };
+  const nowhere = path.join(folder, 'nowhere.onnx');
+  t.regex(await fail(nowhere, fixture), /nowhere\.onnx does not exist; expected an \.onnx file or a folder with one/);
+  t.regex(await fail(fixture, nowhere), /nowhere\.onnx does not exist; expected an \.onnx file or a folder with one/);
+  t.regex(await fail(fixture, folder), /holds no \.onnx file\. .*run flashllm export first/);
+  t.regex(await fail(fixture, '/dev/null'), /\/dev\/null is neither a file nor a folder; expected an \.onnx model/);
+  mkdirSync(path.join(folder, 'model.onnx'));
+  t.regex(await fail(fixture, folder), /model\.onnx is not a file; expected an ONNX model/);
+  const other = makeModel({
+    nodes: [makeNode('MatMul', ['x', 'w'], ['y'])],
+    initializers: [floats('w', [8, 8], noise(64, 1))],
+    inputs: [value('x', 1, ['n', 8])],
+    outputs: [value('y', 1, ['n', 8])],
+  });
+  t.regex(
+    await fail(fixture, writeModel(other)),
+    /the rewritten model .* does not run .*'x' is missing.*: check that it was made from this original/,
+  );
+  t.regex(await fail(fixture, fixture, '--inputs', nowhere), /cannot read the inputs in .*ENOENT.*; expected JSON/);
+  t.regex(await fail(fixture, fixture, '--inputs', fixture), /cannot read the inputs in .*; expected JSON, /);
 });
 
 test('--dry-run and inspect write nothing and agree; --json is JSON', async (t) => {
