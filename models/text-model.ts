@@ -19,6 +19,7 @@ import { loadTokenizer, type Tokenizer } from './tokenizer.js';
 
 /** A model folder, opened: what text generation and perplexity need. */
 export interface TextModel {
+  /** Its `release()` ends the generator too: what is being generated fails, and all memory is given back. */
   readonly session: InferenceSession;
   readonly decoder: Decoder;
   readonly tokenizer: Tokenizer;
@@ -51,7 +52,23 @@ export async function openTextModel(
   });
   const decoder = new Decoder(session, cacheMemory(session, options));
   const generator = new TextGenerator(decoder, texts, config, scheduling);
+  releaseWith(session, () => generator.scheduler.close());
   return { session, decoder, tokenizer: texts, generator };
+}
+
+/**
+ * Has a session's release begin with what holds memory over it: steps that are recorded would keep the session, and their cache would stay
+ * until the garbage collector finds it.
+ */
+function releaseWith(session: InferenceSession, first: () => Promise<void>): void {
+  const release = session.release.bind(session);
+  session.release = async () => {
+    try {
+      await first();
+    } finally {
+      await release();
+    }
+  };
 }
 
 /** What is wrong with a model's files, in more words than ONNX Runtime has, if it is in them. */

@@ -110,6 +110,11 @@ export class PaddedBatch implements Batch {
     }
   }
 
+  /** Nothing is recorded here that would save the next sequences time. */
+  rest(): Promise<void> {
+    return this.clear();
+  }
+
   async clear(): Promise<void> {
     this.slots = [];
     this.prefilling = undefined;

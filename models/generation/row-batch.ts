@@ -64,7 +64,7 @@ export class RowBatch implements Batch {
     private readonly decoder: RowDecoder,
     private readonly limits: BatchLimits,
   ) {
-    this.cache = new RowCache(decoder.shape, limits.maxBatch, decoder.memory);
+    this.cache = new RowCache(decoder.shape, limits.maxBatch, decoder.memory, limits.idleCacheBytes);
     this.logits = new LogitsMemory(decoder.shape);
     this.steps = new DecodeSteps(decoder, this.cache, this.logits, limits.maxBatch);
   }
@@ -152,8 +152,11 @@ export class RowBatch implements Batch {
     for (const row of members.keys()) lengths[first + row] = done;
     const rows = this.steps.rounded(first + members.length);
     for (const sequence of this.reading.sort((a, b) => b.limit - a.limit)) {
+      if (this.cache.fits(rows, sequence.limit)) return;
+      // Steps show rows where they lie now, and hold that memory: it may be needed for the larger cache.
+      await this.steps.clear();
       try {
-        if (await this.cache.reserve(rows, sequence.limit, lengths)) await this.steps.clear();
+        await this.cache.reserve(rows, sequence.limit, lengths);
         return;
       } catch (error) {
         this.cancel(sequence);
@@ -229,22 +232,42 @@ export class RowBatch implements Batch {
     slot.token = token;
   }
 
-  /** When no step is running; its error is for those who are in it. */
-  private async landed(): Promise<void> {
-    await this.ahead?.result.catch(() => {});
+  /** When no step is running; its error is for those who are in it. @returns whether it has none. */
+  private async landed(): Promise<boolean> {
+    if (!this.ahead) return true;
+    return this.ahead.result.then(
+      () => true,
+      () => false,
+    );
+  }
+
+  /**
+   * Recorded steps stay, and the cache that they were recorded over: to make them anew, the next sequences would wait. Of steps that are
+   * not recorded little is saved, while their cache is memory that others could use.
+   */
+  async rest(): Promise<void> {
+    const sound = await this.landed();
+    const worthwhile = this.decoder.memory.records && this.cache.bytes <= this.limits.idleCacheBytes;
+    if (!sound || !worthwhile) return this.clear();
+    this.forget();
   }
 
   async clear(): Promise<void> {
     await this.landed();
-    this.ahead = undefined;
-    this.slots.length = 0;
-    this.prefilling = undefined;
+    this.forget();
     try {
       await this.steps.clear();
     } finally {
       this.logits.clear();
       this.cache.clear();
     }
+  }
+
+  /** Lets go of sequences, of which none is left but in a step that has landed. */
+  private forget(): void {
+    this.ahead = undefined;
+    this.slots.length = 0;
+    this.prefilling = undefined;
   }
 
   /** Tensors of a step of prefill. A row of fewer new tokens than the longest has padding behind them. */

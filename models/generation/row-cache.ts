@@ -19,36 +19,61 @@ export class RowCache {
   private readonly names: readonly string[];
   private lent: { readonly first: number; readonly count: number; readonly cache: Cache } | undefined;
 
-  /** @param maxRows most rows that `reserve` is asked for. */
+  /**
+   * @param maxRows most rows that `reserve` is asked for.
+   * @param spareBytes most bytes that it takes where less would do for what it is asked for.
+   */
   constructor(
     private readonly shape: DecoderShape,
     private readonly maxRows: number,
     private readonly memory: CacheMemory,
+    private readonly spareBytes = Number.POSITIVE_INFINITY,
   ) {
     this.names = cacheNames(shape).map(([past]) => past);
   }
 
   /** Bytes reserved. */
   get bytes(): number {
-    const { heads, headDim, type } = this.shape;
-    return this.tensors.length * this.rows * heads * this.room * headDim * (type === 'float32' ? 4 : 2);
+    return this.tensors.length === 0 ? 0 : this.bytesOf(this.rows, this.room);
+  }
+
+  /** Whether there is place for `rows` rows of `tokens` tokens each. */
+  fits(rows: number, tokens: number): boolean {
+    return rows <= this.rows && tokens <= this.room;
   }
 
   /**
-   * Makes place for `rows` rows of `tokens` tokens each.
-   * @param lengths how many tokens each row holds that must be kept.
-   * @returns whether the rows lie elsewhere now: what `view` and `views` gave before shows them no longer.
-   * @throws where there is not enough memory; the cache stays as it was.
+   * Makes place for `rows` rows of `tokens` tokens each. If the cache grows, its rows lie elsewhere: what `view` and `views` gave before
+   * shows them no longer.
+   * @param lengths how many tokens each row holds that must be kept. Where there are none, the memory goes before more is taken, so that
+   * both need not fit at once, if no view of it is left.
+   * @throws where there is not enough memory; rows that hold tokens stay as they were.
    */
-  async reserve(rows: number, tokens: number, lengths: readonly number[]): Promise<boolean> {
-    if (rows <= this.rows && tokens <= this.room) return false;
-    const room = Math.max(this.room, Math.ceil(tokens / PAGE_TOKENS) * PAGE_TOKENS);
-    const total = rows <= this.rows ? this.rows : Math.min(this.maxRows, Math.max(rows, 2 * this.rows));
+  async reserve(rows: number, tokens: number, lengths: readonly number[]): Promise<void> {
+    if (this.fits(rows, tokens)) return;
+    const room = Math.ceil(tokens / PAGE_TOKENS) * PAGE_TOKENS;
+    const grownRows = rows <= this.rows ? this.rows : Math.min(this.maxRows, Math.max(rows, 2 * this.rows));
+    const grownRoom = Math.max(this.room, room);
+    if (lengths.some((length) => length > 0)) return this.replace(grownRows, grownRoom, lengths);
+    this.clear();
+    // As large as before in both ways, so that requests of two kinds which take turns both find place.
+    if (this.bytesOf(grownRows, grownRoom) <= this.spareBytes) {
+      try {
+        return await this.replace(grownRows, grownRoom, []);
+      } catch {
+        // What was asked for may fit all the same.
+      }
+    }
+    await this.replace(rows, room, []);
+  }
+
+  /** Moves to new memory. @throws where there is not enough; the cache stays as it was. */
+  private async replace(rows: number, room: number, lengths: readonly number[]): Promise<void> {
     const { heads, headDim, type } = this.shape;
     const grown: Tensor[] = [];
     try {
       for (let i = 0; i < this.names.length; i++) {
-        const target = this.memory.allocate(type, [total, heads, room, headDim]);
+        const target = this.memory.allocate(type, [rows, heads, room, headDim]);
         grown.push(target);
         for (const [row, length] of lengths.entries())
           if (length > 0) this.memory.copyRow(this.tensors[i] as Tensor, row, target, row, length);
@@ -60,9 +85,8 @@ export class RowCache {
     }
     this.clear();
     this.tensors = grown;
-    this.rows = total;
+    this.rows = rows;
     this.room = room;
-    return true;
   }
 
   /**
@@ -110,6 +134,11 @@ export class RowCache {
   private dropView(): void {
     this.freeAll(Object.values(this.lent?.cache ?? {}));
     this.lent = undefined;
+  }
+
+  private bytesOf(rows: number, room: number): number {
+    const { heads, headDim, type } = this.shape;
+    return this.names.length * rows * heads * room * headDim * (type === 'float32' ? 4 : 2);
   }
 
   private freeAll(tensors: readonly Tensor[]): void {

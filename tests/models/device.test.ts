@@ -52,6 +52,7 @@ test('sequences join and leave a batch on the GPU and get the texts of the CPU',
     });
     t.true(equal >= 7, `${equal} of 9 texts are equal`);
   }
+  await shared.scheduler.close();
   await Promise.all([gpu.session.release(), cpu.session.release()]);
 });
 
@@ -71,17 +72,25 @@ test('recorded steps give what steps that are run give, bit for bit, also beside
     heldOut.slice(500 * i, 500 * i + (i === 4 ? 1900 : 20 + 11 * i)),
   );
   const settings = [{ logprobs: 2 }, {}, { temperature: 0.9, topK: 50, seed: 7 }];
+  const generators = [recorded, plain].map(
+    ({ decoder, tokenizer }) => new TextGenerator(decoder, tokenizer, config, { maxBatch: 10, prefillTokens: 64 }),
+  );
   for (const setting of settings) {
     const texts = [];
-    for (const { decoder, tokenizer } of [recorded, plain]) {
-      const generator = new TextGenerator(decoder, tokenizer, config, { maxBatch: 10, prefillTokens: 64 });
+    for (const generator of generators) {
       const made = prompts.map((prompt, i) =>
         generator.start([prompt], { ...setting, maxNewTokens: 4 + 3 * i, stopTokenIds: [] }),
       );
       texts.push(await Promise.all(made.flat().map(({ result }) => result)));
+      // The next setting's steps are these, which have outlasted the queue, over a cache that is full of older tokens.
       await generator.scheduler.idle();
+      t.true(generator.scheduler.cacheBytes > 0);
     }
     t.deepEqual(texts[0], texts[1]);
+  }
+  for (const { scheduler } of generators) {
+    await scheduler.close();
+    t.is(scheduler.cacheBytes, 0);
   }
   // Runs of other shapes with tensors of the host: no recorded graph is taken for them.
   for (const length of [5, 9, 5, 5, 5]) {

@@ -2,7 +2,8 @@
 import { readFile, rm } from 'node:fs/promises';
 import { join } from 'node:path';
 import { TextStreamer } from '@huggingface/transformers';
-import test from 'ava';
+import test, { type ExecutionContext } from 'ava';
+import type { Tensor } from 'onnxruntime-node';
 import { Decoder } from '../../models/decoder.js';
 import type { ScheduledSequence } from '../../models/generation/batch.js';
 import { type CacheMemory, hostMemory } from '../../models/generation/cache-memory.js';
@@ -215,29 +216,56 @@ test('who leaves the loop, aborts or cancels makes place; the others go on', asy
   t.is(shared.scheduler.active, 0);
 });
 
-const inMemory = test.macro<[records: boolean]>(async (t, records) => {
-  const live = new Set<object>();
-  let room = Number.POSITIVE_INFINITY;
-  const memory: CacheMemory = {
+/** Memory that counts: what lives in it, how much has been asked for, and how much of it at once. */
+function countedMemory(t: ExecutionContext, records: boolean) {
+  const live = new Set<Tensor>();
+  const bytes = new Map<Tensor, number>();
+  const memory = {
+    live,
+    /** Longest row that can be had. */
+    room: Number.POSITIVE_INFINITY,
+    allocations: 0,
+    views: 0,
+    /** Most bytes at once since it was set to 0. */
+    peak: 0,
     records,
     place: hostMemory.place,
-    allocate(type, dims) {
-      if ((dims[2] as number) > room) throw new Error('out of memory on the device');
+    allocate(...[type, dims]: Parameters<CacheMemory['allocate']>) {
+      if ((dims[2] as number) > memory.room) throw new Error('out of memory on the device');
       const tensor = hostMemory.allocate(type, dims);
       (tensor.data as Float32Array).fill(Number.NaN);
       live.add(tensor);
+      memory.allocations++;
+      bytes.set(tensor, (tensor.data as Float32Array).byteLength);
+      memory.peak = Math.max(
+        memory.peak,
+        [...bytes.values()].reduce((sum, size) => sum + size, 0),
+      );
       return tensor;
     },
-    rows(...args) {
+    rows(...args: Parameters<CacheMemory['rows']>) {
       const view = hostMemory.rows(...args);
       live.add(view);
+      memory.views++;
       return view;
     },
     copyRow: hostMemory.copyRow,
-    free: (tensor) => t.true(live.delete(tensor)),
+    free(tensor: Tensor) {
+      t.true(live.delete(tensor));
+      bytes.delete(tensor);
+    },
   };
+  return memory satisfies CacheMemory;
+}
+
+const inMemory = test.macro<[records: boolean]>(async (t, records) => {
+  const memory = countedMemory(t, records);
+  const { live } = memory;
   const { tokenizer, session } = model();
-  const shared = new TextGenerator(new Decoder(session, memory), tokenizer, config, { maxBatch: 6 });
+  const shared = new TextGenerator(new Decoder(session, memory), tokenizer, config, {
+    maxBatch: 6,
+    idleCacheBytes: 0,
+  });
   const options = { maxNewTokens: 20, stopTokenIds: [] };
   const texts = await shared.generate(prompts(9), options);
   for (const [i, prompt] of prompts(9).entries())
@@ -245,7 +273,7 @@ const inMemory = test.macro<[records: boolean]>(async (t, records) => {
   await shared.scheduler.idle();
   t.is(live.size, 0);
   // What does not fit ends with the memory's error; what runs goes on.
-  room = 128;
+  memory.room = 128;
   const going = shared.generate(['Call me'], { ...options, maxNewTokens: 60 });
   await t.throwsAsync(shared.generate(['a'], { ...options, maxNewTokens: 300 }), { message: /out of memory/ });
   t.is((await going)[0]?.text, (await generator().generate(['Call me'], { ...options, maxNewTokens: 60 }))[0]?.text);
@@ -255,6 +283,111 @@ const inMemory = test.macro<[records: boolean]>(async (t, records) => {
 
 test('a cache lies in the memory that the decoder names, and all of it is given back', inMemory, false);
 test('so it does where steps keep their shapes, with more rows than sequences', inMemory, true);
+
+test('recorded steps and their cache outlast an empty queue, until the scheduler is closed', async (t) => {
+  const memory = countedMemory(t, true);
+  const { tokenizer, session } = model();
+  const shared = new TextGenerator(new Decoder(session, memory), tokenizer, config, { maxBatch: 6 });
+  const { scheduler } = shared;
+  const options = { maxNewTokens: 20, stopTokenIds: [] };
+  const texts = await shared.generate(prompts(9), options);
+  await scheduler.idle();
+  t.is(scheduler.active, 0);
+  t.true(scheduler.cacheBytes > 0);
+  const single = async (i: number) => {
+    t.deepEqual(await shared.generate([prompts(9)[i] as string], options), [texts[i]]);
+    await scheduler.idle();
+  };
+  // A sequence alone may be a step that the batch has not been through.
+  await single(0);
+  const { allocations, views } = memory;
+  for (const i of [1, 2, 0]) await single(i);
+  t.is(memory.views, views);
+  // The same sequences in the same batch, over a cache that is full of older tokens.
+  t.deepEqual(await shared.generate(prompts(9), options), texts);
+  t.is(memory.allocations, allocations);
+  await Promise.all([scheduler.close(), scheduler.close()]);
+  t.is(memory.live.size, 0);
+  t.is(scheduler.cacheBytes, 0);
+  t.throws(() => shared.start(['a']), { message: /has been released; open it again/ });
+});
+
+test('what outlasts the queue is bounded, and makes place for what needs more', async (t) => {
+  const memory = countedMemory(t, true);
+  const { tokenizer, session, decoder } = model();
+  const perToken = 2 * decoder.shape.layers * decoder.shape.heads * decoder.shape.headDim * 4;
+  const limit = 2 * 128 * perToken;
+  const shared = new TextGenerator(new Decoder(session, memory), tokenizer, config, { idleCacheBytes: limit });
+  const { scheduler } = shared;
+  const run = async (count: number, maxNewTokens: number) => {
+    const ids = Array.from({ length: count }, (_, i) => [2, 40 + i]);
+    const texts = await shared.generate(ids, { maxNewTokens, stopTokenIds: [] });
+    const [alone] = await generator().generate([[2, 40]], { maxNewTokens, stopTokenIds: [] });
+    t.deepEqual(texts[0], alone);
+    await scheduler.idle();
+    return scheduler.cacheBytes / perToken;
+  };
+  t.is(await run(1, 100), 128);
+  // More rows, none of them shorter than before: both kinds of request find place from now on.
+  t.is(await run(2, 10), 2 * 128);
+  t.is(await run(1, 100), 2 * 128);
+  // Two rows of 192 would be too much to keep, one is not; the old cache is gone before.
+  memory.peak = 0;
+  t.is(await run(1, 150), 192);
+  t.is(memory.peak, 192 * perToken);
+  // What is too large is given back.
+  t.is(await run(4, 100), 0);
+  t.is(memory.live.size, 0);
+  // So is what was there before a request that does not fit.
+  t.is(await run(1, 100), 128);
+  memory.room = 128;
+  t.is(await run(2, 10), 2 * 128);
+  await t.throwsAsync(shared.generate([[2, 40]], { maxNewTokens: 300 }), { message: /out of memory/ });
+  await scheduler.idle();
+  t.is(memory.live.size, 0);
+  t.throws(() => generator({ idleCacheBytes: -1 }), { message: /idleCacheBytes is -1/ });
+});
+
+test('nothing outlasts a queue that a failed step has emptied', async (t) => {
+  const memory = countedMemory(t, true);
+  const { tokenizer, session } = model();
+  const decoder = new Decoder(session, memory);
+  let failing = false;
+  const watched = Object.create(decoder, {
+    run: {
+      value: async (input: Parameters<typeof decoder.run>[0]) => {
+        if (failing) throw new Error('the model stumbled');
+        return decoder.run(input);
+      },
+    },
+  }) as typeof decoder;
+  const shared = new TextGenerator(watched, tokenizer, config);
+  await shared.generate(['Call me'], { maxNewTokens: 5 });
+  await shared.scheduler.idle();
+  t.true(memory.live.size > 0);
+  failing = true;
+  await t.throwsAsync(shared.generate(['Call me'], { maxNewTokens: 5 }), { message: 'the model stumbled' });
+  await shared.scheduler.idle();
+  t.is(memory.live.size, 0);
+});
+
+for (const kind of ['rows', 'padded'] as const)
+  test(`${kind}: releasing a model ends its texts`, async (t) => {
+    const folder = folders[Object.keys(kinds).indexOf(kind)] as string;
+    const own = await openTextModel(folder, { executionProviders: ['flashllm', 'cpu'] }, { maxBatch: 2 });
+    const options = { maxNewTokens: 400, stopTokenIds: [] };
+    const texts = own.generator.start(['Once upon a time', 'Call me', 'The state of'], options);
+    for await (const _ of texts[0] as (typeof texts)[0]) {
+      const released = own.session.release();
+      for (const { result } of texts) await t.throwsAsync(result, { message: /has been released; open it again/ });
+      await released;
+      break;
+    }
+    const { active, queued, cacheBytes } = own.generator.scheduler;
+    t.deepEqual([active, queued, cacheBytes], [0, 0, 0]);
+    t.throws(() => own.generator.start(['a']), { message: /has been released; open it again/ });
+    await t.throwsAsync(own.decoder.step({ ids: [[2]], mask: [[1]] }), { message: /released/ });
+  });
 
 test('too many waiting prompts are refused, all or none', async (t) => {
   const shared = generator({ maxBatch: 1, maxWaiting: 2 });
