@@ -9,7 +9,7 @@ import os from 'node:os';
 import path from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { Command } from 'commander';
-import { wholeNumber } from '../cli/generation-options.js';
+import { wholeNumber } from '../cli/option-parsers.js';
 import { copyCompanions } from '../graph-passes/companions.js';
 import { rewriteModel } from '../graph-passes/index.js';
 import { percentile } from '../models/benchmark.js';

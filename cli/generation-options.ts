@@ -1,9 +1,10 @@
 /** What `generate`, `bench` and `serve` share: the options of a session and of sampling, and how a folder is opened. */
-import { type Command, InvalidArgumentError, Option } from 'commander';
+import { type Command, Option } from 'commander';
 import type { InferenceSession } from 'onnxruntime-node';
 import type { GenerateOptions, SchedulerOptions, Tokenizer } from '../models/index.js';
 import { openTextModel, type TextModel } from '../models/text-model.js';
 import type { FlashLLMOptions } from '../provider/ep-options.js';
+import { finiteNumber, repeatable, wholeNumber } from './option-parsers.js';
 
 export interface ModelOptions {
   threads?: number;
@@ -65,12 +66,16 @@ export function addSamplingOptions(command: Command): Command {
   return command
     .option('-n, --max-tokens <number>', 'most tokens to generate', wholeNumber(0), 128)
     .option('--min-tokens <number>', 'fewest tokens to generate', wholeNumber(0))
-    .option('-t, --temperature <number>', '0: always the likeliest token (default: 0)', parseNumber)
+    .option('-t, --temperature <number>', '0: always the likeliest token (default: 0)', finiteNumber)
     .option('--top-k <number>', 'draw among so many likeliest tokens (default: all)', wholeNumber(0))
-    .option('--top-p <share>', 'draw among the likeliest tokens of this probability together (default: 1)', parseNumber)
-    .option('--repetition-penalty <number>', 'above 1: avoid tokens of prompt and text (default: 1)', parseNumber)
-    .option('--presence-penalty <number>', 'lower the logits of tokens in the text (default: 0)', parseNumber)
-    .option('--frequency-penalty <number>', 'the same for each time they occur (default: 0)', parseNumber)
+    .option(
+      '--top-p <share>',
+      'draw among the likeliest tokens of this probability together (default: 1)',
+      finiteNumber,
+    )
+    .option('--repetition-penalty <number>', 'above 1: avoid tokens of prompt and text (default: 1)', finiteNumber)
+    .option('--presence-penalty <number>', 'lower the logits of tokens in the text (default: 0)', finiteNumber)
+    .option('--frequency-penalty <number>', 'the same for each time they occur (default: 0)', finiteNumber)
     .option('--seed <number>', 'repeats the draws (default: a random one)', wholeNumber(0))
     .addOption(repeatable('--stop <text>', 'end before this text; may be repeated'))
     .option('--ignore-eos', 'do not end at the model’s end of text')
@@ -86,25 +91,4 @@ export function samplingSettings({ maxTokens, minTokens, ignoreEos, ...rest }: S
     minNewTokens: minTokens,
     stopTokenIds: ignoreEos ? [] : undefined,
   };
-}
-
-/** An option whose values are collected in a list. */
-export function repeatable(flags: string, description: string): Option {
-  return new Option(flags, description).argParser((value, list: string[]) => [...list, value]).default([], 'none');
-}
-
-/** A parser of whole numbers from `least` on. */
-export function wholeNumber(least: number): (text: string) => number {
-  return (text) => {
-    const value = Number(text);
-    if (text.trim() === '' || !Number.isSafeInteger(value) || value < least)
-      throw new InvalidArgumentError(`Expected a whole number of at least ${least}.`);
-    return value;
-  };
-}
-
-function parseNumber(text: string): number {
-  const value = Number(text);
-  if (text.trim() === '' || !Number.isFinite(value)) throw new InvalidArgumentError('Expected a number.');
-  return value;
 }

@@ -1,5 +1,5 @@
 /** What `rewrite` and `inspect` share: the options that choose layers, and the table that says what became of them. */
-import { type Command, InvalidArgumentError, Option } from 'commander';
+import { type Command, Option } from 'commander';
 import {
   BREAK_EVEN_SPARSITY,
   type InspectOptions,
@@ -8,6 +8,7 @@ import {
 } from '../graph-passes/index.js';
 import { type PruneMethod, pruneMethods } from '../models/pruning/index.js';
 import type { PruneSpec } from '../provider/native.js';
+import { repeatable, share } from './option-parsers.js';
 import { type Column, formatBytes, formatTable, Progress } from './terminal.js';
 
 export interface LayerOptions {
@@ -24,21 +25,20 @@ const VALUE_TYPES = { auto: 'auto', fp16: 'float16', bf16: 'bfloat16', fp32: 'fl
 
 /** Adds the options to a command. */
 export function addLayerOptions(command: Command): Command {
-  const collect = (value: string, list: string[]) => [...list, value];
   return command
     .option(
       '--min-sparsity <fraction>',
       `least share of zeros of a layer that becomes sparse (default: ${BREAK_EVEN_SPARSITY})`,
-      parseFraction,
+      share,
     )
-    .option('--include <glob>', 'only layers whose node or weight name matches; may be repeated', collect, [])
-    .option('--exclude <glob>', 'not layers whose node or weight name matches; may be repeated', collect, [])
+    .addOption(repeatable('--include <glob>', 'only layers whose node or weight name matches; may be repeated'))
+    .addOption(repeatable('--exclude <glob>', 'not layers whose node or weight name matches; may be repeated'))
     .addOption(
       new Option('--weights <type>', 'type of stored values; auto: the smallest that holds every value exactly')
         .choices(Object.keys(VALUE_TYPES))
         .default('auto'),
     )
-    .option('--sparsity <fraction>', 'prune to this share of zeros first', parseFraction)
+    .option('--sparsity <fraction>', 'prune to this share of zeros first', share)
     .addOption(
       new Option(
         '--method <name>',
@@ -62,15 +62,6 @@ export function layerSettings(options: LayerOptions): Omit<InspectOptions, 'inpu
     ...(minSparsity === undefined ? {} : { minSparsity }),
     ...(sparsity === undefined ? {} : { prune: { method, sparsity, scope } }),
   };
-}
-
-/** A share: `0.5` or `50%`. */
-function parseFraction(text: string): number {
-  const value = text.endsWith('%') ? Number(text.slice(0, -1)) / 100 : Number(text);
-  if (text.trim() === '' || !(value >= 0 && value <= 1)) {
-    throw new InvalidArgumentError('Expected a share from 0 to 1, such as 0.5 or 50%.');
-  }
-  return value;
 }
 
 /** Shows the progress of reading and writing, one bar after the other. */
@@ -104,10 +95,10 @@ const COLUMNS: readonly Column[] = [
 export function formatLayers({ layers, bytesBefore, bytesAfter }: InspectReport): string {
   if (layers.length === 0) return 'no linear layer with a constant weight';
   const sparse = layers.filter(({ decision }) => decision === 'sparse').length;
-  const share = bytesBefore > 0 ? ` (${((bytesAfter / bytesBefore) * 100).toFixed(1)} %)` : '';
+  const ratio = bytesBefore > 0 ? ` (${((bytesAfter / bytesBefore) * 100).toFixed(1)} %)` : '';
   const summary =
     `${sparse} of ${layers.length} layers sparse; their weights and the others: ` +
-    `${formatBytes(bytesBefore)} → ${formatBytes(bytesAfter)}${share}`;
+    `${formatBytes(bytesBefore)} → ${formatBytes(bytesAfter)}${ratio}`;
   return `${formatTable(COLUMNS, layers.map(layerRow))}\n\n${summary}`;
 }
 

@@ -10,7 +10,8 @@ import { profileStep, type StepProfile } from '../../models/step-profile.js';
 import { computesOnDevice } from '../../models/text-model.js';
 import { deviceUse } from '../../provider/device-tensor.js';
 import { barChart } from '../chart.js';
-import { addModelOptions, type ModelOptions, openModel, sessionOptions, wholeNumber } from '../generation-options.js';
+import { addModelOptions, type ModelOptions, openModel, sessionOptions } from '../generation-options.js';
+import { wholeNumber } from '../option-parsers.js';
 import { formatStep } from '../step-table.js';
 import { abortOnInterrupt, formatBytes, formatSeconds, formatTable, Progress } from '../terminal.js';
 

@@ -1,13 +1,14 @@
 import { mkdtemp, readFile, rm, stat } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join, resolve } from 'node:path';
-import { Command, InvalidArgumentError } from 'commander';
+import { Command } from 'commander';
 import pc from 'picocolors';
 import { inspectModel, type RewriteReport, rewriteFolder } from '../../graph-passes/index.js';
 import { exportOpt } from '../../models/opt/export.js';
 import { measurePerplexity } from '../../models/perplexity.js';
 import { shippedHeldOutText, shippedModel, shippedSparseModel } from '../../models/shipped.js';
 import { openTextModel, type TextModel } from '../../models/text-model.js';
+import { shareBelowOne, wholeNumber } from '../option-parsers.js';
 import { abortOnInterrupt, formatBytes, formatSeconds, formatTable, Progress } from '../terminal.js';
 
 interface Options {
@@ -51,9 +52,9 @@ export function demoCommand(): Command {
     .option('-o, --output <folder>', 'keep what is made here, in dense/ and sparse/ (default: a temporary folder)')
     .option('--model <hf-folder>', 'another Hugging Face OPT folder; pruned and rewritten here')
     .option('--prompt <text>', 'beginning of the text', 'The state of our Union is')
-    .option('--tokens <number>', 'tokens to generate', parseCount, 96)
-    .option('--sparsity <fraction>', 'prune by magnitude in each layer (default with --model: 0.5)', parseFraction)
-    .option('--eval-tokens <number>', 'tokens of held-out text to measure perplexity on', parseCount, 8192)
+    .option('--tokens <number>', 'tokens to generate', wholeNumber(2), 96)
+    .option('--sparsity <fraction>', 'prune by magnitude in each layer (default with --model: 0.5)', shareBelowOne)
+    .option('--eval-tokens <number>', 'tokens of held-out text to measure perplexity on', wholeNumber(2), 8192)
     .option('--json', 'print the measurements as JSON')
     .action(run);
 }
@@ -243,17 +244,4 @@ async function timed<T>(work: () => Promise<T>): Promise<{ value: T; seconds: nu
 
 function percent(fraction: number): string {
   return `${Number((100 * fraction).toFixed(1))} %`;
-}
-
-function parseFraction(text: string): number {
-  const value = Number(text);
-  if (text.trim() === '' || !(value >= 0 && value < 1))
-    throw new InvalidArgumentError('expected a number from 0 to below 1');
-  return value;
-}
-
-function parseCount(text: string): number {
-  const value = Number(text);
-  if (!Number.isInteger(value) || value < 2) throw new InvalidArgumentError('expected a whole number of at least 2');
-  return value;
 }

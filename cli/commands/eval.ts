@@ -2,12 +2,13 @@ import { existsSync } from 'node:fs';
 import { mkdtemp, readFile, rm } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
-import { Command, InvalidArgumentError } from 'commander';
+import { Command } from 'commander';
 import { readOptConfig } from '../../models/opt/config.js';
 import { exportOpt } from '../../models/opt/export.js';
 import { measurePerplexity, type Perplexity } from '../../models/perplexity.js';
 import { shippedHeldOutText } from '../../models/shipped.js';
 import { openTextModel } from '../../models/text-model.js';
+import { wholeNumber } from '../option-parsers.js';
 import { abortOnInterrupt, formatSeconds, Progress } from '../terminal.js';
 
 interface Options {
@@ -32,7 +33,7 @@ export function evalCommand(): Command {
     .argument('<model>', 'folder with model.onnx, or a Hugging Face OPT folder (which is exported first)')
     .option('--text <file>', 'UTF-8 text (default: the held-out text that ships along)')
     .option('--stock', "run in ONNX Runtime's own CPU provider instead of this package's")
-    .option('--window <tokens>', "tokens of a window (default: the model's context length)", parseWindow)
+    .option('--window <tokens>', "tokens of a window (default: the model's context length)", wholeNumber(2))
     .option('--json', 'print the result as JSON')
     .action(run);
 }
@@ -76,10 +77,4 @@ async function evaluate(folder: string, options: Options, signal: AbortSignal): 
 function format({ perplexity, tokens, seconds, window, session, text }: Evaluation): string {
   const where = session === 'stock' ? 'stock ONNX Runtime' : 'flashllm';
   return `perplexity ${perplexity.toFixed(4)} on ${text}: ${tokens} tokens in windows of ${window}, ${formatSeconds(seconds)} in ${where}`;
-}
-
-function parseWindow(text: string): number {
-  const value = Number(text);
-  if (!Number.isSafeInteger(value) || value < 2) throw new InvalidArgumentError('expected a whole number ≥ 2');
-  return value;
 }

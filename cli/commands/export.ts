@@ -1,7 +1,8 @@
 import { resolve } from 'node:path';
-import { Command, InvalidArgumentError, Option } from 'commander';
+import { Command, Option } from 'commander';
 import { type ExportOptions, type ExportResult, exportOpt, exportRandomOpt } from '../../models/opt/export.js';
 import { type OptSize, optConfigJson, optSizes } from '../../models/opt/sizes.js';
+import { shareBelowOne, wholeNumber } from '../option-parsers.js';
 import { abortOnInterrupt, formatBytes, formatSeconds, Progress } from '../terminal.js';
 
 interface Options {
@@ -35,8 +36,8 @@ export function exportCommand(): Command {
     .addOption(
       new Option('--random <size>', 'random weights of a released size instead of a checkpoint').choices([...optSizes]),
     )
-    .option('--sparsity <fraction>', 'with --random: zeros in the linears of the layers (default: 0.8)', parseFraction)
-    .option('--seed <number>', 'with --random: the same seed makes the same model (default: 0)', parseSeed)
+    .option('--sparsity <fraction>', 'with --random: zeros in the linears of the layers (default: 0.8)', shareBelowOne)
+    .option('--seed <number>', 'with --random: the same seed makes the same model (default: 0)', wholeNumber(0))
     .option('--share-layers', 'with --random: all layers have the same weights, so that the file holds one layer')
     .option('--json', 'print the result as JSON')
     .action(run);
@@ -101,18 +102,4 @@ async function print(result: ExportResult, seconds: number): Promise<void> {
       `not used: ${unusedTensors.slice(0, 8).join(', ')}${unusedTensors.length > 8 ? ` and ${unusedTensors.length - 8} more` : ''}`,
     );
   process.stdout.write(`${lines.join('\n')}\n`);
-}
-
-function parseFraction(text: string): number {
-  const value = Number(text);
-  if (text.trim() === '' || !(value >= 0 && value < 1))
-    throw new InvalidArgumentError('expected a number from 0 to below 1');
-  return value;
-}
-
-function parseSeed(text: string): number {
-  const value = Number(text);
-  if (text.trim() === '' || !Number.isSafeInteger(value) || value < 0)
-    throw new InvalidArgumentError('expected a whole number ≥ 0');
-  return value;
 }

@@ -8,10 +8,10 @@ import {
   addSamplingOptions,
   type ModelOptions,
   openModel,
-  repeatable,
   type SamplingFlags,
   samplingSettings,
 } from '../generation-options.js';
+import { repeatable } from '../option-parsers.js';
 import { abortOnInterrupt } from '../terminal.js';
 
 interface Options extends ModelOptions, SamplingFlags {

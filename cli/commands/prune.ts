@@ -9,6 +9,7 @@ import {
   parsePruneDevice,
   pruneMethods,
 } from '../../models/pruning/index.js';
+import { shareBelowOne, wholeNumber } from '../option-parsers.js';
 import { formatPruning, pruneWithProgress } from '../prune-progress.js';
 import { abortOnInterrupt } from '../terminal.js';
 
@@ -43,7 +44,7 @@ export function pruneCommand(): Command {
     )
     .argument('<hf-folder>', 'folder with config.json, tokenizer and weights (safetensors or pytorch_model.bin)')
     .requiredOption('-o, --output <folder>', 'folder for the pruned model, in the same layout')
-    .requiredOption('--sparsity <fraction>', 'zeros in each linear', parseFraction)
+    .requiredOption('--sparsity <fraction>', 'zeros in each linear', shareBelowOne)
     .addOption(new Option('--method <name>', 'how to prune').choices([...pruneMethods]).default('sparsegpt'))
     .addOption(
       new Option('--scope <name>', 'with --method magnitude: what the share of zeros is kept in')
@@ -63,18 +64,18 @@ export function pruneCommand(): Command {
       '--calibration <file>',
       'text to calibrate on, UTF-8 (default: the text that ships along, models/data/README.md)',
     )
-    .option('--sequences <number>', 'calibration sequences (default: 128)', parseCount)
-    .option('--length <number>', "tokens of each (default: the model's context, 2048 at most)", parseCount)
-    .option('--seed <number>', 'which pieces of the text are taken (default: 0)', parseSeed)
-    .option('--damping <fraction>', 'with --method sparsegpt: of the mean diagonal (default: 0.01)', parseFraction)
-    .option('--iterations <number>', 'with --method admm (default: 20)', parseCount)
+    .option('--sequences <number>', 'calibration sequences (default: 128)', wholeNumber(1))
+    .option('--length <number>', "tokens of each (default: the model's context, 2048 at most)", wholeNumber(1))
+    .option('--seed <number>', 'which pieces of the text are taken (default: 0)', wholeNumber(0))
+    .option('--damping <fraction>', 'with --method sparsegpt: of the mean diagonal (default: 0.01)', shareBelowOne)
+    .option('--iterations <number>', 'with --method admm (default: 20)', wholeNumber(1))
     .option(
       '--refinement <number>',
       'steps of conjugate gradients on what is kept (default: 10 with sparsegpt and admm, else 0)',
-      parseSeed,
+      wholeNumber(0),
     )
     .option('--device <name>', 'auto (a GPU where there is one), cpu, cuda or cuda:<number>', parseDevice, 'auto')
-    .option('--threads <number>', 'on the CPU (default: one a core)', parseCount)
+    .option('--threads <number>', 'on the CPU (default: one a core)', wholeNumber(1))
     .option('--work-folder <folder>', 'where activations lie on the way (default: beside the output)')
     .option('--restart', 'throw an unfinished run away instead of going on with it')
     .option('--json', 'print the report as JSON')
@@ -102,14 +103,7 @@ async function readSparsities(path: string): Promise<LayerSparsity[]> {
 function collectLayerSparsity(text: string, list: LayerSparsity[]): LayerSparsity[] {
   const at = text.lastIndexOf('=');
   if (at < 1) throw new InvalidArgumentError("expected a pattern and a fraction, such as 'layers.0.*=0.4'");
-  return [...list, { pattern: text.slice(0, at), sparsity: parseFraction(text.slice(at + 1)) }];
-}
-
-function parseFraction(text: string): number {
-  const value = text.endsWith('%') ? Number(text.slice(0, -1)) / 100 : Number(text);
-  if (text.trim() === '' || !(value >= 0 && value < 1))
-    throw new InvalidArgumentError('expected a number from 0 to below 1, such as 0.5 or 50%');
-  return value;
+  return [...list, { pattern: text.slice(0, at), sparsity: shareBelowOne(text.slice(at + 1)) }];
 }
 
 function parseDevice(text: string): PruneDeviceName {
@@ -118,17 +112,4 @@ function parseDevice(text: string): PruneDeviceName {
   } catch (error) {
     throw new InvalidArgumentError((error as Error).message);
   }
-}
-
-function parseCount(text: string): number {
-  const value = Number(text);
-  if (!Number.isSafeInteger(value) || value < 1) throw new InvalidArgumentError('expected a whole number ≥ 1');
-  return value;
-}
-
-function parseSeed(text: string): number {
-  const value = Number(text);
-  if (text.trim() === '' || !Number.isSafeInteger(value) || value < 0)
-    throw new InvalidArgumentError('expected a whole number ≥ 0');
-  return value;
 }

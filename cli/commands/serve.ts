@@ -3,7 +3,8 @@ import { Command } from 'commander';
 import pc from 'picocolors';
 import { readOptConfig } from '../../models/opt/config.js';
 import { createServer, type ServedModel } from '../../serve/server.js';
-import { addModelOptions, type ModelOptions, openModel, wholeNumber } from '../generation-options.js';
+import { addModelOptions, type ModelOptions, openModel } from '../generation-options.js';
+import { wholeNumber } from '../option-parsers.js';
 import { abortOnInterrupt } from '../terminal.js';
 
 interface Options extends ModelOptions {

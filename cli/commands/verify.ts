@@ -1,6 +1,7 @@
 import { Command, InvalidArgumentError } from 'commander';
 import { findModels } from '../../graph-passes/index.js';
 import { type VerifyReport, verifyModels } from '../../graph-passes/verify.js';
+import { wholeNumber } from '../option-parsers.js';
 import { type Column, formatTable } from '../terminal.js';
 
 interface Options {
@@ -26,11 +27,11 @@ export function verifyCommand(): Command {
     .option(
       '--batch <n>',
       'random inputs: batch (default: 2, or 1 where GroupQueryAttention allows no more)',
-      parseCount,
+      wholeNumber(0),
     )
-    .option('--sequence <n>', 'random inputs: tokens', parseCount, 5)
-    .option('--past <n>', 'random inputs: tokens in the past', parseCount, 3)
-    .option('--seed <n>', 'random inputs: seed', parseCount, 1)
+    .option('--sequence <n>', 'random inputs: tokens', wholeNumber(0), 5)
+    .option('--past <n>', 'random inputs: tokens in the past', wholeNumber(0), 3)
+    .option('--seed <n>', 'random inputs: seed', wholeNumber(0), 1)
     .option('--json', 'print the report as JSON')
     .action(run);
 }
@@ -93,9 +94,4 @@ function parsePositive(text: string): number {
   const value = Number(text);
   if (text.trim() === '' || !(value >= 0)) throw new InvalidArgumentError('Expected a number that is not negative.');
   return value;
-}
-
-function parseCount(text: string): number {
-  if (!/^\d{1,9}$/.test(text)) throw new InvalidArgumentError('Expected a whole number that is not negative.');
-  return Number(text);
 }

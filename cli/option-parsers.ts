@@ -1,0 +1,46 @@
+/** Parsers of options' values: each gives the value or says what was expected, which ends the command with exit code 2. */
+import { InvalidArgumentError, Option } from 'commander';
+
+/** A parser of whole numbers from `least` on. */
+export function wholeNumber(least: number): (text: string) => number {
+  return (text) => {
+    const value = Number(text);
+    if (text.trim() === '' || !Number.isSafeInteger(value) || value < least)
+      throw new InvalidArgumentError(`Expected a whole number of at least ${least}.`);
+    return value;
+  };
+}
+
+/** Any number. */
+export function finiteNumber(text: string): number {
+  const value = Number(text);
+  if (text.trim() === '' || !Number.isFinite(value)) throw new InvalidArgumentError('Expected a number.');
+  return value;
+}
+
+/** A share of a whole: `0.5` or `50%`. */
+export function share(text: string): number {
+  const value = parseShare(text);
+  if (!(value >= 0 && value <= 1)) throw new InvalidArgumentError('Expected a share from 0 to 1, such as 0.5 or 50%.');
+  return value;
+}
+
+/** As `share`, of what something must be left of. */
+export function shareBelowOne(text: string): number {
+  const value = parseShare(text);
+  if (!(value >= 0 && value < 1))
+    throw new InvalidArgumentError('Expected a share from 0 to below 1, such as 0.5 or 50%.');
+  return value;
+}
+
+/** An option whose values are collected in a list. */
+export function repeatable(flags: string, description: string): Option {
+  return new Option(flags, description).argParser((value, list: string[]) => [...list, value]).default([], 'none');
+}
+
+/** NaN of no number. */
+function parseShare(text: string): number {
+  const percent = text.endsWith('%');
+  const number = percent ? text.slice(0, -1) : text;
+  return number.trim() === '' ? Number.NaN : Number(number) / (percent ? 100 : 1);
+}
