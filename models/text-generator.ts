@@ -78,13 +78,18 @@ export class TextGenerator {
     });
     this.scheduler.submit(...made.flatMap(({ room, sequence }) => (room > 0 ? [sequence] : [])));
     for (const { generation, room, sequence } of made) {
-      streamer?.put([sequence.prompt.map(BigInt)]);
-      if (room === 0) sequence.finish('length');
       const forget = signal && onAbort(signal, () => generation.cancel(signal.reason));
       generation.onClose(() => {
         forget?.();
         this.scheduler.cancel(sequence);
       });
+      try {
+        streamer?.put([sequence.prompt.map(BigInt)]);
+        if (room === 0) sequence.finish('length');
+      } catch (error) {
+        // The streamer's: the sequence waits already, and would go on without it.
+        generation.cancel(error);
+      }
     }
     return made.map(({ generation }) => generation);
   }

@@ -18,6 +18,15 @@ export interface ScheduledSequence {
   fail(error: unknown): void;
 }
 
+/** A sequence that decodes, in its row of a batch. */
+export interface Slot {
+  readonly sequence: ScheduledSequence;
+  /** Tokens in the cache. */
+  length: number;
+  /** Chosen, not yet in the cache. */
+  token: number;
+}
+
 /** How large a batch and its steps may be. */
 export interface BatchLimits {
   /** Most sequences at once. */

@@ -55,7 +55,7 @@ export class DecodeSteps {
     return step;
   }
 
-  /** Forgets the steps, when the cache has moved or is not needed. Nothing is running. */
+  /** Lets the steps go, before the cache moves or is given back. Nothing is running. */
   async clear(): Promise<void> {
     const steps = [...this.made.values()];
     this.made.clear();

@@ -1,16 +1,15 @@
 import type { Decoder } from '../decoder.js';
-import { type Batch, type BatchLimits, choose, type ScheduledSequence, StepIntegers, takePrompts } from './batch.js';
+import {
+  type Batch,
+  type BatchLimits,
+  choose,
+  type ScheduledSequence,
+  type Slot,
+  StepIntegers,
+  takePrompts,
+} from './batch.js';
 import { breathe } from './event-loop.js';
 import { type CacheRow, PaddedCache } from './padded-cache.js';
-
-/** A sequence in the running batch. */
-interface Slot {
-  readonly sequence: ScheduledSequence;
-  /** Tokens in the cache. */
-  length: number;
-  /** Chosen, not yet in the cache. */
-  token: number;
-}
 
 /** Prompts being read: one in chunks, or several short ones in a single step, padded on the left. */
 interface Prefill {

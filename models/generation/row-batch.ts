@@ -4,6 +4,7 @@ import {
   type BatchLimits,
   choose,
   type ScheduledSequence,
+  type Slot,
   StepError,
   StepIntegers,
   takePrompts,
@@ -13,15 +14,6 @@ import { DecodeSteps } from './decode-steps.js';
 import { breathe } from './event-loop.js';
 import { LogitsMemory } from './logits-memory.js';
 import { RowCache } from './row-cache.js';
-
-/** A sequence that has a row. */
-interface Slot {
-  readonly sequence: ScheduledSequence;
-  /** Tokens in the cache. */
-  length: number;
-  /** Chosen, not yet in the cache. */
-  token: number;
-}
 
 /** Prompts being read into rows `first` and following: one in chunks, or several short ones in a single step. */
 interface Prefill {

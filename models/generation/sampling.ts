@@ -135,7 +135,7 @@ export function argmax(values: Float32Array): number {
 /** Log-probabilities under the model itself, before penalties and temperature: of the token, and of the likeliest. */
 export function logprobs(logits: Float32Array, token: number, count: number): { logprob: number; top: TokenLogprob[] } {
   const top = logits[argmax(logits)] as number;
-  const logSum = top + Math.log(totalWeight(logits, top, 1));
+  const logSum = top + Math.log(totalWeight(logits, top));
   const of = (id: number) => (logits[id] as number) - logSum;
   return {
     logprob: of(token),
@@ -143,9 +143,10 @@ export function logprobs(logits: Float32Array, token: number, count: number): { 
   };
 }
 
-function totalWeight(scores: Float32Array, top: number, temperature: number): number {
+/** Sum of the tokens' weights, of which the likeliest has 1. */
+function totalWeight(logits: Float32Array, top: number): number {
   let sum = 0;
-  for (let i = 0; i < scores.length; i++) sum += Math.exp(((scores[i] as number) - top) / temperature);
+  for (let i = 0; i < logits.length; i++) sum += Math.exp((logits[i] as number) - top);
   return sum;
 }
 

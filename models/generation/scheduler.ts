@@ -53,8 +53,11 @@ export class Scheduler {
       idleCacheBytes = 4 * 2 ** 30,
     }: SchedulerOptions = {},
   ) {
-    for (const [name, value] of Object.entries({ maxBatch, prefillTokens, maxWaiting }))
-      if (!(value >= 1)) throw new ModelFolderError('USAGE', `${name} is ${value}, expected a whole number ≥ 1`);
+    for (const [name, value] of Object.entries({ maxBatch, prefillTokens, maxWaiting })) {
+      // There is a list of all places in the batch; the others may be without limit.
+      const whole = Number.isInteger(value) || (value === Number.POSITIVE_INFINITY && name !== 'maxBatch');
+      if (!whole || value < 1) throw new ModelFolderError('USAGE', `${name} is ${value}, expected a whole number ≥ 1`);
+    }
     if (!(idleCacheBytes >= 0))
       throw new ModelFolderError('USAGE', `idleCacheBytes is ${idleCacheBytes}, expected a number ≥ 0`);
     this.maxBatch = maxBatch;

@@ -395,7 +395,10 @@ test('too many waiting prompts are refused, all or none', async (t) => {
   t.throws(() => shared.start(['d'], { maxNewTokens: 2 }), { instanceOf: QueueFullError, message: /try again/ });
   t.throws(() => generator({ maxBatch: 1, maxWaiting: 1 }).start(['a', 'b', 'c']), { instanceOf: QueueFullError });
   for (const { result } of first) t.is((await result).tokenIds.length, (await result).promptTokens + 2);
-  t.throws(() => generator({ maxBatch: 0 }), { message: /maxBatch is 0/ });
+  for (const maxBatch of [0, 1.5, Number.NaN, Number.POSITIVE_INFINITY])
+    t.throws(() => generator({ maxBatch }), {
+      message: new RegExp(`maxBatch is ${maxBatch}, expected a whole number`),
+    });
 });
 
 test('an error of the model ends its sequences only, and the generator stays usable', async (t) => {
@@ -495,6 +498,29 @@ test('the TextStreamer of transformers.js takes our tokens', async (t) => {
   const [result] = await generator().generate(['Call me Ishmael.'], { maxNewTokens: 12, streamer });
   t.is(text, result?.text);
   t.throws(() => generator().start(['a', 'b'], { streamer }), { message: /one prompt/ });
+});
+
+test('an error of a streamer ends the text, at its prompt, at a token or at its end', async (t) => {
+  const shared = generator();
+  for (const [maxNewTokens, failing] of [
+    [40, 1],
+    [40, 3],
+    [3, 5],
+    [0, 2],
+  ] as const) {
+    let calls = 0;
+    const count = () => {
+      if (++calls === failing) throw new Error(`call ${failing}`);
+    };
+    const [text] = shared.start(['Call me'], {
+      maxNewTokens,
+      stopTokenIds: [],
+      streamer: { put: count, end: count },
+    });
+    await t.throwsAsync(text?.result as Promise<unknown>, { message: `call ${failing}` });
+    await shared.scheduler.idle();
+    t.is(calls, failing);
+  }
 });
 
 test.serial('the event loop turns while tokens are made', async (t) => {
