@@ -21,7 +21,7 @@ export type Prompt = string | readonly number[];
 
 /**
  * Text generation in any session that a Decoder takes. All calls share one batch: prompts join it as they come and
- * leave it as they end, and get what they would get alone. On a GPU some memory outlasts them (`idleCacheBytes`): releasing the session of
+ * leave it as they end, and get what they would get alone. On a GPU some memory may outlast them (`idleCacheBytes`): releasing the session of
  * `openTextModel` gives it back; who makes a generator of their own calls `scheduler.close()` before the session goes.
  */
 export class TextGenerator {

@@ -73,7 +73,8 @@ test('recorded steps give what steps that are run give, bit for bit, also beside
   );
   const settings = [{ logprobs: 2 }, {}, { temperature: 0.9, topK: 50, seed: 7 }];
   const generators = [recorded, plain].map(
-    ({ decoder, tokenizer }) => new TextGenerator(decoder, tokenizer, config, { maxBatch: 10, prefillTokens: 64 }),
+    ({ decoder, tokenizer }) =>
+      new TextGenerator(decoder, tokenizer, config, { maxBatch: 10, prefillTokens: 64, idleCacheBytes: 2 ** 30 }),
   );
   for (const setting of settings) {
     const texts = [];

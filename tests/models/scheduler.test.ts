@@ -262,10 +262,7 @@ const inMemory = test.macro<[records: boolean]>(async (t, records) => {
   const memory = countedMemory(t, records);
   const { live } = memory;
   const { tokenizer, session } = model();
-  const shared = new TextGenerator(new Decoder(session, memory), tokenizer, config, {
-    maxBatch: 6,
-    idleCacheBytes: 0,
-  });
+  const shared = new TextGenerator(new Decoder(session, memory), tokenizer, config, { maxBatch: 6 });
   const options = { maxNewTokens: 20, stopTokenIds: [] };
   const texts = await shared.generate(prompts(9), options);
   for (const [i, prompt] of prompts(9).entries())
@@ -287,7 +284,10 @@ test('so it does where steps keep their shapes, with more rows than sequences', 
 test('recorded steps and their cache outlast an empty queue, until the scheduler is closed', async (t) => {
   const memory = countedMemory(t, true);
   const { tokenizer, session } = model();
-  const shared = new TextGenerator(new Decoder(session, memory), tokenizer, config, { maxBatch: 6 });
+  const shared = new TextGenerator(new Decoder(session, memory), tokenizer, config, {
+    maxBatch: 6,
+    idleCacheBytes: 2 ** 30,
+  });
   const { scheduler } = shared;
   const options = { maxNewTokens: 20, stopTokenIds: [] };
   const texts = await shared.generate(prompts(9), options);
@@ -361,7 +361,7 @@ test('nothing outlasts a queue that a failed step has emptied', async (t) => {
       },
     },
   }) as typeof decoder;
-  const shared = new TextGenerator(watched, tokenizer, config);
+  const shared = new TextGenerator(watched, tokenizer, config, { idleCacheBytes: 2 ** 30 });
   await shared.generate(['Call me'], { maxNewTokens: 5 });
   await shared.scheduler.idle();
   t.true(memory.live.size > 0);
