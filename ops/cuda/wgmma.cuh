@@ -103,36 +103,9 @@ __device__ __forceinline__ void Wgmma<256>(float (&d)[128], uint64_t a, uint64_t
       : "l"(a), "l"(b), "r"(static_cast<int>(accumulate)));
 }
 
-/// d[64, kColumns] += a[64, 16] . b[kColumns, 16]^T with a in registers: a warp's are the A fragment of mma.m16n8k16 of
+/// d[64, 64] += a[64, 16] . b[64, 16]^T with a in registers: a warp's are the A fragment of mma.m16n8k16 of
 /// its 16 rows, and d[j] the accumulators of that instruction for columns 8 j and following.
 #define FLASHLLM_F4(d) "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
-__device__ __forceinline__ void Wgmma(float (&d)[1][4], const uint32_t (&a)[4], uint64_t b) {
-  asm volatile(
-      "wgmma.mma_async.sync.aligned.m64n8k16.f32.f16.f16 {"
-      "%0,%1,%2,%3"
-      "},{%4,%5,%6,%7},%8,1,1,1,0;"
-      : FLASHLLM_F4(d[0])
-      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));
-}
-
-__device__ __forceinline__ void Wgmma(float (&d)[2][4], const uint32_t (&a)[4], uint64_t b) {
-  asm volatile(
-      "wgmma.mma_async.sync.aligned.m64n16k16.f32.f16.f16 {"
-      "%0,%1,%2,%3,%4,%5,%6,%7"
-      "},{%8,%9,%10,%11},%12,1,1,1,0;"
-      : FLASHLLM_F4(d[0]), FLASHLLM_F4(d[1])
-      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));
-}
-
-__device__ __forceinline__ void Wgmma(float (&d)[4][4], const uint32_t (&a)[4], uint64_t b) {
-  asm volatile(
-      "wgmma.mma_async.sync.aligned.m64n32k16.f32.f16.f16 {"
-      "%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15"
-      "},{%16,%17,%18,%19},%20,1,1,1,0;"
-      : FLASHLLM_F4(d[0]), FLASHLLM_F4(d[1]), FLASHLLM_F4(d[2]), FLASHLLM_F4(d[3])
-      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));
-}
-
 __device__ __forceinline__ void Wgmma(float (&d)[8][4], const uint32_t (&a)[4], uint64_t b) {
   asm volatile(
       "wgmma.mma_async.sync.aligned.m64n64k16.f32.f16.f16 {"

@@ -23,7 +23,8 @@ test('64 streams at once, three rounds: none fails, nothing is left behind', asy
   const url = `http://127.0.0.1:${(app.server.address() as AddressInfo).port}`;
   const { scheduler } = model.generator;
   let most = 0;
-  const tokensOf = (index: number) => 5 + ((7 * index) % 20);
+  // Long enough that all places are taken before the first texts end: a step of prompts goes with each of tokens.
+  const tokensOf = (index: number) => 15 + ((7 * index) % 20);
   const result = await streamLoad({
     url,
     streams: 64,
@@ -37,8 +38,7 @@ test('64 streams at once, three rounds: none fails, nothing is left behind', asy
   t.deepEqual(result.failures, []);
   t.is(result.requests, 192);
   t.is(result.firstToken.length, 192);
-  // A step of prompts goes with each of tokens: before all places are taken, the first texts have ended. It is 33 or one less.
-  t.true(most > 24 && most <= 48, `${most} sequences at once`);
+  t.true(most > 32 && most <= 48, `${most} sequences at once`);
   const metrics = await (await fetch(`${url}/metrics`)).text();
   const wanted = Array.from({ length: 192 }, (_, index) => tokensOf(index)).reduce((sum, tokens) => sum + tokens, 0);
   t.regex(metrics, new RegExp(`flashllm_generated_tokens_total\\{model="opt-14m"\\} ${wanted}\\n`));

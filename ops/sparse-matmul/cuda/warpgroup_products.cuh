@@ -118,9 +118,8 @@ class Panel<Products::kTogether, kColumns, kDepth, kNTiles, kGroups> {
   }
 
  private:
-  /// Groups of two fragments, a unit of a tile: with two buffers, one is decoded while the other is multiplied, as far
-  /// as there are registers.
-  static constexpr int kBuffers = kGroups < kGroupLanes ? 2 : 1;
+  /// Groups of two fragments, a unit of a tile: one is decoded while the other is multiplied.
+  static constexpr int kBuffers = 2;
   using Fragments = uint32_t[kBuffers][2][4];
 
   /// A stage from place kPlace on.
