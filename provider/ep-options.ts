@@ -9,6 +9,8 @@ export interface FlashLLMOptions {
   readonly deviceId?: number;
   /** Whether runs on a GPU are recorded as CUDA graphs and replayed. Inputs and outputs must be bound to memory that stays where it is; run option gpu_graph_id tells graphs of different shapes apart (-1: an ordinary run, which is the default in Node; prepareRun records by itself). Default: false. */
   readonly cudaGraph?: boolean;
+  /** How many sequences a decode step on a GPU is expected to have. Weights are laid out to be fastest with as many; any other number gives the same values, slower by up to a half in the worst case. 0: well for 1 to 32. Sessions that expect different numbers share no weights. Default: 0. */
+  readonly expectedBatch?: number;
   /** CPU instruction set of the kernels. auto takes the best one that the processor has; reference is plain C++. Default: 'auto'. */
   readonly isa?: 'auto' | 'avx512' | 'avx2' | 'reference';
   /** Into how many parts a product is cut for ONNX Runtime's thread pool. 0: intraOpNumThreads in Node, else one per core. Default: 0. */
@@ -29,6 +31,7 @@ export const optionTable: readonly {
   { key: 'device', name: 'device', type: 'enum', values: ['auto', 'cpu', 'cuda'] },
   { key: 'deviceId', name: 'device_id', type: 'int', values: [] },
   { key: 'cudaGraph', name: 'cuda_graph', type: 'bool', values: [] },
+  { key: 'expectedBatch', name: 'expected_batch', type: 'int', values: [] },
   { key: 'isa', name: 'isa', type: 'enum', values: ['auto', 'avx512', 'avx2', 'reference'] },
   { key: 'threads', name: 'threads', type: 'int', values: [] },
   { key: 'verifyChecksum', name: 'verify_checksum', type: 'bool', values: [] },

@@ -125,14 +125,14 @@ def measure_dense(size, arguments, report):
 def measure_sparse(path, size, sparsity, arguments, report):
     from sparse import Step, bind, free_bytes, gpu_session
 
-    before, start = free_bytes(), time.perf_counter()
-    session = gpu_session(path)
-    loading, weights = time.perf_counter() - start, weight_bytes(path, size)
-    loaded = before - free_bytes()
-    print(f"{size} {sparsity}: loaded in {loading:.1f} s, {loaded / 1e9:.2f} GB on the GPU, {weights / 1e9:.2f} GB of weights", flush=True)
-    common = {"side": "flashllm", "size": size, "sparsity": sparsity, "loadSeconds": round(loading, 2), "weightBytes": weights}
+    weights = weight_bytes(path, size)
 
-    def measure(what, batch, new, context, graph_id, repeats, extra):
+    def measure(what, batch, new, context, expected_batch, graph_id, repeats, extra):
+        before, start = free_bytes(), time.perf_counter()
+        session = gpu_session(path, expected_batch)
+        loading, loaded = time.perf_counter() - start, before - free_bytes()
+        print(f"{size} {sparsity}: loaded in {loading:.1f} s, {loaded / 1e9:.2f} GB on the GPU, {weights / 1e9:.2f} GB of weights", flush=True)
+        common = {"side": "flashllm", "size": size, "sparsity": sparsity, "loadSeconds": round(loading, 2), "weightBytes": weights}
         binding = bind(session, batch, new, context)
         step = Step(session, binding, graph_id)
         took, worked = step.times(repeats)
@@ -143,12 +143,13 @@ def measure_sparse(path, size, sparsity, arguments, report):
         if graph_id >= 0:
             session.release_captured_graph(graph_id)
 
-    for number, batch in enumerate(arguments.batches):
-        bytes_read = weights + cache_bytes(size, batch, arguments.context)
-        measure("step", batch, 1, arguments.context, number, arguments.repeats, {"bytes": bytes_read})
+    for batch in arguments.batches:
+        expected = batch if arguments.expected_batch < 0 else arguments.expected_batch
+        extra = {"bytes": weights + cache_bytes(size, batch, arguments.context), "expectedBatch": expected}
+        measure("step", batch, 1, arguments.context, expected, 0, arguments.repeats, extra)
     if arguments.prefill:
         batch, tokens = arguments.prefill
-        measure(f"prompt of {tokens}", batch, tokens, tokens, -1, 3, {})
+        measure(f"prompt of {tokens}", batch, tokens, tokens, max(arguments.expected_batch, 0), -1, 3, {})
 
 
 def parse():
@@ -164,6 +165,7 @@ def parse():
     parser.add_argument("--batches", type=lambda text: [int(one) for one in text.split(",")], default=[1, 8, 16, 32])
     parser.add_argument("--context", type=int, default=256)
     parser.add_argument("--prefill", type=lambda text: [int(one) for one in text.split("x")], help="batch x tokens, as 8x512")
+    parser.add_argument("--expected-batch", type=int, default=-1, help="the provider's option expected_batch; -1: the step's own batch")
     parser.add_argument("--repeats", type=int, default=30)
     parser.add_argument("--no-dense", action="store_true")
     parser.add_argument("--commit", default="")

@@ -7,6 +7,7 @@
 #include <map>
 #include <memory>
 #include <string>
+#include <tuple>
 
 #include "bench/gpu/cublas.h"
 #include "bench/gpu/cublas_lt.h"
@@ -27,13 +28,14 @@ namespace {
 
 constexpr double kNotMeasured = NAN;
 constexpr double kStructuredSparsity = 0.5;
+constexpr int kSame = -1;  // --expected: as many columns as are timed
 
 struct Settings {
   std::string model = "opt-30b", json, commit = "unknown";
   std::vector<std::string> matrices = {"fc1", "fc2", "o", "qkv"};
   std::vector<double> sparsities = {0.5, 0.6, 0.7, 0.8, 0.9};
   std::vector<int> columns = {1, 8, 16, 32, 64}, clusters = {0};
-  int layout = -1, team = -1;
+  int layout = -1, team = -1, expected = kSame;
   bool cublas = true, peers = true;
 };
 
@@ -47,6 +49,8 @@ Settings Parse(int argc, char** argv) {
   options.Add("--clusters", &s.clusters, "thread blocks that share K: 1, 2, 4, or 0 to choose (0)");
   options.Add("--columns", &s.layout, "kind of columns: 0 halves, 1 words, -1 to choose (-1)");
   options.Add("--team", &s.team, "warps of a K lane: 0 one, 1 four, -1 to choose (-1)");
+  options.Add("--expected", &s.expected,
+              "columns for which weights are laid out: -1 as many as are timed, 0 for 1 to 32 alike, or a number (-1)");
   options.Add("--json", &s.json, "file to write, anew after every row");
   options.Add("--commit", &s.commit, "what the file says was measured");
   options.AddFlag("--no-cublas", &s.cublas, false, "time nothing beside the kernels");
@@ -56,6 +60,7 @@ Settings Parse(int argc, char** argv) {
   for (const std::string& name : s.matrices) {
     options.Require(shapes.count(name) > 0, "--matrices: expected qkv, o, fc1 or fc2");
   }
+  options.Require(s.expected >= kSame, "--expected: expected -1, 0 or a number of columns");
   for (int n : s.columns) options.Require(n >= 1, "--n: expected at least 1");
   for (double sparsity : s.sparsities) {
     options.Require(sparsity >= 0 && sparsity <= 1, "--sparsity: expected shares of zeros from 0 to 1");
@@ -86,6 +91,7 @@ JsonObject Header(const Settings& settings, const Peers& peers, double bandwidth
   JsonObject header = DescribeRun(settings.commit, properties);
   header.Integer("cublas", peers.cublas.version()).Integer("cublasLt", peers.cublas_lt.version());
   header.Integer("cusparseLt", peers.cusparse_lt.version()).Text("model", settings.model);
+  header.Integer("expectedColumns", settings.expected);
   return header.Number("readBandwidthGBs", bandwidth, 1);
 }
 
@@ -155,8 +161,13 @@ class Bench {
     options.cluster = cluster;
     options.columns = settings_.layout;
     options.team = settings_.team;
-    const PackedWeights packed(weight, gpu_, options);
+    std::map<std::tuple<cuda::Team, int, cuda::Columns>, PackedWeights> layouts;
     for (int n : settings_.columns) {
+      options.expected_n = settings_.expected == kSame ? n : settings_.expected;
+      cuda::WeightPlan plan;
+      Check(cuda::MakePlan(weight.view(), gpu_.sparse, options, &plan), "MakePlan");
+      const PackedWeights& packed =
+          layouts.try_emplace({plan.team, plan.cluster, plan.columns}, weight, gpu_, options).first->second;
       cuda::MatMulArgs args;
       args.x = matrix.x, args.y = matrix.y, args.n = n;
       cuda::MatMulArgs pdl_args = args;

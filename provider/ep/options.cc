@@ -110,6 +110,7 @@ Options ReadOptions(const OrtSessionOptions* session_options) {
   options.device = given["device"] == "cuda" ? Device::kCuda : given["device"] == "cpu" ? Device::kCpu : Device::kAuto;
   options.device_id = std::stoi(given["device_id"]);
   options.cuda_graph = given["cuda_graph"] == "1";
+  options.expected_batch = std::stoi(given["expected_batch"]);
   options.isa = ReadIsa(given["isa"]);
   options.threads = std::stoi(given["threads"]);
   if (options.threads == 0) options.threads = std::max(1u, std::thread::hardware_concurrency());

@@ -3,6 +3,7 @@
 #include <cmath>
 #include <limits>
 
+#include "ops/sparse-matmul/cuda/cost.h"
 #include "ops/sparse-matmul/cuda/layout.h"
 #include "ops/sparse-matmul/cuda/partition.cuh"
 #include "ops/sparse-matmul/cuda/spmm.h"
@@ -10,58 +11,47 @@
 namespace flashllm::cuda {
 namespace {
 
-/// Density below which columns of words, which take more bytes and half the work, are faster: the more bandwidth beside
-/// the same multiprocessors, the more. An H100 has 3,350 GB/s, an H200 4,800; measured at 10, 20 and 30 % on the one
-/// and at 10 and 20 % on the other.
-double WordsDensity(const DeviceInfo& device) { return device.memory_gbs >= 4200 ? 0.22 : 0.14; }
+/// Density up to which words were measured, and are considered.
+constexpr double kWordsDensity = 0.31;
 
 int BlocksOf(const DeviceInfo& device, int cluster) { return std::max(1, device.clusters[cluster / 2]); }
 
-/// Who decodes a row block.
-struct Teams {
-  Team team = Team::kWarp;
-  int cluster = 1;
-};
-
-/// Time of the busiest thread block with few columns, in units of one 16-row tile of one unit: some 14 ns on an H100 at
-/// 80 % zeros, where the constants were fitted.
-double Cost(int64_t tiles, int64_t units, const DeviceInfo& device, const Teams& teams) {
-  const int64_t blocks = std::min<int64_t>(tiles, BlocksOf(device, teams.cluster));
-  const int64_t busiest = (tiles + blocks - 1) / blocks, most = PanelTiles(teams.team);
-  const int64_t panels = (busiest + most - 1) / most;
-  // Reading X and the rest of a stage cost as much as a tile; then a panel's sums, and the exchange in a cluster.
-  if (teams.team == Team::kWarp)
-    return static_cast<double>(busiest + panels) / teams.cluster * units + 30.0 * panels +
-           (teams.cluster > 1 ? 260 : 0);
-  // Where one warp has a tile more than another, the others do not quite make up for it.
-  const int64_t depth_tiles = (busiest + 3) / 4 * 4;
-  const double exchange = teams.cluster == 1 ? 0 : teams.cluster == 2 ? 180 : 350;
-  return ((busiest + depth_tiles) / 2.0 + panels) / teams.cluster * units + 17.0 * panels + exchange;
-}
-
 /// A cluster's row block is one panel, so that its blocks exchange sums once.
-bool Fits(int64_t tiles, const DeviceInfo& device, const Teams& teams) {
-  return teams.cluster == 1 || (device.compute_capability >= 90 &&
-                                tiles <= int64_t{BlocksOf(device, teams.cluster)} * PanelTiles(teams.team));
+bool Fits(int64_t tiles, const DeviceInfo& device, Team team, int cluster) {
+  return cluster == 1 ||
+         (device.compute_capability >= 90 && tiles <= int64_t{BlocksOf(device, cluster)} * PanelTiles(team));
 }
 
-/// The cheapest that fits; warpgroups also where they cost little more, since they lose less with many columns.
-Teams ChooseTeams(int64_t tiles, int64_t units, const WeightPlan& plan, const PlanOptions& options) {
+/// The time that counts: of so many columns, or where nobody knows how many, of 8, 16 and 32 alike.
+double ExpectedTime(const WeightShape& shape, const LayoutChoice& choice, const DeviceInfo& device, int expected_n) {
+  const int64_t blocks = BlocksOf(device, choice.cluster);
+  if (expected_n > 0) return ProductTime(shape, choice, blocks, device.memory_gbs, expected_n);
+  double product = 1;
+  for (int n : {8, 16, 32}) product *= ProductTime(shape, choice, blocks, device.memory_gbs, n);
+  return std::cbrt(product);
+}
+
+/// The fastest of what fits and what was asked for.
+LayoutChoice Choose(const WeightShape& shape, const WeightPlan& plan, const PlanOptions& options) {
   const DeviceInfo& device = plan.device;
   const bool has_groups = device.compute_capability >= 90 && device.encode_tensor_map != nullptr && plan.lanes == 16 &&
                           plan.value_type == ValueType::kFloat16;
-  constexpr double kMoreColumns = 1.15;
-  Teams best;
+  LayoutChoice best;
   double least = std::numeric_limits<double>::infinity();
   for (Team team : {Team::kWarp, Team::kWarpgroup}) {
     if (team == Team::kWarpgroup ? !has_groups || options.team == 0 : has_groups && options.team == 1) continue;
+    // A cluster that was asked for and does not fit is none.
+    const int asked = options.cluster != 0 && Fits(shape.tiles, device, team, options.cluster) ? options.cluster : 1;
     for (int cluster : {1, 2, 4}) {
-      const Teams teams{team, cluster};
-      // A cluster that was asked for and does not fit is none.
-      const int asked = options.cluster != 0 && Fits(tiles, device, {team, options.cluster}) ? options.cluster : 1;
-      if (!Fits(tiles, device, teams) || (options.cluster != 0 && cluster != asked)) continue;
-      const double cost = Cost(tiles, units, device, teams) / (team == Team::kWarpgroup ? kMoreColumns : 1);
-      if (cost < least) best = teams, least = cost;
+      if (!Fits(shape.tiles, device, team, cluster) || (options.cluster != 0 && cluster != asked)) continue;
+      for (Columns columns : {Columns::kHalves, Columns::kWords}) {
+        if (options.columns >= 0 ? columns != static_cast<Columns>(options.columns)
+                                 : columns == Columns::kWords && shape.density > kWordsDensity)
+          continue;
+        const LayoutChoice choice{team, cluster, columns};
+        const double time = ExpectedTime(shape, choice, device, options.expected_n);
+        if (time < least) best = choice, least = time;
+      }
     }
   }
   return best;
@@ -140,15 +130,13 @@ cudaError_t MakePlan(const PackedWeight& weight, const DeviceInfo& device, const
   plan->layout = Layout::kColumns;
   // Sixteen runs take some 200 KB of shared memory (GPUs of 8.0 have 163, of 8.6 and 8.9 99).
   plan->lanes = device.shared_bytes >= (220 << 10) ? 16 : device.shared_bytes >= (140 << 10) ? 8 : 4;
-  const double density = static_cast<double>(weight.nnz) / weight.out_features / weight.in_features;
-  plan->columns = options.columns >= 0             ? static_cast<Columns>(options.columns)
-                  : density < WordsDensity(device) ? Columns::kWords
-                                                   : Columns::kHalves;
   if (weight.value_type == ValueType::kFloat32) plan->value_type = ValueType::kFloat16;
-  const Teams teams = ChooseTeams(tiles, units, *plan, options);
-  plan->team = teams.team;
+  const double density = static_cast<double>(weight.nnz) / weight.out_features / weight.in_features;
+  const LayoutChoice choice = Choose({tiles, units, density}, *plan, options);
+  plan->team = choice.team;
+  plan->columns = choice.columns;
   if (plan->team == Team::kWarpgroup) plan->lanes = 4;
-  CutRows(weight, tiles, teams.cluster, plan);
+  CutRows(weight, tiles, choice.cluster, plan);
   // Sparse rows make for a block of many tiles.
   if (plan->cluster > 1 && plan->panel_start[plan->blocks] > plan->blocks) CutRows(weight, tiles, 1, plan);
   plan->record_words = (3 + MostStages(*plan) + 3) / 4 * 4;

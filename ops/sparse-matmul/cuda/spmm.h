@@ -71,6 +71,7 @@ struct WeightPlan {
 };
 
 struct PlanOptions {
+  int expected_n = 0;            // columns of X for which the plan is to be fastest; 0: 1 to 32 alike
   int cluster = 0;               // 1, 2 or 4 where such a row block is one panel; 0 chooses
   int columns = -1;              // a Columns; -1 chooses
   int team = -1;                 // a Team; -1 chooses, and where the GPU or the weight does not have one, the other

@@ -66,11 +66,12 @@ uint32_t DeviceWeight::Send(const PackedWeight& weight, bool with_checksum, Gpu*
   return checksum;
 }
 
-void DeviceWeight::LayOut(const PackedWeight& weight, cuda::ElementType type, Gpu* gpu) {
+void DeviceWeight::LayOut(const PackedWeight& weight, cuda::ElementType type, int expected_n, Gpu* gpu) {
   const DeviceScope scope(gpu->ordinal());
   const OwnStream own_stream;
   const cudaStream_t stream = own_stream.get();
   cuda::PlanOptions options;
+  options.expected_n = expected_n;
   if (weight.value_type == ValueType::kFloat32) {
     const Scratch result(pool_.get(), 4, nullptr);
     CheckCuda(cuda::CheckHalfExact(static_cast<const float*>(parts_.values), weight.nnz, result.get(), stream,
@@ -92,9 +93,10 @@ void DeviceWeight::LayOut(const PackedWeight& weight, cuda::ElementType type, Gp
 }
 
 std::shared_ptr<const DeviceWeight> DeviceWeightCache::Prepare(const PackedWeightClaim& claim, cuda::ElementType type,
-                                                               bool verify_checksum, const std::string& where) {
+                                                               int expected_n, bool verify_checksum,
+                                                               const std::string& where) {
   const Key key{claim.bitmap,   claim.row_offsets, claim.values, claim.out_features, claim.in_features, claim.nnz,
-                claim.checksum, claim.value_type,  type};
+                claim.checksum, claim.value_type,  type,               expected_n};
   std::lock_guard<std::mutex> lock(mutex_);
   std::weak_ptr<const DeviceWeight>& entry = loaded_[key];
   if (std::shared_ptr<const DeviceWeight> ready = entry.lock()) return ready;
@@ -107,7 +109,7 @@ std::shared_ptr<const DeviceWeight> DeviceWeightCache::Prepare(const PackedWeigh
   const auto loaded = std::make_shared<DeviceWeight>(pool_);
   const uint32_t found = loaded->Send(weight, verify_checksum, gpu_);
   if (verify_checksum && found != claim.checksum) reject(ChecksumMessage(found, claim.checksum));
-  loaded->LayOut(weight, type, gpu_);
+  loaded->LayOut(weight, type, expected_n, gpu_);
   entry = loaded;
   return loaded;
 }

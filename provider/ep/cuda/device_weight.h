@@ -28,8 +28,9 @@ class DeviceWeight {
   /// Copies a validated weight to the GPU and returns the checksum of what was sent, 0 where it is not asked for.
   /// Throws Error; then the object is of no use.
   uint32_t Send(const PackedWeight& weight, bool with_checksum, Gpu* gpu);
-  /// Lays a weight that was sent out for X of `type`. Throws Error likewise.
-  void LayOut(const PackedWeight& weight, cuda::ElementType type, Gpu* gpu);
+  /// Lays a weight that was sent out for X of `type`, to be fastest with `expected_n` columns (cuda::PlanOptions). Throws
+  /// Error likewise.
+  void LayOut(const PackedWeight& weight, cuda::ElementType type, int expected_n, Gpu* gpu);
 
  private:
   void FreeParts();
@@ -46,13 +47,14 @@ class DeviceWeightCache {
   DeviceWeightCache(Gpu* gpu, std::shared_ptr<MemoryPool> pool) : gpu_(gpu), pool_(std::move(pool)) {}
 
   /// Validates a claim (whose parts are in host memory and are not needed afterwards) and loads the weight for X of
-  /// `type`, or returns what an earlier call made of the same parts. Throws Error with `where` and what is wrong.
-  std::shared_ptr<const DeviceWeight> Prepare(const PackedWeightClaim& claim, cuda::ElementType type,
+  /// `type` and `expected_n` columns, or returns what an earlier call made of the same. Throws Error with `where` and
+  /// what is wrong.
+  std::shared_ptr<const DeviceWeight> Prepare(const PackedWeightClaim& claim, cuda::ElementType type, int expected_n,
                                               bool verify_checksum, const std::string& where);
 
  private:
   using Key = std::tuple<const void*, const void*, const void*, int64_t, int64_t, int64_t, uint32_t, ValueType,
-                         cuda::ElementType>;
+                         cuda::ElementType, int>;
   Gpu* const gpu_;
   const std::shared_ptr<MemoryPool> pool_;
   std::mutex mutex_;

@@ -3,6 +3,7 @@
 #include <vector>
 
 #include "doctest/doctest.h"
+#include "ops/sparse-matmul/cuda/cost.h"
 #include "ops/sparse-matmul/cuda/layout.h"
 #include "ops/sparse-matmul/cuda/partition.cuh"
 #include "ops/sparse-matmul/cuda/spmm.h"
@@ -131,45 +132,86 @@ TEST_CASE("row blocks have about equal bytes, and a cluster's row block stays on
   CHECK(CheckCut(Plan(gpu, 7168, Even(28672, 7168, 0.5))) == 14);  // 1,792 tiles on 132 multiprocessors
 }
 
-TEST_CASE("clusters where they balance better than they cost") {
-  const DeviceInfo gpu = Gpu(90, 132, 227);
-  CHECK(Plan(gpu, 7168, Even(7168, 7168, 0.2)).cluster == 1);    // o of OPT-30B
-  CHECK(Plan(gpu, 28672, Even(7168, 28672, 0.2)).cluster == 2);  // fc2
-  CHECK(Plan(gpu, 7168, Even(28672, 7168, 0.2)).cluster == 1);   // fc1
+namespace {
+
+/// A choice as a number: 100 for words, 10 for each thread block of a cluster, 1 for each warp of a team.
+int Choice(const WeightPlan& plan) {
+  return (plan.columns == Columns::kWords ? 100 : 0) + plan.cluster * 10 + TeamWarps(plan.team);
 }
 
-TEST_CASE("warpgroups where they lose little with few columns") {
+}  // namespace
+
+TEST_CASE("a plan is what was measured as fastest for the expected columns, where others were clearly slower") {
   const DeviceInfo gpu = Gpu(90, 132, 227, true);
-  const auto chosen = [&](int64_t in, int64_t out, const PlanOptions& options = {},
-                          ValueType type = ValueType::kFloat16) {
-    const WeightPlan plan = Plan(gpu, in, Even(out, in, 0.2), options, type);
-    return plan.cluster * 10 + TeamWarps(plan.team);
+  const auto chosen = [&](int64_t in, int64_t out, double density, int expected_n) {
+    PlanOptions options;
+    options.expected_n = expected_n;
+    return Choice(Plan(gpu, in, Even(out, in, density), options));
   };
-  CHECK(chosen(7168, 7168) == 14);   // OPT-30B: o
-  CHECK(chosen(28672, 7168) == 24);  // fc2
-  CHECK(chosen(7168, 28672) == 14);  // fc1
-  CHECK(chosen(7168, 21504) == 14);  // qkv
-  CHECK(chosen(4096, 4096) == 11);   // OPT-6.7B: o
-  CHECK(chosen(16384, 4096) == 24);  // fc2
-  CHECK(chosen(2048, 2048) == 11);   // OPT-1.3B: o
-  CHECK(chosen(7168, 7168, {}, ValueType::kBFloat16) == 11);
+  CHECK(chosen(7168, 28672, 0.5, 32) == 14);   // OPT-30B: fc1; 92 us, 115 with teams of one warp
+  CHECK(chosen(7168, 28672, 0.3, 16) == 14);   // 64, 72
+  CHECK(chosen(7168, 28672, 0.2, 32) == 114);  // 68, 70 with halves
+  CHECK(chosen(7168, 28672, 0.1, 8) == 114);   // 41, 49
+  CHECK(chosen(28672, 7168, 0.2, 8) == 21);    // fc2; 54, 58 with teams of four
+  CHECK(chosen(28672, 7168, 0.3, 32) == 24);   // 77, 95 without a cluster
+  CHECK(chosen(7168, 7168, 0.3, 16) == 24);    // o; 24, 25
+  CHECK(chosen(5120, 5120, 0.1, 8) == 111);    // OPT-13B: o
+  CHECK(chosen(2048, 2048, 0.5, 32) == 14);    // OPT-1.3B: o
+  CHECK(chosen(2048, 2048, 0.1, 32) == 114);
+}
+
+TEST_CASE("without an expectation a plan loses little with 8, 16 and 32 columns") {
+  const DeviceInfo gpu = Gpu(90, 132, 227, true);
+  for (const auto& [out, in] :
+       {std::pair<int64_t, int64_t>{28672, 7168}, {7168, 28672}, {5120, 5120}, {12288, 4096}, {2048, 8192}}) {
+    for (double density : {0.5, 0.2, 0.1}) {
+      const std::vector<int32_t> rows = Even(out, in, density);
+      const auto time = [&](const WeightPlan& plan, int n) {
+        return ProductTime({out / kTileRows, in / kUnitK, density}, {plan.team, plan.cluster, plan.columns},
+                           gpu.clusters[plan.cluster / 2], gpu.memory_gbs, n);
+      };
+      const WeightPlan unknown = Plan(gpu, in, rows);
+      for (int n : {8, 16, 32}) {
+        PlanOptions options;
+        options.expected_n = n;
+        const double best = time(Plan(gpu, in, rows, options), n);
+        CAPTURE(out);
+        CAPTURE(density);
+        CAPTURE(n);
+        CHECK(best > 0);
+        CHECK(time(unknown, n) >= best);
+        CHECK(time(unknown, n) < 1.25 * best);
+      }
+    }
+  }
+}
+
+TEST_CASE("a plan keeps to what was asked for and what a weight allows") {
+  const DeviceInfo gpu = Gpu(90, 132, 227, true);
+  const std::vector<int32_t> rows = Even(2048, 2048, 0.2);
+  CHECK(TeamWarps(Plan(gpu, 2048, rows, {}, ValueType::kBFloat16).team) == 1);
   PlanOptions options;
   options.team = 0;
-  CHECK(chosen(7168, 7168, options) == 11);
+  CHECK(TeamWarps(Plan(gpu, 2048, rows, options).team) == 1);
   options.team = 1;
   options.cluster = 4;
-  CHECK(chosen(2048, 2048, options) == 44);
+  options.columns = 1;
+  CHECK(Choice(Plan(gpu, 2048, rows, options)) == 144);
+  options.columns = 0;
+  CHECK(Choice(Plan(gpu, 2048, rows, options)) == 44);
 }
 
-TEST_CASE("the kind of columns follows density and bandwidth") {
+TEST_CASE("words for few nonzeros, and for more of them where there is more bandwidth") {
   DeviceInfo gpu = Gpu(90, 132, 227);
-  CHECK(Plan(gpu, 4096, Even(4096, 4096, 0.2)).columns == Columns::kHalves);
-  CHECK(Plan(gpu, 4096, Even(4096, 4096, 0.1)).columns == Columns::kWords);
+  const auto columns = [&](double density) { return Plan(gpu, 7168, Even(28672, 7168, density)).columns; };
+  CHECK(columns(0.4) == Columns::kHalves);
+  CHECK(columns(0.2) == Columns::kHalves);
+  CHECK(columns(0.1) == Columns::kWords);
   gpu.memory_gbs = 4800;
-  CHECK(Plan(gpu, 4096, Even(4096, 4096, 0.3)).columns == Columns::kHalves);
-  CHECK(Plan(gpu, 4096, Even(4096, 4096, 0.2)).columns == Columns::kWords);
+  CHECK(columns(0.4) == Columns::kHalves);
+  CHECK(columns(0.2) == Columns::kWords);
   gpu.memory_gbs = 0;  // unknown
-  CHECK(Plan(gpu, 4096, Even(4096, 4096, 0.2)).columns == Columns::kHalves);
+  CHECK(columns(0.2) == Columns::kHalves);
 }
 
 TEST_CASE("what the tensor-core kernel cannot compute exactly, or address, stays as it lies") {

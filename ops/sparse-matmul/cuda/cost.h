@@ -1,0 +1,28 @@
+// What a multiplication is expected to take, for the choice between the layouts that a weight could have.
+#pragma once
+
+#include <cstdint>
+
+#include "ops/sparse-matmul/cuda/spmm.h"
+
+namespace flashllm::cuda {
+
+/// Who decodes a row block, and how its columns lie.
+struct LayoutChoice {
+  Team team = Team::kWarp;
+  int cluster = 1;
+  Columns columns = Columns::kHalves;
+};
+
+/// The shape of a weight, as far as its time depends on it.
+struct WeightShape {
+  int64_t tiles = 0;  // of 16 rows
+  int64_t units = 0;  // of 32 k
+  double density = 0;
+};
+
+/// Microseconds of one multiplication of `n` columns, 1 to 32 (64 are taken for 32), alone and among others alike.
+/// `blocks`: row blocks of the choice's clusters that the GPU runs at once.
+double ProductTime(const WeightShape& shape, const LayoutChoice& choice, int64_t blocks, int memory_gbs, int n);
+
+}  // namespace flashllm::cuda
