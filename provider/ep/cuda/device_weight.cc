@@ -96,7 +96,7 @@ std::shared_ptr<const DeviceWeight> DeviceWeightCache::Prepare(const PackedWeigh
                                                                int expected_n, bool verify_checksum,
                                                                const std::string& where) {
   const Key key{claim.bitmap,   claim.row_offsets, claim.values, claim.out_features, claim.in_features, claim.nnz,
-                claim.checksum, claim.value_type,  type,               expected_n};
+                claim.checksum, claim.value_type,  type,         expected_n};
   std::lock_guard<std::mutex> lock(mutex_);
   std::weak_ptr<const DeviceWeight>& entry = loaded_[key];
   if (std::shared_ptr<const DeviceWeight> ready = entry.lock()) return ready;

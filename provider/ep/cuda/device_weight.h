@@ -28,8 +28,8 @@ class DeviceWeight {
   /// Copies a validated weight to the GPU and returns the checksum of what was sent, 0 where it is not asked for.
   /// Throws Error; then the object is of no use.
   uint32_t Send(const PackedWeight& weight, bool with_checksum, Gpu* gpu);
-  /// Lays a weight that was sent out for X of `type`, to be fastest with `expected_n` columns (cuda::PlanOptions). Throws
-  /// Error likewise.
+  /// Lays a weight that was sent out for X of `type`, to be fastest with `expected_n` columns (cuda::PlanOptions).
+  /// Throws Error likewise.
   void LayOut(const PackedWeight& weight, cuda::ElementType type, int expected_n, Gpu* gpu);
 
  private:
