@@ -12,7 +12,7 @@ namespace flashllm::cuda {
 namespace {
 
 /// Density up to which words were measured, and are considered.
-constexpr double kWordsDensity = 0.31;
+constexpr double kWordsDensity = 0.41;
 
 int BlocksOf(const DeviceInfo& device, int cluster) { return std::max(1, device.clusters[cluster / 2]); }
 

@@ -35,7 +35,10 @@ class CudaEp : public SessionEp {
   /// which times each by itself.
   bool programmatic() const { return gpu_->compute_capability() >= 90 && !times_->active(); }
   /// A kernel has enqueued its work.
-  void CountComputed() { computed_.fetch_add(1, std::memory_order_relaxed); }
+  void CountComputed() {
+    const size_t count = computed_.fetch_add(1, std::memory_order_relaxed) + 1;
+    if (graphs_) graphs_->Computed(count);
+  }
 
  private:
   void SetNodes();

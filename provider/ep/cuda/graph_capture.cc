@@ -1,5 +1,7 @@
 #include "provider/ep/cuda/graph_capture.h"
 
+#include <utility>
+
 #include "provider/ep/cuda/call.h"
 
 namespace flashllm::ep {
@@ -7,6 +9,10 @@ namespace {
 
 /// The pool's number for the memory of a graph.
 uint64_t TagOf(int id) { return (uint64_t{1} << 32) + static_cast<uint32_t>(id); }
+
+/// The share of a run's kernels that the first part has, and how many a run must have for two parts. A kernel runs for
+/// longer than it takes to be started, and what precedes the second part's start must outlast that.
+constexpr size_t kFirstShare = 8, kLeastKernels = 16;
 
 }  // namespace
 
@@ -24,7 +30,7 @@ GraphCapture::~GraphCapture() {
 }
 
 void GraphCapture::Destroy(int id, Graph* graph) noexcept {
-  static_cast<void>(cudaGraphExecDestroy(graph->exec));
+  for (cudaGraphExec_t part : graph->parts) static_cast<void>(cudaGraphExecDestroy(part));
   times_->Recycle(&graph->launches);
   pool_->ReleasePrivate(TagOf(id));
 }
@@ -37,8 +43,25 @@ void GraphCapture::Discard() noexcept {
   cudaGraph_t graph = nullptr;
   static_cast<void>(cudaStreamEndCapture(stream_, &graph));
   if (graph != nullptr) static_cast<void>(cudaGraphDestroy(graph));
+  for (cudaGraphExec_t part : recorded_.parts) static_cast<void>(cudaGraphExecDestroy(part));
+  recorded_ = {};
   static_cast<void>(cudaGetLastError());
   times_->DropRecorded();
+}
+
+void GraphCapture::BeginPart() {
+  // Relaxed: memory may be allocated meanwhile, by this thread and by others.
+  CheckCuda(cudaStreamBeginCapture(stream_, cudaStreamCaptureModeRelaxed), "beginning to record a graph");
+}
+
+void GraphCapture::EndPart() {
+  cudaGraph_t graph = nullptr;
+  CheckCuda(cudaStreamEndCapture(stream_, &graph), "ending to record a graph");
+  cudaGraphExec_t exec = nullptr;
+  const cudaError_t failed = cudaGraphInstantiate(&exec, graph, 0);
+  static_cast<void>(cudaGraphDestroy(graph));
+  CheckCuda(failed, "making a graph ready to run");
+  recorded_.parts.push_back(exec);
 }
 
 void GraphCapture::BeginRun(int id) {
@@ -46,10 +69,16 @@ void GraphCapture::BeginRun(int id) {
   if (id < 0 || Has(id) || ordinary_.count(id) == 0) return;
   const DeviceScope scope(device_);
   times_->DropRecorded();  // of a recording that could not become a graph
-  // Relaxed: memory may be allocated meanwhile, by this thread and by others.
-  CheckCuda(cudaStreamBeginCapture(stream_, cudaStreamCaptureModeRelaxed), "beginning to record a graph");
+  BeginPart();
   capturing_ = true;
+  first_part_ = ordinary_[id] < kLeastKernels ? 0 : ordinary_[id] / kFirstShare;
   pool_->BeginPrivate(TagOf(id));
+}
+
+void GraphCapture::Computed(size_t count) {
+  if (!capturing_ || count != first_part_) return;
+  EndPart();
+  BeginPart();
 }
 
 void GraphCapture::EndRun(int id, size_t computed) {
@@ -62,16 +91,12 @@ void GraphCapture::EndRun(int id, size_t computed) {
     ordinary_.erase(id);
     return;
   }
+  const DeviceScope scope(device_);
+  EndPart();
   capturing_ = false;
   pool_->EndPrivate();
-  const DeviceScope scope(device_);
-  cudaGraph_t graph = nullptr;
-  CheckCuda(cudaStreamEndCapture(stream_, &graph), "ending to record a graph");
-  cudaGraphExec_t exec = nullptr;
-  const cudaError_t failed = cudaGraphInstantiate(&exec, graph, 0);
-  static_cast<void>(cudaGraphDestroy(graph));
-  CheckCuda(failed, "making a graph ready to run");
-  graphs_[id] = {exec, times_->TakeRecorded()};
+  recorded_.launches = times_->TakeRecorded();
+  graphs_[id] = std::exchange(recorded_, {});
   Replay(id);
   WaitForStream(stream_);
 }
@@ -79,7 +104,7 @@ void GraphCapture::EndRun(int id, size_t computed) {
 void GraphCapture::Replay(int id) {
   const DeviceScope scope(device_);
   const Graph& graph = graphs_.at(id);
-  CheckCuda(cudaGraphLaunch(graph.exec, stream_), "starting a graph");
+  for (cudaGraphExec_t part : graph.parts) CheckCuda(cudaGraphLaunch(part, stream_), "starting a graph");
   if (!times_->active() || graph.launches.empty()) return;
   WaitForStream(stream_);
   times_->CollectReplay(graph.launches);

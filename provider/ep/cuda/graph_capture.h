@@ -28,6 +28,8 @@ class GraphCapture {
   /// A run begins: the first of an id is an ordinary one (kernels are loaded), the second is recorded. Id -1 is never
   /// recorded.
   void BeginRun(int id);
+  /// So many kernels of the run have computed without an error.
+  void Computed(size_t count);
   /// A run ends, in which so many kernels computed without an error. One that was recorded becomes a graph, which is
   /// then run, since recording computes nothing; but not if it was cut short, by an error or a request to terminate.
   void EndRun(int id, size_t computed);
@@ -36,10 +38,14 @@ class GraphCapture {
   void Release(int id);
 
  private:
+  /// A run in two parts, one after the other: starting hundreds of kernels takes the host a while, which so passes while
+  /// the first of them run.
   struct Graph {
-    cudaGraphExec_t exec = nullptr;
+    std::vector<cudaGraphExec_t> parts;
     std::vector<TimedLaunch> launches;  // where it was recorded during a profile
   };
+  void BeginPart();
+  void EndPart();
   void Discard() noexcept;
   void Destroy(int id, Graph* graph) noexcept;
 
@@ -50,6 +56,8 @@ class GraphCapture {
   std::map<int, Graph> graphs_;
   std::map<int, size_t> ordinary_;  // kernels that an ordinary run computed
   bool capturing_ = false;
+  size_t first_part_ = 0;  // kernels of the first part of what is recorded; 0: there is one part
+  Graph recorded_;
 };
 
 }  // namespace flashllm::ep
