@@ -6,10 +6,14 @@ import { openTextModel, type TextModel } from '../models/text-model.js';
 import type { FlashLLMOptions } from '../provider/ep-options.js';
 import { finiteNumber, repeatable, wholeNumber } from './option-parsers.js';
 
+/** What the provider's option takes; as many columns of a product are no longer those of decoding. */
+const MOST_EXPECTED = 1024;
+
 export interface ModelOptions {
   threads?: number;
   device?: FlashLLMOptions['device'];
   stock?: boolean;
+  expectedBatch?: number;
 }
 
 /** Adds the options of the session. */
@@ -22,6 +26,11 @@ export function addModelOptions(command: Command): Command {
         'cpu',
         'cuda',
       ]),
+    )
+    .option(
+      '--expected-batch <number>',
+      'sequences that a GPU is to decode fastest at once (default: 1 to 32 alike; of generate, one a prompt)',
+      wholeNumber(0),
     )
     .option('--stock', 'run without flashllm, on ONNX Runtime’s own CPU provider');
 }
@@ -38,8 +47,13 @@ export async function openModel(
 }
 
 /** The options of the session. */
-export function sessionOptions({ threads, device, stock }: ModelOptions): InferenceSession.SessionOptions {
-  const ours: FlashLLMOptions = { name: 'flashllm', ...(device === undefined ? {} : { device }) };
+export function sessionOptions(options: ModelOptions): InferenceSession.SessionOptions {
+  const { threads, device, stock, expectedBatch } = options;
+  const ours: FlashLLMOptions = {
+    name: 'flashllm',
+    ...(device === undefined ? {} : { device }),
+    ...(expectedBatch === undefined ? {} : { expectedBatch: Math.min(expectedBatch, MOST_EXPECTED) }),
+  };
   return {
     executionProviders: stock ? ['cpu'] : [ours, 'cpu'],
     ...(threads === undefined ? {} : { intraOpNumThreads: threads }),

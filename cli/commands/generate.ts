@@ -50,7 +50,8 @@ async function run(folder: string, args: string[], options: Options): Promise<vo
   const onPipe = () => enough.abort();
   process.stdout.on('error', onPipe);
   try {
-    const model = await openModel(folder, options, { maxBatch: Math.max(prompts.length, 1) });
+    const maxBatch = Math.max(prompts.length, 1);
+    const model = await openModel(folder, { expectedBatch: maxBatch, ...options }, { maxBatch });
     try {
       signal.throwIfAborted();
       const started = performance.now();

@@ -14,7 +14,7 @@ export interface SchedulerOptions {
   readonly maxWaiting?: number | undefined;
   /**
    * Most bytes of keys and values on a GPU that stay reserved when all sequences have ended, with the steps that are recorded over them: so
-   * the next sequences need not wait for either. Larger ones are given back. Default 0: nothing stays. 16 sequences of OPT-13B with 320
+   * the next sequences need not wait for either. Larger ones are given back; 0: nothing stays. Default 1 GiB. 16 sequences of OPT-13B with 320
    * tokens each take 4 GiB.
    */
   readonly idleCacheBytes?: number | undefined;
@@ -50,7 +50,7 @@ export class Scheduler {
       maxBatch = 32,
       prefillTokens = 256,
       maxWaiting = Number.POSITIVE_INFINITY,
-      idleCacheBytes = 0,
+      idleCacheBytes = 2 ** 30,
     }: SchedulerOptions = {},
   ) {
     for (const [name, value] of Object.entries({ maxBatch, prefillTokens, maxWaiting })) {

@@ -262,7 +262,7 @@ const inMemory = test.macro<[records: boolean]>(async (t, records) => {
   const memory = countedMemory(t, records);
   const { live } = memory;
   const { tokenizer, session } = model();
-  const shared = new TextGenerator(new Decoder(session, memory), tokenizer, config, { maxBatch: 6 });
+  const shared = new TextGenerator(new Decoder(session, memory), tokenizer, config, { maxBatch: 6, idleCacheBytes: 0 });
   const options = { maxNewTokens: 20, stopTokenIds: [] };
   const texts = await shared.generate(prompts(9), options);
   for (const [i, prompt] of prompts(9).entries())

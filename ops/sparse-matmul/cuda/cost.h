@@ -21,8 +21,8 @@ struct WeightShape {
   double density = 0;
 };
 
-/// Microseconds of one multiplication of `n` columns, 1 to 32 (64 are taken for 32), alone and among others alike.
-/// `blocks`: row blocks of the choice's clusters that the GPU runs at once.
+/// Microseconds of one multiplication of `n` columns, with more than 64 as with 64. `blocks`: row blocks of the
+/// choice's clusters that the GPU runs at once.
 double ProductTime(const WeightShape& shape, const LayoutChoice& choice, int64_t blocks, int memory_gbs, int n);
 
 }  // namespace flashllm::cuda
