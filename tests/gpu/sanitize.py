@@ -28,6 +28,11 @@ PROGRAMS = {
     "pruning_test": [],
     "provider": ["sparse_matmul", "rows", "cuda_graph", "profile", "bad_inputs"],
 }
+# What a tool is told besides. Four barriers a run, sixteen runs and the rings of X on every multiprocessor are more than it follows by
+# itself, and where it loses some, kernels fail under it.
+OPTIONS = {
+    "synccheck": ["--num-cuda-barriers", "131072"],
+}
 # What a tool takes other cases of, or none.
 EXCEPTIONS = {
     ("racecheck", "pruning_test"): None,  # cuBLAS, and shared memory in every kernel
@@ -53,7 +58,7 @@ def command(program, tool, arguments):
 
 def run(tool, what, seconds):
     """(verdict, output)"""
-    sanitizer = ["compute-sanitizer", "--tool", tool, "--error-exitcode", str(FINDINGS), "--print-limit", "3"]
+    sanitizer = ["compute-sanitizer", "--tool", tool, *OPTIONS.get(tool, []), "--error-exitcode", str(FINDINGS), "--print-limit", "3"]
     try:
         done = subprocess.run(
             [*sanitizer, *what], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace", timeout=seconds, check=False

@@ -1,0 +1,103 @@
+"""Fits the constants of ops/sparse-matmul/cuda/cost.cc to measured times and prints them as its table has them.
+
+    python bench/spmm/fit_cost.py [bench/results/2026-11-28-h100-spmm-layouts.json]
+
+Then it prints by how much what they choose is slower than the fastest layout that was measured: the geometric mean of a model's four
+matrices at 50 to 90 % zeros, for every number of columns. Needs NumPy and SciPy. The formula is ProductTime(); keep both alike.
+"""
+
+import collections
+import json
+import os
+import sys
+
+import numpy as np
+from scipy.optimize import least_squares
+
+HIDDEN = {"opt-1.3b": 2048, "opt-6.7b": 4096, "opt-13b": 5120, "opt-30b": 7168}
+BLOCKS = {1: 132, 2: 66, 4: 30}  # row blocks of an H100, by the thread blocks of a cluster
+PANEL_TILES = {1: 8, 4: 16}  # by the warps of a team
+BYTES_PER_NS = 3090  # what the run's reading kernel reached: 0.92 of the data sheet, as ProductTime() takes it
+PADDING = 1.04
+LARGE_CLUSTER = 1.03
+NAMES = {1: "kWarp", 4: "kWarpgroup", "halves": "kHalves", "words": "kWords"}
+
+FIRST = [12, 5, 0.3, 10, 5, 3, 2, 3, 1, 1.05]
+LEAST = [0, 0, 0, 0, 0, 0, -2, -2, 0, 0.95]
+MOST = [60, 60, 1, 80, 60, 12, 12, 16, 6, 1.3]
+
+
+def shape(model, matrix):
+    hidden = HIDDEN[model]
+    return {"qkv": (3 * hidden, hidden), "o": (hidden, hidden), "fc1": (4 * hidden, hidden), "fc2": (hidden, 4 * hidden)}[matrix]
+
+
+def features(model, matrix, sparsity, team, kind, cluster):
+    """What the constants are multiplied with."""
+    rows, columns = shape(model, matrix)
+    tiles, units = -(-rows // 16), -(-columns // 32)
+    busiest = -(-tiles // min(tiles, BLOCKS[cluster]))
+    panels = -(-busiest // PANEL_TILES[team])
+    share = units / cluster
+    stages = missing = 0
+    for panel in range(panels):
+        own = (panel + 1) * busiest // panels - panel * busiest // panels
+        depth = -(-own // team)
+        stages += share / (1 if depth > 4 else 2 if depth > 2 else 4 if depth > 1 else 8)
+        missing += share * (depth * team - own)
+    density = 1 - sparsity
+    values = 2 * density if kind == "halves" else 2 * (1 - sparsity**2)
+    masks = 1 / 8 if kind == "halves" else 1 / 16
+    reading = rows * columns * (values + masks) * PADDING / BYTES_PER_NS
+    return share * busiest, missing, stages, share * panels, panels, reading, density, cluster
+
+
+def predict(constants, at):
+    """Microseconds."""
+    tile, nonzeros, deepest, stage, unit, launch, cluster2, cluster4, panel, stream = constants
+    tiles, missing, stages, panel_units, panels, reading, density, cluster = at
+    issuing = (tiles + deepest * missing) * (tile + nonzeros * density) + stages * stage + panel_units * unit
+    both = (issuing**4 + (reading * stream) ** 4) ** 0.25 * 1e-3
+    return both + launch + {1: 0, 2: cluster2, 4: cluster4}[cluster] + panel * panels
+
+
+def main():
+    default = os.path.join(os.path.dirname(__file__), "..", "results", "2026-11-28-h100-spmm-layouts.json")
+    with open(sys.argv[1] if len(sys.argv) > 1 else default, encoding="utf8") as file:
+        rows = json.load(file)["rows"]
+    kinds, products = collections.defaultdict(list), collections.defaultdict(list)
+    for model, matrix, sparsity, n, team, kind, cluster, plain, _ in rows:
+        at = features(model, matrix, sparsity, team, kind, cluster)
+        kinds[team, kind, n].append((at, plain))
+        products[model, n, sparsity, matrix].append((team, kind, at, plain))
+
+    fitted = {}
+    for (team, kind, n), measured in sorted(kinds.items()):
+        times = np.array([time for _, time in measured])
+
+        def errors(constants, measured=measured, times=times):
+            return np.log(np.maximum([predict(constants, at) for at, _ in measured], 0.1) / times)
+
+        found = least_squares(errors, FIRST, bounds=(LEAST, MOST))
+        constants = [round(constant, 2) for constant in found.x]
+        if team == 1:
+            constants[2] = 0  # a team of one warp has no other
+        fitted[team, kind, n] = constants
+        text = ", ".join(f"{constant:g}" for constant in constants)
+        error = np.sqrt(np.mean(found.fun**2))
+        print(f"    {{Team::{NAMES[team]}, Columns::{NAMES[kind]}, {n}, {text}}},  // {100 * error:.0f} % off")
+
+    slower = collections.defaultdict(list)
+    for (model, n, _, _), layouts in products.items():
+
+        def expected(layout, n=n):
+            team, kind, at, _ = layout
+            return predict(fitted[team, kind, n], at) * (LARGE_CLUSTER if at[-1] == 4 else 1)
+
+        slower[model, n].append(np.log(min(layouts, key=expected)[3] / min(layout[3] for layout in layouts)))
+    for (model, n), logs in sorted(slower.items()):
+        print(f"{model} N={n}: {100 * (np.exp(np.mean(logs)) - 1):.1f} % slower than the fastest")
+
+
+if __name__ == "__main__":
+    main()
