@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <cstdint>
 
+#include "ops/cuda/launch.h"
 #include "ops/cuda/ptx.cuh"
 #include "ops/decoder/cuda/tensor.h"
 
@@ -25,24 +26,13 @@ struct LaunchConfig {
 template <typename Params>
 cudaError_t Launch(void (*kernel)(Params), const Params& params, const LaunchConfig& how, cudaStream_t stream) {
   if (how.blocks > INT32_MAX) return cudaErrorInvalidConfiguration;
-  cudaLaunchConfig_t config = {};
-  config.gridDim = dim3(static_cast<unsigned>(how.blocks));
-  config.blockDim = dim3(static_cast<unsigned>(how.threads));
-  config.dynamicSmemBytes = static_cast<size_t>(how.shared_bytes);
-  config.stream = stream;
-  cudaLaunchAttribute attributes[2];
-  config.attrs = attributes;
-  if (how.cluster > 1) {
-    attributes[config.numAttrs].id = cudaLaunchAttributeClusterDimension;
-    attributes[config.numAttrs].val.clusterDim.x = how.cluster;
-    attributes[config.numAttrs].val.clusterDim.y = 1;
-    attributes[config.numAttrs++].val.clusterDim.z = 1;
-  }
-  if (how.programmatic) {
-    attributes[config.numAttrs].id = cudaLaunchAttributeProgrammaticStreamSerialization;
-    attributes[config.numAttrs++].val.programmaticStreamSerializationAllowed = 1;
-  }
-  return cudaLaunchKernelEx(&config, kernel, params);
+  LaunchShape shape;
+  shape.grid = dim3(static_cast<unsigned>(how.blocks));
+  shape.threads = how.threads;
+  shape.shared_bytes = static_cast<size_t>(how.shared_bytes);
+  shape.cluster = how.cluster;
+  shape.programmatic = how.programmatic;
+  return LaunchKernel(kernel, shape, params, stream);
 }
 
 /// A grid for a loop over `items` in which every thread takes one at a time.

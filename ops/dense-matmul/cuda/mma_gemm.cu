@@ -3,6 +3,7 @@
 
 #include <algorithm>
 
+#include "ops/cuda/launch.h"
 #include "ops/dense-matmul/cuda/epilogue.cuh"
 #include "ops/dense-matmul/cuda/mma.cuh"
 #include "ops/dense-matmul/cuda/operand.cuh"
@@ -108,19 +109,12 @@ cudaError_t LaunchInstance(const DenseDevice& device, const DenseMatMulArgs& arg
   params.m_tiles = static_cast<int>((args.m + kTileSide - 1) / kTileSide);
   params.n_tiles = static_cast<int>((args.n + kTileSide - 1) / kTileSide);
   params.group = std::min(params.n_tiles, 16);
-  cudaLaunchConfig_t config = {};
-  config.gridDim = dim3(static_cast<unsigned>(params.m_tiles) * params.n_tiles);
-  config.blockDim = dim3(kThreads);
-  config.dynamicSmemBytes = kRingBytes;
-  config.stream = stream;
-  cudaLaunchAttribute attribute;
-  config.attrs = &attribute;
-  if (args.programmatic && device.compute_capability >= 90) {
-    attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-    attribute.val.programmaticStreamSerializationAllowed = 1;
-    config.numAttrs = 1;
-  }
-  return cudaLaunchKernelEx(&config, MmaGemm<kAligned>, params);
+  LaunchShape shape;
+  shape.grid = dim3(static_cast<unsigned>(params.m_tiles) * params.n_tiles);
+  shape.threads = kThreads;
+  shape.shared_bytes = kRingBytes;
+  shape.programmatic = args.programmatic && device.compute_capability >= 90;
+  return LaunchKernel(MmaGemm<kAligned>, shape, params, stream);
 }
 
 }  // namespace

@@ -5,6 +5,7 @@
 // bytes of a row, as its fragments of two k16-steps.
 #include "ops/dense-matmul/cuda/skinny.h"
 
+#include "ops/cuda/launch.h"
 #include "ops/dense-matmul/cuda/epilogue.cuh"
 #include "ops/dense-matmul/cuda/mma.cuh"
 #include "ops/dense-matmul/cuda/operand.cuh"
@@ -139,18 +140,11 @@ cudaError_t LaunchInstance(const DenseDevice& device, const DenseMatMulArgs& arg
   params.units = static_cast<int>((args.k + kUnitOfK - 1) / kUnitOfK);
   params.weights_late = args.weights_late;
   constexpr int kRows = kTiles * kRowsOfTile;
-  cudaLaunchConfig_t config = {};
-  config.gridDim = dim3(static_cast<unsigned>((args.m + kRows - 1) / kRows));
-  config.blockDim = dim3(kWarps * 32);
-  config.stream = stream;
-  cudaLaunchAttribute attribute;
-  config.attrs = &attribute;
-  if (args.programmatic && device.compute_capability >= 90) {
-    attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-    attribute.val.programmaticStreamSerializationAllowed = 1;
-    config.numAttrs = 1;
-  }
-  return cudaLaunchKernelEx(&config, SkinnyMatMul<kTiles, kColumnTiles, kDepth, kAligned>, params);
+  LaunchShape shape;
+  shape.grid = dim3(static_cast<unsigned>((args.m + kRows - 1) / kRows));
+  shape.threads = kWarps * 32;
+  shape.programmatic = args.programmatic && device.compute_capability >= 90;
+  return LaunchKernel(SkinnyMatMul<kTiles, kColumnTiles, kDepth, kAligned>, shape, params, stream);
 }
 
 template <int kTiles, bool kAligned>

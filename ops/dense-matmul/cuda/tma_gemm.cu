@@ -4,6 +4,7 @@
 #include <iterator>
 #include <limits>
 
+#include "ops/cuda/launch.h"
 #include "ops/cuda/tensor_map.h"
 #include "ops/dense-matmul/cuda/tma_gemm.cuh"
 
@@ -51,42 +52,26 @@ struct TmaInstance {
       error = EncodeTensorMap(encode, args.w, args.m, args.k, args.k, Tile::kWidth / Tile::kCluster, &params.w_map);
     if (error != cudaSuccess) return error;
 
-    cudaLaunchConfig_t config = {};
     // A split cluster exchanges sums once.
     const int64_t clusters =
         Tile::kSplit > 1 ? Tiles(args) : std::min<int64_t>(device.clusters[Tile::kBlocks / 2], Tiles(args));
-    config.gridDim = dim3(static_cast<unsigned>(clusters * Tile::kBlocks));
-    config.blockDim = dim3(Tile::kThreads);
-    config.dynamicSmemBytes = Tile::kTotalBytes;
-    config.stream = stream;
-    cudaLaunchAttribute attributes[2];
-    config.attrs = attributes;
-    if (Tile::kBlocks > 1) {
-      attributes[config.numAttrs].id = cudaLaunchAttributeClusterDimension;
-      attributes[config.numAttrs].val.clusterDim.x = Tile::kBlocks;
-      attributes[config.numAttrs].val.clusterDim.y = 1;
-      attributes[config.numAttrs++].val.clusterDim.z = 1;
-    }
-    if (args.programmatic) {
-      attributes[config.numAttrs].id = cudaLaunchAttributeProgrammaticStreamSerialization;
-      attributes[config.numAttrs++].val.programmaticStreamSerializationAllowed = 1;
-    }
-    return cudaLaunchKernelEx(&config, TmaGemm<Tile>, params);
+    LaunchShape shape = ShapeOf(clusters);
+    shape.programmatic = args.programmatic;
+    return LaunchKernel(TmaGemm<Tile>, shape, params, stream);
   }
 
   /// How many clusters of this instance run at once.
   static cudaError_t CountClusters(int sm_count, int* clusters) {
-    cudaLaunchAttribute attribute;
-    attribute.id = cudaLaunchAttributeClusterDimension;
-    attribute.val.clusterDim.x = Tile::kBlocks;
-    attribute.val.clusterDim.y = attribute.val.clusterDim.z = 1;
-    cudaLaunchConfig_t config = {};
-    config.gridDim = dim3(Tile::kBlocks * sm_count);
-    config.blockDim = dim3(Tile::kThreads);
-    config.dynamicSmemBytes = Tile::kTotalBytes;
-    config.attrs = &attribute;
-    config.numAttrs = 1;
-    return cudaOccupancyMaxActiveClusters(clusters, TmaGemm<Tile>, &config);
+    return cuda::CountClusters(TmaGemm<Tile>, ShapeOf(sm_count), clusters);
+  }
+
+  static LaunchShape ShapeOf(int64_t clusters) {
+    LaunchShape shape;
+    shape.grid = dim3(static_cast<unsigned>(clusters * Tile::kBlocks));
+    shape.threads = Tile::kThreads;
+    shape.shared_bytes = Tile::kTotalBytes;
+    shape.cluster = Tile::kBlocks;
+    return shape;
   }
 
   static cudaError_t Prepare() {

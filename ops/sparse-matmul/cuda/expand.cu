@@ -4,6 +4,7 @@
 
 #include <algorithm>
 
+#include "ops/cuda/launch.h"
 #include "ops/sparse-matmul/cuda/column_run.cuh"
 
 namespace flashllm::cuda {
@@ -118,19 +119,12 @@ struct ExpandInstance {
   static constexpr int kSharedBytes = ExpandBarrierBytes(kWarps) + kWarps * kRunBytes;
 
   static cudaError_t Launch(const ExpandParams& params, int blocks, bool programmatic, cudaStream_t stream) {
-    cudaLaunchConfig_t config = {};
-    config.gridDim = dim3(blocks);
-    config.blockDim = dim3(kWarps * 32);
-    config.dynamicSmemBytes = kSharedBytes;
-    config.stream = stream;
-    cudaLaunchAttribute attribute;
-    config.attrs = &attribute;
-    if (programmatic) {
-      attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-      attribute.val.programmaticStreamSerializationAllowed = 1;
-      config.numAttrs = 1;
-    }
-    return cudaLaunchKernelEx(&config, ExpandColumns<kColumns, kTeam, kWarps>, params);
+    LaunchShape shape;
+    shape.grid = dim3(blocks);
+    shape.threads = kWarps * 32;
+    shape.shared_bytes = kSharedBytes;
+    shape.programmatic = programmatic;
+    return LaunchKernel(ExpandColumns<kColumns, kTeam, kWarps>, shape, params, stream);
   }
 
   static cudaError_t Prepare(const DeviceInfo& info) {

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 
+#include "ops/cuda/launch.h"
 #include "ops/sparse-matmul/cuda/column_launch.h"
 #include "ops/sparse-matmul/cuda/warp_kernel.cuh"
 
@@ -16,24 +17,13 @@ struct WarpInstance {
 
   static cudaError_t Launch(const WeightPlan& plan, const ColumnParams& params, bool programmatic,
                             cudaStream_t stream) {
-    cudaLaunchConfig_t config = {};
-    config.gridDim = dim3(plan.blocks * plan.cluster, (params.n + kWidth - 1) / kWidth);
-    config.blockDim = dim3(kWarps * 32);
-    config.dynamicSmemBytes = Shape::SharedBytes(plan.cluster);
-    config.stream = stream;
-    cudaLaunchAttribute attributes[2];
-    config.attrs = attributes;
-    if (plan.cluster > 1) {
-      attributes[config.numAttrs].id = cudaLaunchAttributeClusterDimension;
-      attributes[config.numAttrs].val.clusterDim.x = plan.cluster;
-      attributes[config.numAttrs].val.clusterDim.y = 1;
-      attributes[config.numAttrs++].val.clusterDim.z = 1;
-    }
-    if (programmatic && plan.device.compute_capability >= 90) {
-      attributes[config.numAttrs].id = cudaLaunchAttributeProgrammaticStreamSerialization;
-      attributes[config.numAttrs++].val.programmaticStreamSerializationAllowed = 1;
-    }
-    return cudaLaunchKernelEx(&config, WarpMatMul<kColumns, kNTiles, kWarps, kRuns, kBf16>, params);
+    LaunchShape shape;
+    shape.grid = dim3(plan.blocks * plan.cluster, (params.n + kWidth - 1) / kWidth);
+    shape.threads = kWarps * 32;
+    shape.shared_bytes = Shape::SharedBytes(plan.cluster);
+    shape.cluster = plan.cluster;
+    shape.programmatic = programmatic && plan.device.compute_capability >= 90;
+    return LaunchKernel(WarpMatMul<kColumns, kNTiles, kWarps, kRuns, kBf16>, shape, params, stream);
   }
 
   static cudaError_t Prepare(const DeviceInfo& info) {
@@ -46,18 +36,13 @@ struct WarpInstance {
     info->clusters[0] = info->sm_count;
     if (info->compute_capability < 90) return cudaSuccess;
     for (int i = 1; i <= 2; ++i) {
-      cudaLaunchAttribute attribute;
-      attribute.id = cudaLaunchAttributeClusterDimension;
-      attribute.val.clusterDim.x = 2 * i;
-      attribute.val.clusterDim.y = attribute.val.clusterDim.z = 1;
-      cudaLaunchConfig_t config = {};
-      config.gridDim = dim3(2 * i * info->sm_count);
-      config.blockDim = dim3(kWarps * 32);
-      config.dynamicSmemBytes = info->shared_bytes;
-      config.attrs = &attribute;
-      config.numAttrs = 1;
-      const cudaError_t error = cudaOccupancyMaxActiveClusters(
-          &info->clusters[i], WarpMatMul<kColumns, kNTiles, kWarps, kRuns, kBf16>, &config);
+      LaunchShape shape;
+      shape.grid = dim3(2 * i * info->sm_count);
+      shape.threads = kWarps * 32;
+      shape.shared_bytes = info->shared_bytes;
+      shape.cluster = 2 * i;
+      const cudaError_t error =
+          cuda::CountClusters(WarpMatMul<kColumns, kNTiles, kWarps, kRuns, kBf16>, shape, &info->clusters[i]);
       if (error != cudaSuccess) return error;
     }
     return cudaSuccess;

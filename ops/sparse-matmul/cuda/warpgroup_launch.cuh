@@ -3,6 +3,7 @@
 
 #include <algorithm>
 
+#include "ops/cuda/launch.h"
 #include "ops/cuda/tensor_map.h"
 #include "ops/sparse-matmul/cuda/column_launch.h"
 #include "ops/sparse-matmul/cuda/warpgroup_kernel.cuh"
@@ -27,24 +28,13 @@ struct GroupInstance {
         if (error != cudaSuccess) return error;
       }
     }
-    cudaLaunchConfig_t config = {};
-    config.gridDim = dim3(plan.blocks * plan.cluster, static_cast<unsigned>((args.n + kWidth - 1) / kWidth));
-    config.blockDim = dim3(Shape::kThreads);
-    config.dynamicSmemBytes = Shape::kSharedBytes;
-    config.stream = stream;
-    cudaLaunchAttribute attributes[2];
-    config.attrs = attributes;
-    if (plan.cluster > 1) {
-      attributes[config.numAttrs].id = cudaLaunchAttributeClusterDimension;
-      attributes[config.numAttrs].val.clusterDim.x = plan.cluster;
-      attributes[config.numAttrs].val.clusterDim.y = 1;
-      attributes[config.numAttrs++].val.clusterDim.z = 1;
-    }
-    if (args.programmatic) {
-      attributes[config.numAttrs].id = cudaLaunchAttributeProgrammaticStreamSerialization;
-      attributes[config.numAttrs++].val.programmaticStreamSerializationAllowed = 1;
-    }
-    return cudaLaunchKernelEx(&config, GroupMatMul<kColumns, kNTiles, kGroups>, params);
+    LaunchShape shape;
+    shape.grid = dim3(plan.blocks * plan.cluster, static_cast<unsigned>((args.n + kWidth - 1) / kWidth));
+    shape.threads = Shape::kThreads;
+    shape.shared_bytes = Shape::kSharedBytes;
+    shape.cluster = plan.cluster;
+    shape.programmatic = args.programmatic;
+    return LaunchKernel(GroupMatMul<kColumns, kNTiles, kGroups>, shape, params, stream);
   }
 
   /// False in `exists` where this library has no code of the kernel for the current device.
