@@ -39,6 +39,26 @@ class PreparedRun {
   bool Begin() { return !std::exchange(busy_, true); }
   void End() { busy_ = false; }
 
+  /// Throws Error where a typed array no longer has the memory that it had: it was transferred, or its buffer resized.
+  void RequireMemory() const {
+    const auto tensors = tensors_.Value().As<Napi::Array>();
+    uint32_t number = 0;
+    for (const RunTensors* side : {&sides_.inputs, &sides_.outputs}) {
+      for (size_t i = 0; i < side->names.size(); ++i, ++number) {
+        const bool mirrored = side->kinds[i] == Kind::kMirrored;
+        const JsTensor& tensor = mirrored ? side->hosts[i] : side->values[i];
+        if (side->kinds[i] == Kind::kDevice || tensor.bytes == 0) continue;  // strings are copied: they have none
+        const Napi::Value given = tensors[number];
+        size_t length = 0;
+        const void* const memory = BytesOf(mirrored ? given.As<Napi::Array>()[uint32_t{0}] : given, &length);
+        if (memory == tensor.begin && length >= tensor.bytes) continue;
+        throw Error(ORT_INVALID_ARGUMENT, "the typed array of tensor '" + side->names[i] +
+                                              "' has lost its memory since the run was prepared (its buffer was " +
+                                              "transferred or resized); prepare the run again");
+      }
+    }
+  }
+
   void Execute(const SessionState::Use& use, uint32_t copies) {
     Copy(sides_.inputs, ~uint32_t{0}, true);
     if (binding_ != nullptr) {
@@ -111,9 +131,10 @@ using Handle = Napi::External<std::shared_ptr<PreparedRun>>;
 
 class StartTask : public Task {
  public:
-  /// Throws Error where the session is released, or another start has not ended.
+  /// Throws Error where the session is released, a tensor has lost its memory, or another start has not ended.
   StartTask(std::shared_ptr<PreparedRun> run, uint32_t copies)
       : use_(std::in_place, run->session()), run_(std::move(run)), copies_(copies) {
+    run_->RequireMemory();
     if (!run_->Begin()) throw Error(ORT_INVALID_ARGUMENT, "the prepared run is under way; wait for it to end");
   }
   /// Not before the promise is settled: until then the tensors are the run's.

@@ -54,6 +54,25 @@ test('several prepared and ordinary runs of a session go at once; one is not sta
   await one.release();
 });
 
+test('a start reads no memory that has been transferred away', async (t) => {
+  const one = await session('flashllm', 'cpu');
+  for (const lost of [0, 1, 2]) {
+    const tensors = [floats(1, 2), floats(3, 4), floats(0, 0)] as const;
+    const [a, b, sum] = tensors;
+    const run = prepareRun(one, { a, b }, { sum });
+    await run?.start();
+    const { buffer } = tensors[lost]?.data as Float32Array<ArrayBuffer>;
+    structuredClone(buffer, { transfer: [buffer] });
+    const name = ['a', 'b', 'sum'][lost];
+    await t.throwsAsync(async () => run?.start(), {
+      instanceOf: OrtError,
+      message: new RegExp(`'${name}' has lost its memory`),
+    });
+    await run?.dispose();
+  }
+  await one.release();
+});
+
 test('what does not fit is an error when the run is made, a failure of the model when it is started', async (t) => {
   const one = await session('flashllm', 'cpu');
   const [a, sum] = [floats(1, 2), floats(0, 0)];
