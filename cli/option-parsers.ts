@@ -18,6 +18,15 @@ export function finiteNumber(text: string): number {
   return value;
 }
 
+/** A parser of numbers from `low` to `high`. */
+export function numberWithin(low: number, high: number): (text: string) => number {
+  return (text) => {
+    const value = finiteNumber(text);
+    if (value < low || value > high) throw new InvalidArgumentError(`Expected a number from ${low} to ${high}.`);
+    return value;
+  };
+}
+
 /** A share of a whole: `0.5` or `50%`. */
 export function share(text: string): number {
   const value = parseShare(text);
@@ -33,9 +42,14 @@ export function shareBelowOne(text: string): number {
   return value;
 }
 
-/** An option whose values are collected in a list. */
+/** An option whose values, none of them empty, are collected in a list. */
 export function repeatable(flags: string, description: string): Option {
-  return new Option(flags, description).argParser((value, list: string[]) => [...list, value]).default([], 'none');
+  return new Option(flags, description).argParser(collect).default([], 'none');
+}
+
+function collect(value: string, list: string[]): string[] {
+  if (value === '') throw new InvalidArgumentError('Expected some text.');
+  return [...list, value];
 }
 
 /** NaN of no number. */

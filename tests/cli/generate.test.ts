@@ -49,7 +49,8 @@ test.serial('prompts come as arguments, from standard input and from files, and 
 });
 
 test.serial('wrong options end with 2, a folder without a model with 1', async (t) => {
-  t.is((await flashllm(['generate', folder, 'a', '--top-k', '-1'])).code, 2);
+  for (const [flag, value] of Object.entries({ 'top-k': '-1', 'top-p': '2', temperature: '-1', stop: '' }))
+    t.is((await flashllm(['generate', folder, 'a', `--${flag}`, value])).code, 2, flag);
   const none = await flashllm(['generate', join(folder, 'none'), 'a']);
   t.is(none.code, 1);
   t.regex(none.stderr, /there is no folder .*none; expected one that flashllm export or rewrite wrote/);

@@ -168,6 +168,15 @@ test('wrong usage is exit code 2, a failure 1, each with what to do', async (t) 
   t.regex(usage.stderr, /-o <folder>/);
   t.is((await flashllm('rewrite', fixture, '-o', 'x', '--min-sparsity', '2')).code, 2);
   t.is((await flashllm('rewrite', fixture, '-o', 'x', '--method', 'wish')).code, 2);
+  for (const stray of [
+    ['--method', 'magnitude'],
+    ['--scope', 'row'],
+  ]) {
+    t.is((await flashllm('inspect', fixture, ...stray)).code, 2);
+    const { code, stderr } = await flashllm('rewrite', fixture, '-o', 'x', ...stray);
+    t.is(code, 2);
+    t.regex(stderr, /says how to prune: give --sparsity/);
+  }
   const missing = await flashllm('rewrite', '/nowhere/model.onnx', '-o', tempFolder());
   t.is(missing.code, 1);
   t.regex(missing.stderr, /does not exist/);
