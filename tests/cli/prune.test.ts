@@ -55,6 +55,9 @@ test.serial('prune: table, report, sparsities by pattern and file; eval takes th
   const evaluated = await flashllm('eval', output, '--text', text, '--window', '256');
   t.is(evaluated.code, 0, evaluated.stderr);
   t.regex(evaluated.stdout, /perplexity \d+\.\d{4} on .*: \d+ tokens in windows of 256/);
+  const beyond = await flashllm('eval', output, '--text', text, '--window', '1025');
+  t.is(beyond.code, 1);
+  t.regex(beyond.stderr, /--window is 1025, expected at most the 1024 tokens that the model takes/);
 });
 
 test.serial('eval: this package and stock ONNX Runtime agree to four digits', async (t) => {
