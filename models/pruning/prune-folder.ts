@@ -45,7 +45,7 @@ export class PruneFolder {
     if (resumed && saved.fingerprint !== fingerprint)
       throw new ModelFolderError(
         'USAGE',
-        `${this.partial} holds an unfinished pruning with other settings, text or weights: use --restart to throw it away, or repeat the settings to go on with it`,
+        `${this.partial} holds an unfinished pruning with other settings, text or weights: repeat the settings to go on with it, or throw it away, as prune --restart does`,
       );
     this.fingerprint = fingerprint;
     if (resumed) {
@@ -144,7 +144,7 @@ export class PruneFolder {
     if (entries.some((name) => name !== 'progress.json.tmp'))
       throw new ModelFolderError(
         'USAGE',
-        `${this.partial}, where the model grows, holds files that no unfinished pruning has left: move them away, choose another output, or use --restart to throw them away`,
+        `${this.partial}, where the model grows, holds files that no unfinished pruning has left: move them away, choose another output, or throw them away, as prune --restart does`,
       );
   }
 
@@ -163,7 +163,10 @@ export class PruneFolder {
     }
     const saved = parse(text);
     if (typeof saved?.fingerprint !== 'string' || !Array.isArray(saved.layers))
-      throw new ModelFolderError('USAGE', `${this.file('progress.json')} is not what a pruning leaves: use --restart`);
+      throw new ModelFolderError(
+        'USAGE',
+        `${this.file('progress.json')} is not what a pruning leaves: throw the folder away, as prune --restart does`,
+      );
     return saved;
   }
 }

@@ -1,8 +1,10 @@
 // `flashllm generate` and `bench` as processes: prompts from everywhere, what they print, exit codes.
 import { spawn } from 'node:child_process';
 import { once } from 'node:events';
-import { cp, readdir, readFile, rm, truncate, writeFile } from 'node:fs/promises';
+import { cp, open, readdir, readFile, rm, truncate, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
+import type { Readable } from 'node:stream';
+import { text as readAll } from 'node:stream/consumers';
 import { fileURLToPath } from 'node:url';
 import test from 'ava';
 import { benchArguments } from '../../cli/commands/bench.js';
@@ -158,6 +160,19 @@ test.serial('a reader that leaves is no error of any command, and the work is do
     'model.onnx',
     'model.onnx_data',
   ]);
+});
+
+test.serial('output that cannot be written for another reason is an error, told once', async (t) => {
+  const full = await open('/dev/full', 'w');
+  const args = ['--import=tsx', main, 'inspect', folder];
+  const child = spawn(process.execPath, args, {
+    stdio: ['ignore', full.fd, 'pipe'],
+    env: { ...process.env, NO_COLOR: '1' },
+  });
+  const ended = once(child, 'exit');
+  t.regex(await readAll(child.stderr as Readable), /^error: ENOSPC: .*\n$/);
+  t.deepEqual(await ended, [1, null]);
+  await full.close();
 });
 
 test.serial('bench --ops says where the time of a step of the largest batch goes', async (t) => {

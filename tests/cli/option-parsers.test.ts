@@ -31,6 +31,7 @@ test('what is none of these is refused', (t) => {
     '-3',
     '9007199254740993',
   ]);
+  t.deepEqual(refuses(wholeNumber(0, 65535), '0', '65535', '65536'), ['65536']);
   t.deepEqual(refuses(numberWithin(0, 1), '-0.1', '1', '2'), ['-0.1', '2']);
   t.deepEqual(refuses(share, '-0.1', '1', '1.01', '101%', '%'), ['-0.1', '1.01', '101%', '%']);
   t.deepEqual(refuses(shareBelowOne, '-0.1', '1', '100%', '%'), ['-0.1', '1', '100%', '%']);
