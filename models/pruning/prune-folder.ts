@@ -1,4 +1,4 @@
-import { cp, mkdir, open, readdir, readFile, rename, rm, writeFile } from 'node:fs/promises';
+import { cp, mkdir, open, readdir, readFile, realpath, rename, rm, writeFile } from 'node:fs/promises';
 import { join, resolve, sep } from 'node:path';
 import { ModelFolderError } from '../errors.js';
 import type { LayerReport } from './report.js';
@@ -28,6 +28,17 @@ export class PruneFolder {
     this.output = resolve(output);
     this.partial = `${this.output}.partial`;
     this.work = workFolder === undefined ? join(this.partial, 'work') : resolve(workFolder);
+  }
+
+  /** @throws ModelFolderError `USAGE` if the model to prune lies where the pruned one is to grow: beginning anew would delete it. */
+  async refuseInput(folder: string): Promise<void> {
+    const input = await realpath(folder);
+    const partial = await realpath(this.partial).catch(() => this.partial);
+    if (`${input}${sep}`.startsWith(`${partial}${sep}`))
+      throw new ModelFolderError(
+        'USAGE',
+        `${this.partial}, where the model grows, holds the input ${folder}; choose another output`,
+      );
   }
 
   /**

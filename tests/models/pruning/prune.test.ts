@@ -1,6 +1,6 @@
 // Whole folders: what comes out, interruptions, determinism, settings.
 import { spawn } from 'node:child_process';
-import { access, copyFile, mkdir, readdir, readFile, rm, writeFile } from 'node:fs/promises';
+import { access, copyFile, cp, mkdir, readdir, readFile, rm, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { fileURLToPath } from 'node:url';
@@ -248,6 +248,11 @@ test('folders that are not of the pruning stay as they are', async (t) => {
   await writeFile(join(`${folder}.partial`, 'progress.json'), '{"layers": ');
   await t.throwsAsync(prune(model, { output: folder }), { message: /not what a pruning leaves: .*--restart/ });
   t.is(await readFile(note, 'utf8'), 'keep me');
+
+  const input = join(`${folder}.partial`, 'model');
+  await cp(model, input, { recursive: true });
+  await t.throwsAsync(prune(input, { output: folder, restart: true }), { message: /partial, .* holds the input/ });
+  t.deepEqual((await readdir(input)).sort(), (await readdir(model)).sort());
 
   const workFolder = `${folder}.partial-activations`;
   await mkdir(workFolder);
