@@ -1,8 +1,9 @@
 /** Hugging Face folders as input of commands that work on ONNX models: exported on the way, and pruned before where that is asked for. */
 import { existsSync } from 'node:fs';
-import { rm } from 'node:fs/promises';
-import { join, resolve } from 'node:path';
+import { lstat, mkdir, mkdtemp, realpath, rm, stat } from 'node:fs/promises';
+import { dirname, join, resolve } from 'node:path';
 import { findModels } from '../graph-passes/index.js';
+import { ModelFolderError } from '../models/errors.js';
 import { exportOpt } from '../models/opt/export.js';
 import type { PruneMethod } from '../models/pruning/index.js';
 import { formatPruning, pruneWithProgress } from './prune-progress.js';
@@ -28,8 +29,11 @@ export function isCheckpoint(folder: string): boolean {
 }
 
 /**
- * Prunes a checkpoint if a sparsity is given, exports it, and hands the exported folder to `work`. What is made on the way lies beside `output`
- * and is gone afterwards; only an interrupted pruning stays, to be gone on with by the same command.
+ * Prunes a checkpoint if a sparsity is given, exports it, and hands the exported folder to `work`. What is made on the way lies beside `output`.
+ * The export is always taken away; the pruned model, `<output>.pruned`, only when all is done: pruning takes longest, and an interrupted one is
+ * gone on with by the same command.
+ *
+ * @throws ModelFolderError `USAGE`, before anything is done, if the output cannot be one or something lies where the pruned model is to be.
  */
 export async function withExported<T>(
   checkpoint: string,
@@ -39,26 +43,55 @@ export async function withExported<T>(
   work: (folder: string) => Promise<T>,
 ): Promise<T> {
   const pruned = `${resolve(output)}.pruned`;
-  const exported = `${resolve(output)}.onnx`;
+  await checkPlaces(checkpoint, output, options.sparsity === undefined ? undefined : pruned);
+  let exported: string | undefined;
   let bar: Progress | undefined;
+  let made = false;
+  let done = false;
   try {
     if (options.sparsity !== undefined) {
       const { sparsity, method, scope } = options;
       const result = await pruneWithProgress(checkpoint, { output: pruned, sparsity, method, scope }, signal);
-      if (!options.quiet) process.stdout.write(`${formatPruning(result)}\n\n`);
+      made = true;
+      if (!options.quiet) process.stdout.write(`${formatPruning(result, checkpoint)}\n\n`);
     }
-    await exportOpt(options.sparsity === undefined ? checkpoint : pruned, {
+    await mkdir(dirname(pruned), { recursive: true });
+    exported = await mkdtemp(`${resolve(output)}.onnx-`);
+    await exportOpt(made ? pruned : checkpoint, {
       output: exported,
       signal,
-      onProgress: (done, total) => {
+      onProgress: (count, total) => {
         bar ??= new Progress('export', total);
-        bar.update(done);
+        bar.update(count);
       },
     });
     bar?.stop();
-    return await work(exported);
+    const result = await work(exported);
+    done = true;
+    return result;
   } finally {
     bar?.stop();
-    for (const folder of [pruned, exported]) await rm(folder, { recursive: true, force: true });
+    if (exported !== undefined) await rm(exported, { recursive: true, force: true });
+    if (made && done) await rm(pruned, { recursive: true, force: true });
+    else if (made) process.stderr.write(`the pruned model is kept; to go on with it: ${goOn(pruned, output)}\n`);
   }
+}
+
+/** Refuses places that hold what is not ours to replace. */
+async function checkPlaces(checkpoint: string, output: string, pruned: string | undefined): Promise<void> {
+  const found = await stat(output).catch(() => undefined);
+  if (found && !found.isDirectory())
+    throw new ModelFolderError('USAGE', `the output ${output} exists and is no folder. Name another`);
+  if (found && (await realpath(output)) === (await realpath(checkpoint)))
+    throw new ModelFolderError('USAGE', `the output folder ${output} is the one that the model is in. Name another`);
+  // An input of this name, or in a folder of it, is found here, too.
+  if (pruned !== undefined && (await lstat(pruned).catch(() => undefined)))
+    throw new ModelFolderError(
+      'USAGE',
+      `${pruned}, where the pruned model is to lie on the way, exists. If an earlier run has left it, go on with it: ${goOn(pruned, output)}; else move it away or choose another output`,
+    );
+}
+
+function goOn(pruned: string, output: string): string {
+  return `flashllm rewrite ${pruned} -o ${output}`;
 }

@@ -4,7 +4,7 @@ import type { InferenceSession } from 'onnxruntime-node';
 import type { GenerateOptions, SchedulerOptions, Tokenizer } from '../models/index.js';
 import { openTextModel, type TextModel } from '../models/text-model.js';
 import type { FlashLLMOptions } from '../provider/ep-options.js';
-import { finiteNumber, repeatable, wholeNumber } from './option-parsers.js';
+import { numberWithin, repeatable, wholeNumber } from './option-parsers.js';
 
 /** What the provider's option takes; as many columns of a product are no longer those of decoding. */
 const MOST_EXPECTED = 1024;
@@ -80,16 +80,24 @@ export function addSamplingOptions(command: Command): Command {
   return command
     .option('-n, --max-tokens <number>', 'most tokens to generate', wholeNumber(0), 128)
     .option('--min-tokens <number>', 'fewest tokens to generate', wholeNumber(0))
-    .option('-t, --temperature <number>', '0: always the likeliest token (default: 0)', finiteNumber)
+    .option('-t, --temperature <number>', '0: always the likeliest token (default: 0)', numberWithin(0, 100))
     .option('--top-k <number>', 'draw among so many likeliest tokens (default: all)', wholeNumber(0))
     .option(
       '--top-p <share>',
       'draw among the likeliest tokens of this probability together (default: 1)',
-      finiteNumber,
+      numberWithin(0, 1),
     )
-    .option('--repetition-penalty <number>', 'above 1: avoid tokens of prompt and text (default: 1)', finiteNumber)
-    .option('--presence-penalty <number>', 'lower the logits of tokens in the text (default: 0)', finiteNumber)
-    .option('--frequency-penalty <number>', 'the same for each time they occur (default: 0)', finiteNumber)
+    .option(
+      '--repetition-penalty <number>',
+      'above 1: avoid tokens of prompt and text (default: 1)',
+      numberWithin(0.01, 100),
+    )
+    .option(
+      '--presence-penalty <number>',
+      'lower the logits of tokens in the text (default: 0)',
+      numberWithin(-100, 100),
+    )
+    .option('--frequency-penalty <number>', 'the same for each time they occur (default: 0)', numberWithin(-100, 100))
     .option('--seed <number>', 'repeats the draws (default: a random one)', wholeNumber(0))
     .addOption(repeatable('--stop <text>', 'end before this text; may be repeated'))
     .option('--ignore-eos', 'do not end at the model’s end of text')

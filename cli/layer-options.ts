@@ -50,6 +50,20 @@ export function addLayerOptions(command: Command): Command {
     );
 }
 
+/**
+ * Ends the command with exit code 2 where options say how to prune and nothing is pruned, or not in that way.
+ *
+ * @param otherwise the method that is taken where none is named.
+ */
+export function refuseStrayPruning(command: Command, otherwise: PruneMethod): void {
+  const { sparsity, method = otherwise } = command.opts<LayerOptions>();
+  const given = (name: string) => command.getOptionValueSource(name) === 'cli';
+  const stray = ['method', 'scope'].find((name) => sparsity === undefined && given(name));
+  if (stray) command.error(`--${stray} says how to prune: give --sparsity <fraction>, too`, { exitCode: 2 });
+  if (given('scope') && method !== 'magnitude')
+    command.error(`--scope goes with --method magnitude only, not ${method}`, { exitCode: 2 });
+}
+
 /** The options as the library takes them. @throws if the method needs more than an ONNX model has. */
 export function layerSettings(options: LayerOptions): Omit<InspectOptions, 'input'> {
   const { minSparsity, include, exclude, weights, sparsity, method = 'magnitude', scope } = options;

@@ -49,6 +49,22 @@ function inherit(command: Command, parent: Command): Command {
   return command;
 }
 
+/** Output that could not be written, but for want of a reader. */
+let lostOutput = false;
+
+/**
+ * A reader that has seen enough (`flashllm inspect … | head`) is no failure: the work goes on to its end without one, so that files are whole and
+ * temporary ones are gone. Other errors, such as a full disk, are reported once, and end with 1 when the work is done.
+ */
+function watchOutput(): void {
+  for (const stream of [process.stdout, process.stderr])
+    stream.on('error', (error: NodeJS.ErrnoException) => {
+      if (error.code === 'EPIPE' || lostOutput) return;
+      lostOutput = true;
+      process.exitCode = report(error);
+    });
+}
+
 function report(error: unknown): number {
   if (error instanceof CommanderError) return error.exitCode === 0 ? 0 : 2;
   if (error instanceof InterruptedError) {
@@ -65,9 +81,10 @@ function findPackageJson(): URL {
   return new URL(import.meta.url.includes('/dist/cli/') ? '../../package.json' : '../package.json', import.meta.url);
 }
 
+watchOutput();
 main(process.argv.slice(2)).then(
   (code) => {
-    process.exitCode = code;
+    process.exitCode = code === 0 && lostOutput ? 1 : code;
   },
   (error: unknown) => {
     process.exitCode = report(error);

@@ -1,12 +1,14 @@
 /** Parsers of options' values: each gives the value or says what was expected, which ends the command with exit code 2. */
 import { InvalidArgumentError, Option } from 'commander';
 
-/** A parser of whole numbers from `least` on. */
-export function wholeNumber(least: number): (text: string) => number {
+/** A parser of whole numbers from `least` on, to `most` where one is given. */
+export function wholeNumber(least: number, most = Number.MAX_SAFE_INTEGER): (text: string) => number {
   return (text) => {
     const value = Number(text);
-    if (text.trim() === '' || !Number.isSafeInteger(value) || value < least)
-      throw new InvalidArgumentError(`Expected a whole number of at least ${least}.`);
+    if (text.trim() === '' || !Number.isSafeInteger(value) || value < least || value > most)
+      throw new InvalidArgumentError(
+        `Expected a whole number ${most === Number.MAX_SAFE_INTEGER ? `of at least ${least}` : `from ${least} to ${most}`}.`,
+      );
     return value;
   };
 }
@@ -16,6 +18,15 @@ export function finiteNumber(text: string): number {
   const value = Number(text);
   if (text.trim() === '' || !Number.isFinite(value)) throw new InvalidArgumentError('Expected a number.');
   return value;
+}
+
+/** A parser of numbers from `low` to `high`. */
+export function numberWithin(low: number, high: number): (text: string) => number {
+  return (text) => {
+    const value = finiteNumber(text);
+    if (value < low || value > high) throw new InvalidArgumentError(`Expected a number from ${low} to ${high}.`);
+    return value;
+  };
 }
 
 /** A share of a whole: `0.5` or `50%`. */
@@ -33,9 +44,14 @@ export function shareBelowOne(text: string): number {
   return value;
 }
 
-/** An option whose values are collected in a list. */
+/** An option whose values, none of them empty, are collected in a list. */
 export function repeatable(flags: string, description: string): Option {
-  return new Option(flags, description).argParser((value, list: string[]) => [...list, value]).default([], 'none');
+  return new Option(flags, description).argParser(collect).default([], 'none');
+}
+
+function collect(value: string, list: string[]): string[] {
+  if (value === '') throw new InvalidArgumentError('Expected some text.');
+  return [...list, value];
 }
 
 /** NaN of no number. */

@@ -28,8 +28,12 @@ const columns: readonly Column[] = [
   { header: 'time', align: 'right' },
 ];
 
-/** The table of a report, with a line of totals below. */
-export function formatPruning({ output, report, resumedLayers }: PruneResult): string {
+/**
+ * The table of a report, with a line of totals below.
+ *
+ * @param source the model that was pruned, where the pruned one is gone when this is read.
+ */
+export function formatPruning({ output, report, resumedLayers }: PruneResult, source?: string): string {
   const rows = report.layers.flatMap(({ layer, linears }) =>
     linears.map((linear) => [
       `layers.${layer}.${linear.name}`,
@@ -41,8 +45,8 @@ export function formatPruning({ output, report, resumedLayers }: PruneResult): s
   );
   const { settings, calibration, total } = report;
   const resumed = resumedLayers > 0 ? `, ${resumedLayers} of ${report.layers.length} layers from an earlier run` : '';
+  const files = source === undefined ? '\npruning.json and pruning.svg beside the weights say more' : '';
   return `${formatTable(columns, rows)}
 
-${output}: ${(100 * total.sparsity).toFixed(1)} % zeros in the linears by ${settings.method}, ${calibration.sequences} × ${calibration.length} tokens, in ${formatSeconds(total.seconds)}${resumed} on ${report.device}
-pruning.json and pruning.svg beside the weights say more`;
+${source ?? output}: ${(100 * total.sparsity).toFixed(1)} % zeros in the linears by ${settings.method}, ${calibration.sequences} × ${calibration.length} tokens, in ${formatSeconds(total.seconds)}${resumed} on ${report.device}${files}`;
 }

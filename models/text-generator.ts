@@ -59,8 +59,8 @@ export class TextGenerator {
 
   /**
    * Begins to continue prompts; all or none are taken.
-   * @throws ModelFolderError `USAGE` for a prompt that is empty or too long or an option out of range;
-   * QueueFullError if too many wait.
+   * @throws ModelFolderError `USAGE` for a prompt that is empty or too long, an option out of range or more prompts than there is ever place
+   * for; QueueFullError if too many wait.
    */
   start(prompts: readonly Prompt[], options: GenerateOptions = {}): Generation[] {
     const { signal, streamer } = options;

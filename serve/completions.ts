@@ -1,6 +1,12 @@
 import { randomUUID } from 'node:crypto';
 import type { ServerResponse } from 'node:http';
-import type { GeneratedPiece, GeneratedText, Generation, Tokenizer } from '../models/index.js';
+import {
+  type GeneratedPiece,
+  type GeneratedText,
+  type Generation,
+  TextAssembler,
+  type Tokenizer,
+} from '../models/index.js';
 
 /** One chosen token's log-probabilities in OpenAI's form; lists of one entry a token. */
 interface LogprobLists {
@@ -34,7 +40,8 @@ export class Completion {
       finish_reason: finishReason,
       logprobs: logprobs
         ? this.logprobs(
-            logprobs.map((entry, i) => ({ ...entry, tokenId: tokenIds[promptTokens + i] as number, text: '' })),
+            logprobs.map((entry, i) => ({ ...entry, tokenId: tokenIds[promptTokens + i] as number })),
+            new TokenOffsets(this.tokenizer),
           )
         : null,
     }));
@@ -43,16 +50,20 @@ export class Completion {
 
   /** Writes server-sent events as tokens are made, those of all texts mixed; waits where the client reads slowly. */
   async stream(response: ServerResponse, includeUsage: boolean): Promise<void> {
+    // All texts wait for the same.
+    let room: Promise<void> | undefined;
     const send = async (data: object) => {
-      if (!response.write(`data: ${JSON.stringify({ ...this.head, ...data })}\n\n`) && !response.destroyed)
-        await drained(response);
+      if (response.write(`data: ${JSON.stringify({ ...this.head, ...data })}\n\n`) || response.destroyed) return;
+      room ??= drained(response).finally(() => {
+        room = undefined;
+      });
+      await room;
     };
     const texts = await Promise.all(
       this.generations.map(async (generation, index) => {
-        let offset = 0;
+        const offsets = new TokenOffsets(this.tokenizer);
         for await (const piece of generation) {
-          const logprobs = piece.logprob === undefined ? null : this.logprobs([piece], offset);
-          offset += piece.text.length;
+          const logprobs = piece.logprob === undefined ? null : this.logprobs([piece], offsets);
           if (piece.text !== '' || logprobs)
             await send({ choices: [{ index, text: piece.text, logprobs, finish_reason: null }] });
         }
@@ -65,19 +76,17 @@ export class Completion {
     response.end('data: [DONE]\n\n');
   }
 
-  private logprobs(pieces: readonly Pick<GeneratedPiece, 'tokenId' | 'logprob' | 'top'>[], start = 0): LogprobLists {
-    const tokens = pieces.map(({ tokenId }) => this.tokenizer.decode([tokenId]));
-    let offset = start;
+  private logprobs(
+    pieces: readonly Pick<GeneratedPiece, 'tokenId' | 'logprob' | 'top'>[],
+    offsets: TokenOffsets,
+  ): LogprobLists {
     return {
-      tokens,
+      tokens: pieces.map(({ tokenId }) => this.tokenizer.decode([tokenId])),
       token_logprobs: pieces.map(({ logprob }) => logprob as number),
       top_logprobs: pieces.map(({ top = [] }) =>
         Object.fromEntries(top.map(({ tokenId, logprob }) => [this.tokenizer.decode([tokenId]), logprob])),
       ),
-      text_offset: tokens.map((token) => {
-        offset += token.length;
-        return offset - token.length;
-      }),
+      text_offset: pieces.map(({ tokenId }) => offsets.next(tokenId)),
     };
   }
 
@@ -85,6 +94,26 @@ export class Completion {
     const prompt = texts.reduce((sum, text, i) => sum + (i % this.perPrompt === 0 ? text.promptTokens : 0), 0);
     const made = texts.reduce((sum, text) => sum + text.tokenIds.length - text.promptTokens, 0);
     return { prompt_tokens: prompt, completion_tokens: made, total_tokens: prompt + made };
+  }
+}
+
+/**
+ * Where in a text its tokens begin; one that holds a later part of a character begins where the character does. What is held back for a stop
+ * string counts as text.
+ */
+class TokenOffsets {
+  private readonly assembler: TextAssembler;
+  private length = 0;
+
+  constructor(tokenizer: Tokenizer) {
+    this.assembler = new TextAssembler(tokenizer);
+  }
+
+  /** The offset of the next token. */
+  next(tokenId: number): number {
+    const offset = this.length;
+    this.length += this.assembler.push(tokenId).length;
+    return offset;
   }
 }
 

@@ -4,7 +4,7 @@ import { ApiError } from './errors.js';
 
 /** What the schema below lets through. */
 export interface CompletionRequest {
-  model?: string;
+  model?: string | null;
   prompt: string | string[] | number[] | number[][];
   max_tokens?: number | null;
   min_tokens?: number | null;
@@ -24,7 +24,7 @@ export interface CompletionRequest {
   suffix?: string | null;
   logit_bias?: Record<string, number> | null;
   stream?: boolean | null;
-  stream_options?: { include_usage?: boolean } | null;
+  stream_options?: { include_usage?: boolean | null } | null;
 }
 
 const optional = (type: string, limits: object = {}) => ({ type: [type, 'null'], ...limits });
@@ -38,7 +38,7 @@ export const completionSchema = {
   type: 'object',
   required: ['prompt'],
   properties: {
-    model: { type: 'string' },
+    model: optional('string'),
     prompt: {
       anyOf: [
         { type: 'string' },
@@ -71,7 +71,7 @@ export const completionSchema = {
     suffix: optional('string'),
     logit_bias: optional('object'),
     stream: optional('boolean'),
-    stream_options: optional('object', { properties: { include_usage: { type: 'boolean' } } }),
+    stream_options: optional('object', { properties: { include_usage: optional('boolean') } }),
   },
 } as const;
 

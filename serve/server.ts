@@ -58,6 +58,11 @@ export function createServer(
     // A schema error is better than a guess: "8" is no number.
     ajv: { customOptions: { coerceTypes: false, allowUnionTypes: true } },
     forceCloseConnections: 'idle',
+    // What is wrong with a URL is found before there is a route whose error handler could be asked.
+    frameworkErrors: (error, _, reply: FastifyReply) => {
+      const api = toApiError(error);
+      void reply.code(api.status).send(errorBody(api));
+    },
   });
   const inFlight = new Set<AbortController>();
   let closing = false;
@@ -174,8 +179,8 @@ function measure(generation: Generation, metrics: Metrics, model: string, starte
   });
 }
 
-function findModel(served: readonly [ServedModel, ...ServedModel[]], asked: string | undefined): ServedModel {
-  const found = asked === undefined ? served[0] : served.find(({ name }) => name === asked);
+function findModel(served: readonly [ServedModel, ...ServedModel[]], asked: string | null | undefined): ServedModel {
+  const found = asked === undefined || asked === null ? served[0] : served.find(({ name }) => name === asked);
   if (found) return found;
   const names = served.map(({ name }) => `'${name}'`).join(' and ');
   throw new ApiError(404, `the model '${asked}' is not here; this server has ${names}`, 'model', 'model_not_found');

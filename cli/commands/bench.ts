@@ -1,6 +1,7 @@
 import { spawn } from 'node:child_process';
 import { once } from 'node:events';
-import { writeFile } from 'node:fs/promises';
+import { access, constants, stat, writeFile } from 'node:fs/promises';
+import { dirname, resolve } from 'node:path';
 import { text as readAll } from 'node:stream/consumers';
 import { Command, InvalidArgumentError, Option } from 'commander';
 import { BENCHMARK_PREFILL_TOKENS, type Benchmark, measureGeneration } from '../../models/benchmark.js';
@@ -58,6 +59,7 @@ export function benchCommand(): Command {
 }
 
 async function run(folder: string, options: Options): Promise<void> {
+  if (options.svg !== undefined) await checkWritable(options.svg);
   const { signal, release } = abortOnInterrupt();
   try {
     const models: Measured[] = [];
@@ -67,10 +69,22 @@ async function run(folder: string, options: Options): Promise<void> {
       models.push(await measureApart(options.compare, options, options.stock || options.compareStock || false, signal));
       models.push(await measureApart(folder, options, options.stock ?? false, signal));
     }
-    if (options.svg !== undefined) await writeFile(options.svg, chart(models));
     process.stdout.write(options.json ? `${JSON.stringify({ models }, undefined, 2)}\n` : `${format(models)}\n`);
+    // Last: what was measured is not lost with a file that cannot be written.
+    if (options.svg !== undefined) await writeFile(options.svg, chart(models));
   } finally {
     release();
+  }
+}
+
+/** Finds out before minutes of measuring whether the chart will have a place. */
+async function checkWritable(path: string): Promise<void> {
+  const folder = dirname(resolve(path));
+  try {
+    if ((await stat(path).catch(() => undefined))?.isDirectory()) throw new Error(`${path} is a folder`);
+    await access(folder, constants.W_OK);
+  } catch (error) {
+    throw new Error(`cannot write the chart: ${(error as Error).message}; name a file in a folder that exists`);
   }
 }
 
@@ -115,7 +129,8 @@ function profile(folder: string, options: Options, signal: AbortSignal): Promise
   return profileStep(folder, sessionOptions(options), step);
 }
 
-async function measureApart(folder: string, options: Options, stock: boolean, signal: AbortSignal): Promise<Measured> {
+/** The command line that measures one model alone as the options say. */
+export function benchArguments(folder: string, options: Options, stock: boolean): string[] {
   const args = ['bench', folder, '--json', ...(stock ? ['--stock'] : []), ...(options.ops ? ['--ops'] : [])];
   for (const [flag, value] of Object.entries({
     'prompt-tokens': options.promptTokens,
@@ -124,8 +139,14 @@ async function measureApart(folder: string, options: Options, stock: boolean, si
     repeats: options.repeats,
     threads: options.threads,
     device: options.device,
+    'expected-batch': options.expectedBatch,
   }))
     if (value !== undefined) args.push(`--${flag}`, String(value));
+  return args;
+}
+
+async function measureApart(folder: string, options: Options, stock: boolean, signal: AbortSignal): Promise<Measured> {
+  const args = benchArguments(folder, options, stock);
   const child = spawn(process.execPath, [...process.execArgv, process.argv[1] as string, ...args], {
     stdio: ['ignore', 'pipe', 'inherit'],
   });

@@ -3,6 +3,7 @@ import { mkdtemp, readFile, rm } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { Command } from 'commander';
+import { ModelFolderError } from '../../models/errors.js';
 import { readOptConfig } from '../../models/opt/config.js';
 import { exportOpt } from '../../models/opt/export.js';
 import { measurePerplexity, type Perplexity } from '../../models/perplexity.js';
@@ -39,11 +40,18 @@ export function evalCommand(): Command {
 }
 
 async function run(model: string, options: Options): Promise<void> {
+  // Before anything is exported or opened.
+  const { maxPositions } = await readOptConfig(model);
+  if (options.window !== undefined && options.window > maxPositions)
+    throw new ModelFolderError(
+      'USAGE',
+      `--window is ${options.window}, expected at most the ${maxPositions} tokens that the model takes`,
+    );
   const { signal, release } = abortOnInterrupt();
   const temporary = existsSync(join(model, 'model.onnx')) ? undefined : await mkdtemp(join(tmpdir(), 'flashllm-eval-'));
   try {
     if (temporary !== undefined) await exportOpt(model, { output: temporary, signal });
-    const result = { ...(await evaluate(temporary ?? model, options, signal)), model };
+    const result = { ...(await evaluate(temporary ?? model, options.window ?? maxPositions, options, signal)), model };
     process.stdout.write(options.json ? `${JSON.stringify(result, undefined, 2)}\n` : `${format(result)}\n`);
   } finally {
     release();
@@ -51,11 +59,9 @@ async function run(model: string, options: Options): Promise<void> {
   }
 }
 
-async function evaluate(folder: string, options: Options, signal: AbortSignal): Promise<Evaluation> {
+async function evaluate(folder: string, window: number, options: Options, signal: AbortSignal): Promise<Evaluation> {
   const path = options.text ?? shippedHeldOutText();
   const text = await readFile(path, 'utf8');
-  const { maxPositions } = await readOptConfig(folder);
-  const window = options.window ?? maxPositions;
   // Importing the package is what makes 'flashllm' a provider of onnxruntime-node.
   if (!options.stock) await import('../../provider/index.js');
   const model = await openTextModel(folder, { executionProviders: options.stock ? ['cpu'] : ['flashllm', 'cpu'] });

@@ -1,6 +1,13 @@
 import { Command } from 'commander';
 import { findModels, type InspectReport, inspectModel } from '../../graph-passes/index.js';
-import { addLayerOptions, formatLayers, type LayerOptions, layerSettings, progressBars } from '../layer-options.js';
+import {
+  addLayerOptions,
+  formatLayers,
+  type LayerOptions,
+  layerSettings,
+  progressBars,
+  refuseStrayPruning,
+} from '../layer-options.js';
 import { abortOnInterrupt } from '../terminal.js';
 
 /** `flashllm inspect`: the linear layers of any ONNX model, their zeros, and what a rewrite would do. */
@@ -11,7 +18,8 @@ export function inspectCommand(): Command {
   return addLayerOptions(command).option('--json', 'print the report as JSON').action(run);
 }
 
-async function run(model: string, options: LayerOptions & { json?: boolean }): Promise<void> {
+async function run(model: string, options: LayerOptions & { json?: boolean }, command: Command): Promise<void> {
+  refuseStrayPruning(command, 'magnitude');
   const interrupt = abortOnInterrupt();
   const bars = progressBars();
   try {

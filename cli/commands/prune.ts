@@ -82,7 +82,13 @@ export function pruneCommand(): Command {
     .action(run);
 }
 
-async function run(folder: string, options: Options): Promise<void> {
+async function run(folder: string, options: Options, command: Command): Promise<void> {
+  const strays = {
+    scope: command.getOptionValueSource('scope') === 'cli' && options.method !== 'magnitude' && 'magnitude',
+    iterations: options.iterations !== undefined && options.method !== 'admm' && 'admm',
+  };
+  for (const [name, method] of Object.entries(strays))
+    if (method) command.error(`--${name} goes with --method ${method} only, not ${options.method}`, { exitCode: 2 });
   const fromFile = options.sparsityFile === undefined ? [] : await readSparsities(options.sparsityFile);
   const { calibration: file, sequences, length, seed, json, ...settings } = options;
   const { signal, release } = abortOnInterrupt();

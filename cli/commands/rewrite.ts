@@ -9,7 +9,14 @@ import {
   rewriteFolder,
 } from '../../graph-passes/index.js';
 import { isCheckpoint, withExported } from '../checkpoint-input.js';
-import { addLayerOptions, formatLayers, type LayerOptions, layerSettings, progressBars } from '../layer-options.js';
+import {
+  addLayerOptions,
+  formatLayers,
+  type LayerOptions,
+  layerSettings,
+  progressBars,
+  refuseStrayPruning,
+} from '../layer-options.js';
 import { abortOnInterrupt, formatBytes } from '../terminal.js';
 
 interface Options extends LayerOptions {
@@ -39,9 +46,11 @@ export function rewriteCommand(): Command {
 
 async function run(model: string, options: Options, command: Command): Promise<void> {
   if (!options.output && !options.dryRun) command.error('give -o <folder>, or --dry-run', { exitCode: 2 });
+  const checkpoint = isCheckpoint(model);
+  refuseStrayPruning(command, checkpoint ? 'sparsegpt' : 'magnitude');
   const interrupt = abortOnInterrupt();
   try {
-    if (!isCheckpoint(model)) return await rewrite(model, options, interrupt.signal);
+    if (!checkpoint) return await rewrite(model, options, interrupt.signal);
     // A dry run counts zeros as magnitude would give them: every method gives as many.
     const { sparsity, method, ...rest } = options;
     const pruning = options.dryRun ? {} : { sparsity, method };
@@ -49,14 +58,15 @@ async function run(model: string, options: Options, command: Command): Promise<v
     const beside = options.output ?? join(tmpdir(), `flashllm-${process.pid}`);
     const settings = { ...pruning, scope: options.scope, quiet: options.json ?? false };
     await withExported(model, beside, settings, interrupt.signal, (folder) =>
-      rewrite(folder, rewriting, interrupt.signal),
+      rewrite(folder, rewriting, interrupt.signal, model),
     );
   } finally {
     interrupt.release();
   }
 }
 
-async function rewrite(model: string, options: Options, signal: AbortSignal): Promise<void> {
+/** @param source what is named as the input where `model` is gone when the report is read. */
+async function rewrite(model: string, options: Options, signal: AbortSignal, source?: string): Promise<void> {
   const bars = progressBars();
   const settings = {
     ...layerSettings(options),
@@ -73,7 +83,10 @@ async function rewrite(model: string, options: Options, signal: AbortSignal): Pr
       reports.push(...(await rewriteFolder({ ...settings, input: model, output, portable: options.portable })));
     }
     bars.stop();
-    print(reports, options.json ?? false);
+    print(
+      source === undefined ? reports : reports.map((report) => ({ ...report, input: source })),
+      options.json ?? false,
+    );
   } finally {
     bars.stop();
   }

@@ -44,7 +44,7 @@ export function serveCommand(): Command {
       'address to listen on; only this machine reaches the default, 0.0.0.0 is for all',
       '127.0.0.1',
     )
-    .option('--port <number>', 'port; 0: a free one', wholeNumber(0), 8080)
+    .option('--port <number>', 'port; 0: a free one', wholeNumber(0, 65535), 8080)
     .option('--name <model>', 'name of the model for clients (default: the folder’s)')
     .option('--compare <folder>', 'serve this model, too: the page at / runs both, one after the other')
     .option('--compare-name <model>', 'name of that one for clients (default: the folder’s)')

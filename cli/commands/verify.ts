@@ -1,3 +1,5 @@
+import { existsSync, readFileSync } from 'node:fs';
+import { basename, dirname, join, resolve } from 'node:path';
 import { Command, InvalidArgumentError } from 'commander';
 import { findModels } from '../../graph-passes/index.js';
 import { type VerifyReport, verifyModels } from '../../graph-passes/verify.js';
@@ -27,9 +29,9 @@ export function verifyCommand(): Command {
     .option(
       '--batch <n>',
       'random inputs: batch (default: 2, or 1 where GroupQueryAttention allows no more)',
-      wholeNumber(0),
+      wholeNumber(1),
     )
-    .option('--sequence <n>', 'random inputs: tokens', wholeNumber(0), 5)
+    .option('--sequence <n>', 'random inputs: tokens', wholeNumber(1), 5)
     .option('--past <n>', 'random inputs: tokens in the past', wholeNumber(0), 3)
     .option('--seed <n>', 'random inputs: seed', wholeNumber(0), 1)
     .option('--json', 'print the report as JSON')
@@ -38,9 +40,10 @@ export function verifyCommand(): Command {
 
 async function run(original: string, rewritten: string, options: Options): Promise<void> {
   const { batch, sequence, past, seed, inputs, tolerance } = options;
+  const models = { original: singleModel(original), rewritten: singleModel(rewritten) };
+  if (inputs === undefined) for (const path of Object.values(models)) checkContext(path, past + sequence);
   const report = await verifyModels({
-    original: singleModel(original),
-    rewritten: singleModel(rewritten),
+    ...models,
     stock: options.stock ?? false,
     sizes: { ...(batch === undefined ? {} : { batch }), sequence, past, seed },
     ...(inputs === undefined ? {} : { inputs }),
@@ -60,6 +63,30 @@ function singleModel(path: string): string {
     );
   }
   return model.path;
+}
+
+/** Refuses more tokens than the configuration beside a model allows: positions beyond have no embedding. Without one, nothing is known. */
+function checkContext(model: string, tokens: number): void {
+  // transformers.js has models in onnx/, below their configuration.
+  const folder = dirname(resolve(model));
+  const paths = [folder, ...(basename(folder) === 'onnx' ? [dirname(folder)] : [])].map((at) =>
+    join(at, 'config.json'),
+  );
+  const path = paths.find((candidate) => existsSync(candidate));
+  const most = path === undefined ? undefined : readContext(path);
+  if (most !== undefined && tokens > most)
+    throw new Error(
+      `--past and --sequence are ${tokens} tokens, expected at most the ${most} that ${model} takes (${path})`,
+    );
+}
+
+function readContext(path: string): number | undefined {
+  try {
+    const most = (JSON.parse(readFileSync(path, 'utf8')) as Record<string, unknown>).max_position_embeddings;
+    return typeof most === 'number' ? most : undefined;
+  } catch {
+    return undefined;
+  }
 }
 
 const COLUMNS: readonly Column[] = [

@@ -82,10 +82,17 @@ export class Scheduler {
   }
 
   /**
-   * @throws QueueFullError, and does not take the sequences (all or none), if too many wait; ModelFolderError `USAGE` when closed.
+   * @throws QueueFullError, and does not take the sequences (all or none), if too many wait; ModelFolderError `USAGE` when closed, and for more
+   * sequences than there is ever place for.
    */
   submit(...sequences: ScheduledSequence[]): void {
     if (this.closed) throw new ModelFolderError('USAGE', CLOSED);
+    const most = this.maxBatch + this.maxWaiting;
+    if (sequences.length > most)
+      throw new ModelFolderError(
+        'USAGE',
+        `${sequences.length} texts are asked for at once, expected at most ${most}: ${this.maxBatch} run and ${this.maxWaiting} wait`,
+      );
     const places = Math.max(0, this.maxBatch - this.active);
     if (this.waiting.length + sequences.length > this.maxWaiting + places)
       throw new QueueFullError(this.waiting.length);

@@ -1,5 +1,5 @@
-import { cp, mkdir, open, readdir, readFile, rename, rm, writeFile } from 'node:fs/promises';
-import { join, resolve } from 'node:path';
+import { cp, mkdir, open, readdir, readFile, realpath, rename, rm, writeFile } from 'node:fs/promises';
+import { join, resolve, sep } from 'node:path';
 import { ModelFolderError } from '../errors.js';
 import type { LayerReport } from './report.js';
 
@@ -30,27 +30,44 @@ export class PruneFolder {
     this.work = workFolder === undefined ? join(this.partial, 'work') : resolve(workFolder);
   }
 
+  /** @throws ModelFolderError `USAGE` if the model to prune lies where the pruned one is to grow: beginning anew would delete it. */
+  async refuseInput(folder: string): Promise<void> {
+    const input = await realpath(folder);
+    const partial = await realpath(this.partial).catch(() => this.partial);
+    if (`${input}${sep}`.startsWith(`${partial}${sep}`))
+      throw new ModelFolderError(
+        'USAGE',
+        `${this.partial}, where the model grows, holds the input ${folder}; choose another output`,
+      );
+  }
+
   /**
    * Makes the folder, or takes up what an interrupted run left in it.
    *
    * @returns the layers that are done.
-   * @throws ModelFolderError `USAGE` if the output exists, or what is there is of other settings and `restart` is not set.
+   * @throws ModelFolderError `USAGE` if the output exists, or, where `restart` is not set, the partial folder holds layers of other settings or
+   * what no pruning has left there.
    */
   async open(fingerprint: string, restart: boolean): Promise<readonly LayerReport[]> {
     await this.refuseExisting();
-    const saved = await this.read();
-    if (saved !== undefined && !restart && saved.fingerprint !== fingerprint)
+    const saved = restart ? undefined : await this.read();
+    // Without a layer nothing is lost by beginning anew.
+    const resumed = saved !== undefined && saved.layers.length > 0;
+    if (resumed && saved.fingerprint !== fingerprint)
       throw new ModelFolderError(
         'USAGE',
-        `${this.partial} holds an unfinished pruning with other settings, text or weights: use --restart to throw it away, or repeat the settings to go on with it`,
+        `${this.partial} holds an unfinished pruning with other settings, text or weights: repeat the settings to go on with it, or throw it away, as prune --restart does`,
       );
     this.fingerprint = fingerprint;
-    if (saved !== undefined && !restart) {
+    if (resumed) {
       this.layers = saved.layers;
     } else {
+      if (saved === undefined && !restart) await this.refuseForeign();
       await rm(this.partial, { recursive: true, force: true });
+      await mkdir(this.partial, { recursive: true });
+      // From the beginning, so that the folder is known as a pruning's before its first layer is done.
+      await this.writeProgress();
     }
-    await mkdir(this.partial, { recursive: true });
     await mkdir(this.work, { recursive: true });
     return this.layers;
   }
@@ -84,8 +101,7 @@ export class PruneFolder {
   /** Notes that a layer's weights and output are in their places. What went into it is no longer needed. */
   async done(report: LayerReport): Promise<void> {
     this.layers = [...this.layers, report];
-    const saved: Saved = { fingerprint: this.fingerprint, layers: this.layers };
-    await this.write('progress.json', JSON.stringify(saved));
+    await this.writeProgress();
     for (const side of sides) await rm(this.hidden(report.layer, side), { force: true });
   }
 
@@ -102,7 +118,8 @@ export class PruneFolder {
       const last = this.hidden(this.layers.length, side);
       for (const path of [last, `${last}.tmp`, this.context(side)]) await rm(path, { force: true });
     }
-    if (this.work.startsWith(this.partial)) await rm(this.work, { recursive: true, force: true });
+    // A work folder elsewhere is the caller's, whatever its name begins with.
+    if (this.work.startsWith(`${this.partial}${sep}`)) await rm(this.work, { recursive: true, force: true });
     await this.refuseExisting();
     await rm(this.output, { recursive: true, force: true });
     await rm(this.file('progress.json'), { force: true });
@@ -129,17 +146,47 @@ export class PruneFolder {
       );
   }
 
+  /** What is in the way and was not left by a pruning is somebody's. The first `progress.json` may have been cut off while it was written. */
+  private async refuseForeign(): Promise<void> {
+    const entries = await readdir(this.partial).catch((error: NodeJS.ErrnoException) => {
+      if (error.code === 'ENOENT') return [];
+      throw new ModelFolderError('USAGE', `cannot write to ${this.partial}: ${error.message}`);
+    });
+    if (entries.some((name) => name !== 'progress.json.tmp'))
+      throw new ModelFolderError(
+        'USAGE',
+        `${this.partial}, where the model grows, holds files that no unfinished pruning has left: move them away, choose another output, or throw them away, as prune --restart does`,
+      );
+  }
+
+  private async writeProgress(): Promise<void> {
+    const saved: Saved = { fingerprint: this.fingerprint, layers: this.layers };
+    await this.write('progress.json', JSON.stringify(saved));
+  }
+
   private async read(): Promise<Saved | undefined> {
     let text: string;
     try {
       text = await readFile(this.file('progress.json'), 'utf8');
     } catch (error) {
-      if ((error as NodeJS.ErrnoException).code === 'ENOENT') return undefined;
+      if (['ENOENT', 'ENOTDIR'].includes((error as NodeJS.ErrnoException).code ?? '')) return undefined;
       throw error;
     }
-    const saved = JSON.parse(text) as Saved;
-    if (typeof saved.fingerprint !== 'string' || !Array.isArray(saved.layers))
-      throw new ModelFolderError('USAGE', `${this.file('progress.json')} is not what a pruning leaves: use --restart`);
+    const saved = parse(text);
+    if (typeof saved?.fingerprint !== 'string' || !Array.isArray(saved.layers))
+      throw new ModelFolderError(
+        'USAGE',
+        `${this.file('progress.json')} is not what a pruning leaves: throw the folder away, as prune --restart does`,
+      );
     return saved;
+  }
+}
+
+/** Undefined of what is no JSON object. */
+function parse(text: string): Saved | undefined {
+  try {
+    return (JSON.parse(text) as Saved | null) ?? undefined;
+  } catch {
+    return undefined;
   }
 }

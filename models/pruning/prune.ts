@@ -77,6 +77,7 @@ export async function pruneOpt(folder: string, options: PruneOptions): Promise<P
     options.calibration ?? {},
   );
   const target = new PruneFolder(options.output, options.workFolder);
+  await target.refuseInput(folder);
   const done = await target.open(
     await fingerprint(folder, checkpoint, settings, calibration),
     options.restart ?? false,

@@ -1,10 +1,13 @@
 // `flashllm generate` and `bench` as processes: prompts from everywhere, what they print, exit codes.
 import { spawn } from 'node:child_process';
 import { once } from 'node:events';
-import { cp, readFile, rm, truncate, writeFile } from 'node:fs/promises';
+import { cp, open, readdir, readFile, rm, truncate, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
+import type { Readable } from 'node:stream';
+import { text as readAll } from 'node:stream/consumers';
 import { fileURLToPath } from 'node:url';
 import test from 'ava';
+import { benchArguments } from '../../cli/commands/bench.js';
 import { exportOpt } from '../../models/opt/export.js';
 import { shippedModel } from '../../models/shipped.js';
 import { temporaryFolder } from '../models/support/checkpoints.js';
@@ -49,7 +52,8 @@ test.serial('prompts come as arguments, from standard input and from files, and 
 });
 
 test.serial('wrong options end with 2, a folder without a model with 1', async (t) => {
-  t.is((await flashllm(['generate', folder, 'a', '--top-k', '-1'])).code, 2);
+  for (const [flag, value] of Object.entries({ 'top-k': '-1', 'top-p': '2', temperature: '-1', stop: '' }))
+    t.is((await flashllm(['generate', folder, 'a', `--${flag}`, value])).code, 2, flag);
   const none = await flashllm(['generate', join(folder, 'none'), 'a']);
   t.is(none.code, 1);
   t.regex(none.stderr, /there is no folder .*none; expected one that flashllm export or rewrite wrote/);
@@ -99,6 +103,76 @@ test.serial('bench measures each batch, against another model, and draws a chart
     t.true(speeds.every((speed) => Object.values(speed).every((value) => value > 0)));
   }
   t.regex(await readFile(svg, 'utf8'), /^<svg .*sequences at once.*<\/svg>\n$/s);
+});
+
+test('bench measures another model in a process with the same options', (t) => {
+  const options = {
+    promptTokens: 8,
+    newTokens: 6,
+    batch: [1, 3],
+    repeats: 2,
+    threads: 1,
+    device: 'cpu',
+    ops: true,
+  } as const;
+  t.deepEqual(
+    benchArguments('a', { ...options, batch: [1, 3], expectedBatch: 16 }, true).join(' '),
+    [
+      'bench a --json --stock --ops --prompt-tokens 8 --new-tokens 6 --batch 1,3 --repeats 2 --threads 1 --device cpu',
+      '--expected-batch 16',
+    ].join(' '),
+  );
+});
+
+test.serial('bench refuses a chart that cannot be written before it measures', async (t) => {
+  for (const [svg, what] of [
+    [join(folder, 'none', 'chart.svg'), /cannot write the chart: .*no such file.*; name a file/],
+    [folder, /cannot write the chart: .* is a folder/],
+  ] as const) {
+    // 10,000 repeats would take hours.
+    const { code, stdout, stderr } = await flashllm(['bench', folder, '--repeats', '10000', '--svg', svg]);
+    t.deepEqual([code, stdout], [1, '']);
+    t.regex(stderr, what);
+  }
+});
+
+test.serial('a reader that leaves is no error of any command, and the work is done to its end', async (t) => {
+  const output = join(await temporaryFolder(), 'sparse');
+  for (const args of [
+    ['--help'],
+    ['inspect', folder],
+    ['generate', folder, 'a', '-n', '4'],
+    ['rewrite', folder, '-o', output, '--sparsity', '0.8', '--trace'],
+  ]) {
+    const child = spawn(process.execPath, ['--import=tsx', main, ...args], { stdio: ['ignore', 'pipe', 'pipe'] });
+    child.stdout.destroy();
+    let stderr = '';
+    child.stderr.on('data', (data) => {
+      stderr += data;
+      // It reads no more of the trace, either.
+      if (args[0] === 'rewrite') child.stderr.destroy();
+    });
+    const [code] = (await once(child, 'exit')) as [number];
+    t.is(code, 0, stderr);
+    t.notRegex(stderr, /EPIPE/);
+  }
+  t.deepEqual((await readdir(output)).filter((name) => name.startsWith('model')).sort(), [
+    'model.onnx',
+    'model.onnx_data',
+  ]);
+});
+
+test.serial('output that cannot be written for another reason is an error, told once', async (t) => {
+  const full = await open('/dev/full', 'w');
+  const args = ['--import=tsx', main, 'inspect', folder];
+  const child = spawn(process.execPath, args, {
+    stdio: ['ignore', full.fd, 'pipe'],
+    env: { ...process.env, NO_COLOR: '1' },
+  });
+  const ended = once(child, 'exit');
+  t.regex(await readAll(child.stderr as Readable), /^error: ENOSPC: .*\n$/);
+  t.deepEqual(await ended, [1, null]);
+  await full.close();
 });
 
 test.serial('bench --ops says where the time of a step of the largest batch goes', async (t) => {

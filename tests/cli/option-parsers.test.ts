@@ -1,7 +1,7 @@
 // Values of options as they are typed.
 import test from 'ava';
 import { Command, InvalidArgumentError } from 'commander';
-import { finiteNumber, repeatable, share, shareBelowOne, wholeNumber } from '../../cli/option-parsers.js';
+import { finiteNumber, numberWithin, repeatable, share, shareBelowOne, wholeNumber } from '../../cli/option-parsers.js';
 
 const refuses = (parse: (text: string) => number, ...texts: string[]) =>
   texts.filter((text) => {
@@ -16,13 +16,14 @@ const refuses = (parse: (text: string) => number, ...texts: string[]) =>
 test('whole numbers from the least on, numbers, shares as fractions or per cent', (t) => {
   t.deepEqual(['2', '17'].map(wholeNumber(2)), [2, 17]);
   t.deepEqual(['-0.5', '3e2'].map(finiteNumber), [-0.5, 300]);
+  t.deepEqual(['0.01', '100'].map(numberWithin(0.01, 100)), [0.01, 100]);
   t.deepEqual(['0', '0.7', '70%', '100%', '1'].map(share), [0, 0.7, 0.7, 1, 1]);
   t.deepEqual(['0', '0.7', '70%'].map(shareBelowOne), [0, 0.7, 0.7]);
 });
 
 test('what is none of these is refused', (t) => {
   const always = ['', ' ', 'many', 'NaN', 'Infinity'];
-  for (const parse of [wholeNumber(0), finiteNumber, share, shareBelowOne])
+  for (const parse of [wholeNumber(0), finiteNumber, numberWithin(0, 1), share, shareBelowOne])
     t.deepEqual(refuses(parse, ...always), always);
   t.deepEqual(refuses(wholeNumber(2), '1', '2', '2.5', '-3', '9007199254740993'), [
     '1',
@@ -30,6 +31,8 @@ test('what is none of these is refused', (t) => {
     '-3',
     '9007199254740993',
   ]);
+  t.deepEqual(refuses(wholeNumber(0, 65535), '0', '65535', '65536'), ['65536']);
+  t.deepEqual(refuses(numberWithin(0, 1), '-0.1', '1', '2'), ['-0.1', '2']);
   t.deepEqual(refuses(share, '-0.1', '1', '1.01', '101%', '%'), ['-0.1', '1.01', '101%', '%']);
   t.deepEqual(refuses(shareBelowOne, '-0.1', '1', '100%', '%'), ['-0.1', '1', '100%', '%']);
 });

@@ -1,6 +1,6 @@
 /** The commands prune and eval, and rewrite of a Hugging Face folder, as a user runs them. */
 import { execFile } from 'node:child_process';
-import { copyFileSync, readdirSync, readFileSync, writeFileSync } from 'node:fs';
+import { copyFileSync, cpSync, mkdirSync, readdirSync, readFileSync, symlinkSync, writeFileSync } from 'node:fs';
 import { dirname, join, resolve } from 'node:path';
 import { promisify } from 'node:util';
 import test from 'ava';
@@ -14,6 +14,14 @@ const command = ['--import=tsx', resolve('cli/main.ts')];
 const text = join(tempFolder(), 'text.txt');
 writeFileSync(text, readFileSync(shippedCalibrationText(), 'utf8').slice(0, 12_000));
 const few = ['--calibration', text, '--sequences', '4', '--length', '64'];
+
+/** A tiny checkpoint with the shipped model's tokenizer. */
+async function tinyModel(): Promise<string> {
+  const json = tinyConfig({ vocab_size: 8192 });
+  const model = await writeCheckpoint(json, randomParameters(parseOptConfig(json), 'float16'), 'float16');
+  copyFileSync(join(shippedModel(), 'tokenizer.json'), join(model, 'tokenizer.json'));
+  return model;
+}
 
 async function flashllm(...args: string[]): Promise<{ code: number; stdout: string; stderr: string }> {
   try {
@@ -47,6 +55,9 @@ test.serial('prune: table, report, sparsities by pattern and file; eval takes th
   const evaluated = await flashllm('eval', output, '--text', text, '--window', '256');
   t.is(evaluated.code, 0, evaluated.stderr);
   t.regex(evaluated.stdout, /perplexity \d+\.\d{4} on .*: \d+ tokens in windows of 256/);
+  const beyond = await flashllm('eval', output, '--text', text, '--window', '1025');
+  t.is(beyond.code, 1);
+  t.regex(beyond.stderr, /--window is 1025, expected at most the 1024 tokens that the model takes/);
 });
 
 test.serial('eval: this package and stock ONNX Runtime agree to four digits', async (t) => {
@@ -71,14 +82,15 @@ test.serial('eval: this package and stock ONNX Runtime agree to four digits', as
 });
 
 test.serial('rewrite of a Hugging Face folder: pruned by text, exported, rewritten; nothing else stays', async (t) => {
-  const json = tinyConfig({ vocab_size: 8192 });
-  const model = await writeCheckpoint(json, randomParameters(parseOptConfig(json), 'float16'), 'float16');
-  copyFileSync(join(shippedModel(), 'tokenizer.json'), join(model, 'tokenizer.json'));
+  const model = await tinyModel();
   const output = join(tempFolder(), 'sparse');
   const done = await flashllm('rewrite', model, '-o', output, '--sparsity', '0.8', '--method', 'wanda');
   t.is(done.code, 0, done.stderr);
   t.regex(done.stdout, /\d+\.\d % zeros in the linears by wanda, 128 × 40 tokens/);
   t.regex(done.stdout, /8 of 9 layers sparse/);
+  // What is printed names what is still there.
+  t.true(done.stdout.includes(`\n${model}\n`));
+  t.notRegex(done.stdout, /\.pruned|\.onnx-|pruning\.json/);
   t.deepEqual(readdirSync(dirname(output)), ['sparse']);
   t.true(
     ['model.onnx', 'model.onnx_data', 'tokenizer.json', 'config.json'].every((name) =>
@@ -98,6 +110,70 @@ test.serial('rewrite of a Hugging Face folder: pruned by text, exported, rewritt
   );
   t.is(onnx.code, 1);
   t.regex(onnx.stderr, /--method admm needs a Hugging Face folder/);
+});
+
+test.serial(
+  'rewrite of a Hugging Face folder leaves folders beside the output alone, the input among them',
+  async (t) => {
+    const model = await tinyModel();
+    const folder = tempFolder();
+    const output = join(folder, 'sparse');
+    const keep = (name: string) => {
+      mkdirSync(join(folder, name));
+      writeFileSync(join(folder, name, 'note.txt'), 'keep me');
+    };
+    keep('sparse.onnx');
+    cpSync(model, join(folder, 'sparse.pruned'), { recursive: true });
+    const before = readdirSync(model).sort();
+    // The input is what `<output>.pruned` names: without a sparsity nothing is pruned, and it is an input as any other.
+    const own = await flashllm('rewrite', join(folder, 'sparse.pruned'), '-o', output);
+    t.is(own.code, 0, own.stderr);
+    for (const input of [model, join(folder, 'sparse.pruned')]) {
+      const refused = await flashllm('rewrite', input, '-o', output, '--sparsity', '0.8');
+      t.is(refused.code, 1);
+      t.regex(
+        refused.stderr,
+        /sparse\.pruned, where .* exists\. .*flashllm rewrite .*sparse\.pruned -o .*sparse; else/,
+      );
+    }
+    t.deepEqual(readdirSync(folder).sort(), ['sparse', 'sparse.onnx', 'sparse.pruned']);
+    t.deepEqual(readdirSync(join(folder, 'sparse.pruned')).sort(), before);
+    t.deepEqual(readdirSync(join(folder, 'sparse.onnx')), ['note.txt']);
+
+    symlinkSync(model, join(folder, 'link'));
+    const same = await flashllm('rewrite', model, '-o', join(folder, 'link'));
+    t.is(same.code, 1);
+    t.regex(same.stderr, /is the one that the model is in\. Name another/);
+    const file = await flashllm('rewrite', model, '-o', join(folder, 'sparse.onnx', 'note.txt'), '--sparsity', '0.8');
+    t.is(file.code, 1);
+    t.regex(file.stderr, /note\.txt exists and is no folder/);
+    t.deepEqual(readdirSync(join(folder, 'sparse.onnx')), ['note.txt']);
+  },
+);
+
+test.serial('a rewrite that fails after pruning keeps the pruned model and says how to go on', async (t) => {
+  const folder = tempFolder();
+  const output = join(folder, 'sparse');
+  mkdirSync(output);
+  // In the way of the model's file, which is written last.
+  mkdirSync(join(output, 'model.onnx'));
+  writeFileSync(join(output, 'model.onnx', 'note.txt'), 'keep me');
+  const failed = await flashllm(
+    'rewrite',
+    await tinyModel(),
+    '-o',
+    output,
+    '--sparsity',
+    '0.8',
+    '--method',
+    'magnitude',
+  );
+  t.is(failed.code, 1);
+  t.regex(failed.stderr, /the pruned model is kept; to go on with it: flashllm rewrite .*sparse\.pruned -o .*sparse\n/);
+  t.deepEqual(readdirSync(folder).sort(), ['sparse', 'sparse.pruned']);
+  const rest = await flashllm('rewrite', `${output}.pruned`, '-o', join(folder, 'other'));
+  t.is(rest.code, 0, rest.stderr);
+  t.regex(rest.stdout, /8 of 9 layers sparse/);
 });
 
 test.serial('prune --json prints the report; wrong usage ends with 2', async (t) => {
@@ -123,6 +199,8 @@ test.serial('prune --json prints the report; wrong usage ends with 2', async (t)
     ['--sparsity', '1'],
     ['--sparsity', '0.5', '--method', 'wish'],
     ['--sparsity', '0.5', '--layer-sparsity', '0.4'],
+    ['--sparsity', '0.5', '--scope', 'row'],
+    ['--sparsity', '0.5', '--iterations', '3', '--method', 'wanda'],
     [],
   ])
     t.is((await flashllm('prune', shippedModel(), '-o', join(tempFolder(), 'x'), ...args)).code, 2);

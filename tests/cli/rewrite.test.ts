@@ -136,6 +136,17 @@ test('verify names a path without a model, models that do not belong together, a
   t.regex(await fail(fixture, fixture, '--inputs', fixture), /cannot read the inputs in .*; expected JSON, /);
 });
 
+test('verify refuses sizes that are none, or more than the configuration beside a model allows', async (t) => {
+  for (const flag of ['--batch', '--sequence']) t.is((await flashllm('verify', fixture, fixture, flag, '0')).code, 2);
+  const folder = tempFolder();
+  cpSync(fixture, path.join(folder, 'model.onnx'));
+  writeFileSync(path.join(folder, 'config.json'), JSON.stringify({ max_position_embeddings: 40 }));
+  const beyond = await flashllm('verify', fixture, folder, '--past', '36');
+  t.is(beyond.code, 1);
+  t.regex(beyond.stderr, /--past and --sequence are 41 tokens, expected at most the 40 that .*model\.onnx takes/);
+  t.is((await flashllm('verify', fixture, folder)).code, 0);
+});
+
 test('--dry-run and inspect write nothing and agree; --json is JSON', async (t) => {
   const dry = await flashllm('rewrite', fixture, '--dry-run', '--json', '--sparsity', '0.6', '--exclude', '*fc1*');
   t.is(dry.code, 0, dry.stderr);
@@ -168,6 +179,15 @@ test('wrong usage is exit code 2, a failure 1, each with what to do', async (t) 
   t.regex(usage.stderr, /-o <folder>/);
   t.is((await flashllm('rewrite', fixture, '-o', 'x', '--min-sparsity', '2')).code, 2);
   t.is((await flashllm('rewrite', fixture, '-o', 'x', '--method', 'wish')).code, 2);
+  for (const stray of [
+    ['--method', 'magnitude'],
+    ['--scope', 'row'],
+  ]) {
+    t.is((await flashllm('inspect', fixture, ...stray)).code, 2);
+    const { code, stderr } = await flashllm('rewrite', fixture, '-o', 'x', ...stray);
+    t.is(code, 2);
+    t.regex(stderr, /says how to prune: give --sparsity/);
+  }
   const missing = await flashllm('rewrite', '/nowhere/model.onnx', '-o', tempFolder());
   t.is(missing.code, 1);
   t.regex(missing.stderr, /does not exist/);

@@ -169,6 +169,11 @@ test('a full queue answers 429, says when to come back, and takes requests again
   await t.throwsAsync(client.completions.create(long), { instanceOf: OpenAI.RateLimitError });
   for (const response of [await first, await second]) t.is(response.status, 200);
   t.is((await post(long)).status, 200);
+  // More than there is ever place for: it would come back for ever.
+  const never = await post({ ...long, n: 3 });
+  t.is(never.status, 400);
+  t.is(never.headers.get('retry-after'), null);
+  t.regex(((await never.json()) as { error: { message: string } }).error.message, /3 texts .* at most 2/);
 });
 
 test('wrong requests are refused in OpenAI’s form, and none of them stops the server', async (t) => {
@@ -198,7 +203,15 @@ test('wrong requests are refused in OpenAI’s form, and none of them stops the 
   }
   t.is((await post(undefined, { body: '{' })).status, 400);
   t.is((await fetch(`${url}/v1/chat/completions`, { method: 'POST' })).status, 404);
+  for (const path of ['/v1/models/%zz', `/v1/models/${'a'.repeat(200)}`]) {
+    const { error } = (await (await fetch(url + path)).json()) as { error: { message: string; type: string } };
+    t.regex(error.type, /^(invalid_request|not_found)_error$/);
+    t.truthy(error.message);
+  }
+  t.is((await fetch(`${url}/v1/models/%zz`)).status, 400);
   t.is((await post({ prompt: 'a', max_tokens: 0 })).status, 200);
+  const absent = await post({ prompt: 'a', max_tokens: 1, model: null, stream_options: { include_usage: null } });
+  t.is(absent.status, 200);
   t.deepEqual(await (await fetch(`${url}/health`)).json(), { status: 'ok', running: 0, waiting: 0 });
 });
 

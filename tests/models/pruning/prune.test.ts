@@ -1,6 +1,6 @@
 // Whole folders: what comes out, interruptions, determinism, settings.
 import { spawn } from 'node:child_process';
-import { access, copyFile, readdir, readFile, rm, writeFile } from 'node:fs/promises';
+import { access, copyFile, cp, mkdir, readdir, readFile, rm, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { fileURLToPath } from 'node:url';
@@ -225,6 +225,41 @@ test('devices: a GPU that is not there is refused by name, and auto does without
   const { report } = await prune(model, { output: await output(), device: 'auto' });
   t.regex(report.device, /^cpu, |NVIDIA/);
   await rm(model, { recursive: true });
+});
+
+test('a run that ends before its first layer is taken for what it is, with whatever settings the next one comes', async (t) => {
+  const model = await tinyModel();
+  const folder = await output();
+  const signal = AbortSignal.abort(new Error('enough'));
+  await t.throwsAsync(prune(model, { output: folder, signal }), { message: 'enough' });
+  t.deepEqual(JSON.parse(await readFile(join(`${folder}.partial`, 'progress.json'), 'utf8')).layers, []);
+  t.is((await prune(model, { output: folder, sparsity: 0.25 })).resumedLayers, 0);
+  t.deepEqual(await readdir(join(folder, '..')), ['pruned']);
+});
+
+test('folders that are not of the pruning stay as they are', async (t) => {
+  const model = await tinyModel();
+  const folder = await output();
+  const note = join(`${folder}.partial`, 'note.txt');
+  await mkdir(`${folder}.partial`);
+  await writeFile(note, 'keep me');
+  await t.throwsAsync(prune(model, { output: folder }), { message: /partial, .*no unfinished pruning.*--restart/ });
+  t.is(await readFile(note, 'utf8'), 'keep me');
+  await writeFile(join(`${folder}.partial`, 'progress.json'), '{"layers": ');
+  await t.throwsAsync(prune(model, { output: folder }), { message: /not what a pruning leaves: .*--restart/ });
+  t.is(await readFile(note, 'utf8'), 'keep me');
+
+  const input = join(`${folder}.partial`, 'model');
+  await cp(model, input, { recursive: true });
+  await t.throwsAsync(prune(input, { output: folder, restart: true }), { message: /partial, .* holds the input/ });
+  t.deepEqual((await readdir(input)).sort(), (await readdir(model)).sort());
+
+  const workFolder = `${folder}.partial-activations`;
+  await mkdir(workFolder);
+  await writeFile(join(workFolder, 'note.txt'), 'keep me');
+  await prune(model, { output: folder, restart: true, workFolder });
+  t.deepEqual(await readdir(workFolder), ['note.txt']);
+  t.deepEqual((await readdir(join(folder, '..'))).sort(), ['pruned', 'pruned.partial-activations']);
 });
 
 test('an output that exists, a text that is too short and settings out of range are refused', async (t) => {

@@ -1,0 +1,100 @@
+// What is sent of texts, without a server: offsets of tokens, and a reader that is slower than the model.
+import { EventEmitter } from 'node:events';
+import type { ServerResponse } from 'node:http';
+import test from 'ava';
+import { Generation } from '../../models/generation/generation.js';
+import { type GenerateOptions, resolveOptions } from '../../models/generation/options.js';
+import { TextSequence } from '../../models/generation/sequence.js';
+import { shippedModel } from '../../models/shipped.js';
+import { loadTokenizer } from '../../models/tokenizer.js';
+import { Completion } from '../../serve/completions.js';
+
+const tokenizer = await loadTokenizer(shippedModel());
+
+/** A generation that makes the tokens of a text, all at once. */
+function generate(text: string, options: GenerateOptions = {}): Generation {
+  const ids = tokenizer.encode(text, { special: false });
+  const generation = new Generation();
+  const resolved = resolveOptions({ logprobs: 0, ...options }, 2);
+  const sequence = new TextSequence([2], ids.length, resolved, tokenizer, generation.sink);
+  for (const id of ids) if (sequence.next(new Float32Array(8192).fill(-9).fill(9, id, id + 1)) === undefined) break;
+  return generation;
+}
+
+/** A response that keeps events; `full` says that each is one too many. */
+class Response extends EventEmitter {
+  readonly events: string[] = [];
+  readonly destroyed = false;
+  most = 0;
+  constructor(private readonly full = false) {
+    super();
+  }
+  write(event: string): boolean {
+    this.events.push(event);
+    if (this.full) setTimeout(() => this.emit('drain'), 1);
+    return !this.full;
+  }
+  override on(name: string, listener: () => void): this {
+    super.on(name, listener);
+    this.most = Math.max(this.most, this.listenerCount('drain'));
+    return this;
+  }
+  end(event: string): void {
+    this.events.push(event);
+  }
+}
+
+interface Sent {
+  choices: { text: string; logprobs: { tokens: string[]; text_offset: number[] } | null }[];
+}
+
+async function both(text: string, options: GenerateOptions = {}) {
+  const { choices } = (await new Completion([generate(text, options)], tokenizer, 'm', 1).whole()) as Sent;
+  const response = new Response();
+  await new Completion([generate(text, options)], tokenizer, 'm', 1).stream(
+    response as unknown as ServerResponse,
+    false,
+  );
+  const pieces = response.events.slice(0, -1).flatMap((event) => (JSON.parse(event.slice(6)) as Sent).choices);
+  const [whole] = choices;
+  return {
+    text: whole?.text,
+    tokens: whole?.logprobs?.tokens as string[],
+    whole: whole?.logprobs?.text_offset as number[],
+    streamed: pieces.flatMap(({ logprobs }) => logprobs?.text_offset ?? []),
+  };
+}
+
+test('offsets of tokens are the same streamed and not, also while text is held back for a stop string', async (t) => {
+  const text = 'Once upon a time there was a king';
+  const { tokens, whole, streamed } = await both(text, { stop: ['upon a time, long ago', 'king of'] });
+  let offset = 0;
+  t.deepEqual(
+    whole,
+    tokens.map((token) => {
+      offset += token.length;
+      return offset - token.length;
+    }),
+  );
+  t.deepEqual(streamed, whole);
+});
+
+test('offsets lie in the text where a character has several tokens', async (t) => {
+  const { text, tokens, whole, streamed } = await both('a 😀 b 日本 c');
+  t.is(text, 'a 😀 b 日本 c');
+  t.true(tokens.includes('\ufffd'));
+  t.deepEqual(streamed, whole);
+  const last = tokens.length - 1;
+  t.is(text?.slice(whole[last]), tokens[last]);
+  t.is(text?.slice(whole[tokens.indexOf(' b')]), ' b 日本 c');
+});
+
+test('many texts wait for a slow reader together', async (t) => {
+  const response = new Response(true);
+  const texts = Array.from({ length: 20 }, () => generate('Once upon a time'));
+  await new Completion(texts, tokenizer, 'm', 1).stream(response as unknown as ServerResponse, true);
+  t.is(response.most, 1);
+  const pieces = tokenizer.encode('Once upon a time', { special: false }).length;
+  // Each text's tokens and end, the usage, and the end of all.
+  t.is(response.events.length, 20 * (pieces + 1) + 2);
+});
