@@ -24,7 +24,11 @@ export class Scope {
   ) {
     this.inputs = new Set((graph.input ?? []).map(({ name }) => name ?? ''));
     this.outputs = new Set((graph.output ?? []).map(({ name }) => name ?? ''));
-    for (const tensor of graph.initializer ?? []) this.initializers.set(tensor.name ?? '', tensor);
+    for (const tensor of graph.initializer ?? []) {
+      const name = tensor.name ?? '';
+      if (this.initializers.has(name)) throw new ModelError(`two initializers of one graph have the name '${name}'`);
+      this.initializers.set(name, tensor);
+    }
     for (const node of graph.node ?? []) for (const name of node.output ?? []) this.define(name, node);
   }
 

@@ -6,13 +6,21 @@ import type { ConstantMatrix } from '../graph/constant.js';
 import type { GraphView, Scope } from '../graph/graph-view.js';
 import type { Shapes } from '../graph/shapes.js';
 import type { NodeProto } from '../onnx/proto.js';
-import type { PackedWeight } from '../sparse-op.js';
+import { isSparseNode, type PackedWeight } from '../sparse-op.js';
 
 /** What rules see of a model. */
 export interface RuleContext {
   view: GraphView;
   shapes: Shapes;
   irVersion: number;
+  /** SparseMatMul nodes that the model came with. They stay as they are: they may call a function that suits just their inputs. */
+  given: ReadonlySet<NodeProto>;
+}
+
+/** The SparseMatMul of this rewrite that makes a value, into which a node may be fused. */
+export function fusibleProduct({ given }: RuleContext, scope: Scope, name: string): NodeProto | undefined {
+  const node = scope.producers.get(name);
+  return isSparseNode(node) && !given.has(node) ? node : undefined;
 }
 
 /** Why a rule leaves a node alone. */

@@ -54,6 +54,12 @@ test('a value that two nodes make', async (t) => {
   await t.throwsAsync(inspect(nodes), { name: 'ModelError', message: /'y' is made by two nodes/ });
 });
 
+test('an initializer that stands twice, of which ORT takes the first', async (t) => {
+  const nodes = [makeNode('MatMul', ['x', 'w'], ['y'])];
+  const twice = [weight, floats('w', [8, 8], noise(64, 2))];
+  await t.throwsAsync(inspect(nodes, twice), { name: 'ModelError', message: /two initializers .* the name 'w'/ });
+});
+
 test('graphs nested a hundred deep', (t) => {
   let graph: GraphProto = { name: 'innermost', node: [] };
   for (let i = 0; i < 100; i++) {
