@@ -7,12 +7,16 @@ const PREPARING = new Set(['Identity', 'Cast', 'Transpose', 'Constant']);
 
 /** Removes the nodes that made a value that has lost its last use, and theirs, as far as they only prepare constants. */
 export function removeIfUnused(view: GraphView, scope: Scope, name: string): void {
-  const owner = scope.owner(name);
-  const node = owner?.producers.get(name);
-  if (!owner || !node || !isOnnxDomain(node.domain) || !PREPARING.has(node.opType ?? '')) return;
-  if (node.output?.some((output) => owner.usesOf(output).length > 0)) return;
-  view.replace(owner, node, [node], []);
-  for (const input of node.input ?? []) removeIfUnused(view, owner, input);
+  // No recursion: a hostile chain is as long as it likes.
+  const pending = [{ scope, name }];
+  for (let next = pending.pop(); next; next = pending.pop()) {
+    const owner = next.scope.owner(next.name);
+    const node = owner?.producers.get(next.name);
+    if (!owner || !node || !isOnnxDomain(node.domain) || !PREPARING.has(node.opType ?? '')) continue;
+    if (node.output?.some((output) => owner.usesOf(output).length > 0)) continue;
+    view.replace(owner, node, [node], []);
+    for (const input of node.input ?? []) pending.push({ scope: owner, name: input });
+  }
 }
 
 /** Removes initializers that nothing uses, and what the graphs say of values that are gone. */

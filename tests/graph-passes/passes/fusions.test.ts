@@ -105,6 +105,20 @@ test('addends that broadcast are no residual', async (t) => {
   t.is(await opsOf(t, { nodes, initializers: [scalar] }), 'SparseMatMul Add');
 });
 
+test('sizes that are written as -1 may differ', async (t) => {
+  const model = makeModel({
+    nodes: [matmul, makeNode('Add', ['p', 'r'], ['y'])],
+    initializers: [weight('w')],
+    inputs: [value('x', 1, [-1, K]), value('r', 1, [-1, K])],
+    outputs: [value('y', 1, [-1, K])],
+  });
+  const file = writeModel(model);
+  const report = await rewrite(file);
+  t.deepEqual(opTypes(report.output.path), ['SparseMatMul', 'Add']);
+  const feeds = { x: floatTensorOf([3, K], noise(3 * K, 3)), r: floatTensorOf([1, K], noise(K, 4)) };
+  t.true((await compareAll(file, report.output.path, feeds)) <= TOLERANCE);
+});
+
 test('a product added to itself keeps its Add', async (t) => {
   t.is(await opsOf(t, { nodes: [matmul, makeNode('Add', ['p', 'p'], ['y'])] }), 'SparseMatMul Add');
 });
