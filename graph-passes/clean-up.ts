@@ -13,7 +13,7 @@ export function removeIfUnused(view: GraphView, scope: Scope, name: string): voi
     const owner = next.scope.owner(next.name);
     const node = owner?.producers.get(next.name);
     if (!owner || !node || !isOnnxDomain(node.domain) || !PREPARING.has(node.opType ?? '')) continue;
-    if (node.output?.some((output) => owner.usesOf(output).length > 0)) continue;
+    if (node.output?.some((output) => owner.isUsed(output))) continue;
     view.replace(owner, node, [node], []);
     for (const input of node.input ?? []) pending.push({ scope: owner, name: input });
   }
@@ -22,11 +22,13 @@ export function removeIfUnused(view: GraphView, scope: Scope, name: string): voi
 /** Removes initializers that nothing uses, and what the graphs say of values that are gone. */
 export function removeUnusedInitializers(view: GraphView, irVersion: number): void {
   for (const scope of view.scopes) {
-    for (const name of [...scope.initializers.keys()]) {
+    const unused = new Set<string>();
+    for (const name of scope.initializers.keys()) {
       // From IR 4 on an initializer that is also an input is part of the model's interface.
       const isInterface = irVersion >= 4 && scope.inputs.has(name);
-      if (scope.usesOf(name).length === 0 && !isInterface) view.removeInitializer(scope, name);
+      if (!scope.isUsed(name) && !isInterface) unused.add(name);
     }
+    if (unused.size > 0) view.removeInitializers(scope, unused);
     const { graph } = scope;
     if (graph.valueInfo) graph.valueInfo = graph.valueInfo.filter(({ name }) => scope.owner(name ?? '') === scope);
   }

@@ -205,6 +205,7 @@ function convert({ context, layers }: Plan): PackedWeights {
     layer.rule.rewrite(context, layer.scope, layer.node, layer.linear, packed.of(layer, job, decision.type));
     for (const name of inputs) removeIfUnused(context.view, layer.scope, name);
   }
+  context.view.settle();
   return packed;
 }
 

@@ -13,7 +13,7 @@ const MAX_SKELETON_BYTES = 2 ** 30;
 const WINDOW_BYTES = 2 ** 20;
 const MAX_DEPTH = 100;
 /** Fields of a large model are some 100,000; each takes memory once it is decoded, however small it is. */
-const MAX_FIELDS = 10_000_000;
+const MAX_FIELDS = 5_000_000;
 /** Fields that lie side by side are copied together, up to about this many bytes. */
 const RUN_BYTES = 2 ** 16;
 

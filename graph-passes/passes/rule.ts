@@ -76,7 +76,8 @@ export function nodeLabel(node: NodeProto): string {
 export function applyRules(context: RuleContext, rules: readonly Rule<unknown>[], trace: Trace): void {
   for (const scope of context.view.scopes) {
     for (const rule of rules) {
-      for (const node of [...(scope.graph.node ?? [])]) {
+      scope.settle();
+      for (const node of scope.graph.node ?? []) {
         if (!rule.ops.includes(node.opType ?? '') || scope.producers.get(node.output?.[0] ?? '') !== node) continue;
         const match = rule.check(context, scope, node);
         if (!(match instanceof Refusal)) rule.rewrite(context, scope, node, match);
@@ -84,5 +85,6 @@ export function applyRules(context: RuleContext, rules: readonly Rule<unknown>[]
         trace({ rule: rule.name, node: nodeLabel(node), applied: !(match instanceof Refusal), reason });
       }
     }
+    scope.settle();
   }
 }
