@@ -7,22 +7,28 @@ const PREPARING = new Set(['Identity', 'Cast', 'Transpose', 'Constant']);
 
 /** Removes the nodes that made a value that has lost its last use, and theirs, as far as they only prepare constants. */
 export function removeIfUnused(view: GraphView, scope: Scope, name: string): void {
-  const owner = scope.owner(name);
-  const node = owner?.producers.get(name);
-  if (!owner || !node || !isOnnxDomain(node.domain) || !PREPARING.has(node.opType ?? '')) return;
-  if (node.output?.some((output) => owner.usesOf(output).length > 0)) return;
-  view.replace(owner, node, [node], []);
-  for (const input of node.input ?? []) removeIfUnused(view, owner, input);
+  // No recursion: a hostile chain is as long as it likes.
+  const pending = [{ scope, name }];
+  for (let next = pending.pop(); next; next = pending.pop()) {
+    const owner = next.scope.owner(next.name);
+    const node = owner?.producers.get(next.name);
+    if (!owner || !node || !isOnnxDomain(node.domain) || !PREPARING.has(node.opType ?? '')) continue;
+    if (node.output?.some((output) => owner.isUsed(output))) continue;
+    view.replace(owner, node, [node], []);
+    for (const input of node.input ?? []) pending.push({ scope: owner, name: input });
+  }
 }
 
 /** Removes initializers that nothing uses, and what the graphs say of values that are gone. */
 export function removeUnusedInitializers(view: GraphView, irVersion: number): void {
   for (const scope of view.scopes) {
-    for (const name of [...scope.initializers.keys()]) {
+    const unused = new Set<string>();
+    for (const name of scope.initializers.keys()) {
       // From IR 4 on an initializer that is also an input is part of the model's interface.
       const isInterface = irVersion >= 4 && scope.inputs.has(name);
-      if (scope.usesOf(name).length === 0 && !isInterface) view.removeInitializer(scope, name);
+      if (!scope.isUsed(name) && !isInterface) unused.add(name);
     }
+    if (unused.size > 0) view.removeInitializers(scope, unused);
     const { graph } = scope;
     if (graph.valueInfo) graph.valueInfo = graph.valueInfo.filter(({ name }) => scope.owner(name ?? '') === scope);
   }

@@ -1,17 +1,67 @@
 /** The files that go along with a model: configuration, tokenizer, licence. */
-import { existsSync, readdirSync, statSync } from 'node:fs';
-import { copyFile, mkdir, readFile } from 'node:fs/promises';
+import { existsSync, readdirSync, readFileSync, realpathSync, statSync } from 'node:fs';
+import { copyFile, mkdir } from 'node:fs/promises';
 import path from 'node:path';
+import { ModelError } from './onnx/errors.js';
+import { inside } from './onnx/external-data.js';
 import { TempFile } from './onnx/temp-file.js';
+
+const CONFIG = 'config.json';
 
 /** What belongs to a model; anything else in its folder is none of our business. */
 const COMPANION =
   /^((.*_)?config\.json|tokenizer.*|vocab\..+|merges\.txt|special_tokens_map\.json|added_tokens\.json|chat_template.*|.+\.spm|licen[sc]e.*)$/i;
 
-/** Names of a model folder's companions, sorted. */
+/** Models and their data are no companions, whatever they are called. */
+const MODEL = /\.onnx(_data)?$/i;
+
+/** Files whose real folder holds companions too, and where they are looked for. */
+const WEIGHTS = /\.(onnx|safetensors|bin)$/i;
+const WEIGHT_FOLDERS = ['', 'onnx'];
+
+/**
+ * Names of a model folder's companions, sorted.
+ * @throws ModelError for a link out of the folder, unless into the one that a model of it is linked to (Hugging Face's cache).
+ */
 export function companionsOf(folder: string): string[] {
-  const names = readdirSync(folder).filter((name) => COMPANION.test(name));
-  return names.filter((name) => statSync(path.join(folder, name), { throwIfNoEntry: false })?.isFile()).sort();
+  const names = readdirSync(folder).filter((name) => COMPANION.test(name) && !MODEL.test(name));
+  const files = names.filter((name) => isFile(path.join(folder, name))).sort();
+  const roots = [realpathSync(folder), ...weightFolders(folder)];
+  for (const name of files) {
+    const real = realpathSync(path.join(folder, name));
+    if (roots.some((root) => inside(real, root))) continue;
+    throw new ModelError(
+      `${path.join(folder, name)} leads to ${real}, outside the model's folder. Copy the file there instead of linking it`,
+    );
+  }
+  return files;
+}
+
+function weightFolders(folder: string): string[] {
+  const folders = WEIGHT_FOLDERS.map((name) => path.join(folder, name)).filter(existsSync);
+  const files = folders.flatMap((one) => readdirSync(one).map((name) => path.join(one, name)));
+  return files.filter((file) => WEIGHTS.test(file) && isFile(file)).map((file) => path.dirname(realpathSync(file)));
+}
+
+function isFile(file: string): boolean {
+  return statSync(file, { throwIfNoEntry: false })?.isFile() ?? false;
+}
+
+/**
+ * A folder's config.json; undefined where it has none.
+ * @throws ModelError where it holds no JSON object.
+ */
+export function readConfig(folder: string): Record<string, unknown> | undefined {
+  const file = path.join(folder, CONFIG);
+  if (!isFile(file)) return undefined;
+  let config: unknown;
+  try {
+    config = JSON.parse(readFileSync(file, 'utf8'));
+  } catch (error) {
+    throw new ModelError(`${file} is no JSON: ${(error as Error).message}`, { cause: error });
+  }
+  if (isObject(config)) return config;
+  throw new ModelError(`${file} must hold a JSON object`);
 }
 
 /** Copies configuration and tokenizer files from one model folder to another; returns their names. */
@@ -25,17 +75,20 @@ export async function copyCompanions(from: string, to: string): Promise<string[]
 /**
  * Says in a folder's config.json, if it has one, that these models of it (names of .onnx files) have a data file beside them:
  * transformers.js fetches it only then.
+ * @throws ModelError where config.json holds no JSON object.
  */
 export async function declareDataFiles(folder: string, models: readonly string[]): Promise<void> {
-  const file = path.join(folder, 'config.json');
-  if (models.length === 0 || !existsSync(file)) return;
-  const config = JSON.parse(await readFile(file, 'utf8')) as Record<string, unknown>;
+  const config = models.length > 0 ? readConfig(folder) : undefined;
+  if (!config) return;
   const settings = asObject(config['transformers.js_config']);
   const known = asObject(settings.use_external_data_format);
   // A value of true covers every model already.
   if (settings.use_external_data_format === true || models.every((name) => known[name])) return;
   settings.use_external_data_format = { ...known, ...Object.fromEntries(models.map((name) => [name, 1])) };
-  await writeWhole(file, `${JSON.stringify({ ...config, 'transformers.js_config': settings }, null, 2)}\n`);
+  await writeWhole(
+    path.join(folder, CONFIG),
+    `${JSON.stringify({ ...config, 'transformers.js_config': settings }, null, 2)}\n`,
+  );
 }
 
 /** Writes a small file beside its place and renames it, so that no half of it is ever seen. The folder is made if missing. */
@@ -53,5 +106,9 @@ export async function writeWhole(file: string, content: string | Uint8Array): Pr
 }
 
 function asObject(value: unknown): Record<string, unknown> {
-  return typeof value === 'object' && value !== null && !Array.isArray(value) ? { ...value } : {};
+  return isObject(value) ? { ...value } : {};
+}
+
+function isObject(value: unknown): value is Record<string, unknown> {
+  return typeof value === 'object' && value !== null && !Array.isArray(value);
 }

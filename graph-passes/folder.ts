@@ -1,8 +1,10 @@
 /** Models as people keep them: a folder with one or more .onnx files, their data, a tokenizer and configuration beside. */
 import { existsSync, readdirSync, statSync } from 'node:fs';
 import path from 'node:path';
-import { copyCompanions, declareDataFiles } from './companions.js';
+import { companionsOf, copyCompanions, declareDataFiles, readConfig } from './companions.js';
 import { ModelError, OutputError } from './onnx/errors.js';
+import { loadModel } from './onnx/load.js';
+import { outputsOf, refuseOutputs } from './onnx/save.js';
 import { type RewriteOptions, type RewriteReport, rewriteModel } from './rewrite.js';
 
 /** Folders of a model folder in which .onnx files are looked for: itself, and where transformers.js has them. */
@@ -49,13 +51,15 @@ export interface RewriteFolderOptions extends Omit<RewriteOptions, 'input' | 'ou
 
 /**
  * Rewrites a model, or every model of a folder, into another folder, and copies configuration and tokenizer along.
- * @throws OutputError where the output folder is the input's; otherwise as {@link rewriteModel}.
+ * @throws OutputError where the output folder is the input's, or an output would overwrite a file of an input; ModelError for
+ * companions that cannot be taken along. Both before anything is written. Otherwise as {@link rewriteModel}.
  */
 export async function rewriteFolder(options: RewriteFolderOptions): Promise<RewriteReport[]> {
   const { root, models } = findModels(options.input);
   if (path.resolve(root) === path.resolve(options.output)) {
     throw new OutputError(`the output folder ${options.output} is the one that the model is in. Name another`);
   }
+  checkFiles(root, models, options.output);
   const reports: RewriteReport[] = [];
   for (const model of models) {
     options.onModel?.(model);
@@ -66,4 +70,16 @@ export async function rewriteFolder(options: RewriteFolderOptions): Promise<Rewr
   const external = reports.filter(({ output }) => output.dataPath).map(({ output }) => path.basename(output.path));
   await declareDataFiles(options.output, external);
   return reports;
+}
+
+/** What can be wrong with the files around the models, looked at before the first of them is written. */
+function checkFiles(root: string, models: readonly ModelFile[], output: string): void {
+  const names = [...models.flatMap(({ relative }) => outputsOf(relative)), ...companionsOf(root)];
+  const inputs = models.flatMap((model) => loadModel(model.path).files);
+  refuseOutputs(
+    names.map((name) => path.join(output, name)),
+    inputs,
+  );
+  // Where the models have no config.json, one that lies in the output folder is told of their data files.
+  if (!readConfig(root)) readConfig(output);
 }

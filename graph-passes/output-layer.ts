@@ -13,7 +13,7 @@ const MAX_LINKS = 4;
  */
 export function isOutputLayer(view: GraphView, { scope, node, linear }: Layer): boolean {
   const { weight } = linear;
-  if (weight.scope.usesOf(weight.name).some((use) => use.node?.opType === 'Gather')) return true;
+  for (const use of weight.scope.usesOf(weight.name)) if (use.node?.opType === 'Gather') return true;
   let value = node.output?.[0] ?? '';
   for (let i = 0; i < MAX_LINKS; i++) {
     if (scope.outputs.has(value)) return value === 'logits';

@@ -53,6 +53,7 @@ export function decide(policy: Policy, job: WeightJob): Decision {
   if (job.sparsity < policy.minSparsity) {
     return dense(`${percent(job.sparsity)} zeros, below ${percent(policy.minSparsity)}`);
   }
+  if (job.overflowedType) return dense(`the model casts it to ${job.overflowedType}, which a value of it overflows`);
   const notes = [`${percent(job.sparsity)} zeros`];
   const exact = { float32: true, float16: job.analysis.fitsFloat16, bfloat16: job.analysis.fitsBFloat16 }[type];
   if (!exact) notes.push(`values rounded to ${type}`);

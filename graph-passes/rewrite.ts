@@ -7,6 +7,7 @@ import { GraphView } from './graph/graph-view.js';
 import { Shapes } from './graph/shapes.js';
 import { findLayers, type Layer, WeightJobs } from './layers.js';
 import { type LoadedModel, loadModel } from './onnx/load.js';
+import type { NodeProto } from './onnx/proto.js';
 import { type SavedModel, saveModel } from './onnx/save.js';
 import { isOutputLayer } from './output-layer.js';
 import { packedLayers } from './packed-layers.js';
@@ -16,7 +17,7 @@ import { fuseRelu } from './passes/fuse-relu.js';
 import { fuseResidual } from './passes/fuse-residual.js';
 import { applyRules, type Rule, type RuleContext, type Trace } from './passes/rule.js';
 import { BREAK_EVEN_SPARSITY, type Decision, decide, isSelected, type Policy } from './policy.js';
-import type { ValueType } from './sparse-op.js';
+import { sparseNodes, type ValueType } from './sparse-op.js';
 import { WeightFiles } from './weight-files.js';
 import type { ValueTypeChoice, WeightJob } from './weight-job.js';
 
@@ -138,7 +139,7 @@ async function withFiles<T>(signal: AbortSignal | undefined, work: (files: Weigh
 async function plan(options: InspectOptions, files: WeightFiles): Promise<Plan> {
   const model = loadModel(options.input);
   const view = new GraphView(model.proto);
-  const context = { view, shapes: new Shapes(view), irVersion: irVersionOf(model.proto) };
+  const context = { view, shapes: new Shapes(view), irVersion: irVersionOf(model.proto), given: sparseNodesOf(view) };
   const policy: Policy = {
     minSparsity: options.minSparsity ?? BREAK_EVEN_SPARSITY,
     include: options.include ?? [],
@@ -179,6 +180,10 @@ async function plan(options: InspectOptions, files: WeightFiles): Promise<Plan> 
   return { model, context, layers: decided, report };
 }
 
+function sparseNodesOf({ scopes }: GraphView): ReadonlySet<NodeProto> {
+  return new Set(scopes.flatMap(({ graph }) => sparseNodes(graph)));
+}
+
 async function analyzeAll(jobs: readonly WeightJob[], { onProgress, signal }: InspectOptions): Promise<void> {
   const bytesTotal = jobs.reduce((sum, job) => sum + job.denseBytes, 0);
   let done = 0;
@@ -200,6 +205,7 @@ function convert({ context, layers }: Plan): PackedWeights {
     layer.rule.rewrite(context, layer.scope, layer.node, layer.linear, packed.of(layer, job, decision.type));
     for (const name of inputs) removeIfUnused(context.view, layer.scope, name);
   }
+  context.view.settle();
   return packed;
 }
 

@@ -1,5 +1,7 @@
 /** One stored weight on its way from dense to packed: analysis, choice of type, and the packed parts as sources of a save. */
+import { open } from 'node:fs/promises';
 import { loadNative, type PruneSpec, type WeightAnalysis, type WeightSegment } from '../provider/native.js';
+import { ModelError } from './onnx/errors.js';
 import { BFLOAT16, FLOAT16, FLOAT32, type Placement, type TensorSource } from './onnx/tensor.js';
 import { packedBytes, partShapes, type ValueType, valueBytes } from './sparse-op.js';
 
@@ -15,6 +17,11 @@ export function valueTypeOf(dataType: number): ValueType {
   if (!type) throw new RangeError(`data type ${dataType} is not a float type of a weight`);
   return type;
 }
+
+/** The float32 bits of the least magnitude that rounds to infinity. */
+const OVERFLOW_BITS: Readonly<Partial<Record<ValueType, number>>> = { float16: 0x477ff000, bfloat16: 0x7f7f8000 };
+const INFINITY_BITS = 0x7f800000;
+const BLOCK_BYTES = 4 * 2 ** 20;
 
 export interface WeightJobSpec {
   /** Jobs of equal key have equal data and options. */
@@ -36,6 +43,7 @@ export class WeightJob {
   /** Bytes of the dense weight as it is stored. */
   readonly denseBytes: number;
   private result: WeightAnalysis | undefined;
+  private overflow = false;
   private checksumValue: number | undefined;
   private parts: PackedParts | undefined;
 
@@ -49,9 +57,18 @@ export class WeightJob {
     );
   }
 
-  /** Reads the whole weight once. */
+  /** Reads the whole weight once; again where the model rounds it to a type that does not hold every value. */
   async analyze(onProgress: (bytes: number) => void, signal: AbortSignal | undefined): Promise<void> {
     this.result = await loadNative().analyzeWeight(this.spec.segments, this.options(), onProgress, signal);
+    const { roundedTo } = this.spec;
+    const { fitsFloat16, fitsBFloat16 } = this.result;
+    if (!roundedTo || { float32: true, float16: fitsFloat16, bfloat16: fitsBFloat16 }[roundedTo]) return;
+    for (const segment of this.spec.segments) this.overflow ||= await overflows(segment, roundedTo, signal);
+  }
+
+  /** The type that the model's own Cast makes an infinity in, of a finite value; undefined where it does not. */
+  get overflowedType(): ValueType | undefined {
+    return this.overflow ? this.spec.roundedTo : undefined;
   }
 
   /** What {@link analyze} found. */
@@ -147,4 +164,31 @@ class PackedParts {
       valuesOffset: values.offset,
     };
   }
+}
+
+/** Whether a finite value of the segment becomes infinite in a narrower type. */
+async function overflows(segment: WeightSegment, type: ValueType, signal: AbortSignal | undefined): Promise<boolean> {
+  const least = OVERFLOW_BITS[type] ?? INFINITY_BITS;
+  const size = valueBytes(segment.type);
+  const bytes = segment.outFeatures * segment.inFeatures * size;
+  const block = Buffer.alloc(Math.min(BLOCK_BYTES, bytes));
+  const file = await open(segment.path, 'r');
+  try {
+    for (let at = 0; at < bytes; ) {
+      signal?.throwIfAborted();
+      const want = Math.min(block.length, bytes - at);
+      const { bytesRead } = await file.read(block, 0, want, segment.offset + at);
+      const whole = bytesRead - (bytesRead % size);
+      if (whole === 0) throw new ModelError(`${segment.path} ends before byte ${segment.offset + bytes}`);
+      for (let i = 0; i < whole; i += size) {
+        // A bfloat16 is the upper half of a float32.
+        const bits = size === 4 ? block.readUInt32LE(i) & 0x7fffffff : (block.readUInt16LE(i) & 0x7fff) * 2 ** 16;
+        if (bits >= least && bits < INFINITY_BITS) return true;
+      }
+      at += whole;
+    }
+  } finally {
+    await file.close();
+  }
+  return false;
 }

@@ -109,8 +109,9 @@ function isBounded(dims: readonly Dim[], length: number): boolean {
 
 function declaredShape(info: ValueInfoProto): Dim[] | undefined {
   return info.type?.tensorType?.shape?.dim?.map((dim, i) => {
-    if (dim.dimValue !== undefined && dim.dimValue !== null) return toNumber(dim.dimValue);
-    return symbol(dim.dimParam || `${info.name}#${i}`);
+    const size = dim.dimValue === undefined || dim.dimValue === null ? -1 : toNumber(dim.dimValue);
+    // Some exporters write -1 for a size that they do not know, which says nothing of other such sizes.
+    return size >= 0 ? size : symbol(dim.dimParam || `${info.name}#${i}`);
   });
 }
 

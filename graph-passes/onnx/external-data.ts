@@ -68,7 +68,8 @@ export class ExternalData {
   }
 }
 
-function inside(file: string, folder: string): boolean {
+/** Whether a file lies in a folder or below it; both are real paths. */
+export function inside(file: string, folder: string): boolean {
   const relative = path.relative(folder, file);
   return relative !== '' && !relative.startsWith('..') && !path.isAbsolute(relative);
 }

@@ -1,8 +1,10 @@
 /** Saves a model: graph and small tensors in the .onnx file, large tensors streamed into one external data file beside it. */
-import { existsSync, realpathSync } from 'node:fs';
-import { mkdir, rm } from 'node:fs/promises';
+import { existsSync, lstatSync, realpathSync } from 'node:fs';
+import { mkdir } from 'node:fs/promises';
 import path from 'node:path';
 import { OutputError } from './errors.js';
+import { exchangeModel } from './exchange.js';
+import { withLock } from './lock-file.js';
 import { encodeModel, type ModelProto, onnx, type TensorProto } from './proto.js';
 import { BufferSource, FileSource, VarintSource } from './sources.js';
 import { syncFolder, TempFile } from './temp-file.js';
@@ -44,13 +46,13 @@ interface PlacedTensor {
 
 /**
  * Writes the model. Nothing appears under the final names before all of it is on disk; on an error or an abort nothing
- * is left behind. Memory is bounded by the graph and a few blocks. `proto` is left as it was.
- * @throws OutputError where an output would overwrite an input; the signal's reason when it is aborted.
+ * is left behind, and what was there before stays. Memory is bounded by the graph and a few blocks. `proto` is left as it was.
+ * @throws OutputError where an output would overwrite an input, is a folder, or is being written by another conversion; the signal's reason when it is aborted.
  */
 export async function saveModel(proto: ModelProto, options: SaveOptions): Promise<SavedModel> {
   const target = path.resolve(options.path);
-  const dataTarget = `${target}_data`;
-  for (const output of [target, dataTarget]) refuseInput(output, options.inputs ?? []);
+  const [, dataTarget] = outputsOf(target);
+  refuseOutputs(outputsOf(target), options.inputs ?? []);
   await mkdir(path.dirname(target), { recursive: true });
 
   const layout = planLayout(proto);
@@ -73,11 +75,7 @@ export async function saveModel(proto: ModelProto, options: SaveOptions): Promis
     await model.handle.writeFile(bytes);
     await model.seal();
     options.signal?.throwIfAborted();
-    // A graph must never lie beside the data of another one: the old graph goes first, the new one comes last.
-    await rm(target, { force: true });
-    if (data) await data.commit();
-    else await rm(dataTarget, { force: true });
-    await model.commit();
+    await withLock(target, () => exchangeModel(model, data, dataTarget));
     await syncFolder(path.dirname(target));
     return {
       path: target,
@@ -93,11 +91,21 @@ export async function saveModel(proto: ModelProto, options: SaveOptions): Promis
   }
 }
 
-function refuseInput(output: string, inputs: readonly string[]): void {
-  if (!existsSync(output)) return;
-  const real = realpathSync(output);
-  if (inputs.some((input) => existsSync(input) && realpathSync(input) === real)) {
-    throw new OutputError(`${output} is an input of this conversion. Write to another folder`);
+/** The files of a model that is saved at a path: its graph and its data. */
+export function outputsOf(target: string): [model: string, data: string] {
+  return [target, `${target}_data`];
+}
+
+/** @throws OutputError where an output is a folder or, by whatever name, one of the inputs. */
+export function refuseOutputs(outputs: readonly string[], inputs: readonly string[]): void {
+  const taken = new Set(inputs.filter((input) => existsSync(input)).map((input) => realpathSync(input)));
+  for (const output of outputs) {
+    if (lstatSync(output, { throwIfNoEntry: false })?.isDirectory()) {
+      throw new OutputError(`${output} is a folder, where a file is to be written`);
+    }
+    if (existsSync(output) && taken.has(realpathSync(output))) {
+      throw new OutputError(`${output} is an input of this conversion. Write to another folder`);
+    }
   }
 }
 

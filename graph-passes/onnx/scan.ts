@@ -12,6 +12,10 @@ const DETACH_BYTES = 256;
 const MAX_SKELETON_BYTES = 2 ** 30;
 const WINDOW_BYTES = 2 ** 20;
 const MAX_DEPTH = 100;
+/** Fields of a large model are some 100,000; each takes memory once it is decoded, however small it is. */
+const MAX_FIELDS = 5_000_000;
+/** Fields that lie side by side are copied together, up to about this many bytes. */
+const RUN_BYTES = 2 ** 16;
 
 export interface DetachedPayload {
   range: FileRange;
@@ -37,6 +41,14 @@ const NESTED = {
   sparse: { 1: 'tensor', 2: 'tensor' },
   tensor: {},
 } as const satisfies Record<string, Record<number, string>>;
+
+/** Those of them that are no lists. Decoders differ in what they make of a second one: merge it, take the last, refuse it. */
+const SINGULAR: Readonly<Partial<Record<MessageName, readonly number[]>>> = {
+  model: [7],
+  training: [1, 2],
+  attribute: [5, 6, 22],
+  sparse: [1, 2],
+};
 
 /**
  * Payload fields of TensorProto. Packed floats and doubles are raw little-endian bytes already. (ONNX packs them since
@@ -101,6 +113,7 @@ class Window {
 
 class Scanner {
   private copied = 0;
+  private fields = 0;
 
   constructor(
     private readonly window: Window,
@@ -110,15 +123,28 @@ class Scanner {
   message(name: MessageName, start: number, end: number, depth: number): Piece {
     if (depth > MAX_DEPTH) throw new ModelError(`graphs are nested deeper than ${MAX_DEPTH} messages`);
     const piece: Piece = { chunks: [], length: 0, payloads: [] };
+    const seen = new Set<number>();
     let detached: DetachedPayload | undefined;
+    /** Where the fields begin that are to be copied as they are. */
+    let run = start;
+    const copyRun = (until: number) => {
+      if (until > run) this.append(piece, this.copy(run, until));
+    };
     for (let at = start; at < end; ) {
       const tag = this.window.varint(at, end);
       const field = Math.floor(tag.value / 8);
       const wireType = tag.value % 8;
+      this.count(at);
       const body = this.fieldBody(wireType, tag.next, end);
       const nested = (NESTED[name] as Record<number, MessageName>)[field];
       const encoding = name === 'tensor' && wireType === 2 ? TENSOR_PAYLOADS.get(field) : undefined;
+      if (nested && SINGULAR[name]?.includes(field)) {
+        if (seen.has(field)) throw new ModelError(`the ${name} at byte ${start} has a second ${nested}`);
+        seen.add(field);
+      }
       if (wireType === 2 && nested && body.length >= DETACH_BYTES) {
+        copyRun(at);
+        run = body.end;
         const inner = this.message(nested, body.start, body.end, depth + 1);
         const header = Buffer.concat([this.copy(at, tag.next), encodeVarint(inner.length)]);
         this.append(piece, header);
@@ -127,10 +153,16 @@ class Scanner {
         for (const chunk of inner.chunks) this.append(piece, chunk);
       } else if (encoding && body.length >= DETACH_BYTES) {
         if (detached) throw new ModelError(`the tensor at byte ${start} has its data in several pieces`);
+        copyRun(at);
+        run = body.end;
         detached = { range: { path: this.path, offset: body.start, length: body.length }, encoding };
-      } else this.append(piece, this.copy(at, body.end));
+      } else if (body.end - run >= RUN_BYTES) {
+        copyRun(body.end);
+        run = body.end;
+      }
       at = body.end;
     }
+    copyRun(end);
     if (detached) piece.payloads.push({ at: 0, payload: detached });
     return piece;
   }
@@ -166,6 +198,11 @@ class Scanner {
           : this.fieldBody(tag.value % 8, tag.next, end).end;
     }
     throw new ModelError(`the group at byte ${start} has no end`);
+  }
+
+  private count(at: number): void {
+    this.fields += 1;
+    if (this.fields > MAX_FIELDS) throw new ModelError(`it has more than ${MAX_FIELDS} fields before byte ${at}`);
   }
 
   private copy(start: number, end: number): Uint8Array {

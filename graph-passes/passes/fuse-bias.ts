@@ -3,8 +3,8 @@ import type { Scope } from '../graph/graph-view.js';
 import type { NodeProto } from '../onnx/proto.js';
 import { onnx, type TensorProto } from '../onnx/proto.js';
 import { dimsOf, tensorBytes } from '../onnx/tensor.js';
-import { fusedNode, INPUT, isSparseNode } from '../sparse-op.js';
-import { Refusal, type Rule, type RuleContext } from './rule.js';
+import { fusedNode, INPUT } from '../sparse-op.js';
+import { fusibleProduct, Refusal, type Rule, type RuleContext } from './rule.js';
 import { sparseAttribute } from './sparse-attribute.js';
 
 interface Match {
@@ -24,13 +24,13 @@ export const fuseBias: Rule<Match> = {
 
   check(context, scope, node) {
     const [left = '', right = ''] = node.input ?? [];
-    let refusal = new Refusal('it adds nothing to a SparseMatMul', true);
+    let refusal = new Refusal('it adds nothing to a new SparseMatMul', true);
     for (const [product, bias] of [
       [left, right],
       [right, left],
     ] as const) {
-      const sparse = scope.producers.get(product);
-      if (!isSparseNode(sparse)) continue;
+      const sparse = fusibleProduct(context, scope, product);
+      if (!sparse) continue;
       const found = checkAddend(context, scope, sparse, bias);
       if (found instanceof Refusal) refusal = found;
       else if (context.view.soleConsumer(scope, product) === node) return found;

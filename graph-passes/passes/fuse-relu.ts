@@ -1,7 +1,7 @@
 import { setAttribute } from '../graph/node.js';
 import type { NodeProto } from '../onnx/proto.js';
-import { fusedNode, INPUT, isSparseNode } from '../sparse-op.js';
-import { Refusal, type Rule } from './rule.js';
+import { fusedNode, INPUT } from '../sparse-op.js';
+import { fusibleProduct, Refusal, type Rule } from './rule.js';
 import { sparseAttribute } from './sparse-attribute.js';
 
 /**
@@ -12,11 +12,12 @@ export const fuseRelu: Rule<NodeProto> = {
   name: 'fuse-relu',
   ops: ['Relu'],
 
-  check({ view }, scope, node) {
+  check(context, scope, node) {
     const [product = ''] = node.input ?? [];
-    const sparse = scope.producers.get(product);
-    if (!isSparseNode(sparse)) return new Refusal('its input is no SparseMatMul', true);
-    if (view.soleConsumer(scope, product) !== node) return new Refusal('the value before Relu is used elsewhere too');
+    const sparse = fusibleProduct(context, scope, product);
+    if (!sparse) return new Refusal('its input is no new SparseMatMul', true);
+    if (context.view.soleConsumer(scope, product) !== node)
+      return new Refusal('the value before Relu is used elsewhere too');
     if ((sparse.input?.length ?? 0) > INPUT.residual) return new Refusal('a residual is added before Relu');
     if (sparseAttribute(sparse, 'activation') !== 'none') return new Refusal('the product has an activation already');
     return sparse;

@@ -1,6 +1,6 @@
 import type { NodeProto } from '../onnx/proto.js';
-import { fusedNode, INPUT, isSparseNode } from '../sparse-op.js';
-import { Refusal, type Rule } from './rule.js';
+import { fusedNode, INPUT } from '../sparse-op.js';
+import { fusibleProduct, Refusal, type Rule } from './rule.js';
 
 interface Match {
   sparse: NodeProto;
@@ -15,15 +15,16 @@ export const fuseResidual: Rule<Match> = {
   name: 'fuse-residual',
   ops: ['Add'],
 
-  check({ view, shapes }, scope, node) {
+  check(context, scope, node) {
+    const { view, shapes } = context;
     const [left = '', right = ''] = node.input ?? [];
-    let refusal = new Refusal('it adds nothing to a SparseMatMul', true);
+    let refusal = new Refusal('it adds nothing to a new SparseMatMul', true);
     for (const [product, residual] of [
       [left, right],
       [right, left],
     ] as const) {
-      const sparse = scope.producers.get(product);
-      if (!isSparseNode(sparse) || left === right) continue;
+      const sparse = fusibleProduct(context, scope, product);
+      if (!sparse || left === right) continue;
       if (view.soleConsumer(scope, product) !== node) refusal = new Refusal('the product is used elsewhere too');
       else if ((sparse.input?.length ?? 0) > INPUT.residual)
         refusal = new Refusal('the product has a residual already');

@@ -6,13 +6,21 @@ import type { ConstantMatrix } from '../graph/constant.js';
 import type { GraphView, Scope } from '../graph/graph-view.js';
 import type { Shapes } from '../graph/shapes.js';
 import type { NodeProto } from '../onnx/proto.js';
-import type { PackedWeight } from '../sparse-op.js';
+import { isSparseNode, type PackedWeight } from '../sparse-op.js';
 
 /** What rules see of a model. */
 export interface RuleContext {
   view: GraphView;
   shapes: Shapes;
   irVersion: number;
+  /** SparseMatMul nodes that the model came with. They stay as they are: they may call a function that suits just their inputs. */
+  given: ReadonlySet<NodeProto>;
+}
+
+/** The SparseMatMul of this rewrite that makes a value, into which a node may be fused. */
+export function fusibleProduct({ given }: RuleContext, scope: Scope, name: string): NodeProto | undefined {
+  const node = scope.producers.get(name);
+  return isSparseNode(node) && !given.has(node) ? node : undefined;
 }
 
 /** Why a rule leaves a node alone. */
@@ -68,7 +76,8 @@ export function nodeLabel(node: NodeProto): string {
 export function applyRules(context: RuleContext, rules: readonly Rule<unknown>[], trace: Trace): void {
   for (const scope of context.view.scopes) {
     for (const rule of rules) {
-      for (const node of [...(scope.graph.node ?? [])]) {
+      scope.settle();
+      for (const node of scope.graph.node ?? []) {
         if (!rule.ops.includes(node.opType ?? '') || scope.producers.get(node.output?.[0] ?? '') !== node) continue;
         const match = rule.check(context, scope, node);
         if (!(match instanceof Refusal)) rule.rewrite(context, scope, node, match);
@@ -76,5 +85,6 @@ export function applyRules(context: RuleContext, rules: readonly Rule<unknown>[]
         trace({ rule: rule.name, node: nodeLabel(node), applied: !(match instanceof Refusal), reason });
       }
     }
+    scope.settle();
   }
 }

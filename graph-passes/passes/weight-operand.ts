@@ -15,9 +15,14 @@ export function weightOperand(context: RuleContext, scope: Scope, name: string):
 }
 
 /**
- * The layer of a weight operand. @param storedAsOutIn whether the operand, as used, is `W [out, in]` rather than `Wᵀ`.
+ * The layer of a weight operand, or why there is none: the scale would be multiplied in before the rounding of a Cast, not after.
+ * @param storedAsOutIn whether the operand, as used, is `W [out, in]` rather than `Wᵀ`.
  */
-export function linearOf(weight: ConstantMatrix, operandIsOutIn: boolean, scale: number): Linear {
+export function linearOf(weight: ConstantMatrix, operandIsOutIn: boolean, scale: number): Linear | Refusal {
+  if (scale !== 1 && weight.roundedTo !== undefined) {
+    const type = elementTypeName(weight.roundedTo);
+    return new Refusal(`alpha is ${scale} and multiplies a weight that the model rounds to ${type}`);
+  }
   const [rows = 0, columns = 0] = dimsOf(weight.tensor);
   const outIn = operandIsOutIn !== weight.transposed;
   return {

@@ -1,9 +1,12 @@
 /** Graphs made to exhaust whoever looks at them: refused or left alone, in no time. */
+import { writeFileSync } from 'node:fs';
+import path from 'node:path';
 import test from 'ava';
 import { makeAttribute, makeNode } from '../../../graph-passes/graph/node.js';
 import { inspectModel } from '../../../graph-passes/index.js';
-import { decodeModel, encodeModel, type GraphProto, type NodeProto } from '../../../graph-passes/onnx/proto.js';
-import { floats, makeModel, noise, value, writeModel } from '../test-model.js';
+import { loadModel } from '../../../graph-passes/onnx/load.js';
+import { decodeModel, encodeModel, type GraphProto, type NodeProto, onnx } from '../../../graph-passes/onnx/proto.js';
+import { floats, makeModel, noise, opTypes, rewrite, tempFolder, value, writeModel } from '../test-model.js';
 
 const weight = floats('w', [8, 8], noise(64, 1));
 
@@ -54,6 +57,12 @@ test('a value that two nodes make', async (t) => {
   await t.throwsAsync(inspect(nodes), { name: 'ModelError', message: /'y' is made by two nodes/ });
 });
 
+test('an initializer that stands twice, of which ORT takes the first', async (t) => {
+  const nodes = [makeNode('MatMul', ['x', 'w'], ['y'])];
+  const twice = [weight, floats('w', [8, 8], noise(64, 2))];
+  await t.throwsAsync(inspect(nodes, twice), { name: 'ModelError', message: /two initializers .* the name 'w'/ });
+});
+
 test('graphs nested a hundred deep', (t) => {
   let graph: GraphProto = { name: 'innermost', node: [] };
   for (let i = 0; i < 100; i++) {
@@ -63,4 +72,43 @@ test('graphs nested a hundred deep', (t) => {
   }
   const bytes = encodeModel({ irVersion: 8, graph } as never);
   t.throws(() => decodeModel(bytes), { name: 'ModelError' });
+});
+
+test.serial('a chain of 30,000 nodes that loses its use', async (t) => {
+  const length = 30_000;
+  const identities = Array.from({ length }, (_, i) => makeNode('Identity', [i === 0 ? 'c' : `c${i - 1}`], [`c${i}`]));
+  const gemm = makeNode('Gemm', ['x', 'w', `c${length - 1}`], ['y']);
+  gemm.attribute = [{ name: 'beta', type: onnx.AttributeProto.AttributeType.FLOAT, f: 0 }];
+  const model = makeModel({
+    nodes: [...identities, gemm],
+    initializers: [weight, floats('c', [8], noise(8, 2))],
+    inputs: [value('x', 1, ['n', 8])],
+    outputs: [value('y', 1, ['n', 8])],
+  });
+  t.deepEqual(opTypes((await rewrite(writeModel(model))).output.path), ['SparseMatMul']);
+});
+
+test.serial('millions of fields of two bytes', (t) => {
+  const file = path.join(tempFolder(), 'model.onnx');
+  writeFileSync(file, Buffer.alloc(10_000_002, 8));
+  t.throws(() => loadModel(file), { name: 'ModelError', message: /more than 5000000 fields/ });
+});
+
+test('a model of two graphs, of which every decoder makes something else', (t) => {
+  const graph = (name: string) =>
+    encodeModel(makeModel({ nodes: [], initializers: [floats(name, [8, 8], noise(64, 1))], inputs: [], outputs: [] }));
+  const file = path.join(tempFolder(), 'model.onnx');
+  writeFileSync(file, Buffer.concat([graph('a'), graph('b')]));
+  t.throws(() => loadModel(file), { name: 'ModelError', message: /the model at byte 0 has a second graph/ });
+});
+
+test.serial('40,000 layers that share a weight and an input', async (t) => {
+  const nodes = Array.from({ length: 40_000 }, (_, i) => makeNode('MatMul', ['x', 'w'], [`y${i}`]));
+  const inputs = [value('x', 1, ['n', 8])];
+  const file = writeModel(makeModel({ nodes, initializers: [weight], inputs, outputs: [value('y0', 1, ['n', 8])] }));
+  const started = performance.now();
+  const ops = opTypes((await rewrite(file)).output.path);
+  const seconds = (performance.now() - started) / 1000;
+  t.deepEqual([ops.length, ...new Set(ops)], [nodes.length, 'SparseMatMul']);
+  t.true(seconds < 20, `${seconds} s`);
 });

@@ -1,12 +1,15 @@
 /** Saving: nothing half-written, inputs untouched, memory bounded. */
-import { existsSync, readdirSync, readFileSync, statSync, writeFileSync } from 'node:fs';
+import { existsSync, mkdirSync, readdirSync, readFileSync, statSync, writeFileSync } from 'node:fs';
 import path from 'node:path';
 import test from 'ava';
 import { makeNode } from '../../../graph-passes/graph/node.js';
+import { exchangeModel } from '../../../graph-passes/onnx/exchange.js';
 import { loadModel } from '../../../graph-passes/onnx/load.js';
+import { withLock } from '../../../graph-passes/onnx/lock-file.js';
 import { encodeModel, onnx, type TensorProto } from '../../../graph-passes/onnx/proto.js';
 import { saveModel } from '../../../graph-passes/onnx/save.js';
 import { StreamSource } from '../../../graph-passes/onnx/sources.js';
+import { TempFile } from '../../../graph-passes/onnx/temp-file.js';
 import { setPayload, tensorBytes } from '../../../graph-passes/onnx/tensor.js';
 import { floats, makeModel, noise, tempFolder, value, writeModel } from '../test-model.js';
 
@@ -113,4 +116,74 @@ test('the payloads of a large file stay in it', (t) => {
   const { proto } = loadModel(file);
   t.true(process.memoryUsage().rss - before < (megabytes / 4) * 2 ** 20);
   t.true(encodeModel(proto).length < 1000);
+});
+
+/** A model that says which one it is, in its graph and in its data. */
+const marked = (mark: number) =>
+  modelOf([floats('small', [1], [mark]), floats('large', [1024], Array<number>(1024).fill(mark))]);
+
+/** What the parts of a saved model say. */
+function marksOf(file: string): (number | undefined)[] {
+  const { proto } = loadModel(file);
+  return (proto.graph?.initializer ?? []).map((tensor) => Buffer.from(tensorBytes(tensor)).readFloatLE());
+}
+
+test('a folder at the place of an output is an error, and what was there before stays', async (t) => {
+  const folder = tempFolder();
+  const target = path.join(folder, 'model.onnx');
+  mkdirSync(`${target}_data`);
+  writeFileSync(target, 'earlier');
+  await t.throwsAsync(saveModel(marked(1), { path: target }), { name: 'OutputError', message: /_data is a folder/ });
+  t.deepEqual(readdirSync(folder).sort(), ['model.onnx', 'model.onnx_data']);
+  t.is(readFileSync(target, 'utf8'), 'earlier');
+});
+
+test('where the last step fails, the old graph and its data come back', async (t) => {
+  const folder = tempFolder();
+  const target = path.join(folder, 'model.onnx');
+  await saveModel(marked(1), { path: target });
+  for (const failing of ['model', 'data'] as const) {
+    const temporary = { model: await TempFile.create(target), data: await TempFile.create(`${target}_data`) };
+    for (const file of Object.values(temporary)) await file.seal();
+    await temporary[failing].discard();
+    await t.throwsAsync(exchangeModel(temporary.model, temporary.data, `${target}_data`), { code: 'ENOENT' });
+    for (const file of Object.values(temporary)) await file.discard();
+    t.deepEqual(readdirSync(folder).sort(), ['model.onnx', 'model.onnx_data'], failing);
+    t.deepEqual(marksOf(target), [1, 1], failing);
+  }
+});
+
+test('saves to one place at a time never mix their files', async (t) => {
+  const target = path.join(tempFolder(), 'model.onnx');
+  for (let round = 0; round < 20; round++) {
+    const saves = [1, 2, 3].map((mark) => saveModel(marked(mark), { path: target }));
+    const results = await Promise.allSettled(saves);
+    for (const result of results)
+      if (result.status === 'rejected') t.regex(result.reason.message, /another conversion/);
+    t.true(results.some(({ status }) => status === 'fulfilled'));
+    const [graph, data] = marksOf(target);
+    t.is(graph, data);
+  }
+  t.deepEqual(readdirSync(path.dirname(target)).sort(), ['model.onnx', 'model.onnx_data']);
+});
+
+test('the lock of a running process is respected, that of one that is gone taken over', async (t) => {
+  const target = path.join(tempFolder(), 'model.onnx');
+  const lock = path.join(path.dirname(target), '.model.onnx.lock');
+  let text = '';
+  await withLock(target, async () => {
+    text = readFileSync(lock, 'utf8');
+    await t.throwsAsync(saveModel(marked(1), { path: target }), {
+      name: 'OutputError',
+      message: /another conversion \(process \d+ on .*delete .*\.model\.onnx\.lock/,
+    });
+  });
+  t.deepEqual(readdirSync(path.dirname(target)), []);
+  // A process that has this one's number now, but began at another time.
+  writeFileSync(lock, text.replace(/\d+$/, '1'));
+  await saveModel(marked(2), { path: target });
+  t.deepEqual(readdirSync(path.dirname(target)).sort(), ['model.onnx', 'model.onnx_data']);
+  writeFileSync(lock, 'who knows');
+  await t.throwsAsync(saveModel(marked(3), { path: target }), { message: /\(who knows\)/ });
+  t.deepEqual(marksOf(target), [2, 2]);
 });

@@ -1,7 +1,10 @@
 /** What may and what may not be taken into a SparseMatMul. */
+import path from 'node:path';
 import test from 'ava';
 import { makeNode } from '../../../graph-passes/graph/node.js';
+import { loadModel } from '../../../graph-passes/onnx/load.js';
 import type { NodeProto, TensorProto } from '../../../graph-passes/onnx/proto.js';
+import { saveModel } from '../../../graph-passes/onnx/save.js';
 import {
   compareAll,
   floats,
@@ -12,6 +15,7 @@ import {
   rewrite,
   type Shape,
   sparseValues,
+  tempFolder,
   value,
   writeModel,
 } from '../test-model.js';
@@ -101,6 +105,20 @@ test('addends that broadcast are no residual', async (t) => {
   t.is(await opsOf(t, { nodes, initializers: [scalar] }), 'SparseMatMul Add');
 });
 
+test('sizes that are written as -1 may differ', async (t) => {
+  const model = makeModel({
+    nodes: [matmul, makeNode('Add', ['p', 'r'], ['y'])],
+    initializers: [weight('w')],
+    inputs: [value('x', 1, [-1, K]), value('r', 1, [-1, K])],
+    outputs: [value('y', 1, [-1, K])],
+  });
+  const file = writeModel(model);
+  const report = await rewrite(file);
+  t.deepEqual(opTypes(report.output.path), ['SparseMatMul', 'Add']);
+  const feeds = { x: floatTensorOf([3, K], noise(3 * K, 3)), r: floatTensorOf([1, K], noise(K, 4)) };
+  t.true((await compareAll(file, report.output.path, feeds)) <= TOLERANCE);
+});
+
 test('a product added to itself keeps its Add', async (t) => {
   t.is(await opsOf(t, { nodes: [matmul, makeNode('Add', ['p', 'p'], ['y'])] }), 'SparseMatMul Add');
 });
@@ -125,4 +143,31 @@ test('shapes are followed through the two-dimensional form of a feed-forward blo
     await opsOf(t, { nodes, initializers: [int64('flat', [-1, K])] }),
     'Shape Reshape SparseMatMul Reshape SparseMatMul',
   );
+});
+
+test('nothing goes into a SparseMatMul that the model came with: its function knows no further input', async (t) => {
+  const dense = makeModel({
+    nodes: [matmul],
+    initializers: [weight('w')],
+    inputs: [value('x', 1, ['n', K])],
+    outputs: [value('p', 1, ['n', K])],
+  });
+  const packed = (await rewrite(writeModel(dense))).output.path;
+  const behind = {
+    Relu: [makeNode('Relu', ['p'], ['y'])],
+    bias: [makeNode('Add', ['p', 'b'], ['y'])],
+    residual: [makeNode('Add', ['p', 'x'], ['y'])],
+  };
+  for (const [name, nodes] of Object.entries(behind)) {
+    const { proto } = loadModel(packed);
+    if (!proto.graph) throw new Error('the model has a graph');
+    proto.graph.node = [...(proto.graph.node ?? []), ...nodes];
+    proto.graph.initializer = [...(proto.graph.initializer ?? []), bias];
+    proto.graph.output = [value('y', 1, ['n', K])];
+    const edited = path.join(tempFolder(), 'model.onnx');
+    await saveModel(proto, { path: edited });
+    const report = await rewrite(edited);
+    t.deepEqual(report.fused, { 'fuse-bias': 0, 'fuse-relu': 0, 'fuse-residual': 0 }, name);
+    t.true((await compareAll(edited, report.output.path, { x: floatTensorOf([3, K], noise(3 * K, 3)) })) <= TOLERANCE);
+  }
 });

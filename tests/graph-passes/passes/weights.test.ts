@@ -191,6 +191,45 @@ for (const [name, spec] of Object.entries(CHAINS)) {
   });
 }
 
+/** Through float16 and back, as a model that rounds its own weight does. */
+const roundedToHalf = (from: string, to: string) => [
+  makeNode('Cast', [from], [`${from}_half`], { attributes: { to: 10 } }),
+  makeNode('Cast', [`${from}_half`], [to], { attributes: { to: 1 } }),
+];
+
+for (const alpha of [1e-7, 0.3, 1e6]) {
+  test(`a weight that is rounded and then multiplied by alpha = ${alpha} stays dense`, async (t) => {
+    const gemm = makeNode('Gemm', ['x', 'w'], ['y']);
+    gemm.attribute = [{ name: 'alpha', type: onnx.AttributeProto.AttributeType.FLOAT, f: alpha }];
+    const initializers = [floats('v', [K, M], noise(K * M, 9))];
+    const report = await check(t, { nodes: [...roundedToHalf('v', 'w'), gemm], initializers });
+    t.is(report.layers[0]?.decision, 'dense');
+    t.regex(report.layers[0]?.reason ?? '', /alpha is .* rounds to float16/);
+  });
+}
+
+for (const type of ['float32', 'bfloat16'] as const) {
+  test(`a ${type} weight of which the model's own Cast overflows stays dense, the others do not`, async (t) => {
+    const large = inOut.with(
+      inOut.findIndex((weight) => weight !== 0),
+      2 ** 20,
+    );
+    const nodes = [
+      ...roundedToHalf('v', 'w'),
+      makeNode('MatMul', ['x', 'w'], ['p']),
+      makeNode('Sigmoid', ['p'], ['q']),
+      makeNode('MatMul', ['q', 'u'], ['y']),
+    ];
+    const initializers = [floats('v', [K, M], large, type), floats('u', [M, M], sparseValues(M * M, 0.6, 3))];
+    const report = await check(t, { nodes, initializers });
+    t.deepEqual(
+      report.layers.map(({ decision }) => decision),
+      ['dense', 'sparse'],
+    );
+    t.regex(report.layers[0]?.reason ?? '', /casts it to float16, which a value of it overflows/);
+  });
+}
+
 for (const type of ['float32', 'float16', 'bfloat16'] as FloatName[]) {
   test(`values stored as ${type}`, async (t) => {
     const initializers = [floats('w', [K, M], inOut)];
