@@ -56,17 +56,16 @@ test('several prepared and ordinary runs of a session go at once; one is not sta
 
 test('a start reads no memory that has been transferred away', async (t) => {
   const one = await session('flashllm', 'cpu');
-  for (const lost of [0, 1, 2]) {
-    const tensors = [floats(1, 2), floats(3, 4), floats(0, 0)] as const;
-    const [a, b, sum] = tensors;
+  for (const lost of ['a', 'b', 'sum'] as const) {
+    const tensors = { a: floats(1, 2), b: floats(3, 4), sum: floats(0, 0) };
+    const { a, b, sum } = tensors;
     const run = prepareRun(one, { a, b }, { sum });
     await run?.start();
-    const { buffer } = tensors[lost]?.data as Float32Array<ArrayBuffer>;
+    const { buffer } = tensors[lost].data as Float32Array<ArrayBuffer>;
     structuredClone(buffer, { transfer: [buffer] });
-    const name = ['a', 'b', 'sum'][lost];
     await t.throwsAsync(async () => run?.start(), {
       instanceOf: OrtError,
-      message: new RegExp(`'${name}' has lost its memory`),
+      message: new RegExp(`'${lost}' has lost its memory`),
     });
     await run?.dispose();
   }
