@@ -9,7 +9,7 @@ export interface FlashLLMOptions {
   readonly deviceId?: number;
   /** Whether runs on a GPU are recorded as CUDA graphs and replayed. Inputs and outputs must be bound to memory that stays where it is; run option gpu_graph_id tells graphs of different shapes apart (-1: an ordinary run, which is the default in Node; prepareRun records by itself). Default: false. */
   readonly cudaGraph?: boolean;
-  /** How many sequences a decode step on a GPU is expected to have. Weights are laid out to be fastest with as many; any other number gives the same values, slower by up to a half in the worst case. 0: well for 1 to 32. Sessions that expect different numbers share no weights. Default: 0. */
+  /** How many sequences a decode step on a GPU is expected to have. Weights are laid out to be fastest with as many; any other number gives the same products within rounding, slower by up to a half in the worst case. 0: well for 1 to 32. Sessions that expect different numbers share no weights. Default: 0. */
   readonly expectedBatch?: number;
   /** CPU instruction set of the kernels. auto takes the best one that the processor has; reference is plain C++. Default: 'auto'. */
   readonly isa?: 'auto' | 'avx512' | 'avx2' | 'reference';
