@@ -6,14 +6,16 @@ import { openTextModel, type TextModel } from '../models/text-model.js';
 import type { FlashLLMOptions } from '../provider/ep-options.js';
 import { numberWithin, repeatable, wholeNumber } from './option-parsers.js';
 
-/** What the provider's option takes; as many columns of a product are no longer those of decoding. */
+/** What the provider's options take; as many columns of a product are no longer those of decoding. */
 const MOST_EXPECTED = 1024;
+const MOST_EXPANDED = 1048576;
 
 export interface ModelOptions {
   threads?: number;
   device?: FlashLLMOptions['device'];
   stock?: boolean;
   expectedBatch?: number;
+  expandedMegabytes?: number;
 }
 
 /** Adds the options of the session. */
@@ -32,6 +34,11 @@ export function addModelOptions(command: Command): Command {
       'sequences that a GPU is to decode fastest at once (default: 1 to 32 alike; of generate, one a prompt)',
       wholeNumber(0),
     )
+    .option(
+      '--expanded-megabytes <number>',
+      'GPU memory for weights once more, dense, which shortens prompts of more than 64 tokens (default: 0)',
+      wholeNumber(0, MOST_EXPANDED),
+    )
     .option('--stock', 'run without flashllm, on ONNX Runtime’s own CPU provider');
 }
 
@@ -48,11 +55,12 @@ export async function openModel(
 
 /** The options of the session. */
 export function sessionOptions(options: ModelOptions): InferenceSession.SessionOptions {
-  const { threads, device, stock, expectedBatch } = options;
+  const { threads, device, stock, expectedBatch, expandedMegabytes } = options;
   const ours: FlashLLMOptions = {
     name: 'flashllm',
     ...(device === undefined ? {} : { device }),
     ...(expectedBatch === undefined ? {} : { expectedBatch: Math.min(expectedBatch, MOST_EXPECTED) }),
+    ...(expandedMegabytes === undefined ? {} : { expandedMegabytes }),
   };
   return {
     executionProviders: stock ? ['cpu'] : [ours, 'cpu'],

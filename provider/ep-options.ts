@@ -11,6 +11,8 @@ export interface FlashLLMOptions {
   readonly cudaGraph?: boolean;
   /** How many sequences a decode step on a GPU is expected to have. Weights are laid out to be fastest with as many; any other number gives the same products within rounding, slower by up to a half in the worst case. 0: well for 1 to 32. Sessions that expect different numbers share no weights. Default: 0. */
   readonly expectedBatch?: number;
+  /** How much GPU memory may hold weights a second time, expanded to dense float16, for products of many columns (prompts, large batches): those weights need not be expanded for each of them. First come, first kept, in the model's order; 2 bytes for every element of a weight. Decoding reads the packed weights as before, except where the dense ones are expected to be faster. Default: 0. */
+  readonly expandedMegabytes?: number;
   /** CPU instruction set of the kernels. auto takes the best one that the processor has; reference is plain C++. Default: 'auto'. */
   readonly isa?: 'auto' | 'avx512' | 'avx2' | 'reference';
   /** Into how many parts a product is cut for ONNX Runtime's thread pool. 0: intraOpNumThreads in Node, else one per core. Default: 0. */
@@ -32,6 +34,7 @@ export const optionTable: readonly {
   { key: 'deviceId', name: 'device_id', type: 'int', values: [] },
   { key: 'cudaGraph', name: 'cuda_graph', type: 'bool', values: [] },
   { key: 'expectedBatch', name: 'expected_batch', type: 'int', values: [] },
+  { key: 'expandedMegabytes', name: 'expanded_megabytes', type: 'int', values: [] },
   { key: 'isa', name: 'isa', type: 'enum', values: ['auto', 'avx512', 'avx2', 'reference'] },
   { key: 'threads', name: 'threads', type: 'int', values: [] },
   { key: 'verifyChecksum', name: 'verify_checksum', type: 'bool', values: [] },

@@ -116,8 +116,7 @@ def measure_dense(size, arguments, report):
     for batch in arguments.batches:
         took = model.decode_milliseconds(batch, arguments.context, arguments.repeats)
         report.add({"side": "dense", "size": size, "what": "step", "batch": batch, "milliseconds": took})
-    if arguments.prefill:
-        batch, tokens = arguments.prefill
+    for batch, tokens in arguments.prefill:
         took = model.prefill_milliseconds(batch, tokens, 3)
         report.add({"side": "dense", "size": size, "what": f"prompt of {tokens}", "batch": batch, "milliseconds": took})
 
@@ -127,9 +126,9 @@ def measure_sparse(path, size, sparsity, arguments, report):
 
     before, weights = free_bytes(), weight_bytes(path, size)
 
-    def measure(what, batch, new, context, expected_batch, graph_id, repeats, extra):
+    def measure(what, batch, new, context, expected_batch, graph_id, repeats, extra, expanded_megabytes=0):
         start = time.perf_counter()
-        session = gpu_session(path, expected_batch)
+        session = gpu_session(path, expected_batch, expanded_megabytes)
         loading = time.perf_counter() - start
         print(f"{size} {sparsity}: loaded in {loading:.1f} s, {weights / 1e9:.2f} GB of weights", flush=True)
         common = {"side": "flashllm", "size": size, "sparsity": sparsity, "loadSeconds": round(loading, 2), "weightBytes": weights}
@@ -147,9 +146,10 @@ def measure_sparse(path, size, sparsity, arguments, report):
         expected = batch if arguments.expected_batch < 0 else arguments.expected_batch
         extra = {"bytes": weights + cache_bytes(size, batch, arguments.context), "expectedBatch": expected}
         measure("step", batch, 1, arguments.context, expected, 0, arguments.repeats, extra)
-    if arguments.prefill:
-        batch, tokens = arguments.prefill
-        measure(f"prompt of {tokens}", batch, tokens, tokens, max(arguments.expected_batch, 0), -1, 3, {})
+    for batch, tokens in arguments.prefill:
+        for megabytes in sorted({0, arguments.expanded_megabytes}):
+            extra = {"expandedMegabytes": megabytes}
+            measure(f"prompt of {tokens}", batch, tokens, tokens, max(arguments.expected_batch, 0), -1, 3, extra, megabytes)
 
 
 def parse():
@@ -164,7 +164,15 @@ def parse():
     parser.add_argument("--sparsities", type=words, default=["0.8", "0.5"])
     parser.add_argument("--batches", type=lambda text: [int(one) for one in text.split(",")], default=[1, 8, 16, 32])
     parser.add_argument("--context", type=int, default=256)
-    parser.add_argument("--prefill", type=lambda text: [int(one) for one in text.split("x")], help="batch x tokens, as 8x512")
+    parser.add_argument(
+        "--prefill",
+        type=lambda text: [tuple(int(one) for one in prompt.split("x")) for prompt in words(text)],
+        default=[],
+        help="prompts, batch x tokens each, as 1x128,8x512",
+    )
+    parser.add_argument(
+        "--expanded-megabytes", type=int, default=0, help="measure prompts with this option of the provider too"
+    )
     parser.add_argument("--expected-batch", type=int, default=-1, help="the provider's option expected_batch; -1: the step's own batch")
     parser.add_argument("--repeats", type=int, default=30)
     parser.add_argument("--no-dense", action="store_true")

@@ -140,6 +140,7 @@ export function benchArguments(folder: string, options: Options, stock: boolean)
     threads: options.threads,
     device: options.device,
     'expected-batch': options.expectedBatch,
+    'expanded-megabytes': options.expandedMegabytes,
   }))
     if (value !== undefined) args.push(`--${flag}`, String(value));
   return args;

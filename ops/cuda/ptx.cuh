@@ -117,9 +117,13 @@ __device__ __forceinline__ bool ElectLane() {
   asm volatile("{\n.reg .pred p;\nelect.sync _|p,0xffffffff;\nselp.u32 %0,1,0,p;\n}" : "=r"(elected));
   return elected != 0;
 }
+/// What it reads is the first to leave the cache (9.7.9.15): weights, keys and values come once a step, and what comes
+/// between is more than the cache holds; X and what a kernel leaves to the next one may stay.
 __device__ __forceinline__ void BulkCopy(uint32_t destination, const void* source, uint32_t bytes, uint32_t barrier) {
   asm volatile(
-      "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0],[%1],%2,[%3];" ::"r"(destination),
+      "{\n.reg .b64 once;\ncreatepolicy.fractional.L2::evict_first.b64 once,1.0;\n"
+      "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint [%0],[%1],%2,[%3],once;\n}" ::
+          "r"(destination),
       "l"(source), "r"(bytes), "r"(barrier)
       : "memory");
 }

@@ -111,6 +111,7 @@ Options ReadOptions(const OrtSessionOptions* session_options) {
   options.device_id = std::stoi(given["device_id"]);
   options.cuda_graph = given["cuda_graph"] == "1";
   options.expected_batch = std::stoi(given["expected_batch"]);
+  options.expanded_bytes = int64_t{std::stoi(given["expanded_megabytes"])} << 20;
   options.isa = ReadIsa(given["isa"]);
   options.threads = std::stoi(given["threads"]);
   if (options.threads == 0) options.threads = std::max(1u, std::thread::hardware_concurrency());

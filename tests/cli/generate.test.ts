@@ -116,10 +116,10 @@ test('bench measures another model in a process with the same options', (t) => {
     ops: true,
   } as const;
   t.deepEqual(
-    benchArguments('a', { ...options, batch: [1, 3], expectedBatch: 16 }, true).join(' '),
+    benchArguments('a', { ...options, batch: [1, 3], expectedBatch: 16, expandedMegabytes: 512 }, true).join(' '),
     [
       'bench a --json --stock --ops --prompt-tokens 8 --new-tokens 6 --batch 1,3 --repeats 2 --threads 1 --device cpu',
-      '--expected-batch 16',
+      '--expected-batch 16 --expanded-megabytes 512',
     ].join(' '),
   );
 });

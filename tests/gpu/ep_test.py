@@ -90,6 +90,20 @@ def sparse_matmul(_):
 
 
 @section
+def expanded(_):
+    """A weight that may be kept expanded too (it takes 3 MB), and one for which that is not enough: the same products."""
+    generator = np.random.default_rng(3)
+    weight = random_weight(generator, 1536, 1024, 0.6)
+    for megabytes in (0, 2, 4):
+        session = gpu_session(sparse_matmul_model(weight), {"expanded_megabytes": str(megabytes)}, ON_GPU_ONLY)
+        for tokens in (1, 64, 65, 300):
+            x = generator.uniform(-1, 1, (1, tokens, 1024)).astype(np.float16)
+            expected = x.astype(np.float64) @ weight.astype(np.float64).T
+            found = session.run(None, {"X": x})[0]
+            close(found, expected, 1e-3 * np.abs(expected).max(), 2**-10, f"{megabytes} MB, N={tokens}")
+
+
+@section
 def refusals(_):
     """What does not fit is an error that says so, and the session goes on."""
     weight = random_weight(np.random.default_rng(2), 64, 64, 0.5)

@@ -76,8 +76,9 @@ void CheckExpansion(const Packed& w, const std::string& pattern, const Resident&
   }
 }
 
+/// `expanded`: of a weight that is kept so, in place of scratch.
 void CheckPrefill(const Packed& w, const std::string& pattern, const Resident& resident,
-                  const cuda::DenseDevice& device, int64_t n, int64_t scratch_bytes) {
+                  const cuda::DenseDevice& device, int64_t n, int64_t scratch_bytes, const Buffer* expanded = nullptr) {
   const std::vector<uint16_t> x = RandomHalves(n * w.k, 11), bias = RandomHalves(w.m, 13),
                               residual = RandomHalves(n * w.m, 17);
   Buffer x_device(x.data(), x.size() * 2), bias_device(bias.data(), bias.size() * 2),
@@ -89,9 +90,10 @@ void CheckPrefill(const Packed& w, const std::string& pattern, const Resident& r
   args.n = n, args.activation = cuda::Activation::kRelu;
   std::vector<uint8_t> bytes;
   for (int repeat = 0; repeat < 2; ++repeat) {
-    Check(
-        cuda::PrefillMatMul(resident.plan, resident.layout->get(), device, args, scratch.get(), scratch_bytes, nullptr),
-        "PrefillMatMul");
+    Check(expanded != nullptr ? cuda::ExpandedMatMul(resident.plan, expanded->get(), device, args, nullptr)
+                              : cuda::PrefillMatMul(resident.plan, resident.layout->get(), device, args, scratch.get(),
+                                                    scratch_bytes, nullptr),
+          "PrefillMatMul");
     Check(cudaDeviceSynchronize(), "PrefillMatMul");
     std::vector<uint8_t> again = y.Read();
     if (repeat > 0 && again != bytes) return Fail(w, pattern, "two runs differ");
@@ -141,6 +143,9 @@ void RunWeight(const cuda::DeviceInfo& info, const cuda::DenseDevice& device, in
   if (!supported || cluster == 1 || cluster == 4) return;  // layouts differ by cluster, what is multiplied does not
   const int64_t whole = cuda::PrefillScratchBytes(resident.plan);
   for (int64_t n : {1, 70, 130}) CheckPrefill(w, pattern, resident, device, n, whole);
+  const Buffer expanded(cuda::ExpandedBytes(resident.plan));
+  Check(cuda::Expand(resident.plan, resident.layout->get(), 0, blocks, expanded.get(), false, nullptr), "Expand");
+  for (int64_t n : {5, 65}) CheckPrefill(w, pattern, resident, device, n, 1, &expanded);
   int64_t largest = 0;  // row block: scratch for one, and for two
   for (int block = 0; block < blocks; ++block)
     largest = std::max(largest, cuda::RowOfBlock(resident.plan, block + 1) - cuda::RowOfBlock(resident.plan, block));

@@ -76,10 +76,10 @@ test('provider options are checked, in TypeScript and in the library', async (t)
   const using = (provider: object) =>
     runs({ executionProviders: [{ name: 'flashllm', ...provider }, 'cpu'], logSeverityLevel: 4 });
   t.is(await using({ device: 'auto', isa: 'reference', threads: 3, verifyChecksum: true, logUnclaimed: false }), 16);
-  t.is(await using({ device: 'cpu', expectedBatch: 16 }), 16);
+  t.is(await using({ device: 'cpu', expectedBatch: 16, expandedMegabytes: 100 }), 16);
   await t.throwsAsync(using({ devise: 'cpu' }), {
     instanceOf: InvalidOptionError,
-    message: /'devise'.*device, deviceId, cudaGraph, expectedBatch, isa, threads/,
+    message: /'devise'.*device, deviceId, cudaGraph, expectedBatch, expandedMegabytes, isa, threads/,
   });
   await t.throwsAsync(using({ isa: 'neon' }), {
     instanceOf: InvalidOptionError,

@@ -45,6 +45,12 @@ constexpr double kLargeCluster = 1.03;
 /// Headers and padding of a stream, and the share of the data sheet's bandwidth that a kernel that only reads reaches.
 constexpr double kPadding = 1.04, kReachable = 0.92;
 constexpr int kUnknownMemoryGbs = 2000;
+/// A launch of a dense product, in microseconds, and how much longer than reading alone it takes
+/// (docs/dense-matmul.md).
+constexpr double kDenseLaunch = 3, kDenseReading = 1.05;
+
+/// Bytes a nanosecond.
+double Bandwidth(int memory_gbs) { return kReachable * (memory_gbs > 0 ? memory_gbs : kUnknownMemoryGbs); }
 
 const Constants& ConstantsOf(const LayoutChoice& choice, int n) {
   const int bucket = n <= 8 ? 8 : n <= 16 ? 16 : n <= 32 ? 32 : 64;
@@ -75,13 +81,17 @@ double ProductTime(const WeightShape& shape, const LayoutChoice& choice, int64_t
     const double counted = tiles + c.deepest * (depth * TeamWarps(choice.team) - tiles);
     nanoseconds += units * (counted * (c.tile + c.nonzeros * shape.density) + c.stage / StageUnits(depth));
   }
-  const double bandwidth = kReachable * (memory_gbs > 0 ? memory_gbs : kUnknownMemoryGbs);  // bytes a nanosecond
-  const double reading =
-      shape.tiles * shape.units * TileBytes(choice.columns, shape.density) * kPadding * c.stream / bandwidth;
+  const double reading = shape.tiles * shape.units * TileBytes(choice.columns, shape.density) * kPadding * c.stream /
+                         Bandwidth(memory_gbs);
   // Where both take about as long, each delays the other.
   const double both = std::sqrt(std::hypot(nanoseconds * nanoseconds, reading * reading)) * 1e-3;
   const double exchange = choice.cluster == 1 ? 0 : choice.cluster == 2 ? c.cluster2 : c.cluster4;
   return (both + c.launch + exchange + c.panel * panels) * (choice.cluster == 4 ? kLargeCluster : 1);
+}
+
+double DenseTime(const WeightShape& shape, int memory_gbs) {
+  const double bytes = 2.0 * shape.tiles * kTileRows * shape.units * kUnitK;
+  return kDenseLaunch + kDenseReading * 1e-3 * bytes / Bandwidth(memory_gbs);
 }
 
 }  // namespace flashllm::cuda

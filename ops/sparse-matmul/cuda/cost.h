@@ -25,4 +25,7 @@ struct WeightShape {
 /// choice's clusters that the GPU runs at once.
 double ProductTime(const WeightShape& shape, const LayoutChoice& choice, int64_t blocks, int memory_gbs, int n);
 
+/// The same of a dense float16 weight of this shape, of few columns: the time of reading it.
+double DenseTime(const WeightShape& shape, int memory_gbs);
+
 }  // namespace flashllm::cuda

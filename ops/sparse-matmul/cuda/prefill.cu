@@ -2,7 +2,9 @@
 
 #include <algorithm>
 
+#include "ops/sparse-matmul/cuda/cost.h"
 #include "ops/sparse-matmul/cuda/expand.h"
+#include "ops/sparse-matmul/cuda/layout.h"
 
 namespace flashllm::cuda {
 namespace {
@@ -49,6 +51,29 @@ int64_t PrefillScratchBytes(const WeightPlan& plan) {
   int64_t least = 0;
   for (int block = 0; block < plan.blocks; ++block) least = std::max(least, SlabBytes(plan, block, block + 1));
   return std::min(std::max(kMost, least), SlabBytes(plan, 0, plan.blocks));
+}
+
+int64_t ExpandedBytes(const WeightPlan& plan) { return SlabBytes(plan, 0, plan.blocks); }
+
+bool ExpandedIsFaster(const WeightPlan& plan, int64_t n) {
+  constexpr int64_t kAtOnce = 64;
+  if (n > kAtOnce) return true;
+  WeightShape shape;
+  shape.tiles = plan.tile_start[plan.blocks];
+  shape.units = (plan.in_features + kUnitK - 1) / kUnitK;
+  shape.density = static_cast<double>(plan.nnz) / plan.out_features / plan.in_features;
+  const int memory_gbs = plan.device.memory_gbs;
+  return DenseTime(shape, memory_gbs) <
+         ProductTime(shape, {plan.team, plan.cluster, plan.columns}, plan.blocks, memory_gbs, static_cast<int>(n));
+}
+
+cudaError_t ExpandedMatMul(const WeightPlan& plan, const void* expanded, const DenseDevice& device,
+                           const MatMulArgs& args, cudaStream_t stream) {
+  if (!SupportsPrefill(plan, args.type)) return cudaErrorInvalidValue;
+  DenseMatMulArgs dense = SlabArgs(plan, args, 0, plan.blocks, expanded);
+  dense.programmatic = args.programmatic;
+  dense.weights_late = false;
+  return LaunchDenseMatMul(device, dense, stream);
 }
 
 cudaError_t PreparePrefill(const DeviceInfo& info) { return PrepareExpand(info); }

@@ -18,6 +18,18 @@ constexpr int64_t PrefillColumns(const WeightPlan& plan) { return plan.team == T
 /// of one stream may share it.
 int64_t PrefillScratchBytes(const WeightPlan& plan);
 
+/// A weight may be kept expanded beside its layout, where there is memory for both: float16 [out_features,
+/// in_features], made once by Expand over all row blocks.
+int64_t ExpandedBytes(const WeightPlan& plan);
+
+/// Whether ExpandedMatMul is expected to take less time than Launch and PrefillMatMul: always with more columns than
+/// Launch takes at once, and with fewer where the arithmetic of decoding, not memory, limits.
+bool ExpandedIsFaster(const WeightPlan& plan, int64_t n);
+
+/// As PrefillMatMul, of an expanded weight: one kernel.
+cudaError_t ExpandedMatMul(const WeightPlan& plan, const void* expanded, const DenseDevice& device,
+                           const MatMulArgs& args, cudaStream_t stream);
+
 /// Readies the kernels on the current device: call it before the first PrefillMatMul, after GetDeviceInfo and
 /// GetDenseDevice.
 cudaError_t PreparePrefill(const DeviceInfo& info);

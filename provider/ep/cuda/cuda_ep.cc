@@ -38,7 +38,7 @@ CudaEp::CudaEp(const Options& options, Gpu* gpu, const OrtKernelRegistry* regist
       pool_(std::make_shared<MemoryPool>(gpu->ordinal(), MemoryKind::kDevice)),
       pinned_pool_(std::make_shared<MemoryPool>(gpu->ordinal(), MemoryKind::kPinnedHost)),
       weight_pool_(std::make_shared<MemoryPool>(gpu->ordinal(), MemoryKind::kDevice)),
-      weights_(gpu, weight_pool_),
+      weights_(gpu, weight_pool_, options.expanded_bytes),
       faults_(gpu->ordinal()),
       times_(std::make_shared<KernelTimes>(gpu->ordinal())),
       unclaimed_(logger, options) {

@@ -5,6 +5,8 @@
 #include <functional>
 #include <vector>
 
+#include "ops/sparse-matmul/cuda/expand.h"
+#include "ops/sparse-matmul/cuda/prefill.h"
 #include "provider/ep/cuda/call.h"
 #include "provider/ep/cuda/upload.h"
 #include "provider/ep/cuda/workers.h"
@@ -34,6 +36,7 @@ void InParts(int64_t rows, const std::function<void(int64_t, int64_t)>& check) {
 DeviceWeight::~DeviceWeight() {
   FreeParts();
   if (layout_ != nullptr) pool_->Free(layout_);
+  if (expanded_ != nullptr) pool_->Free(expanded_);
 }
 
 void DeviceWeight::FreeParts() {
@@ -66,7 +69,7 @@ uint32_t DeviceWeight::Send(const PackedWeight& weight, bool with_checksum, Gpu*
   return checksum;
 }
 
-void DeviceWeight::LayOut(const PackedWeight& weight, cuda::ElementType type, int expected_n, Gpu* gpu) {
+void DeviceWeight::LayOut(const PackedWeight& weight, cuda::ElementType type, int expected_n, bool expand, Gpu* gpu) {
   const DeviceScope scope(gpu->ordinal());
   const OwnStream own_stream;
   const cudaStream_t stream = own_stream.get();
@@ -88,6 +91,10 @@ void DeviceWeight::LayOut(const PackedWeight& weight, cuda::ElementType type, in
   CheckCuda(cuda::Measure(parts_, staging.get(), stream, &plan_), "measuring a weight");
   layout_ = pool_->Allocate(static_cast<size_t>(plan_.layout_bytes), nullptr);
   CheckCuda(cuda::Convert(plan_, parts_, staging.get(), layout_, stream), "laying a weight out");
+  if (expand && cuda::SupportsPrefill(plan_, type)) {
+    expanded_ = pool_->Allocate(static_cast<size_t>(cuda::ExpandedBytes(plan_)), nullptr);
+    CheckCuda(cuda::Expand(plan_, layout_, 0, plan_.blocks, expanded_, false, stream), "expanding a weight");
+  }
   WaitForStream(stream);  // staging and parts are freed
   FreeParts();
 }
@@ -109,7 +116,10 @@ std::shared_ptr<const DeviceWeight> DeviceWeightCache::Prepare(const PackedWeigh
   const auto loaded = std::make_shared<DeviceWeight>(pool_);
   const uint32_t found = loaded->Send(weight, verify_checksum, gpu_);
   if (verify_checksum && found != claim.checksum) reject(ChecksumMessage(found, claim.checksum));
-  loaded->LayOut(weight, type, expected_n, gpu_);
+  const int64_t expanded_bytes = 2 * weight.out_features * weight.in_features;
+  const bool expand = expanded_bytes <= expanded_left_;
+  if (expand) expanded_left_ -= expanded_bytes;
+  loaded->LayOut(weight, type, expected_n, expand, gpu_);
   entry = loaded;
   return loaded;
 }

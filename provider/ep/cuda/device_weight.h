@@ -23,14 +23,15 @@ class DeviceWeight {
 
   const cuda::WeightPlan& plan() const { return plan_; }
   const void* layout() const { return layout_; }
+  const void* expanded() const { return expanded_; }         // the weight once more (cuda::ExpandedMatMul), or null
   const cuda::DeviceParts& parts() const { return parts_; }  // null pointers where the layout has everything
 
   /// Copies a validated weight to the GPU and returns the checksum of what was sent, 0 where it is not asked for.
   /// Throws Error; then the object is of no use.
   uint32_t Send(const PackedWeight& weight, bool with_checksum, Gpu* gpu);
-  /// Lays a weight that was sent out for X of `type`, to be fastest with `expected_n` columns (cuda::PlanOptions).
-  /// Throws Error likewise.
-  void LayOut(const PackedWeight& weight, cuda::ElementType type, int expected_n, Gpu* gpu);
+  /// Lays a weight that was sent out for X of `type`, to be fastest with `expected_n` columns (cuda::PlanOptions); with
+  /// `expand` keeps it expanded too, where its layout can be. Throws Error likewise.
+  void LayOut(const PackedWeight& weight, cuda::ElementType type, int expected_n, bool expand, Gpu* gpu);
 
  private:
   void FreeParts();
@@ -38,13 +39,16 @@ class DeviceWeight {
   const std::shared_ptr<MemoryPool> pool_;
   cuda::WeightPlan plan_;
   void* layout_ = nullptr;
+  void* expanded_ = nullptr;
   cuda::DeviceParts parts_;
 };
 
 class DeviceWeightCache {
  public:
-  /// `pool`: memory of the GPU that lives as long as the weights.
-  DeviceWeightCache(Gpu* gpu, std::shared_ptr<MemoryPool> pool) : gpu_(gpu), pool_(std::move(pool)) {}
+  /// `pool`: memory of the GPU that lives as long as the weights. `expanded_bytes`: how much of it the weights may take
+  /// that are kept expanded too.
+  DeviceWeightCache(Gpu* gpu, std::shared_ptr<MemoryPool> pool, int64_t expanded_bytes)
+      : gpu_(gpu), pool_(std::move(pool)), expanded_left_(expanded_bytes) {}
 
   /// Validates a claim (whose parts are in host memory and are not needed afterwards) and loads the weight for X of
   /// `type` and `expected_n` columns, or returns what an earlier call made of the same. Throws Error with `where` and
@@ -58,6 +62,7 @@ class DeviceWeightCache {
   Gpu* const gpu_;
   const std::shared_ptr<MemoryPool> pool_;
   std::mutex mutex_;
+  int64_t expanded_left_;
   std::map<Key, std::weak_ptr<const DeviceWeight>> loaded_;
 };
 

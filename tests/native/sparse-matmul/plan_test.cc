@@ -186,6 +186,15 @@ TEST_CASE("without an expectation a plan loses little with 8, 16 and 32 columns"
   }
 }
 
+TEST_CASE("a dense product is faster where decoding limits: 64 columns, half zeros, the memory of an H200") {
+  const WeightShape shape{28672 / kTileRows, 7168 / kUnitK, 0.5};  // OPT-30B's fc1
+  const LayoutChoice choice{Team::kWarpgroup, 1, Columns::kHalves};
+  const int h100 = 3350, h200 = 4800;
+  CHECK(DenseTime(shape, h200) < ProductTime(shape, choice, 132, h200, 64));  // 101 us, 122
+  CHECK(DenseTime(shape, h100) > ProductTime(shape, choice, 132, h100, 64));  // 137, 122
+  CHECK(DenseTime(shape, h200) > ProductTime(shape, choice, 132, h200, 32));
+}
+
 TEST_CASE("a plan keeps to what was asked for and what a weight allows") {
   const DeviceInfo gpu = Gpu(90, 132, 227, true);
   const std::vector<int32_t> rows = Even(2048, 2048, 0.2);

@@ -15,8 +15,8 @@ class SparseMatMul : public CudaKernel {
         node_(ReadSparseMatMulNode(info)),
         type_(InputType(info, kX) == ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT ? cuda::ElementType::kFloat32
                                                                          : cuda::ElementType::kFloat16),
-        weight_(ep().weights().Prepare(node_.claim, type_, ep().options().expected_batch, ep().options().verify_checksum,
-                                       node_.where)) {}
+        weight_(ep().weights().Prepare(node_.claim, type_, ep().options().expected_batch,
+                                       ep().options().verify_checksum, node_.where)) {}
 
  private:
   void Run(const Call& call) override;
@@ -61,6 +61,10 @@ void SparseMatMul::Run(const Call& call) {
   args.residual = Optional(call.Input(kResidual), "residual", y_shape, x.type);
   args.y = call.Output(0, y_shape, x.type);
   if (args.y == nullptr) return;
+  if (weight_->expanded() != nullptr && cuda::ExpandedIsFaster(plan, args.n)) {
+    CheckLaunch(cuda::ExpandedMatMul(plan, weight_->expanded(), ep().gpu().dense_device(), args, call.stream()));
+    return;
+  }
   if (args.n >= cuda::PrefillColumns(plan) && cuda::SupportsPrefill(plan, type_)) {
     const int64_t bytes = cuda::PrefillScratchBytes(plan);
     const Scratch scratch(&ep().pool(), static_cast<size_t>(bytes), call.stream());
