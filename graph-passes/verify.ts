@@ -2,7 +2,7 @@
 import { readFileSync } from 'node:fs';
 import type { InferenceSession, Tensor, TensorConstructor } from 'onnxruntime-node';
 import { ModelError } from './onnx/errors.js';
-import { loadModel } from './onnx/load.js';
+import { loadWhole } from './onnx/load.js';
 import { float16ToNumber } from './onnx/tensor.js';
 import { type InputSizes, makeTensor, randomInputs } from './random-inputs.js';
 
@@ -62,7 +62,7 @@ export async function verifyModels(options: VerifyOptions): Promise<VerifyReport
     anew: 'rewrite it again (flashllm rewrite)',
     fitting: 'check that it was made from this original',
   };
-  for (const model of [original, rewritten]) requireWhole(model);
+  for (const { path, name, anew } of [original, rewritten]) loadWhole(path, name, anew);
   // Loaded here, so that a program that only rewrites models loads no runtime.
   const ort = await import('onnxruntime-node');
   await import('../provider/index.js');
@@ -95,19 +95,6 @@ interface Side {
   readonly anew: string;
   /** Where it does not take the inputs. */
   readonly fitting: string;
-}
-
-/** Reads a model's files as a rewrite does: what is wrong with them, a session says less clearly, and in its log too. */
-function requireWhole({ name, path, anew }: Side): void {
-  try {
-    loadModel(path);
-  } catch (cause) {
-    if (!(cause instanceof ModelError)) throw cause;
-    throw new ModelError(
-      `${name} is damaged or incomplete. ${text(cause)}. Copy it again with all of its files, or ${anew}`,
-      { cause },
-    );
-  }
 }
 
 async function runModel(

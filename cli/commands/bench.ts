@@ -8,7 +8,7 @@ import { BENCHMARK_PREFILL_TOKENS, type Benchmark, measureGeneration } from '../
 import { tokenizerOrNumbers } from '../../models/number-tokenizer.js';
 import { readOptConfig } from '../../models/opt/config.js';
 import { profileStep, type StepProfile } from '../../models/step-profile.js';
-import { computesOnDevice } from '../../models/text-model.js';
+import { computesOnDevice, requireModel } from '../../models/text-model.js';
 import { deviceUse } from '../../provider/device-tensor.js';
 import { barChart } from '../chart.js';
 import { addModelOptions, type ModelOptions, openModel, sessionOptions } from '../generation-options.js';
@@ -96,6 +96,7 @@ async function measure(folder: string, options: Options, signal: AbortSignal): P
 
 async function measureSpeed(folder: string, options: Options, signal: AbortSignal): Promise<Measured> {
   const { promptTokens, newTokens, batch: batches, repeats } = options;
+  await requireModel(folder);
   const config = await readOptConfig(folder);
   if (promptTokens + newTokens > config.maxPositions)
     throw new Error(

@@ -8,7 +8,7 @@ import { readOptConfig } from '../../models/opt/config.js';
 import { exportOpt } from '../../models/opt/export.js';
 import { measurePerplexity, type Perplexity } from '../../models/perplexity.js';
 import { shippedHeldOutText } from '../../models/shipped.js';
-import { openTextModel } from '../../models/text-model.js';
+import { openTextModel, requireModel } from '../../models/text-model.js';
 import { wholeNumber } from '../option-parsers.js';
 import { abortOnInterrupt, formatSeconds, Progress } from '../terminal.js';
 
@@ -41,6 +41,8 @@ export function evalCommand(): Command {
 
 async function run(model: string, options: Options): Promise<void> {
   // Before anything is exported or opened.
+  const exported = existsSync(join(model, 'model.onnx'));
+  if (exported) await requireModel(model);
   const { maxPositions } = await readOptConfig(model);
   if (options.window !== undefined && options.window > maxPositions)
     throw new ModelFolderError(
@@ -48,7 +50,7 @@ async function run(model: string, options: Options): Promise<void> {
       `--window is ${options.window}, expected at most the ${maxPositions} tokens that the model takes`,
     );
   const { signal, release } = abortOnInterrupt();
-  const temporary = existsSync(join(model, 'model.onnx')) ? undefined : await mkdtemp(join(tmpdir(), 'flashllm-eval-'));
+  const temporary = exported ? undefined : await mkdtemp(join(tmpdir(), 'flashllm-eval-'));
   try {
     if (temporary !== undefined) await exportOpt(model, { output: temporary, signal });
     const result = { ...(await evaluate(temporary ?? model, options.window ?? maxPositions, options, signal)), model };

@@ -105,11 +105,11 @@ async function open(
   session: ModelOptions,
   { maxBatch, maxWaiting, prefillTokens, idleCache }: Options,
 ): Promise<ServedModel> {
-  const { maxPositions, eosTokenId } = await readOptConfig(folder);
   const model = await openModel(folder, session, {
     ...{ maxBatch, maxWaiting, prefillTokens },
     idleCacheBytes: idleCache,
   });
+  const { maxPositions, eosTokenId } = await readOptConfig(folder);
   // The first request, too, finds weights in memory, kernels loaded and, on a GPU, a recorded step.
   await model.generator.generate([[eosTokenId]], { maxNewTokens: WARM_UP_TOKENS, stopTokenIds: [] });
   return { name: name ?? basename(resolve(folder)), model, maxPositions };

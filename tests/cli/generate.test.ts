@@ -63,18 +63,37 @@ test.serial('wrong options end with 2, a folder without a model with 1', async (
   const file = await flashllm(['generate', join(folder, 'config.json'), 'a']);
   t.is(file.code, 1);
   t.regex(file.stderr, /config\.json is no folder; expected one/);
-  const cut = join(await temporaryFolder(), 'cut');
-  await cp(folder, cut, { recursive: true });
-  await truncate(join(cut, 'model.onnx'), 5000);
-  const damaged = await flashllm(['generate', cut, 'a']);
-  t.is(damaged.code, 1);
-  t.regex(damaged.stderr, /model\.onnx: a field at byte \d+ is longer than what holds it: the file is cut short/);
-  await cp(join(folder, 'model.onnx'), join(cut, 'model.onnx'));
-  await truncate(join(cut, 'model.onnx_data'), 5_000_000);
-  const short = await flashllm(['generate', cut, 'a']);
-  t.is(short.code, 1);
-  t.regex(short.stderr, /error: .*external data of tensor .* are outside .*model\.onnx_data \(5000000 bytes\)/);
-  await rm(cut, { recursive: true });
+});
+
+test.serial('of a damaged model one error is told, and before what is missing beside it', async (t) => {
+  const copy = join(await temporaryFolder(), 'copy');
+  await cp(folder, copy, { recursive: true });
+  for (const name of ['tokenizer.json', 'vocab.json', 'merges.txt', 'config.json']) await rm(join(copy, name));
+  const told = async (command: string, what: RegExp) => {
+    const { code, stdout, stderr } = await flashllm([command, copy, ...(command === 'generate' ? ['a'] : [])]);
+    t.deepEqual([code, stdout], [1, '']);
+    // One line: ONNX Runtime's log would come before it.
+    t.regex(stderr, /^error: .*\n$/);
+    t.regex(stderr, what);
+  };
+  const advice = 'Copy it again with all of its files, or export or rewrite it again';
+  const data = join(copy, 'model.onnx_data');
+  await truncate(data, 5_000_000);
+  for (const command of ['generate', 'eval', 'bench', 'serve'])
+    await told(
+      command,
+      new RegExp(`model .*copy/model\\.onnx is damaged .* are outside ${data} \\(5000000 bytes\\)\\. ${advice}`),
+    );
+  await rm(data);
+  await told('generate', /model\.onnx_data is missing\. Put the data file beside the model/);
+  await truncate(join(copy, 'model.onnx'), 5000);
+  await told('generate', /model\.onnx: a field at byte \d+ is longer than what holds it: the file is cut short/);
+  await cp(join(folder, 'model.onnx'), join(copy, 'model.onnx'));
+  await cp(join(folder, 'model.onnx_data'), data);
+  await told('generate', /cannot read .*config\.json.*; expected .* that flashllm export or rewrite wrote/);
+  await cp(join(folder, 'config.json'), join(copy, 'config.json'));
+  await told('generate', /cannot read .*vocab\.json.*; expected tokenizer\.json .*: copy them there from/);
+  await rm(copy, { recursive: true });
 });
 
 test.serial('bench measures each batch, against another model, and draws a chart', async (t) => {
