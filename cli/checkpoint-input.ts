@@ -5,14 +5,14 @@ import { dirname, join, resolve } from 'node:path';
 import { findModels } from '../graph-passes/index.js';
 import { ModelFolderError } from '../models/errors.js';
 import { exportOpt } from '../models/opt/export.js';
-import type { PruneMethod } from '../models/pruning/index.js';
+import type { PruneMethod, PruneScope } from '../models/pruning/index.js';
 import { formatPruning, pruneWithProgress } from './prune-progress.js';
 import { Progress } from './terminal.js';
 
 interface Options {
   readonly sparsity?: number | undefined;
   readonly method?: PruneMethod | undefined;
-  readonly scope: 'layer' | 'row';
+  readonly scope: PruneScope;
   /** Print nothing but errors. */
   readonly quiet: boolean;
 }

@@ -5,19 +5,21 @@ import {
   type LayerSparsity,
   type PruneDeviceName,
   type PruneMethod,
+  type PruneScope,
   parseLayerSparsity,
   parsePruneDevice,
   pruneMethods,
 } from '../../models/pruning/index.js';
 import { shareBelowOne, wholeNumber } from '../option-parsers.js';
 import { formatPruning, pruneWithProgress } from '../prune-progress.js';
+import { refuseStrayScope, scopeOption } from '../scope-option.js';
 import { abortOnInterrupt } from '../terminal.js';
 
 interface Options {
   output: string;
   sparsity: number;
   method: PruneMethod;
-  scope: 'layer' | 'row';
+  scope: PruneScope;
   layerSparsity: LayerSparsity[];
   sparsityFile?: string;
   compensation: boolean;
@@ -46,11 +48,7 @@ export function pruneCommand(): Command {
     .requiredOption('-o, --output <folder>', 'folder for the pruned model, in the same layout')
     .requiredOption('--sparsity <fraction>', 'zeros in each linear', shareBelowOne)
     .addOption(new Option('--method <name>', 'how to prune').choices([...pruneMethods]).default('sparsegpt'))
-    .addOption(
-      new Option('--scope <name>', 'with --method magnitude: what the share of zeros is kept in')
-        .choices(['layer', 'row'])
-        .default('layer'),
-    )
+    .addOption(scopeOption())
     .option(
       '--layer-sparsity <pattern=fraction>',
       "another sparsity for some linears, such as 'layers.0.*=0.4' or '*.fc2=0.7'; may be repeated, the last match counts",
@@ -83,12 +81,9 @@ export function pruneCommand(): Command {
 }
 
 async function run(folder: string, options: Options, command: Command): Promise<void> {
-  const strays = {
-    scope: command.getOptionValueSource('scope') === 'cli' && options.method !== 'magnitude' && 'magnitude',
-    iterations: options.iterations !== undefined && options.method !== 'admm' && 'admm',
-  };
-  for (const [name, method] of Object.entries(strays))
-    if (method) command.error(`--${name} goes with --method ${method} only, not ${options.method}`, { exitCode: 2 });
+  refuseStrayScope(command, options.method);
+  if (options.iterations !== undefined && options.method !== 'admm')
+    command.error(`--iterations goes with --method admm only, not ${options.method}`, { exitCode: 2 });
   const fromFile = options.sparsityFile === undefined ? [] : await readSparsities(options.sparsityFile);
   const { calibration: file, sequences, length, seed, json, ...settings } = options;
   const { signal, release } = abortOnInterrupt();
