@@ -1,5 +1,6 @@
 /** Folders of models: what goes along with them, and what must not be written over. */
-import { mkdirSync, readdirSync, readFileSync, symlinkSync, writeFileSync } from 'node:fs';
+import fs, { mkdirSync, readdirSync, readFileSync, symlinkSync, writeFileSync } from 'node:fs';
+import { syncBuiltinESMExports } from 'node:module';
 import path from 'node:path';
 import test from 'ava';
 import { makeNode } from '../../graph-passes/graph/node.js';
@@ -57,6 +58,35 @@ test('a model with the name of a companion is rewritten all the same', async (t)
   await rewriteInto(folder, output);
   t.deepEqual(opTypes(path.join(output, 'tokenizer.onnx')), ['SparseMatMul']);
   t.deepEqual(readdirSync(output).sort(), ['tokenizer.model', 'tokenizer.onnx', 'tokenizer.onnx_data']);
+});
+
+test.serial('each graph of a folder is read once, and all of them before anything is written', async (t) => {
+  const folder = tempFolder();
+  const output = path.join(tempFolder(), 'out');
+  const files = ['a.onnx', 'b.onnx'].map((name, i) => writeModel(linear(i + 1), folder, name));
+  const { openSync } = fs;
+  const read: string[] = [];
+  fs.openSync = (...args) => {
+    read.push(String(args[0]));
+    return openSync(...args);
+  };
+  syncBuiltinESMExports();
+  try {
+    await rewriteInto(folder, output);
+  } finally {
+    fs.openSync = openSync;
+    syncBuiltinESMExports();
+  }
+  t.deepEqual(
+    read.filter((file) => files.includes(file)),
+    files,
+  );
+  t.deepEqual(opTypes(path.join(output, 'b.onnx')), ['SparseMatMul']);
+
+  writeFileSync(path.join(folder, 'c.onnx'), 'a letter, not a model');
+  const other = path.join(tempFolder(), 'other');
+  await t.throwsAsync(rewriteInto(folder, other), { name: 'ModelError', message: /c\.onnx: .*no ONNX model/ });
+  t.false(fs.existsSync(other));
 });
 
 for (const [name, text] of Object.entries({ 'no JSON': '{bad', 'no object': 'null', 'a list': '[]' })) {
