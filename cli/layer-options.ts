@@ -10,6 +10,7 @@ import { type PruneMethod, type PruneScope, pruneMethods } from '../models/pruni
 import { repeatable, share } from './option-parsers.js';
 import { refuseStrayScope, scopeOption } from './scope-option.js';
 import { type Column, formatBytes, formatTable, Progress } from './terminal.js';
+import { refuseStray } from './usage.js';
 
 export interface LayerOptions {
   minSparsity?: number;
@@ -55,9 +56,8 @@ export function addLayerOptions(command: Command): Command {
  */
 export function refuseStrayPruning(command: Command, otherwise: PruneMethod): void {
   const { sparsity, method = otherwise } = command.opts<LayerOptions>();
-  const given = (name: string) => command.getOptionValueSource(name) === 'cli';
-  const stray = ['method', 'scope'].find((name) => sparsity === undefined && given(name));
-  if (stray) command.error(`--${stray} says how to prune: give --sparsity <fraction>, too`, { exitCode: 2 });
+  if (sparsity === undefined)
+    refuseStray(command, ['method', 'scope'], 'says how to prune: give --sparsity <fraction>, too');
   refuseStrayScope(command, method);
 }
 

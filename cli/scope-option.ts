@@ -1,6 +1,7 @@
 /** `--scope`, of every command that prunes. */
 import { type Command, Option } from 'commander';
 import { type PruneMethod, pruneScopes } from '../models/pruning/index.js';
+import { refuseStray } from './usage.js';
 
 /** The only method that keeps the share of zeros in a choice of places. */
 const METHOD: PruneMethod = 'magnitude';
@@ -13,6 +14,5 @@ export function scopeOption(): Option {
 
 /** Ends the command with exit code 2 where the option is given and the method knows no scope. */
 export function refuseStrayScope(command: Command, method: PruneMethod): void {
-  if (command.getOptionValueSource('scope') === 'cli' && method !== METHOD)
-    command.error(`--scope goes with --method ${METHOD} only, not ${method}`, { exitCode: 2 });
+  if (method !== METHOD) refuseStray(command, ['scope'], `goes with --method ${METHOD} only, not ${method}`);
 }

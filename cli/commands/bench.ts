@@ -11,10 +11,17 @@ import { profileStep, type StepProfile } from '../../models/step-profile.js';
 import { computesOnDevice, requireModel } from '../../models/text-model.js';
 import { deviceUse } from '../../provider/device-tensor.js';
 import { barChart } from '../chart.js';
-import { addModelOptions, type ModelOptions, openModel, sessionOptions } from '../generation-options.js';
+import {
+  addModelOptions,
+  type ModelOptions,
+  openModel,
+  refuseStrayModelOptions,
+  sessionOptions,
+} from '../generation-options.js';
 import { wholeNumber } from '../option-parsers.js';
 import { formatStep } from '../step-table.js';
 import { abortOnInterrupt, formatBytes, formatSeconds, formatTable, Progress } from '../terminal.js';
+import { refuseStray } from '../usage.js';
 
 interface Options extends ModelOptions {
   promptTokens: number;
@@ -58,7 +65,9 @@ export function benchCommand(): Command {
     .action(run);
 }
 
-async function run(folder: string, options: Options): Promise<void> {
+async function run(folder: string, options: Options, command: Command): Promise<void> {
+  refuseStrayModelOptions(command);
+  if (options.compare === undefined) refuseStray(command, ['compareStock'], 'goes with --compare only');
   if (options.svg !== undefined) await checkWritable(options.svg);
   const { signal, release } = abortOnInterrupt();
   try {
@@ -139,8 +148,7 @@ export function benchArguments(folder: string, options: Options, stock: boolean)
     batch: options.batch.join(','),
     repeats: options.repeats,
     threads: options.threads,
-    device: options.device,
-    'expected-batch': options.expectedBatch,
+    ...(stock ? {} : { device: options.device, 'expected-batch': options.expectedBatch }),
   }))
     if (value !== undefined) args.push(`--${flag}`, String(value));
   return args;

@@ -8,11 +8,14 @@ import {
   addSamplingOptions,
   type ModelOptions,
   openModel,
+  refuseStrayModelOptions,
+  refuseStraySampling,
   type SamplingFlags,
   samplingSettings,
 } from '../generation-options.js';
 import { repeatable } from '../option-parsers.js';
 import { abortOnInterrupt } from '../terminal.js';
+import { refuseStray } from '../usage.js';
 
 interface Options extends ModelOptions, SamplingFlags {
   file: string[];
@@ -41,7 +44,10 @@ export function generateCommand(): Command {
     .action(run);
 }
 
-async function run(folder: string, args: string[], options: Options): Promise<void> {
+async function run(folder: string, args: string[], options: Options, command: Command): Promise<void> {
+  refuseStrayModelOptions(command);
+  refuseStraySampling(command);
+  if (!options.json) refuseStray(command, ['logprobs'], 'goes with --json only');
   const settings = samplingSettings(options);
   const prompts = await readPrompts(args, options.file);
   const { signal, release } = abortOnInterrupt();

@@ -14,6 +14,7 @@ import { shareBelowOne, wholeNumber } from '../option-parsers.js';
 import { formatPruning, pruneWithProgress } from '../prune-progress.js';
 import { refuseStrayScope, scopeOption } from '../scope-option.js';
 import { abortOnInterrupt } from '../terminal.js';
+import { refuseStray } from '../usage.js';
 
 interface Options {
   output: string;
@@ -82,8 +83,8 @@ export function pruneCommand(): Command {
 
 async function run(folder: string, options: Options, command: Command): Promise<void> {
   refuseStrayScope(command, options.method);
-  if (options.iterations !== undefined && options.method !== 'admm')
-    command.error(`--iterations goes with --method admm only, not ${options.method}`, { exitCode: 2 });
+  if (options.method !== 'admm')
+    refuseStray(command, ['iterations'], `goes with --method admm only, not ${options.method}`);
   const fromFile = options.sparsityFile === undefined ? [] : await readSparsities(options.sparsityFile);
   const { calibration: file, sequences, length, seed, json, ...settings } = options;
   const { signal, release } = abortOnInterrupt();

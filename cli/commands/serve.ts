@@ -3,9 +3,10 @@ import { Command } from 'commander';
 import pc from 'picocolors';
 import { readOptConfig } from '../../models/opt/config.js';
 import { createServer, type ServedModel } from '../../serve/server.js';
-import { addModelOptions, type ModelOptions, openModel } from '../generation-options.js';
+import { addModelOptions, type ModelOptions, openModel, refuseStrayModelOptions } from '../generation-options.js';
 import { wholeNumber } from '../option-parsers.js';
 import { abortOnInterrupt } from '../terminal.js';
+import { refuseStray } from '../usage.js';
 
 interface Options extends ModelOptions {
   host: string;
@@ -70,7 +71,9 @@ export function serveCommand(): Command {
   return addModelOptions(command).action(run);
 }
 
-async function run(folder: string, options: Options): Promise<void> {
+async function run(folder: string, options: Options, command: Command): Promise<void> {
+  refuseStrayModelOptions(command);
+  if (options.compare === undefined) refuseStray(command, ['compareName', 'compareStock'], 'goes with --compare only');
   const { host, port, maxPromptTokens, bodyLimit } = options;
   const { signal, release } = abortOnInterrupt();
   const served: ServedModel[] = [];

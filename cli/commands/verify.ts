@@ -5,6 +5,7 @@ import { findModels } from '../../graph-passes/index.js';
 import { type VerifyReport, verifyModels } from '../../graph-passes/verify.js';
 import { wholeNumber } from '../option-parsers.js';
 import { type Column, formatTable } from '../terminal.js';
+import { refuseStray } from '../usage.js';
 
 interface Options {
   inputs?: string;
@@ -38,7 +39,9 @@ export function verifyCommand(): Command {
     .action(run);
 }
 
-async function run(original: string, rewritten: string, options: Options): Promise<void> {
+async function run(original: string, rewritten: string, options: Options, command: Command): Promise<void> {
+  if (options.inputs !== undefined)
+    refuseStray(command, ['batch', 'sequence', 'past', 'seed'], 'is of random inputs, which --inputs replaces');
   const { batch, sequence, past, seed, inputs, tolerance } = options;
   const models = { original: singleModel(original), rewritten: singleModel(rewritten) };
   if (inputs === undefined) for (const path of Object.values(models)) checkContext(path, past + sequence);
