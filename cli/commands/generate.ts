@@ -141,8 +141,10 @@ async function summary(generations: readonly Generation[], times: readonly Times
   const results = await Promise.all(generations.map(({ result }) => result));
   const tokens = results.map((result) => result.tokenIds.length - result.promptTokens);
   const all = tokens.reduce((sum, count) => sum + count, 0);
-  const [first, last] = [Math.min(...times.map((t) => t.first)), Math.max(...times.map((t) => t.last))];
-  const later = all - tokens.filter((count) => count > 0).length;
+  // A text that had no room for a token has no times.
+  const made = times.filter((_, i) => (tokens[i] as number) > 0);
+  const [first, last] = [Math.min(...made.map((t) => t.first)), Math.max(...made.map((t) => t.last))];
+  const later = all - made.length;
   const speed = later > 0 ? `, ${((1000 * later) / (last - first)).toFixed(1)} tokens/s` : '';
   return pc.dim(`${all} tokens${speed}${all > 0 ? `, the first after ${first.toFixed(0)} ms` : ''}`);
 }

@@ -51,6 +51,17 @@ test.serial('prompts come as arguments, from standard input and from files, and 
   t.regex(plain.stderr, /6 tokens, .* tokens\/s, the first after \d+ ms/);
 });
 
+test.serial('a prompt that leaves no room for a token does not spoil the times of others', async (t) => {
+  const file = join(folder, 'long.txt');
+  // With the token that begins every text, the 1,024 that the model takes.
+  await writeFile(file, 'word'.padEnd(4 + 5 * 1022, ' word'));
+  const { code, stdout, stderr } = await flashllm(['generate', folder, 'a', '-f', file, '-n', '3', '--json']);
+  t.is(code, 0, stderr);
+  t.like(JSON.parse(stdout), { texts: [{ newTokens: 3 }, { newTokens: 0, timeToFirstTokenMs: null }] });
+  const plain = await flashllm(['generate', folder, 'a', '-f', file, '-n', '3', '--no-prompt']);
+  t.regex(plain.stderr, /^3 tokens, \d+\.\d tokens\/s, the first after \d+ ms\n$/);
+});
+
 test.serial('wrong options end with 2, a folder without a model with 1', async (t) => {
   for (const [flag, value] of Object.entries({ 'top-k': '-1', 'top-p': '2', temperature: '-1', stop: '' }))
     t.is((await flashllm(['generate', folder, 'a', `--${flag}`, value])).code, 2, flag);
