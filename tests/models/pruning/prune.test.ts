@@ -280,3 +280,17 @@ test('an output that exists, a text that is too short and settings out of range 
   });
   await rm(model, { recursive: true });
 });
+
+test('a pruning that cannot begin leaves nothing and says what to change', async (t) => {
+  const model = await tinyModel();
+  const folder = await output();
+  const note = join(folder, '..', 'note.txt');
+  await writeFile(note, 'keep me');
+  for (const [options, message] of [
+    [{ output: folder, device: 'cuda:999' }, /cannot prune on cuda:999: /],
+    [{ output: folder, workFolder: note }, /cannot use the work folder .*note\.txt: .*; choose another/],
+    [{ output: note }, /cannot write to .*note\.txt: .*; choose another output folder/],
+  ] as const)
+    await t.throwsAsync(prune(model, options), { name: 'ModelFolderError', message });
+  t.deepEqual(await readdir(join(folder, '..')), ['note.txt']);
+});
