@@ -1,4 +1,3 @@
-import { readFile } from 'node:fs/promises';
 import { text as readAll } from 'node:stream/consumers';
 import { Command } from 'commander';
 import pc from 'picocolors';
@@ -15,6 +14,7 @@ import {
 } from '../generation-options.js';
 import { repeatable } from '../option-parsers.js';
 import { abortOnInterrupt } from '../terminal.js';
+import { readTextFile } from '../text-file.js';
 import { refuseStray } from '../usage.js';
 
 interface Options extends ModelOptions, SamplingFlags {
@@ -94,7 +94,7 @@ async function readPrompts(args: readonly string[], files: readonly string[]): P
   const given = named ? args : ['-'];
   return [
     ...(await Promise.all(given.map((arg) => (arg === '-' ? stdin() : arg)))),
-    ...(await Promise.all(files.map((file) => readFile(file, 'utf8')))),
+    ...(await Promise.all(files.map((file) => readTextFile(file, 'the prompt')))),
   ];
 }
 

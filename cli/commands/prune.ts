@@ -1,4 +1,3 @@
-import { readFile } from 'node:fs/promises';
 import { resolve } from 'node:path';
 import { Command, InvalidArgumentError, Option } from 'commander';
 import {
@@ -14,6 +13,7 @@ import { shareBelowOne, wholeNumber } from '../option-parsers.js';
 import { formatPruning, pruneWithProgress } from '../prune-progress.js';
 import { refuseStrayScope, scopeOption } from '../scope-option.js';
 import { abortOnInterrupt } from '../terminal.js';
+import { readTextFile } from '../text-file.js';
 import { refuseStray } from '../usage.js';
 
 interface Options {
@@ -99,7 +99,14 @@ async function run(folder: string, options: Options, command: Command): Promise<
 }
 
 async function readSparsities(path: string): Promise<LayerSparsity[]> {
-  return parseLayerSparsity(JSON.parse(await readFile(path, 'utf8')), path);
+  const text = await readTextFile(path, 'the sparsities');
+  let json: unknown;
+  try {
+    json = JSON.parse(text);
+  } catch (cause) {
+    throw new Error(`${path} is not JSON: ${(cause as Error).message}; expected {"layers.0.*": 0.4}`, { cause });
+  }
+  return parseLayerSparsity(json, path);
 }
 
 function collectLayerSparsity(text: string, list: LayerSparsity[]): LayerSparsity[] {

@@ -72,6 +72,9 @@ test.serial('wrong options end with 2, a folder without a model with 1', async (
   const none = await flashllm(['generate', join(folder, 'none'), 'a']);
   t.is(none.code, 1);
   t.regex(none.stderr, /there is no folder .*none; expected one that flashllm export or rewrite wrote/);
+  const unread = await flashllm(['generate', folder, '-f', join(folder, 'none.txt')]);
+  t.is(unread.code, 1);
+  t.regex(unread.stderr, /cannot read the prompt: .*none\.txt.*; name a UTF-8 file that is there/);
   const checkpoint = await flashllm(['generate', shippedModel(), 'a']);
   t.is(checkpoint.code, 1);
   t.regex(checkpoint.stderr, /has no model\.onnx .*flashllm export /);
