@@ -4,7 +4,7 @@ import type { InferenceSession } from 'onnxruntime-node';
 import type { GenerateOptions, SchedulerOptions, Tokenizer } from '../models/index.js';
 import { openTextModel, type TextModel } from '../models/text-model.js';
 import type { FlashLLMOptions } from '../provider/ep-options.js';
-import { numberWithin, repeatable, wholeNumber } from './option-parsers.js';
+import { numberWithin, repeatable, threadCount, wholeNumber } from './option-parsers.js';
 import { refuseStray } from './usage.js';
 
 /** What the provider's option takes; as many columns of a product are no longer those of decoding. */
@@ -20,7 +20,7 @@ export interface ModelOptions {
 /** Adds the options of the session. */
 export function addModelOptions(command: Command): Command {
   return command
-    .option('--threads <number>', 'threads of a session (default: one a core)', wholeNumber(1))
+    .option('--threads <number>', 'threads of a session (default: one a core)', threadCount)
     .addOption(
       new Option('--device <name>', 'where flashllm computes (default: a GPU where one can be used)').choices([
         'auto',

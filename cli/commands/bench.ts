@@ -3,7 +3,7 @@ import { once } from 'node:events';
 import { access, constants, stat, writeFile } from 'node:fs/promises';
 import { dirname, resolve } from 'node:path';
 import { text as readAll } from 'node:stream/consumers';
-import { Command, InvalidArgumentError, Option } from 'commander';
+import { Command, Option } from 'commander';
 import { BENCHMARK_PREFILL_TOKENS, type Benchmark, measureGeneration } from '../../models/benchmark.js';
 import { tokenizerOrNumbers } from '../../models/number-tokenizer.js';
 import { readOptConfig } from '../../models/opt/config.js';
@@ -18,7 +18,7 @@ import {
   refuseStrayModelOptions,
   sessionOptions,
 } from '../generation-options.js';
-import { wholeNumber } from '../option-parsers.js';
+import { batchSize, wholeNumber } from '../option-parsers.js';
 import { formatStep } from '../step-table.js';
 import { abortOnInterrupt, formatBytes, formatSeconds, formatTable, Progress } from '../terminal.js';
 import { refuseStray } from '../usage.js';
@@ -214,8 +214,5 @@ function chart(models: readonly Measured[]): string {
 }
 
 function parseList(text: string): number[] {
-  const values = text.split(',').map(Number);
-  if (values.some((value) => !Number.isSafeInteger(value) || value < 1))
-    throw new InvalidArgumentError('Expected whole numbers of at least 1, separated by commas.');
-  return values;
+  return text.split(',').map(batchSize);
 }

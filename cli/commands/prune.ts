@@ -9,7 +9,7 @@ import {
   parsePruneDevice,
   pruneMethods,
 } from '../../models/pruning/index.js';
-import { shareBelowOne, wholeNumber } from '../option-parsers.js';
+import { shareBelowOne, threadCount, wholeNumber } from '../option-parsers.js';
 import { formatPruning, pruneWithProgress } from '../prune-progress.js';
 import { refuseStrayScope, scopeOption } from '../scope-option.js';
 import { abortOnInterrupt } from '../terminal.js';
@@ -66,7 +66,11 @@ export function pruneCommand(): Command {
     .option('--sequences <number>', 'calibration sequences (default: 128)', wholeNumber(1))
     .option('--length <number>', "tokens of each (default: the model's context, 2048 at most)", wholeNumber(1))
     .option('--seed <number>', 'which pieces of the text are taken (default: 0)', wholeNumber(0))
-    .option('--damping <fraction>', 'with --method sparsegpt: of the mean diagonal (default: 0.01)', shareBelowOne)
+    .option(
+      '--damping <fraction>',
+      'of the mean diagonal, with --method sparsegpt and in compensation (default: 0.01)',
+      shareBelowOne,
+    )
     .option('--iterations <number>', 'with --method admm (default: 20)', wholeNumber(1))
     .option(
       '--refinement <number>',
@@ -74,7 +78,7 @@ export function pruneCommand(): Command {
       wholeNumber(0),
     )
     .option('--device <name>', 'auto (a GPU where there is one), cpu, cuda or cuda:<number>', parseDevice, 'auto')
-    .option('--threads <number>', 'on the CPU (default: one a core)', wholeNumber(1))
+    .option('--threads <number>', 'on the CPU (default: one a core)', threadCount)
     .option('--work-folder <folder>', 'where activations lie on the way (default: beside the output)')
     .option('--restart', 'throw an unfinished run away instead of going on with it')
     .option('--json', 'print the report as JSON')

@@ -4,7 +4,7 @@ import pc from 'picocolors';
 import { readOptConfig } from '../../models/opt/config.js';
 import { createServer, type ServedModel } from '../../serve/server.js';
 import { addModelOptions, type ModelOptions, openModel, refuseStrayModelOptions } from '../generation-options.js';
-import { wholeNumber } from '../option-parsers.js';
+import { batchSize, timerSeconds, wholeNumber } from '../option-parsers.js';
 import { abortOnInterrupt } from '../terminal.js';
 import { refuseStray } from '../usage.js';
 
@@ -51,7 +51,7 @@ export function serveCommand(): Command {
     .option('--compare-name <model>', 'name of that one for clients (default: the folder’s)')
     .option('--compare-stock', 'run that one without flashllm')
     .option('--api-key <key>', 'required of clients (default: FLASHLLM_API_KEY of the environment, or none)')
-    .option('--max-batch <number>', 'most sequences that run at once', wholeNumber(1), 32)
+    .option('--max-batch <number>', 'most sequences that run at once', batchSize, 32)
     .option('--max-waiting <number>', 'most that wait; further requests get 429', wholeNumber(1), 128)
     .option('--prefill-tokens <number>', 'most tokens of prompts in one step', wholeNumber(1), 256)
     .option(
@@ -65,7 +65,7 @@ export function serveCommand(): Command {
     .option(
       '--grace <seconds>',
       'time that requests in flight get to end when the server is stopped',
-      wholeNumber(0),
+      timerSeconds,
       30,
     );
   return addModelOptions(command).action(run);

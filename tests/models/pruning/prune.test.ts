@@ -275,6 +275,9 @@ test('an output that exists, a text that is too short and settings out of range 
   await t.throwsAsync(prune(model, { output: await output(), calibration: { file, length: 41 } }), {
     message: /length is 41, expected 1 to the model's 40 positions/,
   });
+  await t.throwsAsync(prune(model, { output: await output(), calibration: { file, length: 40, sequences: 1e12 } }), {
+    message: /1000000000000 sequences of 40 tokens are asked for, expected at most 268435456 tokens together/,
+  });
   await t.throwsAsync(prune(model, { output: await output(), sparsity: 1 }), {
     message: /sparsity is 1, expected a number from 0 to below 1/,
   });
