@@ -1,5 +1,5 @@
 /** Models as people keep them: a folder with one or more .onnx files, their data, a tokenizer and configuration beside. */
-import { existsSync, readdirSync, statSync } from 'node:fs';
+import { readdirSync, statSync } from 'node:fs';
 import path from 'node:path';
 import { companionsOf, copyCompanions, declareDataFiles, readConfig } from './companions.js';
 import { ModelError, OutputError } from './onnx/errors.js';
@@ -30,7 +30,7 @@ export function findModels(input: string): { root: string; models: ModelFile[] }
   if (!stats.isDirectory()) throw new ModelError(`${input} is neither a file nor a folder; expected an .onnx model`);
   const models = MODEL_FOLDERS.flatMap((folder) => {
     const full = path.join(input, folder);
-    if (!existsSync(full)) return [];
+    if (!statSync(full, { throwIfNoEntry: false })?.isDirectory()) return [];
     const names = readdirSync(full).filter((name) => name.endsWith('.onnx') && !name.startsWith('.'));
     return names.sort().map((name) => ({ path: path.join(full, name), relative: path.join(folder, name) }));
   });

@@ -113,6 +113,14 @@ test('a companion that leads out of the folder is refused', async (t) => {
   t.deepEqual(readdirSync(folder).sort(), ['model.onnx', 'tokenizer.json']);
 });
 
+test('a file called onnx is no folder of models', async (t) => {
+  const folder = tempFolder();
+  writeModel(linear(1), folder);
+  writeFileSync(path.join(folder, 'onnx'), 'a note');
+  const output = path.join(tempFolder(), 'out');
+  t.is((await rewriteInto(folder, output)).length, 1);
+});
+
 test("models and companions may be links into one folder, as in Hugging Face's cache", async (t) => {
   const [blobs, snapshot] = [tempFolder(), tempFolder()];
   writeModel(linear(1), blobs, 'blob1');
