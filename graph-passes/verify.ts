@@ -143,20 +143,31 @@ function readInputs(
   const feeds: Record<string, Tensor> = {};
   for (const { name } of metadata) {
     const given = inputs?.[name];
-    const count = given?.shape?.reduce((a, b) => a * b, 1);
-    if (!given || given.data?.length !== count) {
+    if (!isTensor(given)) {
       throw new Error(
         `${file}: input '${name}' is missing or its data does not fill its shape; expected { dtype, shape, data }`,
       );
     }
-    feeds[name] = makeTensor(TensorClass, { name, type: given.dtype }, given.shape, given.data);
+    try {
+      feeds[name] = makeTensor(TensorClass, { name, type: given.dtype }, given.shape, given.data);
+    } catch (cause) {
+      throw new Error(`${file}: input '${name}' is no tensor of ${given.dtype}: ${text(cause)}`, { cause });
+    }
   }
   return feeds;
 }
 
-function parseInputs(file: string): Record<string, JsonTensor> | undefined {
+function isTensor(given: Partial<Record<keyof JsonTensor, unknown>> | null | undefined): given is JsonTensor {
+  const { dtype, shape, data } = given ?? {};
+  if (typeof dtype !== 'string' || !Array.isArray(shape) || !Array.isArray(data)) return false;
+  if (!shape.every((size) => Number.isSafeInteger(size) && size >= 0)) return false;
+  return data.length === shape.reduce((a, b) => a * b, 1);
+}
+
+function parseInputs(file: string): Record<string, Partial<JsonTensor> | null> | undefined {
   try {
-    return (JSON.parse(readFileSync(file, 'utf8')) as { inputs?: Record<string, JsonTensor> } | null)?.inputs;
+    return (JSON.parse(readFileSync(file, 'utf8')) as { inputs?: Record<string, Partial<JsonTensor> | null> } | null)
+      ?.inputs;
   } catch (cause) {
     throw new Error(
       `cannot read the inputs in ${file}: ${text(cause)}; expected JSON, { "inputs": { "<name>": { dtype, shape, data } } }`,
