@@ -6,7 +6,7 @@ import { createServer, type ServedModel } from '../../serve/server.js';
 import { addModelOptions, type ModelOptions, openModel, refuseStrayModelOptions } from '../generation-options.js';
 import { batchSize, timerSeconds, wholeNumber } from '../option-parsers.js';
 import { abortOnInterrupt } from '../terminal.js';
-import { refuseStray } from '../usage.js';
+import { refuse, refuseStray } from '../usage.js';
 
 interface Options extends ModelOptions {
   host: string;
@@ -75,20 +75,27 @@ async function run(folder: string, options: Options, command: Command): Promise<
   refuseStrayModelOptions(command);
   if (options.compare === undefined) refuseStray(command, ['compareName', 'compareStock'], 'goes with --compare only');
   const { host, port, maxPromptTokens, bodyLimit } = options;
+  const name = options.name ?? folderName(folder);
+  const compareName = options.compareName ?? folderName(options.compare ?? '');
+  // Before minutes of reading weights.
+  if (options.compare !== undefined && name === compareName)
+    refuse(command, `both models are called '${name}'; give one of them a --name or --compare-name`);
   const { signal, release } = abortOnInterrupt();
   const served: ServedModel[] = [];
   try {
-    const first = await open(folder, options.name, options, options);
+    const first = await open(folder, name, options, options);
     served.push(first);
     if (options.compare !== undefined) {
       const stock = options.stock || options.compareStock || false;
-      served.push(await open(options.compare, options.compareName, { ...options, stock }, options));
+      served.push(await open(options.compare, compareName, { ...options, stock }, options));
     }
-    if (new Set(served.map(({ name }) => name)).size < served.length)
-      throw new Error(`both models are called '${first.name}'; give one of them a --name or --compare-name`);
     const apiKey = options.apiKey ?? process.env.FLASHLLM_API_KEY;
     const { app, close } = createServer([first, ...served.slice(1)], { apiKey, maxPromptTokens, bodyLimit });
-    const address = await app.listen({ host, port });
+    const address = await app.listen({ host, port }).catch((cause: Error) => {
+      throw new Error(`cannot listen on ${host}, port ${port}: ${cause.message}; choose another --host or --port`, {
+        cause,
+      });
+    });
     if (apiKey === undefined && !LOOPBACK.test(host))
       process.stderr.write(`whoever reaches ${host} can use this server; --api-key <key> asks clients for one\n`);
     const names = served.map(({ name }) => pc.bold(name)).join(' and ');
@@ -104,7 +111,7 @@ async function run(folder: string, options: Options, command: Command): Promise<
 
 async function open(
   folder: string,
-  name: string | undefined,
+  name: string,
   session: ModelOptions,
   { maxBatch, maxWaiting, prefillTokens, idleCache }: Options,
 ): Promise<ServedModel> {
@@ -115,5 +122,9 @@ async function open(
   const { maxPositions, eosTokenId } = await readOptConfig(folder);
   // The first request, too, finds weights in memory, kernels loaded and, on a GPU, a recorded step.
   await model.generator.generate([[eosTokenId]], { maxNewTokens: WARM_UP_TOKENS, stopTokenIds: [] });
-  return { name: name ?? basename(resolve(folder)), model, maxPositions };
+  return { name, model, maxPositions };
+}
+
+function folderName(folder: string): string {
+  return basename(resolve(folder));
 }

@@ -2,6 +2,7 @@
 import { spawn } from 'node:child_process';
 import { once } from 'node:events';
 import { cp, open, readdir, readFile, rm, truncate, writeFile } from 'node:fs/promises';
+import { type AddressInfo, createServer } from 'node:net';
 import { join } from 'node:path';
 import type { Readable } from 'node:stream';
 import { text as readAll } from 'node:stream/consumers';
@@ -81,6 +82,16 @@ test.serial('wrong options end with 2, a folder without a model with 1', async (
   const file = await flashllm(['generate', join(folder, 'config.json'), 'a']);
   t.is(file.code, 1);
   t.regex(file.stderr, /config\.json is no folder; expected one/);
+});
+
+test.serial('serve says where it cannot listen, and what to change', async (t) => {
+  const other = createServer().listen(0, '127.0.0.1');
+  await once(other, 'listening');
+  const { port } = other.address() as AddressInfo;
+  const { code, stdout, stderr } = await flashllm(['serve', folder, '--port', String(port)]);
+  t.deepEqual([code, stdout], [1, '']);
+  t.regex(stderr, /cannot listen on 127\.0\.0\.1, port \d+: .*EADDRINUSE.*; choose another --host or --port/);
+  other.close();
 });
 
 test.serial('of a damaged model one error is told, and before what is missing beside it', async (t) => {

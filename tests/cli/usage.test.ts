@@ -48,6 +48,7 @@ const cases: [keyof typeof commands, string[], RegExp][] = [
   ['bench', ['none', '--stock', '--expected-batch', '8'], /^error: --expected-batch is of flashllm/],
   ['bench', ['none', '--compare-stock'], /^error: --compare-stock goes with --compare only/],
   ['serve', ['none', '--compare-name', 'a'], /^error: --compare-name goes with --compare only/],
+  ['serve', ['none', '--compare', 'a/none'], /^error: both models are called 'none'; give one of them a --name/],
   ['verify', ['none', 'none', '--inputs', 'none', '--past', '2'], /^error: --past is of random inputs, which --inputs/],
   [
     'prune',
