@@ -3,16 +3,17 @@ import { existsSync } from 'node:fs';
 import { lstat, mkdir, mkdtemp, realpath, rm, stat } from 'node:fs/promises';
 import { dirname, join, resolve } from 'node:path';
 import { findModels } from '../graph-passes/index.js';
+import { requireFolder } from '../graph-passes/onnx/save.js';
 import { ModelFolderError } from '../models/errors.js';
 import { exportOpt } from '../models/opt/export.js';
-import type { PruneMethod } from '../models/pruning/index.js';
+import type { PruneMethod, PruneScope } from '../models/pruning/index.js';
 import { formatPruning, pruneWithProgress } from './prune-progress.js';
 import { Progress } from './terminal.js';
 
 interface Options {
   readonly sparsity?: number | undefined;
   readonly method?: PruneMethod | undefined;
-  readonly scope: 'layer' | 'row';
+  readonly scope: PruneScope;
   /** Print nothing but errors. */
   readonly quiet: boolean;
 }
@@ -84,6 +85,7 @@ async function checkPlaces(checkpoint: string, output: string, pruned: string | 
     throw new ModelFolderError('USAGE', `the output ${output} exists and is no folder. Name another`);
   if (found && (await realpath(output)) === (await realpath(checkpoint)))
     throw new ModelFolderError('USAGE', `the output folder ${output} is the one that the model is in. Name another`);
+  requireFolder(resolve(output));
   // An input of this name, or in a folder of it, is found here, too.
   if (pruned !== undefined && (await lstat(pruned).catch(() => undefined)))
     throw new ModelFolderError(

@@ -4,7 +4,8 @@ import type { InferenceSession } from 'onnxruntime-node';
 import type { GenerateOptions, SchedulerOptions, Tokenizer } from '../models/index.js';
 import { openTextModel, type TextModel } from '../models/text-model.js';
 import type { FlashLLMOptions } from '../provider/ep-options.js';
-import { numberWithin, repeatable, wholeNumber } from './option-parsers.js';
+import { numberWithin, repeatable, threadCount, wholeNumber } from './option-parsers.js';
+import { refuseStray } from './usage.js';
 
 /** What the provider's options take; as many columns of a product are no longer those of decoding. */
 const MOST_EXPECTED = 1024;
@@ -21,7 +22,7 @@ export interface ModelOptions {
 /** Adds the options of the session. */
 export function addModelOptions(command: Command): Command {
   return command
-    .option('--threads <number>', 'threads of a session (default: one a core)', wholeNumber(1))
+    .option('--threads <number>', 'threads of a session (default: one a core)', threadCount)
     .addOption(
       new Option('--device <name>', 'where flashllm computes (default: a GPU where one can be used)').choices([
         'auto',
@@ -40,6 +41,12 @@ export function addModelOptions(command: Command): Command {
       wholeNumber(0, MOST_EXPANDED),
     )
     .option('--stock', 'run without flashllm, on ONNX Runtime’s own CPU provider');
+}
+
+/** Ends the command with exit code 2 where `--stock` leaves out the provider that options are for. */
+export function refuseStrayModelOptions(command: Command): void {
+  if (command.opts<ModelOptions>().stock)
+    refuseStray(command, ['device', 'expectedBatch', 'expandedMegabytes'], 'is of flashllm, which --stock leaves out');
 }
 
 /** Opens a model folder as the options say. Importing the package makes 'flashllm' a provider of onnxruntime-node. */
@@ -110,6 +117,12 @@ export function addSamplingOptions(command: Command): Command {
     .addOption(repeatable('--stop <text>', 'end before this text; may be repeated'))
     .option('--ignore-eos', 'do not end at the model’s end of text')
     .option('--logprobs <number>', 'with --json: log-probabilities of each token and the likeliest', wholeNumber(0));
+}
+
+/** Ends the command with exit code 2 where options say how to draw tokens and none is drawn. */
+export function refuseStraySampling(command: Command): void {
+  if (command.opts<SamplingFlags>().temperature === undefined)
+    refuseStray(command, ['topK', 'topP', 'seed'], 'says how tokens are drawn: give --temperature above 0, too');
 }
 
 /** The options as the library takes them. */

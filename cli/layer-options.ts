@@ -6,10 +6,11 @@ import {
   type InspectReport,
   type LayerReport,
 } from '../graph-passes/index.js';
-import { type PruneMethod, pruneMethods } from '../models/pruning/index.js';
-import type { PruneSpec } from '../provider/native.js';
+import { type PruneMethod, type PruneScope, pruneMethods } from '../models/pruning/index.js';
 import { repeatable, share } from './option-parsers.js';
+import { refuseStrayScope, scopeOption } from './scope-option.js';
 import { type Column, formatBytes, formatTable, Progress } from './terminal.js';
+import { refuseStray } from './usage.js';
 
 export interface LayerOptions {
   minSparsity?: number;
@@ -18,7 +19,7 @@ export interface LayerOptions {
   weights: 'auto' | 'fp16' | 'bf16' | 'fp32';
   sparsity?: number;
   method?: PruneMethod;
-  scope: PruneSpec['scope'];
+  scope: PruneScope;
 }
 
 const VALUE_TYPES = { auto: 'auto', fp16: 'float16', bf16: 'bfloat16', fp32: 'float32' } as const;
@@ -45,9 +46,7 @@ export function addLayerOptions(command: Command): Command {
         'how to prune: magnitude for ONNX models; the others run text through a Hugging Face folder, whose default is sparsegpt',
       ).choices([...pruneMethods]),
     )
-    .addOption(
-      new Option('--scope <name>', 'what the share of zeros is kept in').choices(['layer', 'row']).default('layer'),
-    );
+    .addOption(scopeOption());
 }
 
 /**
@@ -57,11 +56,9 @@ export function addLayerOptions(command: Command): Command {
  */
 export function refuseStrayPruning(command: Command, otherwise: PruneMethod): void {
   const { sparsity, method = otherwise } = command.opts<LayerOptions>();
-  const given = (name: string) => command.getOptionValueSource(name) === 'cli';
-  const stray = ['method', 'scope'].find((name) => sparsity === undefined && given(name));
-  if (stray) command.error(`--${stray} says how to prune: give --sparsity <fraction>, too`, { exitCode: 2 });
-  if (given('scope') && method !== 'magnitude')
-    command.error(`--scope goes with --method magnitude only, not ${method}`, { exitCode: 2 });
+  if (sparsity === undefined)
+    refuseStray(command, ['method', 'scope'], 'says how to prune: give --sparsity <fraction>, too');
+  refuseStrayScope(command, method);
 }
 
 /** The options as the library takes them. @throws if the method needs more than an ONNX model has. */

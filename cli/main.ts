@@ -28,7 +28,7 @@ async function main(argv: readonly string[]): Promise<number> {
     .exitOverride()
     .showHelpAfterError('(flashllm <command> --help lists the options)');
   const named = argv.find((argument) => !argument.startsWith('-'));
-  const load = named === undefined ? undefined : commands[named];
+  const load = named !== undefined && Object.hasOwn(commands, named) ? commands[named] : undefined;
   for (const make of load ? [load] : Object.values(commands)) program.addCommand(inherit(await make(), program));
   if (argv.length === 0) {
     program.outputHelp();

@@ -13,6 +13,18 @@ export function wholeNumber(least: number, most = Number.MAX_SAFE_INTEGER): (tex
   };
 }
 
+/** What the provider's option takes. Many more are no faster anywhere, and a machine may have no place for their stacks. */
+const MOST_THREADS = 1024;
+
+/** How many threads to compute with. */
+export const threadCount = wholeNumber(1, MOST_THREADS);
+
+/** How many sequences at once; there is a list of their places. */
+export const batchSize = wholeNumber(1, 4096);
+
+/** A timer's milliseconds are a signed integer of 32 bits; a longer one would end at once. */
+export const timerSeconds = wholeNumber(0, Math.floor((2 ** 31 - 1) / 1000));
+
 /** Any number. */
 export function finiteNumber(text: string): number {
   const value = Number(text);

@@ -1,5 +1,5 @@
 /** The files that go along with a model: configuration, tokenizer, licence. */
-import { existsSync, readdirSync, readFileSync, realpathSync, statSync } from 'node:fs';
+import { readdirSync, readFileSync, realpathSync, statSync } from 'node:fs';
 import { copyFile, mkdir } from 'node:fs/promises';
 import path from 'node:path';
 import { ModelError } from './onnx/errors.js';
@@ -38,7 +38,9 @@ export function companionsOf(folder: string): string[] {
 }
 
 function weightFolders(folder: string): string[] {
-  const folders = WEIGHT_FOLDERS.map((name) => path.join(folder, name)).filter(existsSync);
+  const folders = WEIGHT_FOLDERS.map((name) => path.join(folder, name)).filter((at) =>
+    statSync(at, { throwIfNoEntry: false })?.isDirectory(),
+  );
   const files = folders.flatMap((one) => readdirSync(one).map((name) => path.join(one, name)));
   return files.filter((file) => WEIGHTS.test(file) && isFile(file)).map((file) => path.dirname(realpathSync(file)));
 }

@@ -1,11 +1,11 @@
 /** Models as people keep them: a folder with one or more .onnx files, their data, a tokenizer and configuration beside. */
-import { existsSync, readdirSync, statSync } from 'node:fs';
+import { readdirSync, statSync } from 'node:fs';
 import path from 'node:path';
 import { companionsOf, copyCompanions, declareDataFiles, readConfig } from './companions.js';
 import { ModelError, OutputError } from './onnx/errors.js';
-import { loadModel } from './onnx/load.js';
+import { type LoadedModel, loadModel } from './onnx/load.js';
 import { outputsOf, refuseOutputs } from './onnx/save.js';
-import { type RewriteOptions, type RewriteReport, rewriteModel } from './rewrite.js';
+import { type RewriteOptions, type RewriteReport, rewriteLoaded } from './rewrite.js';
 
 /** Folders of a model folder in which .onnx files are looked for: itself, and where transformers.js has them. */
 const MODEL_FOLDERS = ['', 'onnx'];
@@ -30,7 +30,7 @@ export function findModels(input: string): { root: string; models: ModelFile[] }
   if (!stats.isDirectory()) throw new ModelError(`${input} is neither a file nor a folder; expected an .onnx model`);
   const models = MODEL_FOLDERS.flatMap((folder) => {
     const full = path.join(input, folder);
-    if (!existsSync(full)) return [];
+    if (!statSync(full, { throwIfNoEntry: false })?.isDirectory()) return [];
     const names = readdirSync(full).filter((name) => name.endsWith('.onnx') && !name.startsWith('.'));
     return names.sort().map((name) => ({ path: path.join(full, name), relative: path.join(folder, name) }));
   });
@@ -52,19 +52,21 @@ export interface RewriteFolderOptions extends Omit<RewriteOptions, 'input' | 'ou
 /**
  * Rewrites a model, or every model of a folder, into another folder, and copies configuration and tokenizer along.
  * @throws OutputError where the output folder is the input's, or an output would overwrite a file of an input; ModelError for
- * companions that cannot be taken along. Both before anything is written. Otherwise as {@link rewriteModel}.
+ * companions that cannot be taken along. Both before anything is written. Otherwise as `rewriteModel`.
  */
 export async function rewriteFolder(options: RewriteFolderOptions): Promise<RewriteReport[]> {
   const { root, models } = findModels(options.input);
   if (path.resolve(root) === path.resolve(options.output)) {
     throw new OutputError(`the output folder ${options.output} is the one that the model is in. Name another`);
   }
-  checkFiles(root, models, options.output);
+  // Graphs only, and each goes when it is rewritten: weights stay in their files.
+  const loaded = models.map((model) => loadModel(model.path));
+  checkFiles(root, models, loaded, options.output);
   const reports: RewriteReport[] = [];
   for (const model of models) {
     options.onModel?.(model);
     const output = path.join(options.output, model.relative);
-    reports.push(await rewriteModel({ ...options, input: model.path, output }));
+    reports.push(await rewriteLoaded(loaded.shift() as LoadedModel, { ...options, output }));
   }
   await copyCompanions(root, options.output);
   const external = reports.filter(({ output }) => output.dataPath).map(({ output }) => path.basename(output.path));
@@ -73,9 +75,9 @@ export async function rewriteFolder(options: RewriteFolderOptions): Promise<Rewr
 }
 
 /** What can be wrong with the files around the models, looked at before the first of them is written. */
-function checkFiles(root: string, models: readonly ModelFile[], output: string): void {
+function checkFiles(root: string, models: readonly ModelFile[], loaded: readonly LoadedModel[], output: string): void {
   const names = [...models.flatMap(({ relative }) => outputsOf(relative)), ...companionsOf(root)];
-  const inputs = models.flatMap((model) => loadModel(model.path).files);
+  const inputs = loaded.flatMap(({ files }) => files);
   refuseOutputs(
     names.map((name) => path.join(output, name)),
     inputs,

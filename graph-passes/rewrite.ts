@@ -97,7 +97,7 @@ interface Plan {
  * @throws ModelError where the model is malformed.
  */
 export async function inspectModel(options: InspectOptions): Promise<InspectReport> {
-  return withFiles(options.signal, async (files) => (await plan(options, files)).report);
+  return withFiles(options.signal, async (files) => (await plan(loadModel(options.input), options, files)).report);
 }
 
 /**
@@ -106,8 +106,16 @@ export async function inspectModel(options: InspectOptions): Promise<InspectRepo
  * @throws ModelError where the model is malformed, OutputError where the output cannot be written.
  */
 export async function rewriteModel(options: RewriteOptions): Promise<RewriteReport> {
+  return rewriteLoaded(loadModel(options.input), options);
+}
+
+/** As {@link rewriteModel}, of a model that is loaded already; its graph is rewritten in memory, too. */
+export async function rewriteLoaded(
+  model: LoadedModel,
+  options: Omit<RewriteOptions, 'input'>,
+): Promise<RewriteReport> {
   return withFiles(options.signal, async (files) => {
-    const planned = await plan(options, files);
+    const planned = await plan(model, options, files);
     const packed = convert(planned);
     const fused = fuse(planned.context, options.trace ?? (() => {}));
     removeUnusedInitializers(planned.context.view, planned.context.irVersion);
@@ -136,8 +144,7 @@ async function withFiles<T>(signal: AbortSignal | undefined, work: (files: Weigh
   }
 }
 
-async function plan(options: InspectOptions, files: WeightFiles): Promise<Plan> {
-  const model = loadModel(options.input);
+async function plan(model: LoadedModel, options: Omit<InspectOptions, 'input'>, files: WeightFiles): Promise<Plan> {
   const view = new GraphView(model.proto);
   const context = { view, shapes: new Shapes(view), irVersion: irVersionOf(model.proto), given: sparseNodesOf(view) };
   const policy: Policy = {
@@ -184,7 +191,10 @@ function sparseNodesOf({ scopes }: GraphView): ReadonlySet<NodeProto> {
   return new Set(scopes.flatMap(({ graph }) => sparseNodes(graph)));
 }
 
-async function analyzeAll(jobs: readonly WeightJob[], { onProgress, signal }: InspectOptions): Promise<void> {
+async function analyzeAll(
+  jobs: readonly WeightJob[],
+  { onProgress, signal }: Pick<InspectOptions, 'onProgress' | 'signal'>,
+): Promise<void> {
   const bytesTotal = jobs.reduce((sum, job) => sum + job.denseBytes, 0);
   let done = 0;
   for (const job of jobs) {

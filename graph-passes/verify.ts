@@ -2,7 +2,7 @@
 import { readFileSync } from 'node:fs';
 import type { InferenceSession, Tensor, TensorConstructor } from 'onnxruntime-node';
 import { ModelError } from './onnx/errors.js';
-import { loadModel } from './onnx/load.js';
+import { loadWhole } from './onnx/load.js';
 import { float16ToNumber } from './onnx/tensor.js';
 import { type InputSizes, makeTensor, randomInputs } from './random-inputs.js';
 
@@ -62,7 +62,7 @@ export async function verifyModels(options: VerifyOptions): Promise<VerifyReport
     anew: 'rewrite it again (flashllm rewrite)',
     fitting: 'check that it was made from this original',
   };
-  for (const model of [original, rewritten]) requireWhole(model);
+  for (const { path, name, anew } of [original, rewritten]) loadWhole(path, name, anew);
   // Loaded here, so that a program that only rewrites models loads no runtime.
   const ort = await import('onnxruntime-node');
   await import('../provider/index.js');
@@ -95,19 +95,6 @@ interface Side {
   readonly anew: string;
   /** Where it does not take the inputs. */
   readonly fitting: string;
-}
-
-/** Reads a model's files as a rewrite does: what is wrong with them, a session says less clearly, and in its log too. */
-function requireWhole({ name, path, anew }: Side): void {
-  try {
-    loadModel(path);
-  } catch (cause) {
-    if (!(cause instanceof ModelError)) throw cause;
-    throw new ModelError(
-      `${name} is damaged or incomplete. ${text(cause)}. Copy it again with all of its files, or ${anew}`,
-      { cause },
-    );
-  }
 }
 
 async function runModel(
@@ -156,20 +143,31 @@ function readInputs(
   const feeds: Record<string, Tensor> = {};
   for (const { name } of metadata) {
     const given = inputs?.[name];
-    const count = given?.shape?.reduce((a, b) => a * b, 1);
-    if (!given || given.data?.length !== count) {
+    if (!isTensor(given)) {
       throw new Error(
         `${file}: input '${name}' is missing or its data does not fill its shape; expected { dtype, shape, data }`,
       );
     }
-    feeds[name] = makeTensor(TensorClass, { name, type: given.dtype }, given.shape, given.data);
+    try {
+      feeds[name] = makeTensor(TensorClass, { name, type: given.dtype }, given.shape, given.data);
+    } catch (cause) {
+      throw new Error(`${file}: input '${name}' is no tensor of ${given.dtype}: ${text(cause)}`, { cause });
+    }
   }
   return feeds;
 }
 
-function parseInputs(file: string): Record<string, JsonTensor> | undefined {
+function isTensor(given: Partial<Record<keyof JsonTensor, unknown>> | null | undefined): given is JsonTensor {
+  const { dtype, shape, data } = given ?? {};
+  if (typeof dtype !== 'string' || !Array.isArray(shape) || !Array.isArray(data)) return false;
+  if (!shape.every((size) => Number.isSafeInteger(size) && size >= 0)) return false;
+  return data.length === shape.reduce((a, b) => a * b, 1);
+}
+
+function parseInputs(file: string): Record<string, Partial<JsonTensor> | null> | undefined {
   try {
-    return (JSON.parse(readFileSync(file, 'utf8')) as { inputs?: Record<string, JsonTensor> } | null)?.inputs;
+    return (JSON.parse(readFileSync(file, 'utf8')) as { inputs?: Record<string, Partial<JsonTensor> | null> } | null)
+      ?.inputs;
   } catch (cause) {
     throw new Error(
       `cannot read the inputs in ${file}: ${text(cause)}; expected JSON, { "inputs": { "<name>": { dtype, shape, data } } }`,

@@ -31,9 +31,14 @@ export class WeightFiles {
         : new BufferSource(tensorBytes(tensor));
     this.folder ??= await mkdtemp(path.join(tmpdir(), 'flashllm-'));
     const file = await TempFile.create(path.join(this.folder, `weight-${this.count++}`));
-    await source.write({ path: file.path, offset: 0 }, () => {}, undefined);
-    await file.seal();
-    await file.commit();
+    try {
+      await source.write({ path: file.path, offset: 0 }, () => {}, undefined);
+      await file.seal();
+      await file.commit();
+    } catch (error) {
+      await file.discard();
+      throw error;
+    }
     return { path: file.target, offset: 0, length };
   }
 

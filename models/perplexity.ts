@@ -23,7 +23,7 @@ export interface Perplexity {
  * Perplexity of a model on a text, in windows that do not overlap: the last one may be shorter.
  *
  * @param ids tokens of the whole text.
- * @throws ModelFolderError `USAGE` for fewer than two tokens or a window that is too small.
+ * @throws ModelFolderError `USAGE` for fewer than two tokens or a window that is too small; `TENSOR` for logits that are NaN.
  */
 export async function measurePerplexity(
   decoder: Decoder,
@@ -45,6 +45,11 @@ export async function measurePerplexity(
     const input = row.slice(0, -1);
     const { logits } = await decoder.step({ ids: [input], mask: [input.map(() => 1)] });
     for (let i = 0; i < input.length; i++) loss += negativeLogLikelihood(logits.at(0, i), row[i + 1] as number);
+    if (Number.isNaN(loss))
+      throw new ModelFolderError(
+        'TENSOR',
+        `the model gave logits that are no numbers for tokens ${start} to ${start + input.length - 1}, expected finite ones; run 'flashllm verify' on the model`,
+      );
     tokens += input.length;
     onProgress?.(Math.min(start + window, ids.length), ids.length);
   }

@@ -1,7 +1,7 @@
 import { access, stat } from 'node:fs/promises';
 import { join } from 'node:path';
 import { InferenceSession } from 'onnxruntime-node';
-import { loadModel } from '../graph-passes/onnx/load.js';
+import { loadWhole } from '../graph-passes/onnx/load.js';
 import { decodeModel } from '../graph-passes/onnx/proto.js';
 import { scanModel } from '../graph-passes/onnx/scan.js';
 import { FLOAT16 } from '../graph-passes/onnx/tensor.js';
@@ -43,13 +43,10 @@ export async function openTextModel(
   scheduling: SchedulerOptions = {},
   tokenizer?: Tokenizer,
 ): Promise<TextModel> {
-  const path = join(folder, 'model.onnx');
-  await requireModel(folder, path);
+  const path = await requireModel(folder);
   const config = await readOptConfig(folder);
   const texts = tokenizer ?? (await loadTokenizer(folder));
-  const session = await InferenceSession.create(path, withGraphs(path, options)).catch((error: unknown) => {
-    throw damage(path) ?? error;
-  });
+  const session = await InferenceSession.create(path, withGraphs(path, options));
   const decoder = new Decoder(session, cacheMemory(session, options));
   const generator = new TextGenerator(decoder, texts, config, scheduling);
   releaseWith(session, () => generator.scheduler.close());
@@ -71,18 +68,14 @@ function releaseWith(session: InferenceSession, first: () => Promise<void>): voi
   };
 }
 
-/** What is wrong with a model's files, in more words than ONNX Runtime has, if it is in them. */
-function damage(path: string): unknown {
-  try {
-    loadModel(path);
-    return undefined;
-  } catch (error) {
-    return error;
-  }
-}
-
-/** Names what is missing before anything else does: a Hugging Face folder, which is no model for a session yet, has the other files. */
-async function requireModel(folder: string, path: string): Promise<void> {
+/**
+ * The path of a folder's model, whose files are whole. Asked for before what lies beside it: that is of no use without the model, and a Hugging
+ * Face folder, which is no model for a session yet, has it too.
+ *
+ * @throws ModelFolderError where there is none; ModelError where its files are damaged or one is missing.
+ */
+export async function requireModel(folder: string): Promise<string> {
+  const path = join(folder, 'model.onnx');
   try {
     await access(path);
   } catch (cause) {
@@ -98,6 +91,8 @@ async function requireModel(folder: string, path: string): Promise<void> {
       { cause },
     );
   }
+  loadWhole(path, `the model ${path}`, 'export or rewrite it again (flashllm export, flashllm rewrite)');
+  return path;
 }
 
 /**
@@ -124,7 +119,7 @@ function canBeRecorded(path: string): boolean {
     const type = graph?.output?.find(({ name }) => name === 'present.0.key')?.type?.tensorType;
     return type?.elemType === FLOAT16 && type.shape?.dim?.[2]?.dimParam === IN_PLACE_LENGTH;
   } catch {
-    // What is wrong with the file, creating the session says.
+    // What is wrong with the file, requireModel or the session says.
     return false;
   }
 }

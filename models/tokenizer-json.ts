@@ -96,6 +96,10 @@ async function readText(path: string): Promise<string> {
   try {
     return await readFile(path, 'utf8');
   } catch (cause) {
-    throw new ModelFolderError('TOKENIZER', `cannot read ${path}: ${(cause as Error).message}`, { cause });
+    throw new ModelFolderError(
+      'TOKENIZER',
+      `cannot read ${path}: ${(cause as Error).message}; expected tokenizer.json in the folder, or vocab.json and merges.txt: copy them there from the Hugging Face folder that the model was made of`,
+      { cause },
+    );
   }
 }

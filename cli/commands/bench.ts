@@ -3,18 +3,25 @@ import { once } from 'node:events';
 import { access, constants, stat, writeFile } from 'node:fs/promises';
 import { dirname, resolve } from 'node:path';
 import { text as readAll } from 'node:stream/consumers';
-import { Command, InvalidArgumentError, Option } from 'commander';
+import { Command, Option } from 'commander';
 import { BENCHMARK_PREFILL_TOKENS, type Benchmark, measureGeneration } from '../../models/benchmark.js';
 import { tokenizerOrNumbers } from '../../models/number-tokenizer.js';
 import { readOptConfig } from '../../models/opt/config.js';
 import { profileStep, type StepProfile } from '../../models/step-profile.js';
-import { computesOnDevice } from '../../models/text-model.js';
+import { computesOnDevice, requireModel } from '../../models/text-model.js';
 import { deviceUse } from '../../provider/device-tensor.js';
 import { barChart } from '../chart.js';
-import { addModelOptions, type ModelOptions, openModel, sessionOptions } from '../generation-options.js';
-import { wholeNumber } from '../option-parsers.js';
+import {
+  addModelOptions,
+  type ModelOptions,
+  openModel,
+  refuseStrayModelOptions,
+  sessionOptions,
+} from '../generation-options.js';
+import { batchSize, wholeNumber } from '../option-parsers.js';
 import { formatStep } from '../step-table.js';
 import { abortOnInterrupt, formatBytes, formatSeconds, formatTable, Progress } from '../terminal.js';
+import { refuseStray } from '../usage.js';
 
 interface Options extends ModelOptions {
   promptTokens: number;
@@ -58,7 +65,9 @@ export function benchCommand(): Command {
     .action(run);
 }
 
-async function run(folder: string, options: Options): Promise<void> {
+async function run(folder: string, options: Options, command: Command): Promise<void> {
+  refuseStrayModelOptions(command);
+  if (options.compare === undefined) refuseStray(command, ['compareStock'], 'goes with --compare only');
   if (options.svg !== undefined) await checkWritable(options.svg);
   const { signal, release } = abortOnInterrupt();
   try {
@@ -96,6 +105,7 @@ async function measure(folder: string, options: Options, signal: AbortSignal): P
 
 async function measureSpeed(folder: string, options: Options, signal: AbortSignal): Promise<Measured> {
   const { promptTokens, newTokens, batch: batches, repeats } = options;
+  await requireModel(folder);
   const config = await readOptConfig(folder);
   if (promptTokens + newTokens > config.maxPositions)
     throw new Error(
@@ -138,9 +148,13 @@ export function benchArguments(folder: string, options: Options, stock: boolean)
     batch: options.batch.join(','),
     repeats: options.repeats,
     threads: options.threads,
-    device: options.device,
-    'expected-batch': options.expectedBatch,
-    'expanded-megabytes': options.expandedMegabytes,
+    ...(stock
+      ? {}
+      : {
+          device: options.device,
+          'expected-batch': options.expectedBatch,
+          'expanded-megabytes': options.expandedMegabytes,
+        }),
   }))
     if (value !== undefined) args.push(`--${flag}`, String(value));
   return args;
@@ -206,8 +220,5 @@ function chart(models: readonly Measured[]): string {
 }
 
 function parseList(text: string): number[] {
-  const values = text.split(',').map(Number);
-  if (values.some((value) => !Number.isSafeInteger(value) || value < 1))
-    throw new InvalidArgumentError('Expected whole numbers of at least 1, separated by commas.');
-  return values;
+  return text.split(',').map(batchSize);
 }

@@ -27,6 +27,8 @@ interface Measured {
   readonly weightBytes: number;
   readonly tokensPerSecond: number;
   readonly perplexity: number;
+  /** Of the held-out text, fewer than asked for where it has no more. */
+  readonly evalTokens: number;
   readonly text: string;
 }
 
@@ -110,7 +112,7 @@ async function demo(options: Options, folder: string, signal: AbortSignal): Prom
 
   if (options.json)
     process.stdout.write(`${JSON.stringify({ dense: denseResult, sparse: sparseResult }, undefined, 2)}\n`);
-  else process.stdout.write(`\n${comparison(denseResult, sparseResult, sparse.sparsity, options)}\n`);
+  else process.stdout.write(`\n${comparison(denseResult, sparseResult, sparse.sparsity)}\n`);
   if (options.output !== undefined) say(`\nThe models are ${denseFolder} and ${sparse.folder}.`);
 }
 
@@ -177,7 +179,10 @@ async function measureModel(
       signal,
       onProgress: (done) => bar.update(done),
     }).finally(() => bar.stop());
-    return { ...sizes, tokensPerSecond: Math.max(...speeds), perplexity, text: first.text };
+    return {
+      ...sizes,
+      ...{ tokensPerSecond: Math.max(...speeds), perplexity, evalTokens: ids.length, text: first.text },
+    };
   } finally {
     await model.session.release();
   }
@@ -206,7 +211,7 @@ async function generate(
   return { text, tokensPerSecond: (1000 * (tokens - 1)) / (performance.now() - started) };
 }
 
-function comparison(dense: Measured, sparse: Measured, sparsity: number, options: Options): string {
+function comparison(dense: Measured, sparse: Measured, sparsity: number): string {
   const row = (name: string, pick: (side: Measured) => number, format: (value: number) => string) => [
     name,
     format(pick(dense)),
@@ -229,7 +234,7 @@ function comparison(dense: Measured, sparse: Measured, sparsity: number, options
         (value) => value.toFixed(0),
       ),
       row(
-        `perplexity, ${options.evalTokens} held-out tokens`,
+        `perplexity, ${dense.evalTokens} held-out tokens`,
         (side) => side.perplexity,
         (value) => value.toFixed(1),
       ),

@@ -29,8 +29,9 @@ function describe(facts: DoctorFacts): string {
 }
 
 function rows(facts: DoctorFacts): string[][] {
-  const none = 'not found';
   const { binaries, onnxruntime, cpu, cuda } = facts;
+  // The binaries are what looks at all but themselves.
+  const none = binaries ? 'not found' : 'not looked at: that takes the binaries';
   const gpu = (): string => {
     if (cuda === null) return none;
     if (!cuda.compiled) return 'not looked for: the binaries were built without CUDA';
@@ -50,7 +51,7 @@ function rows(facts: DoctorFacts): string[][] {
     ],
     ['ONNX Runtime', onnxruntime ? `${onnxruntime.version} of onnxruntime-node ${onnxruntime.package}` : none],
     ['', onnxruntime?.library ?? ''],
-    ['binaries', binaries ? binaries.folder : none],
+    ['binaries', binaries?.folder ?? 'none that load'],
     ['format', binaries ? `version ${binaries.formatVersion}` : none],
     ['processor', cpu ? `kernels for ${cpu.isa}` : none],
     ['', cpu?.features.join(' ') ?? ''],
@@ -58,7 +59,9 @@ function rows(facts: DoctorFacts): string[][] {
       'CUDA',
       cuda?.compiled
         ? `built with CUDA ${cuda.runtime ?? ''}, ${cuda.driver ? `driver for up to ${cuda.driver}` : 'no driver'}`
-        : 'built without',
+        : cuda
+          ? 'built without'
+          : none,
     ],
     ['GPU', gpu()],
   ];

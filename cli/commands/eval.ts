@@ -1,5 +1,5 @@
 import { existsSync } from 'node:fs';
-import { mkdtemp, readFile, rm } from 'node:fs/promises';
+import { mkdtemp, rm } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { Command } from 'commander';
@@ -8,9 +8,10 @@ import { readOptConfig } from '../../models/opt/config.js';
 import { exportOpt } from '../../models/opt/export.js';
 import { measurePerplexity, type Perplexity } from '../../models/perplexity.js';
 import { shippedHeldOutText } from '../../models/shipped.js';
-import { openTextModel } from '../../models/text-model.js';
+import { openTextModel, requireModel } from '../../models/text-model.js';
 import { wholeNumber } from '../option-parsers.js';
 import { abortOnInterrupt, formatSeconds, Progress } from '../terminal.js';
+import { readTextFile } from '../text-file.js';
 
 interface Options {
   text?: string;
@@ -41,17 +42,29 @@ export function evalCommand(): Command {
 
 async function run(model: string, options: Options): Promise<void> {
   // Before anything is exported or opened.
+  const exported = existsSync(join(model, 'model.onnx'));
+  if (exported) await requireModel(model);
   const { maxPositions } = await readOptConfig(model);
   if (options.window !== undefined && options.window > maxPositions)
     throw new ModelFolderError(
       'USAGE',
       `--window is ${options.window}, expected at most the ${maxPositions} tokens that the model takes`,
     );
+  const path = options.text ?? shippedHeldOutText();
+  const text = await readTextFile(path, 'the text');
   const { signal, release } = abortOnInterrupt();
-  const temporary = existsSync(join(model, 'model.onnx')) ? undefined : await mkdtemp(join(tmpdir(), 'flashllm-eval-'));
+  const temporary = exported ? undefined : await mkdtemp(join(tmpdir(), 'flashllm-eval-'));
   try {
     if (temporary !== undefined) await exportOpt(model, { output: temporary, signal });
-    const result = { ...(await evaluate(temporary ?? model, options.window ?? maxPositions, options, signal)), model };
+    const window = options.window ?? maxPositions;
+    const measured = await evaluate(temporary ?? model, text, window, options.stock ?? false, signal);
+    const result: Evaluation = {
+      model,
+      text: path,
+      window,
+      session: options.stock ? 'stock' : 'flashllm',
+      ...measured,
+    };
     process.stdout.write(options.json ? `${JSON.stringify(result, undefined, 2)}\n` : `${format(result)}\n`);
   } finally {
     release();
@@ -59,21 +72,20 @@ async function run(model: string, options: Options): Promise<void> {
   }
 }
 
-async function evaluate(folder: string, window: number, options: Options, signal: AbortSignal): Promise<Evaluation> {
-  const path = options.text ?? shippedHeldOutText();
-  const text = await readFile(path, 'utf8');
+async function evaluate(
+  folder: string,
+  text: string,
+  window: number,
+  stock: boolean,
+  signal: AbortSignal,
+): Promise<Perplexity> {
   // Importing the package is what makes 'flashllm' a provider of onnxruntime-node.
-  if (!options.stock) await import('../../provider/index.js');
-  const model = await openTextModel(folder, { executionProviders: options.stock ? ['cpu'] : ['flashllm', 'cpu'] });
+  if (!stock) await import('../../provider/index.js');
+  const model = await openTextModel(folder, { executionProviders: stock ? ['cpu'] : ['flashllm', 'cpu'] });
   const ids = model.tokenizer.encode(text);
   const bar = new Progress('eval', ids.length, (count) => `${count} tokens`);
   try {
-    const measured = await measurePerplexity(model.decoder, ids, {
-      window,
-      signal,
-      onProgress: (done) => bar.update(done),
-    });
-    return { model: folder, text: path, window, session: options.stock ? 'stock' : 'flashllm', ...measured };
+    return await measurePerplexity(model.decoder, ids, { window, signal, onProgress: (done) => bar.update(done) });
   } finally {
     bar.stop();
     await model.session.release();

@@ -4,6 +4,7 @@ import { type ExportOptions, type ExportResult, exportOpt, exportRandomOpt } fro
 import { type OptSize, optConfigJson, optSizes } from '../../models/opt/sizes.js';
 import { shareBelowOne, wholeNumber } from '../option-parsers.js';
 import { abortOnInterrupt, formatBytes, formatSeconds, Progress } from '../terminal.js';
+import { refuse, refuseStray } from '../usage.js';
 
 interface Options {
   output: string;
@@ -45,10 +46,8 @@ export function exportCommand(): Command {
 
 async function run(folder: string | undefined, options: Options, command: Command): Promise<void> {
   if ((folder === undefined) === (options.random === undefined))
-    command.error('give either a Hugging Face folder or --random <size>', { exitCode: 2 });
-  const stray = (['sparsity', 'seed', 'shareLayers'] as const).find((name) => options[name] !== undefined);
-  if (folder !== undefined && stray)
-    command.error(`--${stray === 'shareLayers' ? 'share-layers' : stray} goes with --random only`, { exitCode: 2 });
+    refuse(command, 'give either a Hugging Face folder or --random <size>');
+  if (folder !== undefined) refuseStray(command, ['sparsity', 'seed', 'shareLayers'], 'goes with --random only');
   const started = performance.now();
   const result = await withProgress((reporting) => {
     const settings: ExportOptions = {

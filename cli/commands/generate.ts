@@ -1,4 +1,3 @@
-import { readFile } from 'node:fs/promises';
 import { text as readAll } from 'node:stream/consumers';
 import { Command } from 'commander';
 import pc from 'picocolors';
@@ -8,11 +7,15 @@ import {
   addSamplingOptions,
   type ModelOptions,
   openModel,
+  refuseStrayModelOptions,
+  refuseStraySampling,
   type SamplingFlags,
   samplingSettings,
 } from '../generation-options.js';
 import { repeatable } from '../option-parsers.js';
 import { abortOnInterrupt } from '../terminal.js';
+import { readTextFile } from '../text-file.js';
+import { refuseStray } from '../usage.js';
 
 interface Options extends ModelOptions, SamplingFlags {
   file: string[];
@@ -41,7 +44,10 @@ export function generateCommand(): Command {
     .action(run);
 }
 
-async function run(folder: string, args: string[], options: Options): Promise<void> {
+async function run(folder: string, args: string[], options: Options, command: Command): Promise<void> {
+  refuseStrayModelOptions(command);
+  refuseStraySampling(command);
+  if (!options.json) refuseStray(command, ['logprobs'], 'goes with --json only');
   const settings = samplingSettings(options);
   const prompts = await readPrompts(args, options.file);
   const { signal, release } = abortOnInterrupt();
@@ -88,7 +94,7 @@ async function readPrompts(args: readonly string[], files: readonly string[]): P
   const given = named ? args : ['-'];
   return [
     ...(await Promise.all(given.map((arg) => (arg === '-' ? stdin() : arg)))),
-    ...(await Promise.all(files.map((file) => readFile(file, 'utf8')))),
+    ...(await Promise.all(files.map((file) => readTextFile(file, 'the prompt')))),
   ];
 }
 
@@ -135,8 +141,10 @@ async function summary(generations: readonly Generation[], times: readonly Times
   const results = await Promise.all(generations.map(({ result }) => result));
   const tokens = results.map((result) => result.tokenIds.length - result.promptTokens);
   const all = tokens.reduce((sum, count) => sum + count, 0);
-  const [first, last] = [Math.min(...times.map((t) => t.first)), Math.max(...times.map((t) => t.last))];
-  const later = all - tokens.filter((count) => count > 0).length;
+  // A text that had no room for a token has no times.
+  const made = times.filter((_, i) => (tokens[i] as number) > 0);
+  const [first, last] = [Math.min(...made.map((t) => t.first)), Math.max(...made.map((t) => t.last))];
+  const later = all - made.length;
   const speed = later > 0 ? `, ${((1000 * later) / (last - first)).toFixed(1)} tokens/s` : '';
   return pc.dim(`${all} tokens${speed}${all > 0 ? `, the first after ${first.toFixed(0)} ms` : ''}`);
 }

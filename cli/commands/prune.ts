@@ -1,23 +1,26 @@
-import { readFile } from 'node:fs/promises';
 import { resolve } from 'node:path';
 import { Command, InvalidArgumentError, Option } from 'commander';
 import {
   type LayerSparsity,
   type PruneDeviceName,
   type PruneMethod,
+  type PruneScope,
   parseLayerSparsity,
   parsePruneDevice,
   pruneMethods,
 } from '../../models/pruning/index.js';
-import { shareBelowOne, wholeNumber } from '../option-parsers.js';
+import { shareBelowOne, threadCount, wholeNumber } from '../option-parsers.js';
 import { formatPruning, pruneWithProgress } from '../prune-progress.js';
+import { refuseStrayScope, scopeOption } from '../scope-option.js';
 import { abortOnInterrupt } from '../terminal.js';
+import { readTextFile } from '../text-file.js';
+import { refuseStray } from '../usage.js';
 
 interface Options {
   output: string;
   sparsity: number;
   method: PruneMethod;
-  scope: 'layer' | 'row';
+  scope: PruneScope;
   layerSparsity: LayerSparsity[];
   sparsityFile?: string;
   compensation: boolean;
@@ -46,11 +49,7 @@ export function pruneCommand(): Command {
     .requiredOption('-o, --output <folder>', 'folder for the pruned model, in the same layout')
     .requiredOption('--sparsity <fraction>', 'zeros in each linear', shareBelowOne)
     .addOption(new Option('--method <name>', 'how to prune').choices([...pruneMethods]).default('sparsegpt'))
-    .addOption(
-      new Option('--scope <name>', 'with --method magnitude: what the share of zeros is kept in')
-        .choices(['layer', 'row'])
-        .default('layer'),
-    )
+    .addOption(scopeOption())
     .option(
       '--layer-sparsity <pattern=fraction>',
       "another sparsity for some linears, such as 'layers.0.*=0.4' or '*.fc2=0.7'; may be repeated, the last match counts",
@@ -67,7 +66,11 @@ export function pruneCommand(): Command {
     .option('--sequences <number>', 'calibration sequences (default: 128)', wholeNumber(1))
     .option('--length <number>', "tokens of each (default: the model's context, 2048 at most)", wholeNumber(1))
     .option('--seed <number>', 'which pieces of the text are taken (default: 0)', wholeNumber(0))
-    .option('--damping <fraction>', 'with --method sparsegpt: of the mean diagonal (default: 0.01)', shareBelowOne)
+    .option(
+      '--damping <fraction>',
+      'of the mean diagonal, with --method sparsegpt and in compensation (default: 0.01)',
+      shareBelowOne,
+    )
     .option('--iterations <number>', 'with --method admm (default: 20)', wholeNumber(1))
     .option(
       '--refinement <number>',
@@ -75,7 +78,7 @@ export function pruneCommand(): Command {
       wholeNumber(0),
     )
     .option('--device <name>', 'auto (a GPU where there is one), cpu, cuda or cuda:<number>', parseDevice, 'auto')
-    .option('--threads <number>', 'on the CPU (default: one a core)', wholeNumber(1))
+    .option('--threads <number>', 'on the CPU (default: one a core)', threadCount)
     .option('--work-folder <folder>', 'where activations lie on the way (default: beside the output)')
     .option('--restart', 'throw an unfinished run away instead of going on with it')
     .option('--json', 'print the report as JSON')
@@ -83,12 +86,9 @@ export function pruneCommand(): Command {
 }
 
 async function run(folder: string, options: Options, command: Command): Promise<void> {
-  const strays = {
-    scope: command.getOptionValueSource('scope') === 'cli' && options.method !== 'magnitude' && 'magnitude',
-    iterations: options.iterations !== undefined && options.method !== 'admm' && 'admm',
-  };
-  for (const [name, method] of Object.entries(strays))
-    if (method) command.error(`--${name} goes with --method ${method} only, not ${options.method}`, { exitCode: 2 });
+  refuseStrayScope(command, options.method);
+  if (options.method !== 'admm')
+    refuseStray(command, ['iterations'], `goes with --method admm only, not ${options.method}`);
   const fromFile = options.sparsityFile === undefined ? [] : await readSparsities(options.sparsityFile);
   const { calibration: file, sequences, length, seed, json, ...settings } = options;
   const { signal, release } = abortOnInterrupt();
@@ -103,7 +103,14 @@ async function run(folder: string, options: Options, command: Command): Promise<
 }
 
 async function readSparsities(path: string): Promise<LayerSparsity[]> {
-  return parseLayerSparsity(JSON.parse(await readFile(path, 'utf8')), path);
+  const text = await readTextFile(path, 'the sparsities');
+  let json: unknown;
+  try {
+    json = JSON.parse(text);
+  } catch (cause) {
+    throw new Error(`${path} is not JSON: ${(cause as Error).message}; expected {"layers.0.*": 0.4}`, { cause });
+  }
+  return parseLayerSparsity(json, path);
 }
 
 function collectLayerSparsity(text: string, list: LayerSparsity[]): LayerSparsity[] {

@@ -18,6 +18,7 @@ import {
   refuseStrayPruning,
 } from '../layer-options.js';
 import { abortOnInterrupt, formatBytes } from '../terminal.js';
+import { refuse, refuseStray } from '../usage.js';
 
 interface Options extends LayerOptions {
   output?: string;
@@ -45,9 +46,15 @@ export function rewriteCommand(): Command {
 }
 
 async function run(model: string, options: Options, command: Command): Promise<void> {
-  if (!options.output && !options.dryRun) command.error('give -o <folder>, or --dry-run', { exitCode: 2 });
+  if (!options.output && !options.dryRun) refuse(command, 'give -o <folder>, or --dry-run');
   const checkpoint = isCheckpoint(model);
   refuseStrayPruning(command, checkpoint ? 'sparsegpt' : 'magnitude');
+  if (checkpoint && options.sparsity !== undefined)
+    refuseStray(
+      command,
+      ['include', 'exclude'],
+      'does not choose what is pruned of a Hugging Face folder: prune it first (flashllm prune, whose --layer-sparsity does), then rewrite the result',
+    );
   const interrupt = abortOnInterrupt();
   try {
     if (!checkpoint) return await rewrite(model, options, interrupt.signal);

@@ -3,9 +3,10 @@ import { Command } from 'commander';
 import pc from 'picocolors';
 import { readOptConfig } from '../../models/opt/config.js';
 import { createServer, type ServedModel } from '../../serve/server.js';
-import { addModelOptions, type ModelOptions, openModel } from '../generation-options.js';
-import { wholeNumber } from '../option-parsers.js';
+import { addModelOptions, type ModelOptions, openModel, refuseStrayModelOptions } from '../generation-options.js';
+import { batchSize, timerSeconds, wholeNumber } from '../option-parsers.js';
 import { abortOnInterrupt } from '../terminal.js';
+import { refuse, refuseStray } from '../usage.js';
 
 interface Options extends ModelOptions {
   host: string;
@@ -50,7 +51,7 @@ export function serveCommand(): Command {
     .option('--compare-name <model>', 'name of that one for clients (default: the folder’s)')
     .option('--compare-stock', 'run that one without flashllm')
     .option('--api-key <key>', 'required of clients (default: FLASHLLM_API_KEY of the environment, or none)')
-    .option('--max-batch <number>', 'most sequences that run at once', wholeNumber(1), 32)
+    .option('--max-batch <number>', 'most sequences that run at once', batchSize, 32)
     .option('--max-waiting <number>', 'most that wait; further requests get 429', wholeNumber(1), 128)
     .option('--prefill-tokens <number>', 'most tokens of prompts in one step', wholeNumber(1), 256)
     .option(
@@ -64,28 +65,37 @@ export function serveCommand(): Command {
     .option(
       '--grace <seconds>',
       'time that requests in flight get to end when the server is stopped',
-      wholeNumber(0),
+      timerSeconds,
       30,
     );
   return addModelOptions(command).action(run);
 }
 
-async function run(folder: string, options: Options): Promise<void> {
+async function run(folder: string, options: Options, command: Command): Promise<void> {
+  refuseStrayModelOptions(command);
+  if (options.compare === undefined) refuseStray(command, ['compareName', 'compareStock'], 'goes with --compare only');
   const { host, port, maxPromptTokens, bodyLimit } = options;
+  const name = options.name ?? folderName(folder);
+  const compareName = options.compareName ?? folderName(options.compare ?? '');
+  // Before minutes of reading weights.
+  if (options.compare !== undefined && name === compareName)
+    refuse(command, `both models are called '${name}'; give one of them a --name or --compare-name`);
   const { signal, release } = abortOnInterrupt();
   const served: ServedModel[] = [];
   try {
-    const first = await open(folder, options.name, options, options);
+    const first = await open(folder, name, options, options);
     served.push(first);
     if (options.compare !== undefined) {
       const stock = options.stock || options.compareStock || false;
-      served.push(await open(options.compare, options.compareName, { ...options, stock }, options));
+      served.push(await open(options.compare, compareName, { ...options, stock }, options));
     }
-    if (new Set(served.map(({ name }) => name)).size < served.length)
-      throw new Error(`both models are called '${first.name}'; give one of them a --name or --compare-name`);
     const apiKey = options.apiKey ?? process.env.FLASHLLM_API_KEY;
     const { app, close } = createServer([first, ...served.slice(1)], { apiKey, maxPromptTokens, bodyLimit });
-    const address = await app.listen({ host, port });
+    const address = await app.listen({ host, port }).catch((cause: Error) => {
+      throw new Error(`cannot listen on ${host}, port ${port}: ${cause.message}; choose another --host or --port`, {
+        cause,
+      });
+    });
     if (apiKey === undefined && !LOOPBACK.test(host))
       process.stderr.write(`whoever reaches ${host} can use this server; --api-key <key> asks clients for one\n`);
     const names = served.map(({ name }) => pc.bold(name)).join(' and ');
@@ -101,16 +111,20 @@ async function run(folder: string, options: Options): Promise<void> {
 
 async function open(
   folder: string,
-  name: string | undefined,
+  name: string,
   session: ModelOptions,
   { maxBatch, maxWaiting, prefillTokens, idleCache }: Options,
 ): Promise<ServedModel> {
-  const { maxPositions, eosTokenId } = await readOptConfig(folder);
   const model = await openModel(folder, session, {
     ...{ maxBatch, maxWaiting, prefillTokens },
     idleCacheBytes: idleCache,
   });
+  const { maxPositions, eosTokenId } = await readOptConfig(folder);
   // The first request, too, finds weights in memory, kernels loaded and, on a GPU, a recorded step.
   await model.generator.generate([[eosTokenId]], { maxNewTokens: WARM_UP_TOKENS, stopTokenIds: [] });
-  return { name: name ?? basename(resolve(folder)), model, maxPositions };
+  return { name, model, maxPositions };
+}
+
+function folderName(folder: string): string {
+  return basename(resolve(folder));
 }

@@ -3,8 +3,9 @@ import { basename, dirname, join, resolve } from 'node:path';
 import { Command, InvalidArgumentError } from 'commander';
 import { findModels } from '../../graph-passes/index.js';
 import { type VerifyReport, verifyModels } from '../../graph-passes/verify.js';
-import { wholeNumber } from '../option-parsers.js';
+import { batchSize, wholeNumber } from '../option-parsers.js';
 import { type Column, formatTable } from '../terminal.js';
+import { refuseStray } from '../usage.js';
 
 interface Options {
   inputs?: string;
@@ -16,6 +17,9 @@ interface Options {
   seed: number;
   json?: boolean;
 }
+
+/** Longer than what any model takes; where no configuration says what this one does, its inputs are made all the same. */
+const MOST_TOKENS = 2 ** 20;
 
 /** `flashllm verify`: two models on the same inputs, compared element by element. Exit code 1 where they differ. */
 export function verifyCommand(): Command {
@@ -29,16 +33,18 @@ export function verifyCommand(): Command {
     .option(
       '--batch <n>',
       'random inputs: batch (default: 2, or 1 where GroupQueryAttention allows no more)',
-      wholeNumber(1),
+      batchSize,
     )
-    .option('--sequence <n>', 'random inputs: tokens', wholeNumber(1), 5)
-    .option('--past <n>', 'random inputs: tokens in the past', wholeNumber(0), 3)
+    .option('--sequence <n>', 'random inputs: tokens', wholeNumber(1, MOST_TOKENS), 5)
+    .option('--past <n>', 'random inputs: tokens in the past', wholeNumber(0, MOST_TOKENS), 3)
     .option('--seed <n>', 'random inputs: seed', wholeNumber(0), 1)
     .option('--json', 'print the report as JSON')
     .action(run);
 }
 
-async function run(original: string, rewritten: string, options: Options): Promise<void> {
+async function run(original: string, rewritten: string, options: Options, command: Command): Promise<void> {
+  if (options.inputs !== undefined)
+    refuseStray(command, ['batch', 'sequence', 'past', 'seed'], 'is of random inputs, which --inputs replaces');
   const { batch, sequence, past, seed, inputs, tolerance } = options;
   const models = { original: singleModel(original), rewritten: singleModel(rewritten) };
   if (inputs === undefined) for (const path of Object.values(models)) checkContext(path, past + sequence);

@@ -47,6 +47,23 @@ export function loadModel(file: string): LoadedModel {
   }
 }
 
+/**
+ * As {@link loadModel}, for a model that a session is to run: what is wrong with its files, ONNX Runtime says less clearly, and in its log too.
+ * @param name what the error calls the model.
+ * @param anew how to make the model anew.
+ */
+export function loadWhole(file: string, name: string, anew: string): LoadedModel {
+  try {
+    return loadModel(file);
+  } catch (cause) {
+    if (!(cause instanceof ModelError)) throw cause;
+    throw new ModelError(
+      `${name} is damaged or incomplete. ${cause.message}. Copy it again with all of its files, or ${anew}`,
+      { cause },
+    );
+  }
+}
+
 function attachExternal(tensor: TensorProto, external: ExternalData, files: Set<string>): void {
   if (tensor.dataLocation !== EXTERNAL) return;
   if (payloadOf(tensor) || tensor.rawData?.length) {

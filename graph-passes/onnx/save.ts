@@ -1,5 +1,5 @@
 /** Saves a model: graph and small tensors in the .onnx file, large tensors streamed into one external data file beside it. */
-import { existsSync, lstatSync, realpathSync } from 'node:fs';
+import { existsSync, lstatSync, realpathSync, statSync } from 'node:fs';
 import { mkdir } from 'node:fs/promises';
 import path from 'node:path';
 import { OutputError } from './errors.js';
@@ -47,7 +47,7 @@ interface PlacedTensor {
 /**
  * Writes the model. Nothing appears under the final names before all of it is on disk; on an error or an abort nothing
  * is left behind, and what was there before stays. Memory is bounded by the graph and a few blocks. `proto` is left as it was.
- * @throws OutputError where an output would overwrite an input, is a folder, or is being written by another conversion; the signal's reason when it is aborted.
+ * @throws OutputError where an output would overwrite an input, is a folder or below a file, or is being written by another conversion; the signal's reason when it is aborted.
  */
 export async function saveModel(proto: ModelProto, options: SaveOptions): Promise<SavedModel> {
   const target = path.resolve(options.path);
@@ -96,8 +96,9 @@ export function outputsOf(target: string): [model: string, data: string] {
   return [target, `${target}_data`];
 }
 
-/** @throws OutputError where an output is a folder or, by whatever name, one of the inputs. */
+/** @throws OutputError where an output is a folder, has a file for its folder or, by whatever name, is one of the inputs. */
 export function refuseOutputs(outputs: readonly string[], inputs: readonly string[]): void {
+  for (const folder of new Set(outputs.map((output) => path.dirname(path.resolve(output))))) requireFolder(folder);
   const taken = new Set(inputs.filter((input) => existsSync(input)).map((input) => realpathSync(input)));
   for (const output of outputs) {
     if (lstatSync(output, { throwIfNoEntry: false })?.isDirectory()) {
@@ -106,6 +107,15 @@ export function refuseOutputs(outputs: readonly string[], inputs: readonly strin
     if (existsSync(output) && taken.has(realpathSync(output))) {
       throw new OutputError(`${output} is an input of this conversion. Write to another folder`);
     }
+  }
+}
+
+/** @throws OutputError where a folder cannot be made, since a file has its name or that of a folder above it. */
+export function requireFolder(folder: string): void {
+  if (!existsSync(folder)) {
+    if (folder !== path.dirname(folder)) requireFolder(path.dirname(folder));
+  } else if (!statSync(folder).isDirectory()) {
+    throw new OutputError(`${folder} is a file, where a folder is to be. Name another output folder`);
   }
 }
 

@@ -85,7 +85,7 @@ export function parseOptConfig(json: unknown, source = 'config.json'): OptConfig
   return config;
 }
 
-/** Reads and checks `config.json` of a Hugging Face folder. @throws ModelFolderError `CONFIG`. */
+/** Reads and checks `config.json` of a model folder. @throws ModelFolderError `CONFIG`. */
 export async function readOptConfig(folder: string): Promise<OptConfig> {
   const path = join(folder, 'config.json');
   let text: string;
@@ -94,7 +94,7 @@ export async function readOptConfig(folder: string): Promise<OptConfig> {
   } catch (cause) {
     throw new ModelFolderError(
       'CONFIG',
-      `cannot read ${path}: ${(cause as Error).message}; expected a Hugging Face model folder with config.json and weights`,
+      `cannot read ${path}: ${(cause as Error).message}; expected a Hugging Face model folder, or one that flashllm export or rewrite wrote: both have a config.json`,
       { cause },
     );
   }

@@ -15,6 +15,9 @@ export interface CalibrationSettings {
   readonly seed?: number | undefined;
 }
 
+/** Their ids take 1 GiB, their activations thousands of times that. */
+const MOST_TOKENS = 2 ** 28;
+
 /** Sequences cut out of a text. */
 export interface Calibration {
   readonly sequences: number;
@@ -35,6 +38,11 @@ export async function loadCalibration(
     throw new ModelFolderError('USAGE', `sequences is ${sequences}, expected a whole number ≥ 1`);
   if (!Number.isSafeInteger(length) || length < 1 || length > maxPositions)
     throw new ModelFolderError('USAGE', `length is ${length}, expected 1 to the model's ${maxPositions} positions`);
+  if (sequences * length > MOST_TOKENS)
+    throw new ModelFolderError(
+      'USAGE',
+      `${sequences} sequences of ${length} tokens are asked for, expected at most ${MOST_TOKENS} tokens together`,
+    );
   let text: string;
   try {
     text = await readFile(path, 'utf8');

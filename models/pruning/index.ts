@@ -3,9 +3,11 @@ export { type PruneDeviceName, parsePruneDevice } from './device.js';
 export {
   type LayerSparsity,
   type PruneMethod,
+  type PruneScope,
   type PruneSettings,
   parseLayerSparsity,
   pruneMethods,
+  pruneScopes,
   type ResolvedSettings,
 } from './options.js';
 export { type PruneOptions, type PruneResult, pruneOpt } from './prune.js';

@@ -5,6 +5,10 @@ import { ModelFolderError } from '../errors.js';
 export const pruneMethods = ['magnitude', 'wanda', 'sparsegpt', 'admm'] as const;
 export type PruneMethod = (typeof pruneMethods)[number];
 
+/** What the share of zeros is kept in by `magnitude`: the whole weight, which is the default, or each row. */
+export const pruneScopes = ['layer', 'row'] as const;
+export type PruneScope = (typeof pruneScopes)[number];
+
 /** The linears of a layer, in the order in which they are pruned. */
 export const layerLinears: readonly LinearName[] = [
   'self_attn.q_proj',
@@ -29,8 +33,8 @@ export interface PruneSettings {
   readonly method?: PruneMethod | undefined;
   /** Other sparsities for some linears; where several match, the last one counts. */
   readonly layerSparsity?: readonly LayerSparsity[] | undefined;
-  /** With `magnitude`: the smallest of the whole weight (default) or of each row. */
-  readonly scope?: 'layer' | 'row' | undefined;
+  /** With `magnitude`. */
+  readonly scope?: PruneScope | undefined;
   /** Prune towards what the dense model computes, so that each layer makes up for what the ones before have lost. Default true. */
   readonly compensation?: boolean | undefined;
   /** Let biases take up the mean change of the outputs. Default true. */
@@ -61,7 +65,7 @@ export function resolveSettings(settings: PruneSettings): ResolvedSettings {
       pattern,
       sparsity: fraction(`the sparsity of ${pattern}`, sparsity),
     })),
-    scope: settings.scope ?? 'layer',
+    scope: settings.scope ?? pruneScopes[0],
     compensation: settings.compensation ?? true,
     biasCorrection: settings.biasCorrection ?? true,
     damping: fraction('damping', settings.damping ?? 0.01),

@@ -63,13 +63,32 @@ export class PruneFolder {
       this.layers = saved.layers;
     } else {
       if (saved === undefined && !restart) await this.refuseForeign();
+      // One of the caller's may turn out to be none before anything is made.
+      if (!this.ownsWork) await this.makeWork();
       await rm(this.partial, { recursive: true, force: true });
       await mkdir(this.partial, { recursive: true });
       // From the beginning, so that the folder is known as a pruning's before its first layer is done.
       await this.writeProgress();
     }
-    await mkdir(this.work, { recursive: true });
+    await this.makeWork();
     return this.layers;
+  }
+
+  /** Whether the work folder is within the partial one; else it is the caller's, whatever its name begins with. */
+  private get ownsWork(): boolean {
+    return this.work.startsWith(`${this.partial}${sep}`);
+  }
+
+  private async makeWork(): Promise<void> {
+    try {
+      await mkdir(this.work, { recursive: true });
+    } catch (cause) {
+      throw new ModelFolderError(
+        'USAGE',
+        `cannot use the work folder ${this.work}: ${(cause as Error).message}; choose another`,
+        { cause },
+      );
+    }
   }
 
   /** What goes into a layer, of the pruned model or the dense one. Both begin with the same embeddings. */
@@ -118,8 +137,7 @@ export class PruneFolder {
       const last = this.hidden(this.layers.length, side);
       for (const path of [last, `${last}.tmp`, this.context(side)]) await rm(path, { force: true });
     }
-    // A work folder elsewhere is the caller's, whatever its name begins with.
-    if (this.work.startsWith(`${this.partial}${sep}`)) await rm(this.work, { recursive: true, force: true });
+    if (this.ownsWork) await rm(this.work, { recursive: true, force: true });
     await this.refuseExisting();
     await rm(this.output, { recursive: true, force: true });
     await rm(this.file('progress.json'), { force: true });
@@ -137,7 +155,10 @@ export class PruneFolder {
   private async refuseExisting(): Promise<void> {
     const entries = await readdir(this.output).catch((error: NodeJS.ErrnoException) => {
       if (error.code === 'ENOENT') return [];
-      throw new ModelFolderError('USAGE', `cannot write to ${this.output}: ${error.message}`);
+      throw new ModelFolderError(
+        'USAGE',
+        `cannot write to ${this.output}: ${error.message}; choose another output folder`,
+      );
     });
     if (entries.length > 0)
       throw new ModelFolderError(
@@ -150,7 +171,10 @@ export class PruneFolder {
   private async refuseForeign(): Promise<void> {
     const entries = await readdir(this.partial).catch((error: NodeJS.ErrnoException) => {
       if (error.code === 'ENOENT') return [];
-      throw new ModelFolderError('USAGE', `cannot write to ${this.partial}: ${error.message}`);
+      throw new ModelFolderError(
+        'USAGE',
+        `cannot write to ${this.partial}: ${error.message}; choose another output folder`,
+      );
     });
     if (entries.some((name) => name !== 'progress.json.tmp'))
       throw new ModelFolderError(

@@ -78,11 +78,12 @@ export async function pruneOpt(folder: string, options: PruneOptions): Promise<P
   );
   const target = new PruneFolder(options.output, options.workFolder);
   await target.refuseInput(folder);
+  // Before the folder is made: what cannot be computed leaves none behind.
+  const run = new PruneRun(folder, config, checkpoint, settings, calibration, target, options);
   const done = await target.open(
     await fingerprint(folder, checkpoint, settings, calibration),
     options.restart ?? false,
   );
-  const run = new PruneRun(folder, config, checkpoint, settings, calibration, target, options);
   const layers = await run.layers(done);
   const report: PruningReport = {
     settings,

@@ -2,6 +2,7 @@
 import { spawn } from 'node:child_process';
 import { once } from 'node:events';
 import { cp, open, readdir, readFile, rm, truncate, writeFile } from 'node:fs/promises';
+import { type AddressInfo, createServer } from 'node:net';
 import { join } from 'node:path';
 import type { Readable } from 'node:stream';
 import { text as readAll } from 'node:stream/consumers';
@@ -51,30 +52,77 @@ test.serial('prompts come as arguments, from standard input and from files, and 
   t.regex(plain.stderr, /6 tokens, .* tokens\/s, the first after \d+ ms/);
 });
 
+test.serial('a prompt that leaves no room for a token does not spoil the times of others', async (t) => {
+  const file = join(folder, 'long.txt');
+  // With the token that begins every text, the 1,024 that the model takes.
+  await writeFile(file, 'word'.padEnd(4 + 5 * 1022, ' word'));
+  const { code, stdout, stderr } = await flashllm(['generate', folder, 'a', '-f', file, '-n', '3', '--json']);
+  t.is(code, 0, stderr);
+  t.like(JSON.parse(stdout), { texts: [{ newTokens: 3 }, { newTokens: 0, timeToFirstTokenMs: null }] });
+  const plain = await flashllm(['generate', folder, 'a', '-f', file, '-n', '3', '--no-prompt']);
+  t.regex(plain.stderr, /^3 tokens, \d+\.\d tokens\/s, the first after \d+ ms\n$/);
+});
+
 test.serial('wrong options end with 2, a folder without a model with 1', async (t) => {
   for (const [flag, value] of Object.entries({ 'top-k': '-1', 'top-p': '2', temperature: '-1', stop: '' }))
     t.is((await flashllm(['generate', folder, 'a', `--${flag}`, value])).code, 2, flag);
+  // The name of a property that every object has is no command either.
+  const unknown = await flashllm(['constructor']);
+  t.is(unknown.code, 2);
+  t.regex(unknown.stderr, /unknown command 'constructor'/);
   const none = await flashllm(['generate', join(folder, 'none'), 'a']);
   t.is(none.code, 1);
   t.regex(none.stderr, /there is no folder .*none; expected one that flashllm export or rewrite wrote/);
+  const unread = await flashllm(['generate', folder, '-f', join(folder, 'none.txt')]);
+  t.is(unread.code, 1);
+  t.regex(unread.stderr, /cannot read the prompt: .*none\.txt.*; name a UTF-8 file that is there/);
   const checkpoint = await flashllm(['generate', shippedModel(), 'a']);
   t.is(checkpoint.code, 1);
   t.regex(checkpoint.stderr, /has no model\.onnx .*flashllm export /);
   const file = await flashllm(['generate', join(folder, 'config.json'), 'a']);
   t.is(file.code, 1);
   t.regex(file.stderr, /config\.json is no folder; expected one/);
-  const cut = join(await temporaryFolder(), 'cut');
-  await cp(folder, cut, { recursive: true });
-  await truncate(join(cut, 'model.onnx'), 5000);
-  const damaged = await flashllm(['generate', cut, 'a']);
-  t.is(damaged.code, 1);
-  t.regex(damaged.stderr, /model\.onnx: a field at byte \d+ is longer than what holds it: the file is cut short/);
-  await cp(join(folder, 'model.onnx'), join(cut, 'model.onnx'));
-  await truncate(join(cut, 'model.onnx_data'), 5_000_000);
-  const short = await flashllm(['generate', cut, 'a']);
-  t.is(short.code, 1);
-  t.regex(short.stderr, /error: .*external data of tensor .* are outside .*model\.onnx_data \(5000000 bytes\)/);
-  await rm(cut, { recursive: true });
+});
+
+test.serial('serve says where it cannot listen, and what to change', async (t) => {
+  const other = createServer().listen(0, '127.0.0.1');
+  await once(other, 'listening');
+  const { port } = other.address() as AddressInfo;
+  const { code, stdout, stderr } = await flashllm(['serve', folder, '--port', String(port)]);
+  t.deepEqual([code, stdout], [1, '']);
+  t.regex(stderr, /cannot listen on 127\.0\.0\.1, port \d+: .*EADDRINUSE.*; choose another --host or --port/);
+  other.close();
+});
+
+test.serial('of a damaged model one error is told, and before what is missing beside it', async (t) => {
+  const copy = join(await temporaryFolder(), 'copy');
+  await cp(folder, copy, { recursive: true });
+  for (const name of ['tokenizer.json', 'vocab.json', 'merges.txt', 'config.json']) await rm(join(copy, name));
+  const told = async (command: string, what: RegExp) => {
+    const { code, stdout, stderr } = await flashllm([command, copy, ...(command === 'generate' ? ['a'] : [])]);
+    t.deepEqual([code, stdout], [1, '']);
+    // One line: ONNX Runtime's log would come before it.
+    t.regex(stderr, /^error: .*\n$/);
+    t.regex(stderr, what);
+  };
+  const advice = 'Copy it again with all of its files, or export or rewrite it again';
+  const data = join(copy, 'model.onnx_data');
+  await truncate(data, 5_000_000);
+  for (const command of ['generate', 'eval', 'bench', 'serve'])
+    await told(
+      command,
+      new RegExp(`model .*copy/model\\.onnx is damaged .* are outside ${data} \\(5000000 bytes\\)\\. ${advice}`),
+    );
+  await rm(data);
+  await told('generate', /model\.onnx_data is missing\. Put the data file beside the model/);
+  await truncate(join(copy, 'model.onnx'), 5000);
+  await told('generate', /model\.onnx: a field at byte \d+ is longer than what holds it: the file is cut short/);
+  await cp(join(folder, 'model.onnx'), join(copy, 'model.onnx'));
+  await cp(join(folder, 'model.onnx_data'), data);
+  await told('generate', /cannot read .*config\.json.*; expected .* that flashllm export or rewrite wrote/);
+  await cp(join(folder, 'config.json'), join(copy, 'config.json'));
+  await told('generate', /cannot read .*vocab\.json.*; expected tokenizer\.json .*: copy them there from/);
+  await rm(copy, { recursive: true });
 });
 
 test.serial('bench measures each batch, against another model, and draws a chart', async (t) => {
@@ -116,11 +164,12 @@ test('bench measures another model in a process with the same options', (t) => {
     ops: true,
   } as const;
   t.deepEqual(
-    benchArguments('a', { ...options, batch: [1, 3], expectedBatch: 16, expandedMegabytes: 512 }, true).join(' '),
-    [
-      'bench a --json --stock --ops --prompt-tokens 8 --new-tokens 6 --batch 1,3 --repeats 2 --threads 1 --device cpu',
-      '--expected-batch 16 --expanded-megabytes 512',
-    ].join(' '),
+    benchArguments('a', { ...options, batch: [1, 3], expectedBatch: 16 }, true).join(' '),
+    'bench a --json --stock --ops --prompt-tokens 8 --new-tokens 6 --batch 1,3 --repeats 2 --threads 1',
+  );
+  t.regex(
+    benchArguments('a', { ...options, batch: [1], expectedBatch: 16, expandedMegabytes: 512 }, false).join(' '),
+    / --device cpu --expected-batch 16 --expanded-megabytes 512$/,
   );
 });
 

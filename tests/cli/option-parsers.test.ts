@@ -1,7 +1,18 @@
 // Values of options as they are typed.
 import test from 'ava';
 import { Command, InvalidArgumentError } from 'commander';
-import { finiteNumber, numberWithin, repeatable, share, shareBelowOne, wholeNumber } from '../../cli/option-parsers.js';
+import { benchCommand } from '../../cli/commands/bench.js';
+import {
+  batchSize,
+  finiteNumber,
+  numberWithin,
+  repeatable,
+  share,
+  shareBelowOne,
+  threadCount,
+  timerSeconds,
+  wholeNumber,
+} from '../../cli/option-parsers.js';
 
 const refuses = (parse: (text: string) => number, ...texts: string[]) =>
   texts.filter((text) => {
@@ -42,4 +53,14 @@ test('a repeatable option collects its values, for each command anew', (t) => {
     new Command().addOption(repeatable('--stop <text>', '')).parse(args, { from: 'user' }).opts();
   t.deepEqual(parse('--stop', 'a', '--stop', 'b'), { stop: ['a', 'b'] });
   t.deepEqual(parse(), { stop: [] });
+});
+
+test('counts that no machine, batch or timer could have are refused', (t) => {
+  t.deepEqual(refuses(threadCount, '0', '1', '1024', '1025'), ['0', '1025']);
+  t.deepEqual(refuses(batchSize, '0', '1', '4096', '4097'), ['0', '4097']);
+  t.deepEqual(refuses(timerSeconds, '0', '2147483', '2147484'), ['2147484']);
+  const batches = benchCommand().options.find(({ long }) => long === '--batch');
+  t.deepEqual(batches?.parseArg?.('1, 8,32', undefined), [1, 8, 32]);
+  for (const list of ['', '1,', '1,x', '5000'])
+    t.throws(() => batches?.parseArg?.(list, undefined), { instanceOf: InvalidArgumentError });
 });

@@ -55,6 +55,19 @@ test.serial('prune: table, report, sparsities by pattern and file; eval takes th
   const evaluated = await flashllm('eval', output, '--text', text, '--window', '256');
   t.is(evaluated.code, 0, evaluated.stderr);
   t.regex(evaluated.stdout, /perplexity \d+\.\d{4} on .*: \d+ tokens in windows of 256/);
+  for (const [content, what] of [
+    ['{bad', /sparsity\.json is not JSON: .*; expected \{"layers\.0\.\*": 0\.4\}/],
+    ['[]', /sparsity\.json is not a JSON object from patterns to sparsities/],
+  ] as const) {
+    writeFileSync(file, content);
+    const bad = await flashllm('prune', shippedModel(), '-o', `${output}-2`, ...settings);
+    t.is(bad.code, 1);
+    t.regex(bad.stderr, what);
+  }
+  // Told before the folder is exported.
+  const unread = await flashllm('eval', output, '--text', join(output, 'none.txt'));
+  t.is(unread.code, 1);
+  t.regex(unread.stderr, /cannot read the text: .*none\.txt.*; name a UTF-8 file that is there/);
   const beyond = await flashllm('eval', output, '--text', text, '--window', '1025');
   t.is(beyond.code, 1);
   t.regex(beyond.stderr, /--window is 1025, expected at most the 1024 tokens that the model takes/);
@@ -147,6 +160,10 @@ test.serial(
     const file = await flashllm('rewrite', model, '-o', join(folder, 'sparse.onnx', 'note.txt'), '--sparsity', '0.8');
     t.is(file.code, 1);
     t.regex(file.stderr, /note\.txt exists and is no folder/);
+    const below = join(folder, 'sparse.onnx', 'note.txt', 'out');
+    const lost = await flashllm('rewrite', model, '-o', below, '--sparsity', '0.8');
+    t.is(lost.code, 1);
+    t.regex(lost.stderr, /note\.txt is a file, where a folder is to be/);
     t.deepEqual(readdirSync(join(folder, 'sparse.onnx')), ['note.txt']);
   },
 );

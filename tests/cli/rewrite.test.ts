@@ -134,10 +134,23 @@ test('verify names a path without a model, models that do not belong together, a
   );
   t.regex(await fail(fixture, fixture, '--inputs', nowhere), /cannot read the inputs in .*ENOENT.*; expected JSON/);
   t.regex(await fail(fixture, fixture, '--inputs', fixture), /cannot read the inputs in .*; expected JSON, /);
+  const json = path.join(folder, 'inputs.json');
+  for (const [input, what] of [
+    [{ dtype: 'int64', shape: '2', data: [1, 2] }, /is missing or its data does not fill its shape/],
+    [{ dtype: 'int64', shape: [-1, -2], data: [1, 2] }, /is missing or its data does not fill its shape/],
+    [{ dtype: 'int64', shape: [1, 1], data: [1.5] }, /is no tensor of int64: .* 1\.5 .*integer/],
+    [{ dtype: 'text', shape: [1, 1], data: [1] }, /is no tensor of text: .*expected a tensor of numbers/],
+  ] as const) {
+    writeFileSync(json, JSON.stringify({ inputs: { input_ids: input } }));
+    const stderr = await fail(fixture, fixture, '--inputs', json);
+    t.regex(stderr, /error.*: .*inputs\.json: input 'input_ids' /);
+    t.regex(stderr, what);
+  }
 });
 
 test('verify refuses sizes that are none, or more than the configuration beside a model allows', async (t) => {
-  for (const flag of ['--batch', '--sequence']) t.is((await flashllm('verify', fixture, fixture, flag, '0')).code, 2);
+  for (const flag of ['--batch', '--sequence'])
+    for (const size of ['0', '1e9']) t.is((await flashllm('verify', fixture, fixture, flag, size)).code, 2);
   const folder = tempFolder();
   cpSync(fixture, path.join(folder, 'model.onnx'));
   writeFileSync(path.join(folder, 'config.json'), JSON.stringify({ max_position_embeddings: 40 }));

@@ -1,5 +1,6 @@
 /** Folders of models: what goes along with them, and what must not be written over. */
-import { mkdirSync, readdirSync, readFileSync, symlinkSync, writeFileSync } from 'node:fs';
+import fs, { mkdirSync, readdirSync, readFileSync, symlinkSync, writeFileSync } from 'node:fs';
+import { syncBuiltinESMExports } from 'node:module';
 import path from 'node:path';
 import test from 'ava';
 import { makeNode } from '../../graph-passes/graph/node.js';
@@ -59,6 +60,35 @@ test('a model with the name of a companion is rewritten all the same', async (t)
   t.deepEqual(readdirSync(output).sort(), ['tokenizer.model', 'tokenizer.onnx', 'tokenizer.onnx_data']);
 });
 
+test.serial('each graph of a folder is read once, and all of them before anything is written', async (t) => {
+  const folder = tempFolder();
+  const output = path.join(tempFolder(), 'out');
+  const files = ['a.onnx', 'b.onnx'].map((name, i) => writeModel(linear(i + 1), folder, name));
+  const { openSync } = fs;
+  const read: string[] = [];
+  fs.openSync = (...args) => {
+    read.push(String(args[0]));
+    return openSync(...args);
+  };
+  syncBuiltinESMExports();
+  try {
+    await rewriteInto(folder, output);
+  } finally {
+    fs.openSync = openSync;
+    syncBuiltinESMExports();
+  }
+  t.deepEqual(
+    read.filter((file) => files.includes(file)),
+    files,
+  );
+  t.deepEqual(opTypes(path.join(output, 'b.onnx')), ['SparseMatMul']);
+
+  writeFileSync(path.join(folder, 'c.onnx'), 'a letter, not a model');
+  const other = path.join(tempFolder(), 'other');
+  await t.throwsAsync(rewriteInto(folder, other), { name: 'ModelError', message: /c\.onnx: .*no ONNX model/ });
+  t.false(fs.existsSync(other));
+});
+
 for (const [name, text] of Object.entries({ 'no JSON': '{bad', 'no object': 'null', 'a list': '[]' })) {
   test(`a config.json that is ${name} is an error that names it, before anything is written`, async (t) => {
     const folder = tempFolder();
@@ -81,6 +111,14 @@ test('a companion that leads out of the folder is refused', async (t) => {
     message: /tokenizer\.json leads to .*secret, outside the model's folder/,
   });
   t.deepEqual(readdirSync(folder).sort(), ['model.onnx', 'tokenizer.json']);
+});
+
+test('a file called onnx is no folder of models', async (t) => {
+  const folder = tempFolder();
+  writeModel(linear(1), folder);
+  writeFileSync(path.join(folder, 'onnx'), 'a note');
+  const output = path.join(tempFolder(), 'out');
+  t.is((await rewriteInto(folder, output)).length, 1);
 });
 
 test("models and companions may be links into one folder, as in Hugging Face's cache", async (t) => {

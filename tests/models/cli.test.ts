@@ -111,6 +111,7 @@ test.serial('the demo with --sparsity prunes here, keeps both models when asked 
   );
   t.is(code, 0, stderr);
   const { dense, sparse } = JSON.parse(stdout);
+  t.is(dense.evalTokens, 600);
   t.true(sparse.fileBytes < 0.75 * dense.fileBytes);
   t.true(sparse.weightBytes < 0.75 * dense.weightBytes);
   t.true(sparse.perplexity > dense.perplexity && dense.tokensPerSecond > 0 && sparse.tokensPerSecond > 0);

@@ -55,5 +55,10 @@ test('binaries that do not load are reported, with numbered advice and exit code
   rmSync(folder, { recursive: true });
   t.is(result.status, 1, result.stderr);
   t.regex(result.stdout, /do not load/);
+  // What nobody has looked for is not said to be missing.
+  t.regex(result.stdout, /^binaries +none that load$/m);
+  for (const part of ['ONNX Runtime', 'processor', 'CUDA', 'GPU'])
+    t.regex(result.stdout, new RegExp(`^${part} +not looked at: that takes the binaries$`, 'm'));
+  t.notRegex(result.stdout, /not found|built without/);
   t.regex(result.stdout, /1\. If the install script was skipped[\s\S]*2\. To build from source/);
 });

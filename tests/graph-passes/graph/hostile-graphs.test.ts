@@ -1,11 +1,12 @@
 /** Graphs made to exhaust whoever looks at them: refused or left alone, in no time. */
-import { writeFileSync } from 'node:fs';
+import { readdirSync, readlinkSync, writeFileSync } from 'node:fs';
 import path from 'node:path';
 import test from 'ava';
 import { makeAttribute, makeNode } from '../../../graph-passes/graph/node.js';
 import { inspectModel } from '../../../graph-passes/index.js';
 import { loadModel } from '../../../graph-passes/onnx/load.js';
 import { decodeModel, encodeModel, type GraphProto, type NodeProto, onnx } from '../../../graph-passes/onnx/proto.js';
+import { FLOAT16 } from '../../../graph-passes/onnx/tensor.js';
 import { floats, makeModel, noise, opTypes, rewrite, tempFolder, value, writeModel } from '../test-model.js';
 
 const weight = floats('w', [8, 8], noise(64, 1));
@@ -100,6 +101,32 @@ test('a model of two graphs, of which every decoder makes something else', (t) =
   const file = path.join(tempFolder(), 'model.onnx');
   writeFileSync(file, Buffer.concat([graph('a'), graph('b')]));
   t.throws(() => loadModel(file), { name: 'ModelError', message: /the model at byte 0 has a second graph/ });
+});
+
+test.serial('a weight of fewer elements than its shape is refused, and no file stays open', async (t) => {
+  const short = { name: 'w', dims: [32, 32], dataType: FLOAT16, int32Data: Array.from({ length: 1000 }, () => 1) };
+  const model = makeModel({
+    nodes: [makeNode('MatMul', ['x', 'w'], ['y'])],
+    initializers: [short as never],
+    inputs: [value('x', FLOAT16, ['n', 32])],
+    outputs: [value('y', FLOAT16, ['n', 32])],
+  });
+  await t.throwsAsync(rewrite(writeModel(model)), {
+    name: 'ModelError',
+    message: /has 2000 bytes of elements, its shape 2048/,
+  });
+  const open = readdirSync('/proc/self/fd').map((fd) => {
+    try {
+      return readlinkSync(`/proc/self/fd/${fd}`);
+    } catch {
+      // The listing's own.
+      return '';
+    }
+  });
+  t.deepEqual(
+    open.filter((file) => file.includes('weight-')),
+    [],
+  );
 });
 
 test.serial('40,000 layers that share a weight and an input', async (t) => {

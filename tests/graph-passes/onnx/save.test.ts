@@ -187,3 +187,15 @@ test('the lock of a running process is respected, that of one that is gone taken
   await t.throwsAsync(saveModel(marked(3), { path: target }), { message: /\(who knows\)/ });
   t.deepEqual(marksOf(target), [2, 2]);
 });
+
+test('a file in the place of a folder is named, and stays', async (t) => {
+  const { proto } = loadModel(writeModel(modelOf(tensors)));
+  const file = path.join(tempFolder(), 'note.txt');
+  writeFileSync(file, 'keep me');
+  for (const folder of [file, path.join(file, 'a', 'b')])
+    await t.throwsAsync(saveModel(proto, { path: path.join(folder, 'model.onnx') }), {
+      name: 'OutputError',
+      message: `${file} is a file, where a folder is to be. Name another output folder`,
+    });
+  t.is(readFileSync(file, 'utf8'), 'keep me');
+});

@@ -275,8 +275,25 @@ test('an output that exists, a text that is too short and settings out of range 
   await t.throwsAsync(prune(model, { output: await output(), calibration: { file, length: 41 } }), {
     message: /length is 41, expected 1 to the model's 40 positions/,
   });
+  await t.throwsAsync(prune(model, { output: await output(), calibration: { file, length: 40, sequences: 1e12 } }), {
+    message: /1000000000000 sequences of 40 tokens are asked for, expected at most 268435456 tokens together/,
+  });
   await t.throwsAsync(prune(model, { output: await output(), sparsity: 1 }), {
     message: /sparsity is 1, expected a number from 0 to below 1/,
   });
   await rm(model, { recursive: true });
+});
+
+test('a pruning that cannot begin leaves nothing and says what to change', async (t) => {
+  const model = await tinyModel();
+  const folder = await output();
+  const note = join(folder, '..', 'note.txt');
+  await writeFile(note, 'keep me');
+  for (const [options, message] of [
+    [{ output: folder, device: 'cuda:999' }, /cannot prune on cuda:999: /],
+    [{ output: folder, workFolder: note }, /cannot use the work folder .*note\.txt: .*; choose another/],
+    [{ output: note }, /cannot write to .*note\.txt: .*; choose another output folder/],
+  ] as const)
+    await t.throwsAsync(prune(model, options), { name: 'ModelFolderError', message });
+  t.deepEqual(await readdir(join(folder, '..')), ['note.txt']);
 });

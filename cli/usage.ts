@@ -1,0 +1,20 @@
+/** Wrong usage ends a command with exit code 2, before it has done anything. */
+import type { Command } from 'commander';
+
+/** Ends the command. @param message what is wrong with the command line, and what to write instead. */
+export function refuse(command: Command, message: string): never {
+  return command.error(`error: ${message}`, { exitCode: 2 });
+}
+
+/**
+ * Ends the command if an option is on the command line that would be ignored.
+ * @param names of the options, as the command's action gets them.
+ * @param why follows the option's flag.
+ */
+export function refuseStray(command: Command, names: readonly string[], why: string): void {
+  const stray = command.options.find(
+    (option) =>
+      names.includes(option.attributeName()) && command.getOptionValueSource(option.attributeName()) === 'cli',
+  );
+  if (stray) refuse(command, `${stray.long} ${why}`);
+}

@@ -1,0 +1,70 @@
+// Command lines with options that would be ignored: each is refused, and nothing is done.
+import test from 'ava';
+import { type Command, CommanderError } from 'commander';
+import { benchCommand } from '../../cli/commands/bench.js';
+import { generateCommand } from '../../cli/commands/generate.js';
+import { pruneCommand } from '../../cli/commands/prune.js';
+import { rewriteCommand } from '../../cli/commands/rewrite.js';
+import { serveCommand } from '../../cli/commands/serve.js';
+import { verifyCommand } from '../../cli/commands/verify.js';
+import { shippedModel } from '../../models/shipped.js';
+
+const commands = {
+  bench: benchCommand,
+  generate: generateCommand,
+  prune: pruneCommand,
+  rewrite: rewriteCommand,
+  serve: serveCommand,
+  verify: verifyCommand,
+};
+
+/** What a command that is refused writes. The folders that it names do not exist: going on would fail otherwise. */
+async function refused(name: keyof typeof commands, args: readonly string[]): Promise<string> {
+  let written = '';
+  const command: Command = commands[name]().exitOverride();
+  command.configureOutput({
+    writeErr: (text) => {
+      written += text;
+    },
+  });
+  try {
+    await command.parseAsync(args, { from: 'user' });
+  } catch (error) {
+    if (error instanceof CommanderError && error.exitCode === 2) return written;
+    throw error;
+  }
+  return '';
+}
+
+const cases: [keyof typeof commands, string[], RegExp][] = [
+  ['generate', ['none', 'a', '--top-p', '0.9'], /^error: --top-p says how tokens are drawn: give --temperature/],
+  ['generate', ['none', 'a', '--seed', '1'], /^error: --seed says how tokens are drawn/],
+  ['generate', ['none', 'a', '--logprobs', '2'], /^error: --logprobs goes with --json only/],
+  [
+    'generate',
+    ['none', 'a', '--stock', '--device', 'cpu'],
+    /^error: --device is of flashllm, which --stock leaves out/,
+  ],
+  ['bench', ['none', '--stock', '--expected-batch', '8'], /^error: --expected-batch is of flashllm/],
+  ['bench', ['none', '--compare-stock'], /^error: --compare-stock goes with --compare only/],
+  ['serve', ['none', '--compare-name', 'a'], /^error: --compare-name goes with --compare only/],
+  ['serve', ['none', '--compare', 'a/none'], /^error: both models are called 'none'; give one of them a --name/],
+  ['verify', ['none', 'none', '--inputs', 'none', '--past', '2'], /^error: --past is of random inputs, which --inputs/],
+  [
+    'prune',
+    ['none', '-o', 'out', '--sparsity', '0.5', '--scope', 'row'],
+    /^error: --scope goes with --method magnitude/,
+  ],
+  ['prune', ['none', '-o', 'out', '--sparsity', '0.5', '--iterations', '2'], /^error: --iterations goes with .* admm/],
+  ['rewrite', ['none', '-o', 'out', '--scope', 'row'], /^error: --scope says how to prune: give --sparsity/],
+  [
+    'rewrite',
+    [shippedModel(), '--dry-run', '--sparsity', '0.5', '--exclude', '*fc2*'],
+    /^error: --exclude does not choose what is pruned of a Hugging Face folder: .* --layer-sparsity/,
+  ],
+];
+
+for (const [name, args, message] of cases)
+  test(`${name} ${args.slice(1).join(' ')}`, async (t) => {
+    t.regex(await refused(name, args), message);
+  });
