@@ -13,26 +13,31 @@ namespace {
 
 int64_t CeilDivide(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
+/// With up to so many columns a product takes the time of reading its weight.
+constexpr int64_t kMemoryColumns = 128;
+
 template <class Tile>
 struct TmaInstance {
   static int64_t Tiles(const DenseMatMulArgs& args) {
     return CeilDivide(args.m, Tile::kWidth) * CeilDivide(args.n, Tile::kRows * Tile::kCluster);
   }
 
-  /// What a launch takes, in rows of W times steps of K of one multiprocessor, with fixed costs as on an H100.
+  /// What a launch takes, in rows of W times steps of K of one multiprocessor, with fixed costs as on an H100; where
+  /// the tensor cores limit, without the steps, of which all have as many.
   static double Cost(const DenseDevice& device, const DenseMatMulArgs& args) {
     if (device.clusters[Tile::kBlocks / 2] == 0) return std::numeric_limits<double>::infinity();
     const double waves = static_cast<double>(CeilDivide(Tiles(args), device.clusters[Tile::kBlocks / 2]));
     constexpr double kWideTile = 8;
-    if (Tile::kConsumers > 1) return waves * (Tile::kWidth + kWideTile);
+    if (args.n > kMemoryColumns) return waves * (Tile::kWidth + kWideTile);
     // Few columns: memory limits, unless so few multiprocessors work that it is they; each can take kBurst of its
-    // share.
-    constexpr double kBurst = 1.5, kTile = 260, kExchange = 600;
+    // share. Of tiles for which memory limits alike, those are taken that keep more multiprocessors at work.
+    constexpr double kBurst = 1.5, kTile = 260, kExchange = 600, kUneven = 1e-3;
     const int64_t steps = CeilDivide(args.k, kStepK);
     if (Tile::kSplit > 1 && steps < 4 * Tile::kSplit) return std::numeric_limits<double>::infinity();
     const double busiest = waves * Tile::kWidth * CeilDivide(steps, Tile::kSplit);
     const double even = static_cast<double>(args.m) * steps / device.sm_count;
-    return std::max(busiest / kBurst, even) + (Tile::kSplit > 1 ? waves * (kTile + kExchange) : kTile);
+    return std::max(busiest / kBurst, even) + kUneven * busiest +
+           (Tile::kSplit > 1 ? waves * (kTile + kExchange) : kTile);
   }
 
   static cudaError_t Launch(const DenseDevice& device, const DenseMatMulArgs& args, cudaStream_t stream) {
@@ -83,10 +88,13 @@ using Skinny64 = TmaInstance<TmaTile<1, 64, 1>>;
 using Skinny128 = TmaInstance<TmaTile<1, 128, 1>>;
 using Split64By2 = TmaInstance<TmaTile<1, 64, 1, 2>>;
 using Split64By4 = TmaInstance<TmaTile<1, 64, 1, 4>>;
+using Wide64 = TmaInstance<TmaTile<2, 64, 1>>;
 using Wide128 = TmaInstance<TmaTile<2, 128, 1>>;
+using Wide192 = TmaInstance<TmaTile<2, 192, 1>>;
 using Wide224 = TmaInstance<TmaTile<2, 224, 1>>;
 using Wide256 = TmaInstance<TmaTile<2, 256, 1>>;
 using Pair128 = TmaInstance<TmaTile<2, 128, 2>>;
+using Pair192 = TmaInstance<TmaTile<2, 192, 2>>;
 using Pair224 = TmaInstance<TmaTile<2, 224, 2>>;
 using Pair256 = TmaInstance<TmaTile<2, 256, 2>>;
 
@@ -112,8 +120,8 @@ cudaError_t PrepareAll() {
 cudaError_t PrepareTmaGemm(DenseDevice* info) {
   const cudaError_t error = FindTensorMapEncoder(&info->encode_tensor_map);
   if (error != cudaSuccess) return error;
-  const cudaError_t prepared =
-      PrepareAll<Skinny64, Skinny128, Split64By2, Split64By4, Wide128, Wide224, Wide256, Pair128, Pair224, Pair256>();
+  const cudaError_t prepared = PrepareAll<Skinny64, Skinny128, Split64By2, Split64By4, Wide64, Wide128, Wide192,
+                                          Wide224, Wide256, Pair128, Pair192, Pair224, Pair256>();
   if (prepared != cudaSuccess) return prepared;
   info->clusters[0] = info->sm_count;
   const cudaError_t counted = Pair256::CountClusters(info->sm_count, &info->clusters[1]);
@@ -127,8 +135,8 @@ bool SuitsTmaGemm(const DenseDevice& device, const DenseMatMulArgs& args) {
 
 cudaError_t LaunchTmaGemm(const DenseDevice& device, const DenseMatMulArgs& args, cudaStream_t stream) {
   if (args.n <= 64) return LaunchCheapest<Skinny128, Skinny64, Split64By2, Split64By4>(device, args, stream);
-  if (args.n <= 128) return LaunchCheapest<Wide256, Wide224, Wide128>(device, args, stream);
-  return LaunchCheapest<Pair256, Pair224, Pair128, Wide256, Wide224, Wide128>(device, args, stream);
+  if (args.n <= kMemoryColumns) return LaunchCheapest<Wide256, Wide224, Wide192, Wide128, Wide64>(device, args, stream);
+  return LaunchCheapest<Pair256, Pair224, Pair192, Pair128, Wide256, Wide224, Wide192, Wide128>(device, args, stream);
 }
 
 }  // namespace flashllm::cuda
