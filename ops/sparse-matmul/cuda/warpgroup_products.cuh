@@ -97,7 +97,7 @@ class Panel<Products::kAlone, kColumns, kDepth, kNTiles, kGroups> {
   }
 };
 
-/// Its consumer begins with XProducer::kFirstChunk: it keeps the chunk before the one that it waited for last.
+/// It keeps the chunk before the one that it waited for last, which products under way may still read.
 template <Columns kColumns, int kDepth, int kNTiles, int kGroups>
 class Panel<Products::kTogether, kColumns, kDepth, kNTiles, kGroups> {
  public:

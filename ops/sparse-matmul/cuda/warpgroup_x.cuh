@@ -41,17 +41,14 @@ struct XRing {
 };
 
 /// What the warp does that brings a warpgroup's X, all its lanes together.
-template <Products kHow, int kNTiles, int kGroups>
+template <int kNTiles, int kGroups>
 class XProducer {
  public:
   using Shape = GroupShape<kNTiles, kGroups>;
-  /// Number of its first chunk. Who multiplies together keeps the chunk before the one that was waited for last: number
-  /// 0 is nobody's.
-  static constexpr int kFirstChunk = kHow == Products::kTogether ? 1 : 0;
 
   __device__ __forceinline__ XProducer(const GroupParams& p, const uint8_t* shared, int group, int panels,
                                        int first_lane, int column0)
-      : p_(p), ring_(shared, group, panels), first_lane_(first_lane), column0_(column0), number_(kFirstChunk) {
+      : p_(p), ring_(shared, group, panels), first_lane_(first_lane), column0_(column0) {
     if (ptx::ElectLane()) {
       for (uint32_t slot = 0; slot < ring_.Slots(); ++slot) {
         ptx::BarrierInit(ring_.Full(slot), kArrivals);
@@ -60,7 +57,6 @@ class XProducer {
     }
     ptx::BarrierInitFence();
     __syncwarp();
-    if (kFirstChunk > 0) Arrive(ring_.Full(0));
     if (!Shape::kXByLoads && p.columns.x_aligned) ptx::PrefetchTensorMap(p.x_map);
   }
 
@@ -128,7 +124,7 @@ class XProducer {
   const GroupParams& p_;
   const XRing<kNTiles, kGroups> ring_;
   const int first_lane_, column0_;
-  uint32_t number_;
+  uint32_t number_ = 0;
 };
 
 /// A unit's B fragments, as mma takes them: of 8 columns two registers for each k16-step.
@@ -139,8 +135,7 @@ using UnitFragments = uint32_t[kNTiles][4];
 template <int kNTiles, int kGroups>
 class XConsumer {
  public:
-  __device__ __forceinline__ XConsumer(const uint8_t* shared, int group, int panels, int first_chunk)
-      : ring_(shared, group, panels), number_(first_chunk) {}
+  __device__ __forceinline__ XConsumer(const uint8_t* shared, int group, int panels) : ring_(shared, group, panels) {}
 
   /// Waits for the next chunk and returns its address.
   __device__ __forceinline__ uint32_t Wait() {
@@ -160,8 +155,10 @@ class XConsumer {
   /// The warp has read the chunk that it waited for last.
   __device__ __forceinline__ void Release() { Arrive(1); }
 
-  /// The warp has read the chunk before the one that it waited for last.
-  __device__ __forceinline__ void ReleasePrevious() { Arrive(2); }
+  /// The warp has read the chunk before the one that it waited for last, if there was one.
+  __device__ __forceinline__ void ReleasePrevious() {
+    if (number_ > 1) Arrive(2);
+  }
 
  private:
   __device__ __forceinline__ void Arrive(uint32_t back) {
@@ -169,7 +166,7 @@ class XConsumer {
   }
 
   const XRing<kNTiles, kGroups> ring_;
-  uint32_t number_;
+  uint32_t number_ = 0;
 };
 
 #endif
