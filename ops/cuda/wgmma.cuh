@@ -56,6 +56,20 @@ __device__ __forceinline__ void Wgmma<128>(float (&d)[64], uint64_t a, uint64_t 
 }
 
 template <>
+__device__ __forceinline__ void Wgmma<160>(float (&d)[80], uint64_t a, uint64_t b, bool accumulate) {
+  asm volatile(
+      "{\n.reg .pred add;\nsetp.ne.b32 add,%82,0;\nwgmma.mma_async.sync.aligned.m64n160k16.f32.f16.f16 {"
+      "%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,"
+      "%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,%27,%28,%29,%30,%31,"
+      "%32,%33,%34,%35,%36,%37,%38,%39,%40,%41,%42,%43,%44,%45,%46,%47,"
+      "%48,%49,%50,%51,%52,%53,%54,%55,%56,%57,%58,%59,%60,%61,%62,%63,"
+      "%64,%65,%66,%67,%68,%69,%70,%71,%72,%73,%74,%75,%76,%77,%78,%79"
+      "},%80,%81,add,1,1,0,0;\n}"
+      : FLASHLLM_F32(d, 0), FLASHLLM_F32(d, 32), FLASHLLM_F8(d, 64), FLASHLLM_F8(d, 72)
+      : "l"(a), "l"(b), "r"(static_cast<int>(accumulate)));
+}
+
+template <>
 __device__ __forceinline__ void Wgmma<192>(float (&d)[96], uint64_t a, uint64_t b, bool accumulate) {
   asm volatile(
       "{\n.reg .pred add;\nsetp.ne.b32 add,%98,0;\nwgmma.mma_async.sync.aligned.m64n192k16.f32.f16.f16 {"
