@@ -144,10 +144,15 @@ class Bench {
       cuda::MatMulArgs args;
       args.x = x, args.y = y, args.n = n;
       std::vector<Kernel> kernels = {
-          {"prefill", [&, args](int i, bool programmatic, cudaStream_t stream) mutable {
+          {"prefill",
+           [&, args](int i, bool programmatic, cudaStream_t stream) mutable {
              args.programmatic = programmatic;
              Check(cuda::PrefillMatMul(plan, packed.at(i), gpu_.dense, args, scratch.get(), scratch_bytes, stream),
                    "PrefillMatMul");
+           }},
+          {"expanded", [&, args](int i, bool programmatic, cudaStream_t stream) mutable {
+             args.programmatic = programmatic;
+             Check(cuda::ExpandedMatMul(plan, dense.at(i), gpu_.dense, args, stream), "ExpandedMatMul");
            }}};
       if (n <= kMostPacked) {
         kernels.push_back({"packed", [&, args](int i, bool programmatic, cudaStream_t stream) mutable {

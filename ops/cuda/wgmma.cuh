@@ -43,6 +43,18 @@ __device__ __forceinline__ void Wgmma<64>(float (&d)[32], uint64_t a, uint64_t b
 }
 
 template <>
+__device__ __forceinline__ void Wgmma<96>(float (&d)[48], uint64_t a, uint64_t b, bool accumulate) {
+  asm volatile(
+      "{\n.reg .pred add;\nsetp.ne.b32 add,%50,0;\nwgmma.mma_async.sync.aligned.m64n96k16.f32.f16.f16 {"
+      "%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,"
+      "%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,%27,%28,%29,%30,%31,"
+      "%32,%33,%34,%35,%36,%37,%38,%39,%40,%41,%42,%43,%44,%45,%46,%47"
+      "},%48,%49,add,1,1,0,0;\n}"
+      : FLASHLLM_F32(d, 0), FLASHLLM_F8(d, 32), FLASHLLM_F8(d, 40)
+      : "l"(a), "l"(b), "r"(static_cast<int>(accumulate)));
+}
+
+template <>
 __device__ __forceinline__ void Wgmma<128>(float (&d)[64], uint64_t a, uint64_t b, bool accumulate) {
   asm volatile(
       "{\n.reg .pred add;\nsetp.ne.b32 add,%66,0;\nwgmma.mma_async.sync.aligned.m64n128k16.f32.f16.f16 {"

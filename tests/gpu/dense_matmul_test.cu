@@ -196,7 +196,7 @@ void RunPath(const DenseDevice& device, const char* path, bool quick) {
     Run(device, {7168, 520, n, true, false, true, true}, path);
     Run(device, {3000, 1032, n, true, true, false}, path);
   }
-  // OPT-13B's and OPT-30B's rows, which take tiles of 64, 160 and 192.
+  // OPT-13B's and OPT-30B's rows, which take tiles of 64, 96, 160 and 192.
   for (int64_t n : {100, 256, 512}) {
     for (int64_t m : {5120, 20480, 21504}) Run(device, {m, 200, n, true, true, true}, path);
   }
