@@ -59,12 +59,15 @@ struct PackedWeightClaim {
   int64_t values_length = 0;  // elements
 };
 
+/// Checks the rows from `first` to before `last`.
+using CheckRange = std::function<void(int64_t first, int64_t last)>;
 /// Calls check(first, last) for ranges of rows that cover 0 to `rows`, maybe at once, and waits for all.
-using ForRows = std::function<void(int64_t rows, const std::function<void(int64_t first, int64_t last)>& check)>;
+using ForRows = std::function<void(int64_t rows, const CheckRange& check)>;
 
 /// Checks every dimension, offset and count of a claim against docs/format.md, and the checksum if asked.
 /// Returns an empty string and fills `out`, or a message: what was found, what was expected. Reads within the claimed
-/// shapes only. `for_rows`: where given, how the check of the rows, which reads the bitmap, is spread over threads.
+/// shapes only. `for_rows`: where given, how the check of the rows, which reads the bitmap, is spread over threads; it
+/// is called once all dimensions have been found right.
 std::string Validate(const PackedWeightClaim& claim, bool verify_checksum, PackedWeight* out,
                      const ForRows& for_rows = nullptr);
 

@@ -95,6 +95,7 @@ void CudaEp::SetMemory() {
 
 /// Gives back what only loading needs, and says what it took.
 void CudaEp::EndLoading() {
+  weights_.Finish();
   loaded_ = true;
   const UploadStatistics sent = TakeUploadStatistics();
   ReleaseUploadBuffers();
@@ -102,13 +103,22 @@ void CudaEp::EndLoading() {
   pool_->Trim();
   const DeviceUse use = UseOfDevice(gpu_->ordinal());
   const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - made_).count();
-  char text[256];
+  char text[400];
   std::snprintf(text, sizeof text,
                 "flashllm: a session on GPU %d was ready after %.2f s: %.1f MB sent at %.1f GB/s; the process holds "
                 "%.1f MB of its memory, at most %.1f MB so far",
                 gpu_->ordinal(), seconds, static_cast<double>(sent.bytes) / 1e6,
                 sent.seconds > 0 ? static_cast<double>(sent.bytes) / sent.seconds / 1e9 : 0.0,
                 static_cast<double>(use.reserved) / 1e6, static_cast<double>(use.max_reserved) / 1e6);
+  Log(logger_, ORT_LOGGING_LEVEL_INFO, text);
+  if (sent.bytes == 0) return;
+  std::snprintf(
+      text, sizeof text,
+      "flashllm: the first byte was sent %.3f s after the session's beginning, the last arrived %.3f s later; "
+      "meanwhile each of %zu threads on average checked weights for %.3f s, copied for %.3f s and waited for "
+      "the bus for %.3f s; layouts were waited for for %.3f s and took %.3f s in the background",
+      std::chrono::duration<double>(sent.first - made_).count(), sent.seconds, sent.threads, sent.checking,
+      sent.copying, sent.waiting, weights_.layouts().waited(), weights_.layouts().worked());
   Log(logger_, ORT_LOGGING_LEVEL_INFO, text);
 }
 

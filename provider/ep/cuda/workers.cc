@@ -1,6 +1,8 @@
 #include "provider/ep/cuda/workers.h"
 
 #include <algorithm>
+#include <atomic>
+#include <chrono>
 #include <condition_variable>
 #include <exception>
 #include <mutex>
@@ -11,7 +13,16 @@
 namespace flashllm::ep {
 namespace {
 
-constexpr size_t kMost = 10;
+constexpr size_t kMost = 14;
+
+/// Waits a little for something to change: the next weight comes, and the last piece is copied, within some 100 us, in
+/// which a thread that sleeps would just wake.
+template <typename Condition>
+void StayAwakeWhile(const Condition& condition) {
+  constexpr std::chrono::microseconds kAwake{200};
+  const auto until = std::chrono::steady_clock::now() + kAwake;
+  while (condition() && std::chrono::steady_clock::now() < until) std::this_thread::yield();
+}
 
 class Workers {
  public:
@@ -25,11 +36,13 @@ class Workers {
       parts_ = parts;
       next_ = 1;
       left_ = parts - 1;
+      ++calls_;
     }
     work_.notify_all();
     RunPart(0, run);
     // Where the system had fewer threads than parts, the caller's does the rest.
     for (size_t part; (part = Take()) != 0;) Finish(part, run);
+    StayAwakeWhile([&] { return left_ != 0; });
     std::unique_lock<std::mutex> lock(mutex_);
     done_.wait(lock, [this] { return left_ == 0; });
     run_ = nullptr;
@@ -43,6 +56,7 @@ class Workers {
     {
       std::lock_guard<std::mutex> lock(mutex_);
       ending_ = true;
+      ++calls_;
     }
     work_.notify_all();
     for (std::thread& thread : threads_) thread.join();
@@ -60,12 +74,15 @@ class Workers {
 
   void Serve() {
     for (;;) {
-      {
-        std::unique_lock<std::mutex> lock(mutex_);
-        work_.wait(lock, [this] { return ending_ || (run_ != nullptr && next_ < parts_); });
-        if (ending_) return;
+      const size_t calls = calls_;
+      if (const size_t part = Take()) {
+        Finish(part, *run_);
+        continue;
       }
-      if (const size_t part = Take()) Finish(part, *run_);
+      StayAwakeWhile([&] { return calls_ == calls; });
+      std::unique_lock<std::mutex> lock(mutex_);
+      work_.wait(lock, [this] { return ending_ || (run_ != nullptr && next_ < parts_); });
+      if (ending_) return;
     }
   }
 
@@ -94,7 +111,8 @@ class Workers {
   std::vector<std::thread> threads_;
   std::vector<std::exception_ptr> failures_;
   const std::function<void(size_t)>* run_ = nullptr;
-  size_t parts_ = 0, next_ = 0, left_ = 0;
+  size_t parts_ = 0, next_ = 0;
+  std::atomic<size_t> left_{0}, calls_{0};
   bool ending_ = false;
 };
 
