@@ -11,6 +11,7 @@
 
 #include "ops/sparse-matmul/format.h"
 #include "provider/ep/cuda/call.h"
+#include "provider/ep/cuda/mapped_files.h"
 #include "provider/ep/cuda/workers.h"
 
 namespace flashllm::ep {
@@ -33,8 +34,20 @@ struct Piece {
   char* to;
   const char* from;
   size_t bytes;
+  FilePlace file;
   uint32_t checksum;
 };
+
+/// Reads a piece where it costs least. The table of mappings may be older than a mapping: what counts is the memory,
+/// of which a look at every piece's beginning tells whether the file has the same.
+void Read(const Piece& piece, char* to) {
+  constexpr size_t kLook = 64;
+  if (piece.file.file >= 0) {
+    ReadFile(piece.file, to, piece.bytes);
+    if (std::memcmp(to, piece.from, std::min(kLook, piece.bytes)) == 0) return;
+  }
+  std::memcpy(to, piece.from, piece.bytes);
+}
 
 /// An upload, as the threads share it.
 struct Job {
@@ -92,7 +105,7 @@ class Lane {
       const Buffer& buffer = buffers_[turn_++ % kBuffersPerLane];
       Await(buffer.sent);
       lap(&spent_.waiting);
-      std::memcpy(buffer.memory, piece.from, piece.bytes);
+      Read(piece, buffer.memory);
       CheckCuda(cudaMemcpyAsync(piece.to, buffer.memory, piece.bytes, cudaMemcpyHostToDevice, bus_),
                 "copying to the GPU");
       CheckCuda(cudaEventRecord(buffer.sent, bus_), "recording an event");
@@ -133,25 +146,32 @@ struct Lanes {
   int device = -1;
   std::unique_ptr<OwnStream> bus;
   std::vector<std::unique_ptr<Lane>> lanes;
+  MappedFiles files;
 
   std::mutex statistics_mutex;
   size_t bytes = 0, threads = 0;
   Clock::time_point first, last;  // when an upload began, and when one was seen to have arrived
   Spent spent;
 
-  void Open(int wanted, size_t count) {
+  void Open(int wanted) {
     if (device != wanted) Close();
     const DeviceScope scope(wanted);
     if (bus == nullptr) bus = std::make_unique<OwnStream>();
     device = wanted;
-    while (lanes.size() < count) lanes.push_back(std::make_unique<Lane>(device, bus->get()));
   }
 
-  /// Waits for what is on the way, wherever it goes, and frees the buffers.
+  void Run(Job* job) {
+    const size_t count = std::min(LoadWorkers(), job->pieces.size());
+    while (lanes.size() < count) lanes.push_back(std::make_unique<Lane>(device, bus->get()));
+    RunAtOnce(count, [&](size_t lane) { lanes[lane]->Work(job); });
+  }
+
+  /// Waits for what is on the way, wherever it goes, frees the buffers and closes the files.
   void Close() noexcept {
     if (bus != nullptr) static_cast<void>(cudaStreamSynchronize(bus->get()));
     lanes.clear();
     bus.reset();
+    files.Close();
     device = -1;
   }
 
@@ -199,15 +219,17 @@ size_t BytesOf(const std::vector<Transfer>& transfers) {
 }
 
 /// Pieces so small that every lane has a few: it fills one buffer while others are on the way.
-std::vector<Piece> Cut(const std::vector<Transfer>& transfers, size_t bytes) {
+std::vector<Piece> Cut(const std::vector<Transfer>& transfers, size_t bytes, MappedFiles* files) {
   constexpr size_t kGrain = size_t{64} << 10, kPiecesOfLane = 4;
   const size_t even = (bytes / (LoadWorkers() * kPiecesOfLane) + kGrain - 1) / kGrain * kGrain;
   const size_t size = std::clamp(even, kSmallestPiece, kLargestPiece);
   std::vector<Piece> pieces;
   for (const Transfer& transfer : transfers) {
+    FilePlace file = files->Find(transfer.from, transfer.bytes);
     for (size_t at = 0; at < transfer.bytes; at += size) {
       pieces.push_back({static_cast<char*>(transfer.to) + at, static_cast<const char*>(transfer.from) + at,
-                        std::min(size, transfer.bytes - at), 0});
+                        std::min(size, transfer.bytes - at), file, 0});
+      file.offset += static_cast<int64_t>(size);
     }
   }
   return pieces;
@@ -232,23 +254,22 @@ uint32_t StartUpload(int device, const std::vector<Transfer>& transfers, const U
     SendDirectly(device, transfers, extras.checksum ? &checksum : nullptr);
     return checksum;
   }
-  Job job{&extras, Cut(transfers, bytes)};
-  const size_t count = std::min(LoadWorkers(), job.pieces.size());
   Lanes& shared = TheLanes();
   std::lock_guard<std::mutex> lock(shared.mutex);
   const Clock::time_point start = Clock::now();
   try {
-    shared.Open(device, count);
-    RunAtOnce(count, [&](size_t lane) { shared.lanes[lane]->Work(&job); });
+    shared.Open(device);
+    Job job{&extras, Cut(transfers, bytes, &shared.files)};
+    shared.Run(&job);
     const DeviceScope scope(device);
     CheckCuda(cudaEventRecord(arrived, shared.bus->get()), "recording an event");
+    shared.Count(start, bytes);
+    if (extras.checksum) {
+      for (const Piece& piece : job.pieces) checksum = Crc32cCombine(checksum, piece.checksum, piece.bytes);
+    }
   } catch (...) {
     shared.Close();
     throw;
-  }
-  shared.Count(start, bytes);
-  if (extras.checksum) {
-    for (const Piece& piece : job.pieces) checksum = Crc32cCombine(checksum, piece.checksum, piece.bytes);
   }
   return checksum;
 }
