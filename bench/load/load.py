@@ -25,10 +25,11 @@ LINE = re.compile(
 )
 WHERE = re.compile(
     r"first byte was sent ([\d.]+) s after .* last arrived ([\d.]+) s later; meanwhile each of (\d+) threads on average checked"
-    r" weights for ([\d.]+) s, copied for ([\d.]+) s and waited for the bus for ([\d.]+) s; layouts were waited for for"
-    r" ([\d.]+) s and took ([\d.]+) s"
+    r" weights for ([\d.]+) s, copied for ([\d.]+) s and waited for the bus for ([\d.]+) s and had nothing to send for"
+    r" ([\d.]+) s; layouts were waited for for ([\d.]+) s and took ([\d.]+) s"
 )
-PARTS = ["firstByte", "toLastByte", "threads", "checking", "copying", "waitingForBus", "waitingForLayouts", "layouts"]
+PARTS = ["firstByte", "toLastByte", "threads", "checking", "copying", "waitingForBus", "nothingToSend", "waitingForLayouts"]
+PARTS += ["layouts"]
 
 
 def bus():

@@ -9,7 +9,6 @@
 #include "provider/ep/cuda/call.h"
 #include "provider/ep/cuda/node_rules.h"
 #include "provider/ep/cuda/stream.h"
-#include "provider/ep/cuda/upload.h"
 
 namespace flashllm::ep {
 namespace {
@@ -46,15 +45,11 @@ CudaEp::CudaEp(const Options& options, Gpu* gpu, const OrtKernelRegistry* regist
   SetNodes();
   SetMemory();
   SetRuns();
+  loading_.emplace();
   if (options.cuda_graph) {
     graphs_.emplace(gpu->ordinal(), pool_, times_);
     SetGraphs();
   }
-}
-
-/// ONNX Runtime does not tell a provider that its session could not be made.
-CudaEp::~CudaEp() {
-  if (!loaded_) ReleaseUploadBuffers();
 }
 
 void CudaEp::SetNodes() {
@@ -96,14 +91,13 @@ void CudaEp::SetMemory() {
 /// Gives back what only loading needs, and says what it took.
 void CudaEp::EndLoading() {
   weights_.Finish();
-  loaded_ = true;
   const UploadStatistics sent = TakeUploadStatistics();
-  ReleaseUploadBuffers();
+  loading_.reset();
   weight_pool_->Trim();
   pool_->Trim();
   const DeviceUse use = UseOfDevice(gpu_->ordinal());
   const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - made_).count();
-  char text[400];
+  char text[500];
   std::snprintf(text, sizeof text,
                 "flashllm: a session on GPU %d was ready after %.2f s: %.1f MB sent at %.1f GB/s; the process holds "
                 "%.1f MB of its memory, at most %.1f MB so far",
@@ -116,9 +110,11 @@ void CudaEp::EndLoading() {
       text, sizeof text,
       "flashllm: the first byte was sent %.3f s after the session's beginning, the last arrived %.3f s later; "
       "meanwhile each of %zu threads on average checked weights for %.3f s, copied for %.3f s and waited for "
-      "the bus for %.3f s; layouts were waited for for %.3f s and took %.3f s in the background",
-      std::chrono::duration<double>(sent.first - made_).count(), sent.seconds, sent.threads, sent.checking,
-      sent.copying, sent.waiting, weights_.layouts().waited(), weights_.layouts().worked());
+      "the bus for %.3f s and had nothing to send for %.3f s; layouts were waited for for %.3f s and took %.3f s in "
+      "the "
+      "background",
+      std::chrono::duration<double>(sent.first - made_).count(), sent.seconds, sent.threads, sent.spent.checking,
+      sent.spent.copying, sent.spent.waiting, sent.idle, weights_.layouts().waited(), weights_.layouts().worked());
   Log(logger_, ORT_LOGGING_LEVEL_INFO, text);
 }
 

@@ -1,33 +1,15 @@
 #include "provider/ep/cuda/device_weight.h"
 
-#include <algorithm>
 #include <cstring>
+#include <optional>
+#include <utility>
 #include <vector>
 
 #include "provider/ep/cuda/call.h"
 #include "provider/ep/cuda/upload.h"
-#include "provider/ep/cuda/workers.h"
 
 namespace flashllm::ep {
 namespace {
-
-/// The host's offsets may lie at any address, and only as long as the weight is sent; the plan reads them as int32.
-std::vector<int32_t> KeepOffsets(const PackedWeight& weight) {
-  std::vector<int32_t> offsets(static_cast<size_t>(weight.out_features) + 1);
-  std::memcpy(offsets.data(), weight.row_offsets, offsets.size() * sizeof(int32_t));
-  return offsets;
-}
-
-/// Cuts a check of rows into parts for the threads that send.
-void AddChecks(int64_t rows, const CheckRange& check, UploadExtras* extras) {
-  constexpr int64_t kRowsOfPart = 64;
-  const auto parts = std::clamp<int64_t>(rows / kRowsOfPart, 1, static_cast<int64_t>(LoadWorkers()));
-  extras->checks = static_cast<size_t>(parts);
-  extras->check = [rows, parts, &check](size_t part) {
-    const auto at = static_cast<int64_t>(part);
-    check(rows * at / parts, rows * (at + 1) / parts);
-  };
-}
 
 size_t BitmapBytes(const PackedWeightClaim& claim) {
   return static_cast<size_t>(claim.out_features * BitmapRowBytes(claim.in_features));
@@ -46,11 +28,37 @@ size_t PartsBytes(const PackedWeightClaim& claim) {
   return Aligned(BitmapBytes(claim)) + Aligned(ValuesBytes(claim)) + OffsetsBytes(claim);
 }
 
+[[noreturn]] void Reject(const std::string& where, const std::string& wrong) {
+  throw Error(ORT_INVALID_GRAPH, "flashllm: the packed weight of " + where + " is not valid: " + wrong);
+}
+
+/// Runs a part of loading so that its errors name the weight: they may be found in another one's time.
+template <typename Part>
+auto Naming(const std::string& where, const Part& part) {
+  try {
+    return part();
+  } catch (const Error& error) {
+    throw Error(error.code(), std::string(error.what()) + " (while loading the packed weight of " + where + ")");
+  }
+}
+
 }  // namespace
 
+/// What is needed until the weight is laid out.
+struct DeviceWeight::Loading {
+  std::shared_ptr<MappedFiles> files;  // open
+  PackedWeightClaim claim;             // its row offsets are these; the host's may lie at any address and go away
+  std::vector<int32_t> offsets;
+  PartsCheck check{claim};
+  bool verifies = false;
+  std::optional<PendingUpload> upload;
+};
+
+DeviceWeight::DeviceWeight(std::shared_ptr<MemoryPool> pool, std::shared_ptr<MemoryPool> parts_pool)
+    : pool_(std::move(pool)), parts_pool_(std::move(parts_pool)) {}
+
 DeviceWeight::~DeviceWeight() {
-  // Memory that bytes are on the way to is not given to others.
-  if (arrived_) static_cast<void>(cudaEventSynchronize(arrived_->get()));
+  loading_.reset();  // memory that bytes are on the way to is not given to others
   FreeParts();
   if (layout_ != nullptr) pool_->Free(layout_);
 }
@@ -61,7 +69,24 @@ void DeviceWeight::FreeParts() {
   parts_ = cuda::DeviceParts{};
 }
 
-void DeviceWeight::AllocateParts(const PackedWeightClaim& claim) {
+std::string DeviceWeight::ReadOffsets(const PackedWeightClaim& claim, const std::shared_ptr<MappedFiles>& files) {
+  loading_ = std::make_unique<Loading>();
+  loading_->files = files;
+  loading_->claim = claim;
+  std::vector<int32_t>& offsets = loading_->offsets;
+  offsets.resize(static_cast<size_t>(claim.out_features) + 1);
+  const FilePlace file = files->Find(claim.row_offsets, OffsetsBytes(claim));
+  if (file.file >= 0) {
+    ReadFile(file, offsets.data(), OffsetsBytes(claim));
+  } else {
+    std::memcpy(offsets.data(), claim.row_offsets, OffsetsBytes(claim));
+  }
+  loading_->claim.row_offsets = offsets.data();
+  return CheckOffsets(loading_->claim);
+}
+
+void DeviceWeight::AllocateParts() {
+  const PackedWeightClaim& claim = loading_->claim;
   const size_t values_at = Aligned(BitmapBytes(claim)), offsets_at = values_at + Aligned(ValuesBytes(claim));
   parts_memory_ = parts_pool_->Allocate(PartsBytes(claim), nullptr);
   auto* const memory = static_cast<uint8_t*>(parts_memory_);
@@ -71,19 +96,41 @@ void DeviceWeight::AllocateParts(const PackedWeightClaim& claim) {
   parts_.value_type = claim.value_type;
 }
 
-uint32_t DeviceWeight::Send(const PackedWeightClaim& claim, const UploadExtras& extras, Gpu* gpu) {
-  const DeviceScope scope(gpu->ordinal());
-  arrived_.emplace();
-  return StartUpload(gpu->ordinal(),
-                     {{const_cast<uint8_t*>(parts_.bitmap), claim.bitmap, BitmapBytes(claim)},
-                      {const_cast<int32_t*>(parts_.row_offsets), claim.row_offsets, OffsetsBytes(claim)},
-                      {const_cast<void*>(parts_.values), claim.values, ValuesBytes(claim)}},
-                     extras, arrived_->get());
+void DeviceWeight::Send(bool verify_checksum, Gpu* gpu) {
+  const PackedWeightClaim& claim = loading_->claim;
+  PartsCheck* const check = &loading_->check;
+  Transfer bitmap{const_cast<uint8_t*>(parts_.bitmap), claim.bitmap, BitmapBytes(claim)};
+  bitmap.file = loading_->files->Find(bitmap.from, bitmap.bytes);
+  bitmap.check = [check](size_t at, const char* bytes, size_t count) {
+    check->Bitmap(static_cast<int64_t>(at), bytes, static_cast<int64_t>(count));
+  };
+  const Transfer offsets{const_cast<int32_t*>(parts_.row_offsets), claim.row_offsets, OffsetsBytes(claim)};
+  Transfer values{const_cast<void*>(parts_.values), claim.values, ValuesBytes(claim)};
+  values.file = loading_->files->Find(values.from, values.bytes);
+  values.check = [check](size_t at, const char* bytes, size_t count) {
+    check->Values(static_cast<int64_t>(at), bytes, static_cast<int64_t>(count));
+  };
+  loading_->verifies = verify_checksum;
+  const bool in_files = bitmap.file.file >= 0 && values.file.file >= 0;
+  loading_->upload.emplace(gpu->ordinal(), std::vector<Transfer>{bitmap, offsets, values}, verify_checksum);
+  if (!in_files) loading_->upload->AwaitRead();
 }
 
-void DeviceWeight::LayOut(const PackedWeight& weight, cuda::ElementType type, int expected_n, Gpu* gpu,
-                          cudaStream_t stream) {
-  AwaitUpload(arrived_->get());
+std::string DeviceWeight::AwaitParts() {
+  loading_->upload->AwaitArrival();
+  const std::string wrong = loading_->check.Finish();
+  if (!wrong.empty() || !loading_->verifies) return wrong;
+  const uint32_t found = loading_->upload->checksum(), expected = loading_->claim.checksum;
+  return found == expected ? std::string() : ChecksumMessage(found, expected);
+}
+
+void DeviceWeight::LayOut(cuda::ElementType type, int expected_n, Gpu* gpu, cudaStream_t stream) {
+  PackedWeight weight;
+  weight.out_features = loading_->claim.out_features;
+  weight.in_features = loading_->claim.in_features;
+  weight.nnz = loading_->claim.nnz;
+  weight.value_type = loading_->claim.value_type;
+  weight.row_offsets = loading_->claim.row_offsets;
   cuda::PlanOptions options;
   options.expected_n = expected_n;
   if (weight.value_type == ValueType::kFloat32) {
@@ -93,6 +140,7 @@ void DeviceWeight::LayOut(const PackedWeight& weight, cuda::ElementType type, in
               "looking at a weight's values");
   }
   CheckCuda(cuda::MakePlan(weight, gpu->device(), options, &plan_), "planning a weight");
+  loading_.reset();
   if (!cuda::Supports(plan_, type)) plan_.layout = cuda::Layout::kCanonical;  // the parts serve every type
   if (plan_.layout == cuda::Layout::kCanonical) return;
   const Scratch staging(parts_pool_.get(), static_cast<size_t>(plan_.staging_bytes), nullptr);
@@ -117,48 +165,48 @@ std::shared_ptr<const DeviceWeight> DeviceWeightCache::Prepare(const PackedWeigh
   std::lock_guard<std::mutex> lock(mutex_);
   std::weak_ptr<const DeviceWeight>& entry = loaded_[key];
   if (std::shared_ptr<const DeviceWeight> loaded = entry.lock()) return loaded;
-  const auto reject = [&](const std::string& wrong) {
-    throw Error(ORT_INVALID_GRAPH, "flashllm: the packed weight of " + where + " is not valid: " + wrong);
-  };
-  const auto loaded = std::make_shared<DeviceWeight>(pool_, parts_pool_);
-  uint32_t found = 0;
-  // The threads that check rows send what they have checked; where something is wrong it was sent for nothing.
-  const auto check_and_send = [&](int64_t rows, const CheckRange& check) {
-    UploadExtras extras;
-    extras.checksum = verify_checksum;
-    AddChecks(rows, check, &extras);
-    Allocate(claim, loaded.get());
-    found = loaded->Send(claim, extras, gpu_);
-  };
-  PackedWeight weight;
-  const std::string wrong = Validate(claim, false, &weight, check_and_send);
-  if (!wrong.empty()) reject(wrong);
-  if (verify_checksum && found != claim.checksum) reject(ChecksumMessage(found, claim.checksum));
-  layouts_.Add(PartsBytes(claim),
-               [loaded, weight, type, expected_n, gpu = gpu_, offsets = KeepOffsets(weight)](cudaStream_t stream) {
-                 PackedWeight kept = weight;
-                 kept.row_offsets = offsets.data();
-                 loaded->LayOut(kept, type, expected_n, gpu, stream);
-               });
+  if (const std::string wrong = CheckShapes(claim); !wrong.empty()) Reject(where, wrong);
+  layouts_.AwaitRoom(PartsBytes(claim));
+  const std::shared_ptr<DeviceWeight> begun = Begin(claim, verify_checksum, where);
+  layouts_.Add(PartsBytes(claim), {[begun, where] {
+                                     const std::string wrong = Naming(where, [&] { return begun->AwaitParts(); });
+                                     if (!wrong.empty()) Reject(where, wrong);
+                                   },
+                                   [begun, where, type, expected_n, gpu = gpu_](cudaStream_t stream) {
+                                     Naming(where, [&] { begun->LayOut(type, expected_n, gpu, stream); });
+                                   }});
   // Older hosts do not tell when a session is complete.
   constexpr uint32_t kSessionEndSince = 27;
   if (g_ort.version < kSessionEndSince) layouts_.Finish();
-  entry = loaded;
-  return loaded;
+  entry = begun;
+  return begun;
+}
+
+/// Makes a weight that is on the way.
+std::shared_ptr<DeviceWeight> DeviceWeightCache::Begin(const PackedWeightClaim& claim, bool verify_checksum,
+                                                       const std::string& where) {
+  if (files_ == nullptr) files_ = std::make_shared<MappedFiles>();
+  auto weight = std::make_shared<DeviceWeight>(pool_, parts_pool_);
+  const std::string wrong = Naming(where, [&] { return weight->ReadOffsets(claim, files_); });
+  if (!wrong.empty()) Reject(where, wrong);
+  AllocateParts(weight.get(), where);
+  Naming(where, [&] { weight->Send(verify_checksum, gpu_); });
+  return weight;
 }
 
 /// Where the GPU is full, parts that wait for their layout may be what fills it.
-void DeviceWeightCache::Allocate(const PackedWeightClaim& claim, DeviceWeight* weight) {
+void DeviceWeightCache::AllocateParts(DeviceWeight* weight, const std::string& where) {
   try {
-    weight->AllocateParts(claim);
+    weight->AllocateParts();
   } catch (const Error&) {
     layouts_.Finish();
-    weight->AllocateParts(claim);
+    Naming(where, [&] { weight->AllocateParts(); });
   }
 }
 
 void DeviceWeightCache::Finish() {
   layouts_.Finish();
+  files_.reset();
   parts_pool_->Trim();
 }
 

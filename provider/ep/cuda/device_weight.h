@@ -4,17 +4,15 @@
 #include <map>
 #include <memory>
 #include <mutex>
-#include <optional>
 #include <string>
 #include <tuple>
 
 #include "ops/sparse-matmul/cuda/spmm.h"
 #include "ops/sparse-matmul/format.h"
-#include "provider/ep/cuda/call.h"
 #include "provider/ep/cuda/gpu.h"
 #include "provider/ep/cuda/layout_queue.h"
+#include "provider/ep/cuda/mapped_files.h"
 #include "provider/ep/cuda/memory_pool.h"
-#include "provider/ep/cuda/upload.h"
 
 namespace flashllm::ep {
 
@@ -22,8 +20,8 @@ namespace flashllm::ep {
 class DeviceWeight {
  public:
   /// `pool`: for the layout. `parts_pool`: for what only loading needs, where the layout has everything.
-  DeviceWeight(std::shared_ptr<MemoryPool> pool, std::shared_ptr<MemoryPool> parts_pool)
-      : pool_(std::move(pool)), parts_pool_(std::move(parts_pool)) {}
+  DeviceWeight(std::shared_ptr<MemoryPool> pool, std::shared_ptr<MemoryPool> parts_pool);
+  /// A weight that is on the way is given up.
   ~DeviceWeight();
   DeviceWeight(const DeviceWeight&) = delete;
 
@@ -31,19 +29,25 @@ class DeviceWeight {
   const void* layout() const { return layout_; }
   const cuda::DeviceParts& parts() const { return parts_; }  // null pointers where the layout has everything
 
-  // A weight is made by these three, in this order. They throw Error; after Send and LayOut, the object is then of no
-  // use.
+  // A weight is made by these, in this order. They throw Error; then, the object is of no use.
 
-  /// Makes room for the parts of a claim whose dimensions are right.
-  void AllocateParts(const PackedWeightClaim& claim);
-  /// Copies the parts to the GPU and returns the checksum of what is sent, 0 where it is not asked for. Has read the
-  /// host's memory when it returns, but the bytes may be on the way still.
-  uint32_t Send(const PackedWeightClaim& claim, const UploadExtras& extras, Gpu* gpu);
-  /// Lays a weight that was sent out for X of `type`, to be fastest with `expected_n` columns (cuda::PlanOptions), and
-  /// waits for that. Of `weight` only the shape and the row offsets are read.
-  void LayOut(const PackedWeight& weight, cuda::ElementType type, int expected_n, Gpu* gpu, cudaStream_t stream);
+  /// Reads the row offsets of a claim whose shapes are right and checks them. Returns what is wrong, or an empty
+  /// string.
+  std::string ReadOffsets(const PackedWeightClaim& claim, const std::shared_ptr<MappedFiles>& files);
+  /// Makes room for the parts.
+  void AllocateParts();
+  /// Begins to copy the parts to the GPU. Returns when the claim's memory is not needed any more: at once where all of
+  /// it is mapped from files that can be read.
+  void Send(bool verify_checksum, Gpu* gpu);
+  /// Waits until the parts are there and checked. Returns what is wrong, or an empty string.
+  std::string AwaitParts();
+  /// Lays the weight out for X of `type`, to be fastest with `expected_n` columns (cuda::PlanOptions), and waits for
+  /// that.
+  void LayOut(cuda::ElementType type, int expected_n, Gpu* gpu, cudaStream_t stream);
 
  private:
+  struct Loading;
+
   void FreeParts();
 
   const std::shared_ptr<MemoryPool> pool_, parts_pool_;
@@ -51,7 +55,7 @@ class DeviceWeight {
   void* layout_ = nullptr;
   void* parts_memory_ = nullptr;
   cuda::DeviceParts parts_;
-  std::optional<OwnEvent> arrived_;
+  std::unique_ptr<Loading> loading_;  // until the weight is laid out
 };
 
 class DeviceWeightCache {
@@ -59,14 +63,14 @@ class DeviceWeightCache {
   /// `pool`: memory of the GPU that lives as long as the weights.
   DeviceWeightCache(Gpu* gpu, std::shared_ptr<MemoryPool> pool);
 
-  /// Validates a claim (whose parts are in host memory and are not needed afterwards) and loads the weight for X of
-  /// `type` and `expected_n` columns, or returns what an earlier call made of the same. The weight is ready after
-  /// Finish(). Throws Error with `where` and what is wrong.
+  /// Begins to validate a claim (whose parts are in host memory and are not needed afterwards) and to load the weight
+  /// for X of `type` and `expected_n` columns, or returns what an earlier call made of the same. The weight is ready
+  /// after Finish(). Throws Error with what is wrong, with this weight or an earlier one, and where.
   std::shared_ptr<const DeviceWeight> Prepare(const PackedWeightClaim& claim, cuda::ElementType type, int expected_n,
                                               bool verify_checksum, const std::string& where);
 
-  /// Waits until every weight is ready and gives back what only loading needs. Throws Error where one could not be laid
-  /// out.
+  /// Waits until every weight is ready and gives back what only loading needs. Throws Error where one is wrong or could
+  /// not be loaded.
   void Finish();
   const LayoutQueue& layouts() const { return layouts_; }
 
@@ -74,12 +78,14 @@ class DeviceWeightCache {
   using Key = std::tuple<const void*, const void*, const void*, int64_t, int64_t, int64_t, uint32_t, ValueType,
                          cuda::ElementType, int>;
 
-  void Allocate(const PackedWeightClaim& claim, DeviceWeight* weight);
+  std::shared_ptr<DeviceWeight> Begin(const PackedWeightClaim& claim, bool verify_checksum, const std::string& where);
+  void AllocateParts(DeviceWeight* weight, const std::string& where);
 
   Gpu* const gpu_;
   const std::shared_ptr<MemoryPool> pool_, parts_pool_;
   std::mutex mutex_;
   std::map<Key, std::weak_ptr<const DeviceWeight>> loaded_;
+  std::shared_ptr<MappedFiles> files_;  // while weights are loaded
   LayoutQueue layouts_;
 };
 

@@ -9,7 +9,8 @@ namespace {
 
 /// Several, since a job mostly waits: for its bytes, twice for its kernels, and for copies that queue behind others.
 constexpr size_t kThreads = 4;
-/// The bus sends as much in 10 ms, longer than a layout takes from its bytes' departure on.
+/// The bus sends as much in 10 ms: longer than whoever makes kernels leaves it without new ones, and than a layout
+/// takes.
 constexpr size_t kMostHeld = size_t{512} << 20;
 
 using Clock = std::chrono::steady_clock;
@@ -27,7 +28,7 @@ LayoutQueue::~LayoutQueue() {
   EndThreads();
 }
 
-void LayoutQueue::Add(size_t bytes, Job job) {
+void LayoutQueue::AwaitRoom(size_t bytes) {
   const Clock::time_point start = Clock::now();
   {
     std::unique_lock<std::mutex> lock(mutex_);
@@ -35,6 +36,9 @@ void LayoutQueue::Add(size_t bytes, Job job) {
     waited_ += SecondsSince(start);
   }
   RethrowFailure();
+}
+
+void LayoutQueue::Add(size_t bytes, Job job) {
   if (threads_.empty()) Start();
   if (threads_.empty()) {
     std::unique_ptr<OwnStream> stream;
@@ -90,7 +94,7 @@ void LayoutQueue::Serve() noexcept {
     lock.unlock();
     // What they hold is freed before they count as done.
     size_t bytes = taken.bytes;
-    taken.job = nullptr;
+    taken.job = {};
     for (const Waiting& waiting : dropped) bytes += waiting.bytes;
     dropped.clear();
     lock.lock();
@@ -102,8 +106,9 @@ void LayoutQueue::Serve() noexcept {
 void LayoutQueue::Run(const Job& job, std::unique_ptr<OwnStream>* stream) {
   const DeviceScope scope(device_);
   if (*stream == nullptr) *stream = std::make_unique<OwnStream>();
+  job.await();
   const Clock::time_point start = Clock::now();
-  job((*stream)->get());
+  job.work((*stream)->get());
   std::lock_guard<std::mutex> lock(mutex_);
   worked_ += SecondsSince(start);
 }

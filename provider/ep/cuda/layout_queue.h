@@ -19,21 +19,26 @@ namespace flashllm::ep {
 
 class LayoutQueue {
  public:
-  /// Work that a thread of its own does, on a stream for which it waits before it returns. May throw.
-  using Job = std::function<void(cudaStream_t)>;
+  /// What a thread of its own does. Both may throw.
+  struct Job {
+    std::function<void()> await;             // until the work can begin
+    std::function<void(cudaStream_t)> work;  // on a stream for which it waits before it returns
+  };
 
   explicit LayoutQueue(int device) : device_(device) {}
   /// Drops what no thread has begun.
   ~LayoutQueue();
   LayoutQueue(const LayoutQueue&) = delete;
 
-  /// `bytes`: of the GPU's memory that the job holds until it is done. Waits while others hold too many.
+  /// Waits while jobs that are not done hold so much of the GPU's memory that `bytes` more are too many. For one thread
+  /// at a time, which then adds a job of so many.
+  void AwaitRoom(size_t bytes);
   void Add(size_t bytes, Job job);
-  /// Waits until all that was added is done, and ends the threads; the next job starts new ones. This and Add throw
-  /// what an earlier job threw; then the rest is dropped.
+  /// Waits until all that was added is done, and ends the threads; the next job starts new ones. This and AwaitRoom
+  /// throw what an earlier job threw; then the rest is dropped.
   void Finish();
 
-  /// How long Add and Finish have waited, and the jobs taken together, in seconds.
+  /// How long AwaitRoom and Finish have waited, and the jobs' work took together, in seconds.
   double waited() const { return waited_; }
   double worked() const { return worked_; }
 

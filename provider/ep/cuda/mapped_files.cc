@@ -15,6 +15,29 @@
 #include "provider/ort_api.h"
 
 namespace flashllm::ep {
+namespace {
+
+bool SameAt(FilePlace place, const char* memory, size_t bytes) {
+  char found[64];
+  const size_t looked = std::min(bytes, sizeof found);
+  ReadFile(place, found, looked);
+  return std::memcmp(found, memory, looked) == 0;
+}
+
+/// The last bytes come first: where they are there, the file has the others too.
+bool IsSame(const FilePlace& place, const char* memory, size_t bytes) {
+  constexpr size_t kApart = size_t{2} << 20, kLook = 64;
+  const auto same = [&](size_t at) {
+    return SameAt({place.file, place.offset + static_cast<int64_t>(at)}, memory + at, bytes - at);
+  };
+  if (!same(bytes - std::min(bytes, kLook))) return false;
+  for (size_t at = 0; at < bytes; at += kApart) {
+    if (!same(at)) return false;
+  }
+  return true;
+}
+
+}  // namespace
 
 FilePlace MappedFiles::Find(const void* from, size_t bytes) {
   const auto begin = reinterpret_cast<uintptr_t>(from), end = begin + bytes;
@@ -24,7 +47,8 @@ FilePlace MappedFiles::Find(const void* from, size_t bytes) {
     mapping = Around(begin, end);
   }
   if (mapping == nullptr || mapping->inode == 0) return {};
-  return {Open(*mapping), mapping->offset + static_cast<int64_t>(begin - mapping->begin)};
+  const FilePlace place{Open(*mapping), mapping->offset + static_cast<int64_t>(begin - mapping->begin)};
+  return place.file >= 0 && IsSame(place, static_cast<const char*>(from), bytes) ? place : FilePlace{};
 }
 
 const MappedFiles::Mapping* MappedFiles::Around(uintptr_t begin, uintptr_t end) const {

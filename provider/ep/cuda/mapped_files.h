@@ -17,13 +17,15 @@ struct FilePlace {
   int64_t offset = 0;
 };
 
-/// The process's mappings as they were when they were asked for first, and the files, open.
+/// The process's mappings as they were when they were asked for first, and the files, open. For one thread at a time.
 class MappedFiles {
  public:
   MappedFiles() = default;
   ~MappedFiles() { Close(); }
   MappedFiles(const MappedFiles&) = delete;
 
+  /// Where memory was mapped from. Looks at some places whether it holds what the file does: the table may be older
+  /// than a mapping. Throws Error where the file is shorter by now; the memory there is not touched.
   FilePlace Find(const void* from, size_t bytes);
   void Close() noexcept;
 

@@ -1,5 +1,5 @@
-// Host memory to the GPU at the speed of the bus. Copies from pageable memory go through the driver's one small buffer
-// at a few GB/s; here several threads copy into pinned buffers of bounded size while others of them are on the way.
+// Host memory and files to GPUs at the speed of the bus. Copies from pageable memory go through the driver's one small
+// buffer at a few GB/s; here several threads fill pinned buffers of bounded size while others of them are on the way.
 #pragma once
 
 #include <cuda_runtime_api.h>
@@ -7,50 +7,70 @@
 #include <chrono>
 #include <cstddef>
 #include <cstdint>
-#include <functional>
+#include <exception>
+#include <optional>
 #include <vector>
+
+#include "provider/ep/cuda/call.h"
+#include "provider/ep/cuda/lane.h"
 
 namespace flashllm::ep {
 
-/// Bytes of host memory (any: mapped files too) and where on the GPU they go.
-struct Transfer {
-  void* to;
-  const void* from;
-  size_t bytes;
+/// Copies to the memory of a GPU and waits until all has arrived. Throws Error.
+void Upload(int device, const Transfer& transfer);
+
+/// An upload that goes on while its maker does other things. The process's threads do one after another, in the order
+/// in which they were made, without a gap between two. At most 48 MB are on the way.
+class PendingUpload {
+ public:
+  /// Begins. `sums`: whether to take a checksum, CRC-32C over the bytes of all transfers, in their order and as they
+  /// are sent. Throws Error.
+  PendingUpload(int device, std::vector<Transfer> transfers, bool sums);
+  /// Drops what no thread has taken and waits for the rest.
+  ~PendingUpload();
+  PendingUpload(const PendingUpload&) = delete;
+
+  /// Waits until the host's memory and files have been read and checked. Throws what reading or sending threw.
+  void AwaitRead();
+  /// Likewise, until everything is there.
+  void AwaitArrival();
+  /// After either.
+  uint32_t checksum() const;
+
+ private:
+  friend class Senders;
+
+  const int device_;
+  const std::vector<Transfer> transfers_;
+  const bool sums_;
+  std::vector<Piece> pieces_;
+  std::optional<OwnEvent> arrived_;
+  cudaStream_t bus_ = nullptr;
+  // The senders' mutex guards these.
+  size_t next_ = 0;  // the first piece that no thread has taken
+  size_t left_ = 0;  // pieces that are not done or dropped
+  bool read_ = false;
+  std::exception_ptr failure_;  // the first
 };
 
-/// What is done on the way. All of it is optional.
-struct UploadExtras {
-  bool checksum = false;  // CRC-32C over the bytes of all transfers, in their order and as they are sent
-  /// Work that reads the same memory: run(0) to run(checks - 1), maybe at once, before the bytes are read to be sent.
-  size_t checks = 0;
-  std::function<void(size_t)> check;
-};
-
-/// Copies to the memory of a GPU and waits until all has arrived. The pinned buffers are shared by the process: one
-/// upload at a time reads, 60 MB are on the way at most. Throws Error.
-void Upload(int device, const std::vector<Transfer>& transfers);
-
-/// Likewise, but returns as soon as the host memory has been read: the next upload's bytes follow on the bus without a
-/// gap. `arrived` is recorded behind the last copy; AwaitUpload() waits for it. Returns the checksum, or 0. Where it
-/// throws, nothing is on the way any more.
-uint32_t StartUpload(int device, const std::vector<Transfer>& transfers, const UploadExtras& extras,
-                     cudaEvent_t arrived);
-void AwaitUpload(cudaEvent_t arrived);
-
-/// What uploads (of 1 MB and more) have sent since the last call of TakeUploadStatistics, for all sessions of the
-/// process.
+/// What uploads have sent since the last call of TakeUploadStatistics, for all sessions of the process. Other tensors
+/// than packed weights count from 1 MB on.
 struct UploadStatistics {
   size_t bytes = 0;
   std::chrono::steady_clock::time_point first;  // the beginning of the first upload
   double seconds = 0;                           // from there until the last byte was seen to be there
   size_t threads = 0;
-  // What the threads did in that time, on average: the rest went by between uploads.
-  double checking = 0, copying = 0, waiting = 0;  // seconds; waiting: for the bus to free a buffer
+  Spent spent;      // by a thread in that time, on average
+  double idle = 0;  // likewise, with nothing to send; what is left of the time went into threads and pinned memory
 };
 UploadStatistics TakeUploadStatistics();
 
-/// Gives the pinned buffers and the threads back. The next upload makes them again.
-void ReleaseUploadBuffers() noexcept;
+/// Keeps pinned buffers and threads for further uploads. The last one that goes gives them back.
+class UploadUse {
+ public:
+  UploadUse();
+  ~UploadUse();
+  UploadUse(const UploadUse&) = delete;
+};
 
 }  // namespace flashllm::ep
