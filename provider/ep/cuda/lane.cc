@@ -56,15 +56,15 @@ Lane::~Lane() {
   if (memory_ != nullptr) static_cast<void>(cudaFreeHost(memory_));
 }
 
-/// On the lane's own thread, while others send already: pinning takes milliseconds.
-void Lane::Open() {
+void Lane::Open(int device) {
+  const DeviceScope scope(device);
   CheckCuda(cudaHostAlloc(&memory_, kBuffersPerLane * kPieceBytes, cudaHostAllocPortable), "allocating pinned memory");
   for (size_t i = 0; i < kBuffersPerLane; ++i) buffers_[i].memory = static_cast<char*>(memory_) + i * kPieceBytes;
 }
 
 void Lane::Send(int device, cudaStream_t bus, bool sums, Piece* piece, Spent* spent) {
   const DeviceScope scope(device);
-  if (memory_ == nullptr) Open();
+  if (memory_ == nullptr) Open(device);
   Laps laps;
   Buffer& buffer = buffers_[turn_++ % kBuffersPerLane];
   if (buffer.sent != nullptr) Await(buffer.sent);

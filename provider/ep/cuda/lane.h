@@ -53,6 +53,8 @@ class Lane {
   ~Lane();
   Lane(const Lane&) = delete;
 
+  /// Makes the buffers, which takes milliseconds; else the first Send does. Throws Error.
+  void Open(int device);
   /// Reads a piece, enqueues its copy on a stream of `device`, sums it where asked for and checks it. Throws Error;
   /// then, the stream has been waited for.
   void Send(int device, cudaStream_t bus, bool sums, Piece* piece, Spent* spent);
@@ -64,7 +66,6 @@ class Lane {
     cudaEvent_t sent = nullptr;
   };
 
-  void Open();
   void Enqueue(int device, cudaStream_t bus, const Piece& piece, Buffer* buffer);
 
   void* memory_ = nullptr;

@@ -56,14 +56,15 @@ class Senders {
   void SawArrival();
   UploadStatistics TakeStatistics();
   void Use();
+  void Ready(int device);
   void EndUse() noexcept;
 
  private:
   using Lock = std::unique_lock<std::mutex>;
 
   cudaStream_t BusTo(int device);
-  void Start();
-  void Serve();
+  void Start(int device, size_t threads);
+  void Serve(int device);
   void SendNext(Lane* lane, Lock* lock);
   size_t TakeRest(PendingUpload* upload);
   void Finish(PendingUpload* upload, size_t pieces, Lock* lock) noexcept;
@@ -94,6 +95,7 @@ Senders& TheSenders() {
 void Senders::Add(PendingUpload* upload) {
   std::lock_guard<std::mutex> threads_lock(threads_mutex_);
   upload->bus_ = BusTo(upload->device_);
+  size_t pieces = 0;
   {
     Lock lock(mutex_);
     if (sums_.bytes == 0) sums_.first = Clock::now();
@@ -101,9 +103,10 @@ void Senders::Add(PendingUpload* upload) {
     upload->left_ = upload->pieces_.size();
     upload->read_ = upload->pieces_.empty();
     if (!upload->read_) queue_.push_back(upload);
+    for (const PendingUpload* waiting : queue_) pieces += waiting->pieces_.size() - waiting->next_;
   }
   work_.notify_all();
-  Start();
+  Start(upload->device_, pieces);
   if (!threads_.empty()) return;
   Lane lane;
   Lock lock(mutex_);
@@ -116,22 +119,23 @@ cudaStream_t Senders::BusTo(int device) {
 }
 
 /// As many threads as there are pieces, up to the most that are worth it.
-void Senders::Start() {
-  size_t pieces = 0;
-  {
-    Lock lock(mutex_);
-    for (const PendingUpload* upload : queue_) pieces += upload->pieces_.size() - upload->next_;
-  }
+void Senders::Start(int device, size_t threads) {
   try {
-    while (threads_.size() < std::min(pieces, SendingThreads())) threads_.emplace_back([this] { Serve(); });
+    while (threads_.size() < std::min(threads, SendingThreads())) {
+      threads_.emplace_back([this, device] { Serve(device); });
+    }
   } catch (const std::exception&) {  // the system has no thread left
   }
   Lock lock(mutex_);
   sums_.threads = std::max(sums_.threads, threads_.size());
 }
 
-void Senders::Serve() {
+void Senders::Serve(int device) {
   Lane lane;
+  try {
+    lane.Open(device);
+  } catch (const Error&) {  // tried again, and told, where something is sent
+  }
   Lock lock(mutex_);
   for (;;) {
     const Clock::time_point start = Clock::now();
@@ -219,6 +223,11 @@ void Senders::Use() {
   ++users_;
 }
 
+void Senders::Ready(int device) {
+  std::lock_guard<std::mutex> threads_lock(threads_mutex_);
+  Start(device, SendingThreads());
+}
+
 void Senders::EndUse() noexcept {
   std::lock_guard<std::mutex> threads_lock(threads_mutex_);
   if (--users_ > 0) return;
@@ -275,5 +284,7 @@ UploadStatistics TakeUploadStatistics() { return TheSenders().TakeStatistics(); 
 
 UploadUse::UploadUse() { TheSenders().Use(); }
 UploadUse::~UploadUse() { TheSenders().EndUse(); }
+
+void UploadUse::Ready(int device) { TheSenders().Ready(device); }
 
 }  // namespace flashllm::ep

@@ -71,6 +71,9 @@ class UploadUse {
   UploadUse();
   ~UploadUse();
   UploadUse(const UploadUse&) = delete;
+
+  /// Begins to make all of them, with a context of `device`, before the first upload.
+  void Ready(int device);
 };
 
 }  // namespace flashllm::ep
