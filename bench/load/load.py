@@ -4,7 +4,7 @@
 
 `MODEL.onnx` comes from `flashllm export` and `rewrite`, or is one that bench/decode/random_model.py made (then with
 --no-checksum). The file is read once before, so that disks do not count. It needs onnxruntime 1.30 and torch, which measures the
-bus: copies of 1 GiB from pinned memory.
+bus: copies of 1 GiB from pinned memory. The rate is the provider's: bytes over the time from the first byte to the last.
 """
 
 import argparse
@@ -23,6 +23,13 @@ ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)
 LINE = re.compile(
     r"ready after ([\d.]+) s: ([\d.]+) MB sent at ([\d.]+) GB/s; the process holds ([\d.]+) MB of its memory, at most ([\d.]+) MB"
 )
+WHERE = re.compile(
+    r"first byte was sent ([\d.]+) s after .* last arrived ([\d.]+) s later; meanwhile each of (\d+) threads on average checked"
+    r" weights for ([\d.]+) s, copied for ([\d.]+) s and waited for the bus for ([\d.]+) s and had nothing to send for"
+    r" ([\d.]+) s; layouts were waited for for ([\d.]+) s and took ([\d.]+) s"
+)
+PARTS = ["firstByte", "toLastByte", "threads", "checking", "copying", "waitingForBus", "nothingToSend", "waitingForLayouts"]
+PARTS += ["layouts"]
 
 
 def bus():
@@ -81,7 +88,9 @@ def load(model, checksum):
     if line is None:
         raise SystemExit("the provider did not say how it loaded. Its log:\n" + log[-2000:])
     _, sent, rate, holds, most = map(float, line.groups())
-    return {"seconds": took, "sentMB": sent, "sentGBs": rate, "holdsMB": holds, "atMostMB": most}
+    where = WHERE.search(log)
+    parts = dict(zip(PARTS, map(float, where.groups()))) if where else {}
+    return {"seconds": took, "sentMB": sent, "sentGBs": rate, "holdsMB": holds, "atMostMB": most, "where": parts}
 
 
 def main():
@@ -115,6 +124,7 @@ def main():
             f" at most {row['atMostMB']:.0f} MB",
             flush=True,
         )
+        print("    " + ", ".join(f"{name} {value:g}" for name, value in row["where"].items()), flush=True)
     print(f"median {statistics.median(row['seconds'] for row in rows):.2f} s")
     if arguments.json:
         with open(arguments.json + ".part", "w", encoding="utf8") as file:

@@ -1,20 +1,12 @@
 #include "ops/sparse-matmul/format.h"
 
+#include <algorithm>
 #include <cstring>
-#include <map>
-#include <mutex>
-#include <utility>
 
 namespace flashllm {
 namespace {
 
 std::string Text(int64_t value) { return std::to_string(value); }
-
-// One row of a bitmap: how many bits are set, and whether any of them lies at or past in_features.
-struct RowBits {
-  int64_t count = 0;
-  bool past_end = false;
-};
 
 inline uint64_t LoadWord(const uint8_t* bytes) {
   uint64_t word;
@@ -22,33 +14,32 @@ inline uint64_t LoadWord(const uint8_t* bytes) {
   return word;
 }
 
-inline __attribute__((always_inline)) RowBits CountRowBody(const uint8_t* row, int64_t in_features) {
-  RowBits bits;
-  const int64_t words = (in_features + 63) / 64;
-  for (int64_t w = 0; w < words; ++w) bits.count += __builtin_popcountll(LoadWord(row + 8 * w));
-  const int tail = static_cast<int>(in_features % 64);
-  bits.past_end = tail != 0 && (LoadWord(row + 8 * (words - 1)) >> tail) != 0;
-  return bits;
+inline __attribute__((always_inline)) int64_t CountBitsBody(const uint8_t* bytes, int64_t length) {
+  int64_t count = 0;
+  for (int64_t at = 0; at < length; at += 8) count += __builtin_popcountll(LoadWord(bytes + at));
+  return count;
 }
 
-RowBits CountRowPortable(const uint8_t* row, int64_t in_features) { return CountRowBody(row, in_features); }
+int64_t CountBitsPortable(const uint8_t* bytes, int64_t length) { return CountBitsBody(bytes, length); }
 
 #ifdef FLASHLLM_X86
-__attribute__((target("popcnt"))) RowBits CountRowPopcnt(const uint8_t* row, int64_t in_features) {
-  return CountRowBody(row, in_features);
+__attribute__((target("popcnt"))) int64_t CountBitsPopcnt(const uint8_t* bytes, int64_t length) {
+  return CountBitsBody(bytes, length);
 }
 #endif
 
-using CountRowFunction = RowBits (*)(const uint8_t*, int64_t);
+using CountBitsFunction = int64_t (*)(const uint8_t*, int64_t);
 
-CountRowFunction ChooseCountRow() {
+CountBitsFunction ChooseCountBits() {
 #ifdef FLASHLLM_X86
-  if (__builtin_cpu_supports("popcnt")) return CountRowPopcnt;
+  if (__builtin_cpu_supports("popcnt")) return CountBitsPopcnt;
 #endif
-  return CountRowPortable;
+  return CountBitsPortable;
 }
 
-// Everything that can be told without reading the parts. Multiplications cannot overflow: both factors are below 2³¹.
+}  // namespace
+
+// Multiplications cannot overflow: both factors are below 2³¹.
 std::string CheckShapes(const PackedWeightClaim& c) {
   if (c.format_version != kFormatVersion) {
     return "format_version is " + Text(c.format_version) + ", expected " + Text(kFormatVersion) +
@@ -91,63 +82,84 @@ std::string CheckShapes(const PackedWeightClaim& c) {
   return {};
 }
 
-/// Checks rows from `first` to before `last`. What comes before them is another call's to check: offsets are only
-/// compared here, and the bitmap's size is known.
-std::string CheckRows(const PackedWeightClaim& c, int64_t first, int64_t last) {
-  const CountRowFunction count_row = ChooseCountRow();
-  const int64_t row_bytes = BitmapRowBytes(c.in_features);
-  int64_t begin = LoadOffset(c.row_offsets, first);
-  if (first == 0 && begin != 0) return "row_offsets[0] is " + Text(begin) + ", expected 0";
-  for (int64_t m = first; m < last; ++m) {
+std::string CheckOffsets(const PackedWeightClaim& c) {
+  int64_t begin = LoadOffset(c.row_offsets, 0);
+  if (begin != 0) return "row_offsets[0] is " + Text(begin) + ", expected 0";
+  for (int64_t m = 0; m < c.out_features; ++m) {
     const int64_t end = LoadOffset(c.row_offsets, m + 1);
     if (end < begin || end > c.nnz) {
       return "row_offsets[" + Text(m + 1) + "] is " + Text(end) + ", expected " + Text(begin) + " to " + Text(c.nnz);
     }
-    const RowBits bits = count_row(c.bitmap + m * row_bytes, c.in_features);
-    if (bits.past_end) {
-      return "bitmap row " + Text(m) + " has a bit set past in_features " + Text(c.in_features) + ", expected zeros";
-    }
-    if (bits.count != end - begin) {
-      return "bitmap row " + Text(m) + " has " + Text(bits.count) + " bits set, but row_offsets give the row " +
-             Text(end - begin) + " values";
-    }
     begin = end;
   }
-  if (last == c.out_features && begin != c.nnz) {
-    return "row_offsets ends with " + Text(begin) + ", expected nnz " + Text(c.nnz);
-  }
+  if (begin != c.nnz) return "row_offsets ends with " + Text(begin) + ", expected nnz " + Text(c.nnz);
   return {};
 }
 
-/// All rows; of several that are wrong the first is told.
-std::string CheckAllRows(const PackedWeightClaim& c, const ForRows& for_rows) {
-  if (!for_rows) return CheckRows(c, 0, c.out_features);
-  std::mutex mutex;
-  std::map<int64_t, std::string> errors;  // by row
-  for_rows(c.out_features, [&](int64_t first, int64_t last) {
-    std::string error = CheckRows(c, first, last);
-    if (error.empty()) return;
-    std::lock_guard<std::mutex> lock(mutex);
-    errors.emplace(first, std::move(error));
-  });
-  return errors.empty() ? std::string() : errors.begin()->second;
-}
-
-std::string CheckPadding(const PackedWeightClaim& c) {
-  const int64_t size = SizeOf(c.value_type);
-  const uint8_t* bytes = static_cast<const uint8_t*>(c.values);
-  for (int64_t i = c.nnz * size; i < c.values_length * size; ++i) {
-    if (bytes[i] != 0) return "values[" + Text(i / size) + "] is past nnz " + Text(c.nnz) + " and not zero";
+void PartsCheck::Bitmap(int64_t at, const void* bytes, int64_t length) {
+  const CountBitsFunction count_bits = ChooseCountBits();
+  const auto* words = static_cast<const uint8_t*>(bytes);
+  const int64_t row_bytes = BitmapRowBytes(claim_.in_features), end = at + length;
+  const int tail = static_cast<int>(claim_.in_features % 64);
+  while (at < end) {
+    const int64_t row = at / row_bytes, row_end = (row + 1) * row_bytes;
+    const int64_t here = std::min(row_end, end) - at;
+    RowBits bits;
+    bits.count = count_bits(words, here);
+    if (at + here == row_end && tail != 0) bits.past_end = (LoadWord(words + here - 8) >> tail) != 0;
+    if (here == row_bytes) {
+      CheckRow(row, bits);
+    } else {
+      std::lock_guard<std::mutex> lock(mutex_);
+      RowBits& known = cut_rows_[row];
+      known.count += bits.count;
+      known.past_end |= bits.past_end;
+    }
+    words += here;
+    at += here;
   }
-  return {};
 }
 
-}  // namespace
+void PartsCheck::CheckRow(int64_t row, RowBits bits) {
+  const int64_t expected = int64_t{LoadOffset(claim_.row_offsets, row + 1)} - LoadOffset(claim_.row_offsets, row);
+  if (bits.past_end) {
+    Wrong(row, "bitmap row " + Text(row) + " has a bit set past in_features " + Text(claim_.in_features) +
+                   ", expected zeros");
+  } else if (bits.count != expected) {
+    Wrong(row, "bitmap row " + Text(row) + " has " + Text(bits.count) + " bits set, but row_offsets give the row " +
+                   Text(expected) + " values");
+  }
+}
 
-std::string Validate(const PackedWeightClaim& claim, bool verify_checksum, PackedWeight* out, const ForRows& for_rows) {
+void PartsCheck::Values(int64_t at, const void* bytes, int64_t length) {
+  const int64_t size = SizeOf(claim_.value_type);
+  for (int64_t i = std::max<int64_t>(claim_.nnz * size - at, 0); i < length; ++i) {
+    if (static_cast<const uint8_t*>(bytes)[i] == 0) continue;
+    const int64_t value = (at + i) / size;
+    return Wrong(claim_.out_features + value,
+                 "values[" + Text(value) + "] is past nnz " + Text(claim_.nnz) + " and not zero");
+  }
+}
+
+void PartsCheck::Wrong(int64_t at, const std::string& message) {
+  std::lock_guard<std::mutex> lock(mutex_);
+  wrong_.emplace(at, message);
+}
+
+std::string PartsCheck::Finish() {
+  for (const auto& [row, bits] : cut_rows_) CheckRow(row, bits);
+  return wrong_.empty() ? std::string() : wrong_.begin()->second;
+}
+
+std::string Validate(const PackedWeightClaim& claim, bool verify_checksum, PackedWeight* out) {
   std::string error = CheckShapes(claim);
-  if (error.empty()) error = CheckAllRows(claim, for_rows);
-  if (error.empty()) error = CheckPadding(claim);
+  if (error.empty()) error = CheckOffsets(claim);
+  if (error.empty()) {
+    PartsCheck parts(claim);
+    parts.Bitmap(0, claim.bitmap, claim.bitmap_rows * claim.bitmap_cols);
+    parts.Values(0, claim.values, claim.values_length * SizeOf(claim.value_type));
+    error = parts.Finish();
+  }
   if (!error.empty()) return error;
   PackedWeight weight;
   weight.out_features = claim.out_features;

@@ -4,7 +4,8 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
-#include <functional>
+#include <map>
+#include <mutex>
 #include <string>
 
 namespace flashllm {
@@ -59,14 +60,45 @@ struct PackedWeightClaim {
   int64_t values_length = 0;  // elements
 };
 
-/// Calls check(first, last) for ranges of rows that cover 0 to `rows`, maybe at once, and waits for all.
-using ForRows = std::function<void(int64_t rows, const std::function<void(int64_t first, int64_t last)>& check)>;
-
 /// Checks every dimension, offset and count of a claim against docs/format.md, and the checksum if asked.
 /// Returns an empty string and fills `out`, or a message: what was found, what was expected. Reads within the claimed
-/// shapes only. `for_rows`: where given, how the check of the rows, which reads the bitmap, is spread over threads.
-std::string Validate(const PackedWeightClaim& claim, bool verify_checksum, PackedWeight* out,
-                     const ForRows& for_rows = nullptr);
+/// shapes only.
+std::string Validate(const PackedWeightClaim& claim, bool verify_checksum, PackedWeight* out);
+
+// The parts of Validate(), for who reads a weight only once, in pieces: CheckShapes, CheckOffsets, then a PartsCheck.
+// Each returns an empty string or a message.
+
+/// Whatever can be told without reading the parts.
+std::string CheckShapes(const PackedWeightClaim& claim);
+/// The row offsets of a claim whose shapes are right.
+std::string CheckOffsets(const PackedWeightClaim& claim);
+
+/// Checks bitmap and values of a claim whose offsets are right. They are given in pieces, in any order and by several
+/// threads. `claim` must outlive it; of its parts only row_offsets is read.
+class PartsCheck {
+ public:
+  explicit PartsCheck(const PackedWeightClaim& claim) : claim_(claim) {}
+  /// `length` bytes of a part from `at` on. Both are multiples of 8.
+  void Bitmap(int64_t at, const void* bytes, int64_t length);
+  void Values(int64_t at, const void* bytes, int64_t length);
+  /// After all: of several errors the first in the weight is told.
+  std::string Finish();
+
+ private:
+  /// One row of a bitmap: how many bits are set, and whether any of them lies at or past in_features.
+  struct RowBits {
+    int64_t count = 0;
+    bool past_end = false;
+  };
+
+  void CheckRow(int64_t row, RowBits bits);
+  void Wrong(int64_t at, const std::string& message);
+
+  const PackedWeightClaim& claim_;
+  std::mutex mutex_;
+  std::map<int64_t, RowBits> cut_rows_;   // what is known of rows that lie in several pieces
+  std::map<int64_t, std::string> wrong_;  // by row; then, from out_features on, by value
+};
 
 /// What Validate() says of a checksum that does not fit.
 std::string ChecksumMessage(uint32_t found, uint32_t expected);

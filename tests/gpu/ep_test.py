@@ -125,6 +125,51 @@ def refusals(_):
     close(session.run(None, {"X": x})[0], x.astype(np.float64) @ weight.astype(np.float64).T, 0.05, 0.01, "afterwards")
 
 
+@section
+def loading(_):
+    """Large weights from a file and from memory, several sessions at once; a damaged one is refused, and the next one loads."""
+    import onnx
+
+    generator = np.random.default_rng(3)
+    weight = random_weight(generator, 3000, 5000, 0.5)
+    x = generator.uniform(-1, 1, (1, 4, 5000)).astype(np.float16)
+    expected = x.astype(np.float64) @ weight.astype(np.float64).T
+    model = sparse_matmul_model(weight)
+    found, failures = {}, []
+
+    def load(what, source):
+        try:
+            found[what] = gpu_session(source).run(None, {"X": x})[0]
+        except Exception as error:  # noqa: BLE001
+            failures.append(f"{what}: {error}")
+
+    with tempfile.TemporaryDirectory() as folder:
+
+        def saved(name, content):
+            path = os.path.join(folder, name + ".onnx")
+            onnx.save_model(onnx.ModelProto.FromString(content), path, save_as_external_data=True, location=name + ".data")
+            return path
+
+        sound, damaged = saved("sound", model), saved("damaged", damage(model))
+        for source in (damaged, damage(model)):
+            try:
+                gpu_session(source)
+            except Exception as error:  # noqa: BLE001
+                check("checksum" in str(error), str(error))
+            else:
+                check(False, "a damaged weight was taken")
+        sources = {"a file": sound, "memory": model, "the file again": sound}
+        threads = [threading.Thread(target=load, args=item) for item in sources.items()]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    check(not failures, failures)
+    close(found["a file"], expected, 0.1, 0.01, "a weight of 3000 x 5000")
+    for what, y in found.items():
+        check(np.array_equal(y, found["a file"]), f"{what} gave another product than a file")
+
+
 def damage(model: bytes) -> bytes:
     """The model with one bit of a stored value flipped."""
     import onnx

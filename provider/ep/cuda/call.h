@@ -50,6 +50,20 @@ class OwnStream {
   cudaStream_t stream_ = nullptr;
 };
 
+/// An event without times for the length of a scope. Who waits for it sleeps.
+class OwnEvent {
+ public:
+  OwnEvent() {
+    CheckCuda(cudaEventCreateWithFlags(&event_, cudaEventBlockingSync | cudaEventDisableTiming), "creating an event");
+  }
+  ~OwnEvent() { static_cast<void>(cudaEventDestroy(event_)); }
+  OwnEvent(const OwnEvent&) = delete;
+  cudaEvent_t get() const { return event_; }
+
+ private:
+  cudaEvent_t event_ = nullptr;
+};
+
 /// Waits for what was enqueued on a stream without spinning: the thread sleeps. Throws Error where that work failed.
 /// During a capture nothing runs, so that there is nothing to wait for: returns at once.
 void WaitForStream(cudaStream_t stream);

@@ -9,7 +9,6 @@
 #include "provider/ep/cuda/call.h"
 #include "provider/ep/cuda/node_rules.h"
 #include "provider/ep/cuda/stream.h"
-#include "provider/ep/cuda/upload.h"
 
 namespace flashllm::ep {
 namespace {
@@ -46,15 +45,11 @@ CudaEp::CudaEp(const Options& options, Gpu* gpu, const OrtKernelRegistry* regist
   SetNodes();
   SetMemory();
   SetRuns();
+  loading_.emplace();
   if (options.cuda_graph) {
     graphs_.emplace(gpu->ordinal(), pool_, times_);
     SetGraphs();
   }
-}
-
-/// ONNX Runtime does not tell a provider that its session could not be made.
-CudaEp::~CudaEp() {
-  if (!loaded_) ReleaseUploadBuffers();
 }
 
 void CudaEp::SetNodes() {
@@ -95,20 +90,31 @@ void CudaEp::SetMemory() {
 
 /// Gives back what only loading needs, and says what it took.
 void CudaEp::EndLoading() {
-  loaded_ = true;
+  weights_.Finish();
   const UploadStatistics sent = TakeUploadStatistics();
-  ReleaseUploadBuffers();
+  loading_.reset();
   weight_pool_->Trim();
   pool_->Trim();
   const DeviceUse use = UseOfDevice(gpu_->ordinal());
   const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - made_).count();
-  char text[256];
+  char text[500];
   std::snprintf(text, sizeof text,
                 "flashllm: a session on GPU %d was ready after %.2f s: %.1f MB sent at %.1f GB/s; the process holds "
                 "%.1f MB of its memory, at most %.1f MB so far",
                 gpu_->ordinal(), seconds, static_cast<double>(sent.bytes) / 1e6,
                 sent.seconds > 0 ? static_cast<double>(sent.bytes) / sent.seconds / 1e9 : 0.0,
                 static_cast<double>(use.reserved) / 1e6, static_cast<double>(use.max_reserved) / 1e6);
+  Log(logger_, ORT_LOGGING_LEVEL_INFO, text);
+  if (sent.bytes == 0) return;
+  std::snprintf(
+      text, sizeof text,
+      "flashllm: the first byte was sent %.3f s after the session's beginning, the last arrived %.3f s later; "
+      "meanwhile each of %zu threads on average checked weights for %.3f s, copied for %.3f s and waited for "
+      "the bus for %.3f s and had nothing to send for %.3f s; layouts were waited for for %.3f s and took %.3f s in "
+      "the "
+      "background",
+      std::chrono::duration<double>(sent.first - made_).count(), sent.seconds, sent.threads, sent.spent.checking,
+      sent.spent.copying, sent.spent.waiting, sent.idle, weights_.layouts().waited(), weights_.layouts().worked());
   Log(logger_, ORT_LOGGING_LEVEL_INFO, text);
 }
 
@@ -172,6 +178,7 @@ void CudaEp::SetGraphs() {
 }
 
 void CudaEp::Claim(const OrtGraph* graph, OrtEpGraphSupportInfo* support) {
+  int64_t values = 0;
   for (const OrtNode* node : NodesOf(graph)) {
     const char* assigned = nullptr;
     Check(g_ort.api->Node_GetEpName(node, &assigned));
@@ -185,11 +192,15 @@ void CudaEp::Claim(const OrtGraph* graph, OrtEpGraphSupportInfo* support) {
                                    ? "there is no GPU kernel for " + OpName(node) + " of these types and version"
                                    : ReasonAgainstNode(node);
     if (reason.empty()) {
+      if (IsSparseMatMul(node)) values += IntAttribute(node, "nnz", 0);
       Check(g_ort.ep->EpGraphSupportInfo_AddSingleNode(support, node));
     } else {
       unclaimed_.Report(node, reason);
     }
   }
+  // ONNX Runtime has some way to go to the first upload. A small session would wait for buffers that it does not need.
+  constexpr int64_t kManyValues = int64_t{100} << 20;
+  if (loading_ && values > kManyValues) loading_->Ready(gpu_->ordinal());
 }
 
 }  // namespace flashllm::ep

@@ -13,6 +13,7 @@
 #include "provider/ep/cuda/gpu.h"
 #include "provider/ep/cuda/graph_capture.h"
 #include "provider/ep/cuda/profiler.h"
+#include "provider/ep/cuda/upload.h"
 #include "provider/ep/ep.h"
 #include "provider/ep/options.h"
 
@@ -22,7 +23,6 @@ class CudaEp : public SessionEp {
  public:
   /// `registry` and `gpu` must outlive the provider. Throws Error where the GPU cannot be used.
   CudaEp(const Options& options, Gpu* gpu, const OrtKernelRegistry* registry, const OrtLogger* logger);
-  ~CudaEp() override;
 
   const Options& options() const { return options_; }
   Gpu& gpu() { return *gpu_; }
@@ -55,12 +55,12 @@ class CudaEp : public SessionEp {
   const OrtKernelRegistry* const registry_;
   const OrtLogger* const logger_;
   const std::shared_ptr<MemoryPool> pool_, pinned_pool_, weight_pool_;
+  std::optional<UploadUse> loading_;  // until the session is made; before the weights, which it outlives
   DeviceWeightCache weights_;
   FaultBoard faults_;
   const std::shared_ptr<KernelTimes> times_;
   std::optional<GraphCapture> graphs_;
   std::atomic<size_t> computed_{0};
-  bool loaded_ = false;  // the session was made; false for good where that failed
   UnclaimedLog unclaimed_;
 };
 

@@ -79,7 +79,7 @@ void CopyTensor(const OrtValue* from, OrtValue* to, OrtSyncStream* ort_stream) {
   const DeviceScope scope(device);
   const cudaStream_t stream = HandleOf(ort_stream);
   if (stream == nullptr && target_place.on_gpu && !source_place.on_gpu && !source_place.pinned) {
-    Upload(device, {{target, source, bytes}});
+    Upload(device, {target, source, bytes});
     return;
   }
   // The runtime knows device and pinned memory by its address; anything else is pageable host memory.

@@ -1,93 +1,152 @@
 #include "provider/ep/cuda/device_weight.h"
 
-#include <algorithm>
 #include <cstring>
-#include <functional>
+#include <optional>
+#include <utility>
 #include <vector>
 
 #include "ops/sparse-matmul/cuda/expand.h"
 #include "ops/sparse-matmul/cuda/prefill.h"
 #include "provider/ep/cuda/call.h"
 #include "provider/ep/cuda/upload.h"
-#include "provider/ep/cuda/workers.h"
 
 namespace flashllm::ep {
 namespace {
 
-/// The host's parts may lie at any address; the plan reads row_offsets as int32.
-std::vector<int32_t> AlignedOffsets(const PackedWeight& weight) {
-  std::vector<int32_t> offsets(static_cast<size_t>(weight.out_features) + 1);
-  std::memcpy(offsets.data(), weight.row_offsets, offsets.size() * sizeof(int32_t));
-  return offsets;
+size_t BitmapBytes(const PackedWeightClaim& claim) {
+  return static_cast<size_t>(claim.out_features * BitmapRowBytes(claim.in_features));
+}
+size_t OffsetsBytes(const PackedWeightClaim& claim) { return static_cast<size_t>((claim.out_features + 1) * 4); }
+size_t ValuesBytes(const PackedWeightClaim& claim) {
+  return static_cast<size_t>(ValuesLength(claim.nnz) * SizeOf(claim.value_type));
 }
 
-/// Runs parts of a check on the threads that load weights.
-void InParts(int64_t rows, const std::function<void(int64_t, int64_t)>& check) {
-  constexpr int64_t kRowsOfPart = 64;
-  const auto parts = std::clamp<int64_t>(rows / kRowsOfPart, 1, static_cast<int64_t>(LoadWorkers()));
-  RunAtOnce(static_cast<size_t>(parts), [&](size_t part) {
-    const auto at = static_cast<int64_t>(part);
-    check(rows * at / parts, rows * (at + 1) / parts);
-  });
+size_t Aligned(size_t bytes) {
+  constexpr size_t kAlignment = 256;
+  return (bytes + kAlignment - 1) / kAlignment * kAlignment;
+}
+
+size_t PartsBytes(const PackedWeightClaim& claim) {
+  return Aligned(BitmapBytes(claim)) + Aligned(ValuesBytes(claim)) + OffsetsBytes(claim);
+}
+
+[[noreturn]] void Reject(const std::string& where, const std::string& wrong) {
+  throw Error(ORT_INVALID_GRAPH, "flashllm: the packed weight of " + where + " is not valid: " + wrong);
+}
+
+/// Runs a part of loading so that its errors name the weight: they may be found in another one's time.
+template <typename Part>
+auto Naming(const std::string& where, const Part& part) {
+  try {
+    return part();
+  } catch (const Error& error) {
+    throw Error(error.code(), std::string(error.what()) + " (while loading the packed weight of " + where + ")");
+  }
 }
 
 }  // namespace
 
+/// What is needed until the weight is laid out.
+struct DeviceWeight::Loading {
+  std::shared_ptr<MappedFiles> files;  // open
+  PackedWeightClaim claim;             // its row offsets are these; the host's may lie at any address and go away
+  std::vector<int32_t> offsets;
+  PartsCheck check{claim};
+  bool verifies = false;
+  std::optional<PendingUpload> upload;
+};
+
+DeviceWeight::DeviceWeight(std::shared_ptr<MemoryPool> pool, std::shared_ptr<MemoryPool> parts_pool)
+    : pool_(std::move(pool)), parts_pool_(std::move(parts_pool)) {}
+
 DeviceWeight::~DeviceWeight() {
+  loading_.reset();  // memory that bytes are on the way to is not given to others
   FreeParts();
   if (layout_ != nullptr) pool_->Free(layout_);
   if (expanded_ != nullptr) pool_->Free(expanded_);
 }
 
 void DeviceWeight::FreeParts() {
-  for (const void* part :
-       {static_cast<const void*>(parts_.bitmap), static_cast<const void*>(parts_.row_offsets), parts_.values}) {
-    if (part != nullptr) pool_->Free(const_cast<void*>(part));
-  }
+  if (parts_memory_ != nullptr) parts_pool_->Free(parts_memory_);
+  parts_memory_ = nullptr;
   parts_ = cuda::DeviceParts{};
 }
 
-uint32_t DeviceWeight::Send(const PackedWeight& weight, bool with_checksum, Gpu* gpu) {
-  const DeviceScope scope(gpu->ordinal());
-  const auto bitmap_bytes = static_cast<size_t>(weight.out_features * BitmapRowBytes(weight.in_features));
-  const auto offsets_bytes = static_cast<size_t>((weight.out_features + 1) * 4);
-  const auto values_bytes = static_cast<size_t>(ValuesLength(weight.nnz) * SizeOf(weight.value_type));
-  // Into the parts as they come, which own them.
-  parts_.value_type = weight.value_type;
-  void* const bitmap = pool_->Allocate(bitmap_bytes, nullptr);
-  parts_.bitmap = static_cast<uint8_t*>(bitmap);
-  void* const row_offsets = pool_->Allocate(offsets_bytes, nullptr);
-  parts_.row_offsets = static_cast<int32_t*>(row_offsets);
-  void* const values = pool_->Allocate(values_bytes, nullptr);
-  parts_.values = values;
-  uint32_t checksum = 0;
-  Upload(gpu->ordinal(),
-         {{bitmap, weight.bitmap, bitmap_bytes},
-          {row_offsets, weight.row_offsets, offsets_bytes},
-          {values, weight.values, values_bytes}},
-         with_checksum ? &checksum : nullptr);
-  return checksum;
+std::string DeviceWeight::ReadOffsets(const PackedWeightClaim& claim, const std::shared_ptr<MappedFiles>& files) {
+  loading_ = std::make_unique<Loading>();
+  loading_->files = files;
+  loading_->claim = claim;
+  std::vector<int32_t>& offsets = loading_->offsets;
+  offsets.resize(static_cast<size_t>(claim.out_features) + 1);
+  const FilePlace file = files->Find(claim.row_offsets, OffsetsBytes(claim));
+  if (file.file >= 0) {
+    ReadFile(file, offsets.data(), OffsetsBytes(claim));
+  } else {
+    std::memcpy(offsets.data(), claim.row_offsets, OffsetsBytes(claim));
+  }
+  loading_->claim.row_offsets = offsets.data();
+  return CheckOffsets(loading_->claim);
 }
 
-void DeviceWeight::LayOut(const PackedWeight& weight, cuda::ElementType type, int expected_n, bool expand, Gpu* gpu) {
-  const DeviceScope scope(gpu->ordinal());
-  const OwnStream own_stream;
-  const cudaStream_t stream = own_stream.get();
+void DeviceWeight::AllocateParts() {
+  const PackedWeightClaim& claim = loading_->claim;
+  const size_t values_at = Aligned(BitmapBytes(claim)), offsets_at = values_at + Aligned(ValuesBytes(claim));
+  parts_memory_ = parts_pool_->Allocate(PartsBytes(claim), nullptr);
+  auto* const memory = static_cast<uint8_t*>(parts_memory_);
+  parts_.bitmap = memory;
+  parts_.values = memory + values_at;
+  parts_.row_offsets = reinterpret_cast<int32_t*>(memory + offsets_at);
+  parts_.value_type = claim.value_type;
+}
+
+void DeviceWeight::Send(bool verify_checksum, Gpu* gpu) {
+  const PackedWeightClaim& claim = loading_->claim;
+  PartsCheck* const check = &loading_->check;
+  Transfer bitmap{const_cast<uint8_t*>(parts_.bitmap), claim.bitmap, BitmapBytes(claim)};
+  bitmap.file = loading_->files->Find(bitmap.from, bitmap.bytes);
+  bitmap.check = [check](size_t at, const char* bytes, size_t count) {
+    check->Bitmap(static_cast<int64_t>(at), bytes, static_cast<int64_t>(count));
+  };
+  const Transfer offsets{const_cast<int32_t*>(parts_.row_offsets), claim.row_offsets, OffsetsBytes(claim)};
+  Transfer values{const_cast<void*>(parts_.values), claim.values, ValuesBytes(claim)};
+  values.file = loading_->files->Find(values.from, values.bytes);
+  values.check = [check](size_t at, const char* bytes, size_t count) {
+    check->Values(static_cast<int64_t>(at), bytes, static_cast<int64_t>(count));
+  };
+  loading_->verifies = verify_checksum;
+  const bool in_files = bitmap.file.file >= 0 && values.file.file >= 0;
+  loading_->upload.emplace(gpu->ordinal(), std::vector<Transfer>{bitmap, offsets, values}, verify_checksum);
+  if (!in_files) loading_->upload->AwaitRead();
+}
+
+std::string DeviceWeight::AwaitParts() {
+  loading_->upload->AwaitArrival();
+  const std::string wrong = loading_->check.Finish();
+  if (!wrong.empty() || !loading_->verifies) return wrong;
+  const uint32_t found = loading_->upload->checksum(), expected = loading_->claim.checksum;
+  return found == expected ? std::string() : ChecksumMessage(found, expected);
+}
+
+void DeviceWeight::LayOut(cuda::ElementType type, int expected_n, bool expand, Gpu* gpu, cudaStream_t stream) {
+  PackedWeight weight;
+  weight.out_features = loading_->claim.out_features;
+  weight.in_features = loading_->claim.in_features;
+  weight.nnz = loading_->claim.nnz;
+  weight.value_type = loading_->claim.value_type;
+  weight.row_offsets = loading_->claim.row_offsets;
   cuda::PlanOptions options;
   options.expected_n = expected_n;
   if (weight.value_type == ValueType::kFloat32) {
-    const Scratch result(pool_.get(), 4, nullptr);
+    const Scratch result(parts_pool_.get(), 4, nullptr);
     CheckCuda(cuda::CheckHalfExact(static_cast<const float*>(parts_.values), weight.nnz, result.get(), stream,
                                    &options.float32_is_half),
               "looking at a weight's values");
   }
-  const std::vector<int32_t> offsets = AlignedOffsets(weight);
-  PackedWeight aligned = weight;
-  aligned.row_offsets = offsets.data();
-  CheckCuda(cuda::MakePlan(aligned, gpu->device(), options, &plan_), "planning a weight");
+  CheckCuda(cuda::MakePlan(weight, gpu->device(), options, &plan_), "planning a weight");
+  loading_.reset();
   if (!cuda::Supports(plan_, type)) plan_.layout = cuda::Layout::kCanonical;  // the parts serve every type
   if (plan_.layout == cuda::Layout::kCanonical) return;
-  const Scratch staging(pool_.get(), static_cast<size_t>(plan_.staging_bytes), nullptr);
+  const Scratch staging(parts_pool_.get(), static_cast<size_t>(plan_.staging_bytes), nullptr);
   CheckCuda(cuda::Measure(parts_, staging.get(), stream, &plan_), "measuring a weight");
   layout_ = pool_->Allocate(static_cast<size_t>(plan_.layout_bytes), nullptr);
   CheckCuda(cuda::Convert(plan_, parts_, staging.get(), layout_, stream), "laying a weight out");
@@ -99,6 +158,13 @@ void DeviceWeight::LayOut(const PackedWeight& weight, cuda::ElementType type, in
   FreeParts();
 }
 
+DeviceWeightCache::DeviceWeightCache(Gpu* gpu, std::shared_ptr<MemoryPool> pool, int64_t expanded_bytes)
+    : gpu_(gpu),
+      pool_(std::move(pool)),
+      parts_pool_(std::make_shared<MemoryPool>(gpu->ordinal(), MemoryKind::kDevice)),
+      expanded_left_(expanded_bytes),
+      layouts_(gpu->ordinal()) {}
+
 std::shared_ptr<const DeviceWeight> DeviceWeightCache::Prepare(const PackedWeightClaim& claim, cuda::ElementType type,
                                                                int expected_n, bool verify_checksum,
                                                                const std::string& where) {
@@ -106,22 +172,53 @@ std::shared_ptr<const DeviceWeight> DeviceWeightCache::Prepare(const PackedWeigh
                 claim.checksum, claim.value_type,  type,         expected_n};
   std::lock_guard<std::mutex> lock(mutex_);
   std::weak_ptr<const DeviceWeight>& entry = loaded_[key];
-  if (std::shared_ptr<const DeviceWeight> ready = entry.lock()) return ready;
-  const auto reject = [&](const std::string& wrong) {
-    throw Error(ORT_INVALID_GRAPH, "flashllm: the packed weight of " + where + " is not valid: " + wrong);
-  };
-  PackedWeight weight;
-  const std::string wrong = Validate(claim, false, &weight, InParts);
-  if (!wrong.empty()) reject(wrong);
-  const auto loaded = std::make_shared<DeviceWeight>(pool_);
-  const uint32_t found = loaded->Send(weight, verify_checksum, gpu_);
-  if (verify_checksum && found != claim.checksum) reject(ChecksumMessage(found, claim.checksum));
-  const int64_t expanded_bytes = 2 * weight.out_features * weight.in_features;
+  if (std::shared_ptr<const DeviceWeight> loaded = entry.lock()) return loaded;
+  if (const std::string wrong = CheckShapes(claim); !wrong.empty()) Reject(where, wrong);
+  layouts_.AwaitRoom(PartsBytes(claim));
+  const std::shared_ptr<DeviceWeight> begun = Begin(claim, verify_checksum, where);
+  const int64_t expanded_bytes = 2 * claim.out_features * claim.in_features;
   const bool expand = expanded_bytes <= expanded_left_;
   if (expand) expanded_left_ -= expanded_bytes;
-  loaded->LayOut(weight, type, expected_n, expand, gpu_);
-  entry = loaded;
-  return loaded;
+  layouts_.Add(PartsBytes(claim), {[begun, where] {
+                                     const std::string wrong = Naming(where, [&] { return begun->AwaitParts(); });
+                                     if (!wrong.empty()) Reject(where, wrong);
+                                   },
+                                   [begun, where, type, expected_n, expand, gpu = gpu_](cudaStream_t stream) {
+                                     Naming(where, [&] { begun->LayOut(type, expected_n, expand, gpu, stream); });
+                                   }});
+  // Older hosts do not tell when a session is complete.
+  constexpr uint32_t kSessionEndSince = 27;
+  if (g_ort.version < kSessionEndSince) layouts_.Finish();
+  entry = begun;
+  return begun;
+}
+
+/// Makes a weight that is on the way.
+std::shared_ptr<DeviceWeight> DeviceWeightCache::Begin(const PackedWeightClaim& claim, bool verify_checksum,
+                                                       const std::string& where) {
+  if (files_ == nullptr) files_ = std::make_shared<MappedFiles>();
+  auto weight = std::make_shared<DeviceWeight>(pool_, parts_pool_);
+  const std::string wrong = Naming(where, [&] { return weight->ReadOffsets(claim, files_); });
+  if (!wrong.empty()) Reject(where, wrong);
+  AllocateParts(weight.get(), where);
+  Naming(where, [&] { weight->Send(verify_checksum, gpu_); });
+  return weight;
+}
+
+/// Where the GPU is full, parts that wait for their layout may be what fills it.
+void DeviceWeightCache::AllocateParts(DeviceWeight* weight, const std::string& where) {
+  try {
+    weight->AllocateParts();
+  } catch (const Error&) {
+    layouts_.Finish();
+    Naming(where, [&] { weight->AllocateParts(); });
+  }
+}
+
+void DeviceWeightCache::Finish() {
+  layouts_.Finish();
+  files_.reset();
+  parts_pool_->Trim();
 }
 
 }  // namespace flashllm::ep

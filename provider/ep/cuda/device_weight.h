@@ -10,6 +10,8 @@
 #include "ops/sparse-matmul/cuda/spmm.h"
 #include "ops/sparse-matmul/format.h"
 #include "provider/ep/cuda/gpu.h"
+#include "provider/ep/cuda/layout_queue.h"
+#include "provider/ep/cuda/mapped_files.h"
 #include "provider/ep/cuda/memory_pool.h"
 
 namespace flashllm::ep {
@@ -17,7 +19,9 @@ namespace flashllm::ep {
 /// A weight as the kernels of one GPU want it.
 class DeviceWeight {
  public:
-  explicit DeviceWeight(std::shared_ptr<MemoryPool> pool) : pool_(std::move(pool)) {}
+  /// `pool`: for the layout. `parts_pool`: for what only loading needs, where the layout has everything.
+  DeviceWeight(std::shared_ptr<MemoryPool> pool, std::shared_ptr<MemoryPool> parts_pool);
+  /// A weight that is on the way is given up.
   ~DeviceWeight();
   DeviceWeight(const DeviceWeight&) = delete;
 
@@ -26,44 +30,67 @@ class DeviceWeight {
   const void* expanded() const { return expanded_; }         // the weight once more (cuda::ExpandedMatMul), or null
   const cuda::DeviceParts& parts() const { return parts_; }  // null pointers where the layout has everything
 
-  /// Copies a validated weight to the GPU and returns the checksum of what was sent, 0 where it is not asked for.
-  /// Throws Error; then the object is of no use.
-  uint32_t Send(const PackedWeight& weight, bool with_checksum, Gpu* gpu);
-  /// Lays a weight that was sent out for X of `type`, to be fastest with `expected_n` columns (cuda::PlanOptions); with
-  /// `expand` keeps it expanded too, where its layout can be. Throws Error likewise.
-  void LayOut(const PackedWeight& weight, cuda::ElementType type, int expected_n, bool expand, Gpu* gpu);
+  // A weight is made by these, in this order. They throw Error; then, the object is of no use.
+
+  /// Reads the row offsets of a claim whose shapes are right and checks them. Returns what is wrong, or an empty
+  /// string.
+  std::string ReadOffsets(const PackedWeightClaim& claim, const std::shared_ptr<MappedFiles>& files);
+  /// Makes room for the parts.
+  void AllocateParts();
+  /// Begins to copy the parts to the GPU. Returns when the claim's memory is not needed any more: at once where all of
+  /// it is mapped from files that can be read.
+  void Send(bool verify_checksum, Gpu* gpu);
+  /// Waits until the parts are there and checked. Returns what is wrong, or an empty string.
+  std::string AwaitParts();
+  /// Lays the weight out for X of `type`, to be fastest with `expected_n` columns (cuda::PlanOptions); with `expand`
+  /// keeps it expanded too, where its layout can be. Waits for that.
+  void LayOut(cuda::ElementType type, int expected_n, bool expand, Gpu* gpu, cudaStream_t stream);
 
  private:
+  struct Loading;
+
   void FreeParts();
 
-  const std::shared_ptr<MemoryPool> pool_;
+  const std::shared_ptr<MemoryPool> pool_, parts_pool_;
   cuda::WeightPlan plan_;
   void* layout_ = nullptr;
   void* expanded_ = nullptr;
+  void* parts_memory_ = nullptr;
   cuda::DeviceParts parts_;
+  std::unique_ptr<Loading> loading_;  // until the weight is laid out
 };
 
 class DeviceWeightCache {
  public:
   /// `pool`: memory of the GPU that lives as long as the weights. `expanded_bytes`: how much of it the weights may take
   /// that are kept expanded too.
-  DeviceWeightCache(Gpu* gpu, std::shared_ptr<MemoryPool> pool, int64_t expanded_bytes)
-      : gpu_(gpu), pool_(std::move(pool)), expanded_left_(expanded_bytes) {}
+  DeviceWeightCache(Gpu* gpu, std::shared_ptr<MemoryPool> pool, int64_t expanded_bytes);
 
-  /// Validates a claim (whose parts are in host memory and are not needed afterwards) and loads the weight for X of
-  /// `type` and `expected_n` columns, or returns what an earlier call made of the same. Throws Error with `where` and
-  /// what is wrong.
+  /// Begins to validate a claim (whose parts are in host memory and are not needed afterwards) and to load the weight
+  /// for X of `type` and `expected_n` columns, or returns what an earlier call made of the same. The weight is ready
+  /// after Finish(). Throws Error with what is wrong, with this weight or an earlier one, and where.
   std::shared_ptr<const DeviceWeight> Prepare(const PackedWeightClaim& claim, cuda::ElementType type, int expected_n,
                                               bool verify_checksum, const std::string& where);
+
+  /// Waits until every weight is ready and gives back what only loading needs. Throws Error where one is wrong or could
+  /// not be loaded.
+  void Finish();
+  const LayoutQueue& layouts() const { return layouts_; }
 
  private:
   using Key = std::tuple<const void*, const void*, const void*, int64_t, int64_t, int64_t, uint32_t, ValueType,
                          cuda::ElementType, int>;
+
+  std::shared_ptr<DeviceWeight> Begin(const PackedWeightClaim& claim, bool verify_checksum, const std::string& where);
+  void AllocateParts(DeviceWeight* weight, const std::string& where);
+
   Gpu* const gpu_;
-  const std::shared_ptr<MemoryPool> pool_;
+  const std::shared_ptr<MemoryPool> pool_, parts_pool_;
   std::mutex mutex_;
   int64_t expanded_left_;
   std::map<Key, std::weak_ptr<const DeviceWeight>> loaded_;
+  std::shared_ptr<MappedFiles> files_;  // while weights are loaded
+  LayoutQueue layouts_;
 };
 
 }  // namespace flashllm::ep

@@ -1,131 +1,45 @@
 #include "provider/ep/cuda/upload.h"
 
 #include <algorithm>
-#include <atomic>
-#include <chrono>
-#include <cstring>
+#include <condition_variable>
+#include <deque>
+#include <map>
 #include <memory>
 #include <mutex>
 #include <thread>
 #include <utility>
 
 #include "ops/sparse-matmul/format.h"
-#include "provider/ep/cuda/call.h"
-#include "provider/ep/cuda/workers.h"
 
 namespace flashllm::ep {
 namespace {
 
-constexpr size_t kLargestPiece = size_t{2} << 20, kSmallestPiece = size_t{256} << 10;
-constexpr size_t kBuffersPerLane = 3;
-/// Below this the driver's own way is as fast.
-constexpr size_t kDirectBelow = size_t{1} << 20;
+using Clock = std::chrono::steady_clock;
 
-/// What one thread copies at once.
-struct Piece {
-  char* to;
-  const char* from;
-  size_t bytes;
-  uint32_t checksum;
-};
-
-/// Waits for a copy that is on the way. It is there within some 100 us; a thread that slept would be woken later.
-void Await(cudaEvent_t event) {
-  for (cudaError_t state; (state = cudaEventQuery(event)) != cudaSuccess;) {
-    if (state != cudaErrorNotReady) CheckCuda(state, "copying to the GPU");
-    std::this_thread::yield();
-  }
+double Seconds(Clock::time_point from, Clock::time_point to) {
+  return std::chrono::duration<double>(to - from).count();
 }
 
-/// One thread's share: its stream and pinned buffers.
-class Lane {
- public:
-  explicit Lane(int device) : device_(device) {}
-
-  void Open() {
-    const DeviceScope scope(device_);
-    CheckCuda(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking), "creating a stream");
-    for (Buffer& buffer : buffers_) {
-      CheckCuda(cudaHostAlloc(&buffer.memory, kLargestPiece, cudaHostAllocPortable), "allocating pinned memory");
-      CheckCuda(cudaEventCreateWithFlags(&buffer.sent, cudaEventDisableTiming), "creating an event");
-    }
-  }
-  ~Lane() {
-    if (stream_ != nullptr) static_cast<void>(cudaStreamSynchronize(stream_));
-    for (Buffer& buffer : buffers_) {
-      if (buffer.sent != nullptr) static_cast<void>(cudaEventDestroy(buffer.sent));
-      if (buffer.memory != nullptr) static_cast<void>(cudaFreeHost(buffer.memory));
-    }
-    if (stream_ != nullptr) static_cast<void>(cudaStreamDestroy(stream_));
-  }
-  Lane(const Lane&) = delete;
-
-  /// Sends pieces that no other lane has taken and waits until they have arrived. `sums`: whether their checksums are
-  /// taken, of the bytes as they are sent.
-  void Send(std::vector<Piece>* pieces, std::atomic<size_t>* next, bool sums) {
-    const DeviceScope scope(device_);
-    for (size_t turn = 0;; ++turn) {
-      const size_t index = next->fetch_add(1);
-      if (index >= pieces->size()) break;
-      Piece& piece = (*pieces)[index];
-      Buffer& buffer = buffers_[turn % kBuffersPerLane];
-      Await(buffer.sent);
-      std::memcpy(buffer.memory, piece.from, piece.bytes);
-      CheckCuda(cudaMemcpyAsync(piece.to, buffer.memory, piece.bytes, cudaMemcpyHostToDevice, stream_),
-                "copying to the GPU");
-      CheckCuda(cudaEventRecord(buffer.sent, stream_), "recording an event");
-      if (sums) piece.checksum = Crc32c(buffer.memory, piece.bytes);
-    }
-    for (const Buffer& buffer : buffers_) Await(buffer.sent);
-  }
-
- private:
-  struct Buffer {
-    void* memory = nullptr;
-    cudaEvent_t sent = nullptr;
-  };
-  const int device_;
-  cudaStream_t stream_ = nullptr;
-  Buffer buffers_[kBuffersPerLane];
-};
-
-double Seconds() { return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count(); }
-
-struct Lanes {
-  std::mutex mutex;
-  int device = -1;
-  UploadStatistics statistics;
-  std::vector<std::unique_ptr<Lane>> lanes;
-};
-Lanes& TheLanes() {
-  static Lanes* lanes = new Lanes();  // never freed: sessions may be made until the process ends
-  return *lanes;
+/// One thread reads the page cache at some 8 GB/s, so that a dozen fill a bus of 55 GB/s. More only stand in each
+/// other's way: of 16 cores on a host with an H200, 10 were faster than 14, which left none to who makes the kernels
+/// and lays weights out.
+size_t SendingThreads() {
+  constexpr size_t kLeast = 4, kMost = 12, kForOthers = 2;
+  const size_t cores = std::max<size_t>(std::thread::hardware_concurrency(), 1);
+  return std::min(cores, std::clamp(cores - std::min(cores, kForOthers), kLeast, kMost));
 }
 
-void SendDirectly(const Transfer& transfer, uint32_t* checksum) {
-  if (transfer.bytes == 0) return;
-  const char* from = static_cast<const char*>(transfer.from);
-  std::vector<char> kept;  // what is summed is what is sent
-  if (checksum != nullptr) {
-    kept.assign(from, from + transfer.bytes);
-    from = kept.data();
-    *checksum = Crc32c(from, transfer.bytes, *checksum);
-  }
-  CheckCuda(cudaMemcpy(transfer.to, from, transfer.bytes, cudaMemcpyHostToDevice), "copying to the GPU");
-  // A copy from pageable memory may still be on the way from the driver's buffer.
-  CheckCuda(cudaStreamSynchronize(nullptr), "copying to the GPU");
-}
-
-/// Pieces so small that every lane has a few: it fills one buffer while others are on the way.
-std::vector<Piece> Cut(const std::vector<Transfer>& transfers, size_t bytes) {
-  constexpr size_t kGrain = size_t{64} << 10, kPiecesOfLane = 4;
-  const size_t even = (bytes / (LoadWorkers() * kPiecesOfLane) + kGrain - 1) / kGrain * kGrain;
-  const size_t size = std::clamp(even, kSmallestPiece, kLargestPiece);
+/// As large as a buffer, except where that would leave threads without a piece.
+std::vector<Piece> Cut(const std::vector<Transfer>& transfers) {
+  constexpr size_t kGrain = size_t{64} << 10, kSmallest = size_t{256} << 10;
+  size_t bytes = 0;
+  for (const Transfer& transfer : transfers) bytes += transfer.bytes;
+  const size_t even = (bytes / SendingThreads() + kGrain - 1) / kGrain * kGrain;
+  const size_t size = std::clamp(even, kSmallest, kPieceBytes);
   std::vector<Piece> pieces;
   for (const Transfer& transfer : transfers) {
     for (size_t at = 0; at < transfer.bytes; at += size) {
-      pieces.push_back({static_cast<char*>(transfer.to) + at, static_cast<const char*>(transfer.from) + at,
-                        std::min(size, transfer.bytes - at), 0});
+      pieces.push_back({&transfer, at, std::min(size, transfer.bytes - at)});
     }
   }
   return pieces;
@@ -133,49 +47,244 @@ std::vector<Piece> Cut(const std::vector<Transfer>& transfers, size_t bytes) {
 
 }  // namespace
 
-void Upload(int device, const std::vector<Transfer>& transfers, uint32_t* checksum) {
-  size_t bytes = 0;
-  for (const Transfer& transfer : transfers) bytes += transfer.bytes;
-  if (bytes < kDirectBelow) {
-    const DeviceScope scope(device);
-    for (const Transfer& transfer : transfers) SendDirectly(transfer, checksum);
-    return;
-  }
-  Lanes& shared = TheLanes();
-  std::lock_guard<std::mutex> lock(shared.mutex);
-  const double start = Seconds();
-  if (shared.device != device) {
-    shared.lanes.clear();
-    shared.device = device;
-  }
-  std::vector<Piece> pieces = Cut(transfers, bytes);
-  const size_t count = std::min(LoadWorkers(), pieces.size());
-  while (shared.lanes.size() < count) {
-    auto lane = std::make_unique<Lane>(device);
-    lane->Open();
-    shared.lanes.push_back(std::move(lane));
-  }
-  std::atomic<size_t> next{0};
-  RunAtOnce(count, [&](size_t lane) { shared.lanes[lane]->Send(&pieces, &next, checksum != nullptr); });
-  if (checksum != nullptr) {
-    for (const Piece& piece : pieces) *checksum = Crc32cCombine(*checksum, piece.checksum, piece.bytes);
-  }
-  shared.statistics.bytes += bytes;
-  shared.statistics.seconds += Seconds() - start;
+/// The threads that send, and what they have to.
+class Senders {
+ public:
+  void Add(PendingUpload* upload);
+  void AwaitRead(PendingUpload* upload);
+  void Drop(PendingUpload* upload) noexcept;
+  void SawArrival();
+  UploadStatistics TakeStatistics();
+  void Use();
+  void Ready(int device);
+  void EndUse() noexcept;
+
+ private:
+  using Lock = std::unique_lock<std::mutex>;
+
+  cudaStream_t BusTo(int device);
+  void Start(int device, size_t threads);
+  void Serve(int device);
+  void SendNext(Lane* lane, Lock* lock);
+  size_t TakeRest(PendingUpload* upload);
+  void Finish(PendingUpload* upload, size_t pieces, Lock* lock) noexcept;
+
+  // Held while threads are started and ended, which takes long; always before the other.
+  std::mutex threads_mutex_;
+  std::vector<std::thread> threads_;
+  std::map<int, OwnStream> buses_;  // by device: all copies to one go over one stream
+  size_t users_ = 0;
+
+  std::mutex mutex_;
+  std::condition_variable work_, read_;
+  std::deque<PendingUpload*> queue_;  // with pieces that no thread has taken
+  bool ending_ = false;
+  UploadStatistics sums_;  // of all threads
+  Clock::time_point last_;
+};
+
+namespace {
+
+Senders& TheSenders() {
+  static Senders* senders = new Senders();  // never freed: sessions may be made until the process ends
+  return *senders;
 }
 
-UploadStatistics TakeUploadStatistics() {
-  Lanes& shared = TheLanes();
-  std::lock_guard<std::mutex> lock(shared.mutex);
-  return std::exchange(shared.statistics, {});
+}  // namespace
+
+void Senders::Add(PendingUpload* upload) {
+  std::lock_guard<std::mutex> threads_lock(threads_mutex_);
+  upload->bus_ = BusTo(upload->device_);
+  size_t pieces = 0;
+  {
+    Lock lock(mutex_);
+    if (sums_.bytes == 0) sums_.first = Clock::now();
+    for (const Piece& piece : upload->pieces_) sums_.bytes += piece.bytes;
+    upload->left_ = upload->pieces_.size();
+    upload->read_ = upload->pieces_.empty();
+    if (!upload->read_) queue_.push_back(upload);
+    for (const PendingUpload* waiting : queue_) pieces += waiting->pieces_.size() - waiting->next_;
+  }
+  work_.notify_all();
+  Start(upload->device_, pieces);
+  if (!threads_.empty()) return;
+  Lane lane;
+  Lock lock(mutex_);
+  while (!queue_.empty()) SendNext(&lane, &lock);
 }
 
-void ReleaseUploadBuffers() noexcept {
-  Lanes& shared = TheLanes();
-  std::lock_guard<std::mutex> lock(shared.mutex);
-  shared.lanes.clear();
-  shared.statistics = {};  // of a session that could not be made: not the next one's
-  ReleaseLoadWorkers();
+cudaStream_t Senders::BusTo(int device) {
+  const DeviceScope scope(device);
+  return buses_.try_emplace(device).first->second.get();
 }
+
+/// As many threads as there are pieces, up to the most that are worth it.
+void Senders::Start(int device, size_t threads) {
+  try {
+    while (threads_.size() < std::min(threads, SendingThreads())) {
+      threads_.emplace_back([this, device] { Serve(device); });
+    }
+  } catch (const std::exception&) {  // the system has no thread left
+  }
+  Lock lock(mutex_);
+  sums_.threads = std::max(sums_.threads, threads_.size());
+}
+
+void Senders::Serve(int device) {
+  Lane lane;
+  try {
+    lane.Open(device);
+  } catch (const Error&) {  // tried again, and told, where something is sent
+  }
+  Lock lock(mutex_);
+  for (;;) {
+    const Clock::time_point start = Clock::now();
+    work_.wait(lock, [this] { return ending_ || !queue_.empty(); });
+    if (queue_.empty()) return;
+    sums_.idle += Seconds(std::max(start, sums_.first), Clock::now());
+    SendNext(&lane, &lock);
+  }
+}
+
+void Senders::SendNext(Lane* lane, Lock* lock) {
+  PendingUpload* const upload = queue_.front();
+  Piece& piece = upload->pieces_[upload->next_++];
+  if (upload->next_ == upload->pieces_.size()) queue_.pop_front();
+  lock->unlock();
+  Spent spent;
+  std::exception_ptr failure;
+  try {
+    lane->Send(upload->device_, upload->bus_, upload->sums_, &piece, &spent);
+  } catch (...) {
+    failure = std::current_exception();
+  }
+  lock->lock();
+  sums_.spent.Add(spent);
+  if (failure && !upload->failure_) upload->failure_ = failure;
+  Finish(upload, failure ? 1 + TakeRest(upload) : 1, lock);
+}
+
+/// Takes all pieces that no thread has taken, not to be sent, and returns how many there were.
+size_t Senders::TakeRest(PendingUpload* upload) {
+  const size_t rest = upload->pieces_.size() - upload->next_;
+  upload->next_ = upload->pieces_.size();
+  if (rest > 0) queue_.erase(std::find(queue_.begin(), queue_.end(), upload));
+  return rest;
+}
+
+/// Who finishes the last pieces marks the upload's end, behind all that was enqueued. From then on it may be gone.
+void Senders::Finish(PendingUpload* upload, size_t pieces, Lock* lock) noexcept {
+  upload->left_ -= pieces;
+  if (upload->left_ > 0) return;
+  lock->unlock();
+  std::exception_ptr failure;
+  try {
+    const DeviceScope scope(upload->device_);
+    CheckCuda(cudaEventRecord(upload->arrived_->get(), upload->bus_), "recording an event");
+  } catch (const Error&) {
+    failure = std::current_exception();
+    static_cast<void>(cudaStreamSynchronize(upload->bus_));
+  }
+  lock->lock();
+  if (failure && !upload->failure_) upload->failure_ = failure;
+  upload->read_ = true;
+  read_.notify_all();
+}
+
+void Senders::AwaitRead(PendingUpload* upload) {
+  Lock lock(mutex_);
+  read_.wait(lock, [&] { return upload->read_; });
+  if (upload->failure_) std::rethrow_exception(upload->failure_);
+}
+
+void Senders::Drop(PendingUpload* upload) noexcept {
+  Lock lock(mutex_);
+  if (const size_t rest = TakeRest(upload)) Finish(upload, rest, &lock);
+  read_.wait(lock, [&] { return upload->read_; });
+}
+
+void Senders::SawArrival() {
+  Lock lock(mutex_);
+  last_ = Clock::now();
+}
+
+UploadStatistics Senders::TakeStatistics() {
+  Lock lock(mutex_);
+  UploadStatistics taken = std::exchange(sums_, {});
+  if (taken.bytes == 0) return {};
+  const auto threads = static_cast<double>(std::max<size_t>(taken.threads, 1));
+  taken.seconds = Seconds(taken.first, last_);
+  for (double* sum : {&taken.spent.checking, &taken.spent.copying, &taken.spent.waiting, &taken.idle}) *sum /= threads;
+  return taken;
+}
+
+void Senders::Use() {
+  std::lock_guard<std::mutex> threads_lock(threads_mutex_);
+  ++users_;
+}
+
+void Senders::Ready(int device) {
+  std::lock_guard<std::mutex> threads_lock(threads_mutex_);
+  Start(device, SendingThreads());
+}
+
+void Senders::EndUse() noexcept {
+  std::lock_guard<std::mutex> threads_lock(threads_mutex_);
+  if (--users_ > 0) return;
+  {
+    Lock lock(mutex_);
+    ending_ = true;
+  }
+  work_.notify_all();
+  for (std::thread& thread : threads_) thread.join();
+  threads_.clear();
+  buses_.clear();
+  Lock lock(mutex_);
+  ending_ = false;
+  sums_ = {};  // of sessions that could not be made: not the next one's
+}
+
+PendingUpload::PendingUpload(int device, std::vector<Transfer> transfers, bool sums)
+    : device_(device), transfers_(std::move(transfers)), sums_(sums), pieces_(Cut(transfers_)) {
+  const DeviceScope scope(device);
+  arrived_.emplace();
+  TheSenders().Add(this);
+}
+
+PendingUpload::~PendingUpload() {
+  TheSenders().Drop(this);
+  static_cast<void>(cudaEventSynchronize(arrived_->get()));
+}
+
+void PendingUpload::AwaitRead() { TheSenders().AwaitRead(this); }
+
+void PendingUpload::AwaitArrival() {
+  AwaitRead();
+  CheckCuda(cudaEventSynchronize(arrived_->get()), "copying to the GPU");
+  TheSenders().SawArrival();
+}
+
+uint32_t PendingUpload::checksum() const {
+  uint32_t sum = 0;
+  for (const Piece& piece : pieces_) sum = Crc32cCombine(sum, piece.checksum, piece.bytes);
+  return sum;
+}
+
+void Upload(int device, const Transfer& transfer) {
+  // Below this the driver's own way is as fast.
+  constexpr size_t kDirectBelow = size_t{1} << 20;
+  if (transfer.bytes >= kDirectBelow) return PendingUpload(device, {transfer}, false).AwaitArrival();
+  const DeviceScope scope(device);
+  CheckCuda(cudaMemcpy(transfer.to, transfer.from, transfer.bytes, cudaMemcpyHostToDevice), "copying to the GPU");
+  // A copy from pageable memory may still be on the way from the driver's buffer.
+  CheckCuda(cudaStreamSynchronize(nullptr), "copying to the GPU");
+}
+
+UploadStatistics TakeUploadStatistics() { return TheSenders().TakeStatistics(); }
+
+UploadUse::UploadUse() { TheSenders().Use(); }
+UploadUse::~UploadUse() { TheSenders().EndUse(); }
+
+void UploadUse::Ready(int device) { TheSenders().Ready(device); }
 
 }  // namespace flashllm::ep

@@ -1,36 +1,79 @@
-// Host memory to the GPU at the speed of the bus. Copies from pageable memory go through the driver's one small buffer
-// at a few GB/s; here several threads copy into pinned buffers of bounded size while others of them are on the way.
+// Host memory and files to GPUs at the speed of the bus. Copies from pageable memory go through the driver's one small
+// buffer at a few GB/s; here several threads fill pinned buffers of bounded size while others of them are on the way.
 #pragma once
 
 #include <cuda_runtime_api.h>
 
+#include <chrono>
 #include <cstddef>
 #include <cstdint>
+#include <exception>
+#include <optional>
 #include <vector>
+
+#include "provider/ep/cuda/call.h"
+#include "provider/ep/cuda/lane.h"
 
 namespace flashllm::ep {
 
-/// Bytes of host memory (any: mapped files too) and where on the GPU they go.
-struct Transfer {
-  void* to;
-  const void* from;
-  size_t bytes;
+/// Copies to the memory of a GPU and waits until all has arrived. Throws Error.
+void Upload(int device, const Transfer& transfer);
+
+/// An upload that goes on while its maker does other things. The process's threads do one after another, in the order
+/// in which they were made, without a gap between two. At most 48 MB are on the way.
+class PendingUpload {
+ public:
+  /// Begins. `sums`: whether to take a checksum, CRC-32C over the bytes of all transfers, in their order and as they
+  /// are sent. Throws Error.
+  PendingUpload(int device, std::vector<Transfer> transfers, bool sums);
+  /// Drops what no thread has taken and waits for the rest.
+  ~PendingUpload();
+  PendingUpload(const PendingUpload&) = delete;
+
+  /// Waits until the host's memory and files have been read and checked. Throws what reading or sending threw.
+  void AwaitRead();
+  /// Likewise, until everything is there.
+  void AwaitArrival();
+  /// After either.
+  uint32_t checksum() const;
+
+ private:
+  friend class Senders;
+
+  const int device_;
+  const std::vector<Transfer> transfers_;
+  const bool sums_;
+  std::vector<Piece> pieces_;
+  std::optional<OwnEvent> arrived_;
+  cudaStream_t bus_ = nullptr;
+  // The senders' mutex guards these.
+  size_t next_ = 0;  // the first piece that no thread has taken
+  size_t left_ = 0;  // pieces that are not done or dropped
+  bool read_ = false;
+  std::exception_ptr failure_;  // the first
 };
 
-/// Copies to the memory of a GPU and waits until all has arrived. The pinned buffers are shared by the process: one
-/// upload at a time, 60 MB in all. `checksum`: where given, is continued over the bytes of all transfers, in their
-/// order and as they were sent, whatever happens to the file meanwhile (Crc32c). Throws Error.
-void Upload(int device, const std::vector<Transfer>& transfers, uint32_t* checksum = nullptr);
-
-/// What Upload() has sent (in calls of 1 MB and more) since the last call of this function, for all sessions of the
-/// process.
+/// What uploads have sent since the last call of TakeUploadStatistics, for all sessions of the process. Other tensors
+/// than packed weights count from 1 MB on.
 struct UploadStatistics {
   size_t bytes = 0;
-  double seconds = 0;
+  std::chrono::steady_clock::time_point first;  // the beginning of the first upload
+  double seconds = 0;                           // from there until the last byte was seen to be there
+  size_t threads = 0;
+  Spent spent;      // by a thread in that time, on average
+  double idle = 0;  // likewise, with nothing to send; what is left of the time went into threads and pinned memory
 };
 UploadStatistics TakeUploadStatistics();
 
-/// Gives the pinned buffers and the threads back. The next upload makes them again.
-void ReleaseUploadBuffers() noexcept;
+/// Keeps pinned buffers and threads for further uploads. The last one that goes gives them back.
+class UploadUse {
+ public:
+  UploadUse();
+  ~UploadUse();
+  UploadUse(const UploadUse&) = delete;
+
+  /// Begins to make all of them, with a context of `device`, before the first upload.
+  void Ready(int device);
+};
 
 }  // namespace flashllm::ep
