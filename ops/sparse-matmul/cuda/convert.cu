@@ -1,8 +1,6 @@
 // Canonical parts -> column layout (layout.h), on the device. Runs once at load.
 #include <cuda_fp16.h>
 
-#include <cstring>
-
 #include "ops/sparse-matmul/cuda/layout.h"
 #include "ops/sparse-matmul/cuda/partition.cuh"
 #include "ops/sparse-matmul/cuda/spmm.h"
@@ -13,12 +11,20 @@ namespace {
 constexpr int kThreads = 256;
 constexpr uint32_t kAllLanes = 0xffffffffu;
 
+/// What a RunRecord begins with.
+struct RunHead {
+  uint32_t masks, values, stages;
+};
+
 struct Source {
   const uint32_t* bitmap;      // rows of `row_words` 32-bit words
   const int32_t* row_offsets;  // [rows + 1]
   const void* values;
-  uint32_t* prefix;    // [rows, units] stored values of the row before the unit
+  // What Measure leaves in the staging memory.
+  int64_t* layout_bytes;
+  RunHead* heads;      // [runs]
   uint32_t* run_rows;  // [runs] value rows
+  uint32_t* prefix;    // [rows, units] stored values of the row before the unit
   int64_t row_words;
   int rows, units;
 };
@@ -248,6 +254,53 @@ __global__ void __launch_bounds__(128) MeasureRuns(const __grid_constant__ Parti
   if ((threadIdx.x & 31) == 0) s.run_rows[index] = rows;
 }
 
+/// The sum of the lanes before, and with `sum` of all.
+__device__ __forceinline__ int64_t SumBefore(int64_t value, int64_t* sum) {
+  const int lane = threadIdx.x & 31;
+  int64_t until = value;
+  for (int step = 1; step < 32; step *= 2) {
+    const int64_t other = __shfl_up_sync(kAllLanes, until, step);
+    if (lane >= step) until += other;
+  }
+  *sum = __shfl_sync(kAllLanes, until, 31);
+  return until - value;
+}
+
+__device__ __forceinline__ int64_t AlignToRow(int64_t bytes) {
+  return (bytes + kValueRowBytes - 1) / kValueRowBytes * kValueRowBytes;
+}
+
+/// Where each run's streams lie: the records, all mask streams, all value streams. One warp; on the device, since a
+/// copy to it waits for those of the weights that are loaded meanwhile.
+__global__ void __launch_bounds__(32)
+    PlaceRuns(const __grid_constant__ Partition p, int runs, Columns columns, Source s) {
+  int64_t at = AlignToRow(static_cast<int64_t>(runs) * p.record_words * sizeof(uint32_t)), sum = 0;
+  for (int first = 0; first < runs; first += 32, at += sum) {
+    const int index = first + threadIdx.x;
+    int64_t bytes = 0;
+    if (index < runs) {
+      const Run run = RunOf(p, index);
+      uint32_t all = 0;
+      for (int i = 0; i < run.panels; ++i) {
+        const RunPanel panel = PanelOf(run, i);
+        const int stages = StagesOf(run.end_unit - run.first_unit, panel.depth);
+        all += stages;
+        bytes += static_cast<int64_t>(stages) * MaskBlockBytes(MaskWords(columns, panel.depth, panel.own));
+      }
+      s.heads[index].stages = all;
+    }
+    const int64_t before = SumBefore(bytes, &sum);
+    if (index < runs) s.heads[index].masks = static_cast<uint32_t>((at + before) / 16);
+  }
+  at = AlignToRow(at) / kValueRowBytes;
+  for (int first = 0; first < runs; first += 32, at += sum) {
+    const int index = first + threadIdx.x;
+    const int64_t before = SumBefore(index < runs ? s.run_rows[index] : 0, &sum);
+    if (index < runs) s.heads[index].values = static_cast<uint32_t>(at + before);
+  }
+  if (threadIdx.x == 0) *s.layout_bytes = at * kValueRowBytes;
+}
+
 template <typename From>
 __device__ uint16_t ToBits(From value);
 template <>
@@ -317,8 +370,10 @@ __global__ void __launch_bounds__(128)
   const Run run = RunOf(p, index);
   auto* const record =
       reinterpret_cast<RunRecord*>(layout + static_cast<int64_t>(index) * p.record_words * sizeof(uint32_t));
-  uint8_t* block = layout + static_cast<int64_t>(record->masks) * 16;
-  uint8_t* const values = layout + static_cast<int64_t>(record->values) * kValueRowBytes;
+  const RunHead head = s.heads[index];
+  if (lane == 0) record->masks = head.masks, record->values = head.values, record->stages = head.stages;
+  uint8_t* block = layout + static_cast<int64_t>(head.masks) * 16;
+  uint8_t* const values = layout + static_cast<int64_t>(head.values) * kValueRowBytes;
   StageCopy* copy = record->copies;
   WalkRun<kColumns>(run, s,
                     [&](const RunPanel& panel, int unit0, const StageMasks& masks,
@@ -367,34 +422,11 @@ Source MakeSource(const WeightPlan& plan, const DeviceParts& parts, const void* 
   source.row_words = BitmapRowBytes(plan.in_features) / 4;
   source.rows = static_cast<int>(plan.out_features);
   source.units = static_cast<int>((plan.in_features + kUnitK - 1) / kUnitK);
-  source.run_rows = static_cast<uint32_t*>(const_cast<void*>(staging));
+  source.layout_bytes = static_cast<int64_t*>(const_cast<void*>(staging));
+  source.heads = reinterpret_cast<RunHead*>(source.layout_bytes + 1);
+  source.run_rows = reinterpret_cast<uint32_t*>(source.heads + RunCount(plan));
   source.prefix = source.run_rows + RunCount(plan);
   return source;
-}
-
-/// Where each run's streams lie: the records, all mask streams, all value streams.
-void PlaceRuns(const std::vector<uint32_t>& rows, WeightPlan* plan) {
-  const Partition partition = MakePartition(*plan);
-  const auto align = [](int64_t bytes) { return (bytes + kValueRowBytes - 1) / kValueRowBytes * kValueRowBytes; };
-  plan->runs.assign(rows.size() * plan->record_words, 0);
-  const auto record = [&](size_t run) { return &plan->runs[run * plan->record_words]; };
-  int64_t at = align(static_cast<int64_t>(plan->runs.size() * sizeof(uint32_t)));
-  for (size_t i = 0; i < rows.size(); ++i) {
-    const Run run = RunOf(partition, static_cast<int>(i));
-    record(i)[0] = static_cast<uint32_t>(at / 16);
-    for (int index = 0; index < run.panels; ++index) {
-      const RunPanel panel = PanelOf(run, index);
-      const int stages = StagesOf(run.end_unit - run.first_unit, panel.depth);
-      record(i)[2] += stages;
-      at += static_cast<int64_t>(stages) * MaskBlockBytes(MaskWords(plan->columns, panel.depth, panel.own));
-    }
-  }
-  at = align(at);
-  for (size_t i = 0; i < rows.size(); ++i) {
-    record(i)[1] = static_cast<uint32_t>(at / kValueRowBytes);
-    at += static_cast<int64_t>(rows[i]) * kValueRowBytes;
-  }
-  plan->layout_bytes = plan->stream_bytes = at;
 }
 
 }  // namespace
@@ -420,25 +452,23 @@ cudaError_t Measure(const DeviceParts& parts, void* staging, cudaStream_t stream
   CountPrefixes<<<static_cast<unsigned>((source.rows * 32ll + kThreads - 1) / kThreads), kThreads, 0, stream>>>(source);
   const auto measure = plan->columns == Columns::kHalves ? MeasureRuns<Columns::kHalves> : MeasureRuns<Columns::kWords>;
   measure<<<(runs + 3) / 4, 128, 0, stream>>>(MakePartition(*plan), runs, source);
-  std::vector<uint32_t> rows(runs);
+  PlaceRuns<<<1, 32, 0, stream>>>(MakePartition(*plan), runs, plan->columns, source);
   cudaError_t error = cudaGetLastError();
   if (error == cudaSuccess)
-    error = cudaMemcpyAsync(rows.data(), source.run_rows, runs * sizeof(uint32_t), cudaMemcpyDeviceToHost, stream);
+    error = cudaMemcpyAsync(&plan->layout_bytes, source.layout_bytes, sizeof(plan->layout_bytes),
+                            cudaMemcpyDeviceToHost, stream);
   if (error == cudaSuccess) error = cudaStreamSynchronize(stream);
-  if (error == cudaSuccess) PlaceRuns(rows, plan);
+  plan->stream_bytes = plan->layout_bytes;
   return error;
 }
 
 cudaError_t Convert(const WeightPlan& plan, const DeviceParts& parts, const void* staging, void* layout,
                     cudaStream_t stream) {
-  if (plan.layout != Layout::kColumns || plan.runs.empty()) return cudaErrorInvalidValue;
+  if (plan.layout != Layout::kColumns || plan.layout_bytes == 0) return cudaErrorInvalidValue;
   const Source source = MakeSource(plan, parts, staging);
   const int runs = RunCount(plan);
   // What no lane reads stays zero: the same weight gives the same bytes.
   cudaError_t error = cudaMemsetAsync(layout, 0, plan.layout_bytes, stream);
-  if (error == cudaSuccess)
-    error =
-        cudaMemcpyAsync(layout, plan.runs.data(), plan.runs.size() * sizeof(uint32_t), cudaMemcpyHostToDevice, stream);
   if (error != cudaSuccess) return error;
   const bool floats = parts.value_type == ValueType::kFloat32;
   const auto fill = plan.columns == Columns::kHalves

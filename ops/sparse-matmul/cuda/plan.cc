@@ -140,8 +140,8 @@ cudaError_t MakePlan(const PackedWeight& weight, const DeviceInfo& device, const
   // Sparse rows make for a block of many tiles.
   if (plan->cluster > 1 && plan->panel_start[plan->blocks] > plan->blocks) CutRows(weight, tiles, 1, plan);
   plan->record_words = (3 + MostStages(*plan) + 3) / 4 * 4;
-  // A prefix count for every (row, unit), then the number of value rows of every run.
-  plan->staging_bytes = (weight.out_features * units + RunCount(*plan)) * 4;
+  // The layout's bytes, then of every run where its streams lie and its value rows, then a count for every (row, unit).
+  plan->staging_bytes = 8 + (weight.out_features * units + RunCount(*plan) * 4) * 4;
   return cudaSuccess;
 }
 

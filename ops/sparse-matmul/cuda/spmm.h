@@ -63,11 +63,10 @@ struct WeightPlan {
   Team team = Team::kWarp;
   int lanes = 16;  // K lanes of a thread block
   Columns columns = Columns::kHalves;
-  int record_words = 0;        // of each run's record (layout.h)
-  int64_t staging_bytes = 0;   // device memory that Measure and Convert need
-  int64_t layout_bytes = 0;    // device memory of the layout; set by Measure
-  int64_t stream_bytes = 0;    // bytes that one multiplication streams; set by Measure
-  std::vector<uint32_t> runs;  // the layout's records, but for what Convert writes there; set by Measure
+  int record_words = 0;       // of each run's record (layout.h)
+  int64_t staging_bytes = 0;  // device memory that Measure and Convert need
+  int64_t layout_bytes = 0;   // device memory of the layout; set by Measure
+  int64_t stream_bytes = 0;   // bytes that one multiplication streams; set by Measure
 };
 
 struct PlanOptions {
