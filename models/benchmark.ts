@@ -47,9 +47,6 @@ export interface Benchmark {
   readonly speeds: readonly BatchSpeed[];
 }
 
-/** Most prompt tokens in one step of prefill of a benchmark; what a server would take, too. */
-export const BENCHMARK_PREFILL_TOKENS = 512;
-
 /**
  * Measures generation as users get it: through the generator, its sampling (greedy) and its text included. The model's
  * generator must take the largest batch.

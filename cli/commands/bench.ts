@@ -4,7 +4,7 @@ import { access, constants, stat, writeFile } from 'node:fs/promises';
 import { dirname, resolve } from 'node:path';
 import { text as readAll } from 'node:stream/consumers';
 import { Command, Option } from 'commander';
-import { BENCHMARK_PREFILL_TOKENS, type Benchmark, measureGeneration } from '../../models/benchmark.js';
+import { type Benchmark, measureGeneration } from '../../models/benchmark.js';
 import { tokenizerOrNumbers } from '../../models/number-tokenizer.js';
 import { readOptConfig } from '../../models/opt/config.js';
 import { profileStep, type StepProfile } from '../../models/step-profile.js';
@@ -111,7 +111,7 @@ async function measureSpeed(folder: string, options: Options, signal: AbortSigna
     throw new Error(
       `--prompt-tokens ${promptTokens} and --new-tokens ${newTokens} are more than the ${config.maxPositions} tokens that the model takes`,
     );
-  const scheduling = { maxBatch: Math.max(...batches), prefillTokens: BENCHMARK_PREFILL_TOKENS };
+  const scheduling = { maxBatch: Math.max(...batches) };
   const tokenizer = await tokenizerOrNumbers(folder);
   const started = performance.now();
   const model = await openModel(folder, options, scheduling, tokenizer);

@@ -18,7 +18,7 @@ interface Options extends ModelOptions {
   apiKey?: string;
   maxBatch: number;
   maxWaiting: number;
-  prefillTokens: number;
+  prefillTokens?: number;
   idleCache: number;
   maxPromptTokens?: number;
   bodyLimit: number;
@@ -53,7 +53,11 @@ export function serveCommand(): Command {
     .option('--api-key <key>', 'required of clients (default: FLASHLLM_API_KEY of the environment, or none)')
     .option('--max-batch <number>', 'most sequences that run at once', batchSize, 32)
     .option('--max-waiting <number>', 'most that wait; further requests get 429', wholeNumber(1), 128)
-    .option('--prefill-tokens <number>', 'most tokens of prompts in one step', wholeNumber(1), 256)
+    .option(
+      '--prefill-tokens <number>',
+      'most tokens of prompts in one step (default: 1024 on a GPU, else 256)',
+      wholeNumber(1),
+    )
     .option(
       '--idle-cache <bytes>',
       'most bytes of keys and values that stay on a GPU while nobody is served',

@@ -7,6 +7,8 @@ import type { DecoderShape } from '../decoder.js';
 export interface CacheMemory {
   /** Whether steps had better keep their shapes: a GPU replays what it has recorded of them. */
   readonly records: boolean;
+  /** Tokens of prompts in one step, where nobody says: the more, the faster they are read, and the longer others wait. */
+  readonly prefillTokens: number;
   /** What a run is given for a tensor of the process's own memory: itself, or a mirror of it in this memory. */
   place(tensor: Tensor): Tensor | Mirrored;
   /** A new tensor; its content is any finite or other numbers. @throws where there is not enough memory. */
@@ -25,6 +27,7 @@ export interface CacheMemory {
  */
 export const hostMemory: CacheMemory = {
   records: false,
+  prefillTokens: 256,
   place: (tensor) => tensor,
   allocate(type, dims) {
     const length = dims.reduce((product, dim) => product * dim, 1);

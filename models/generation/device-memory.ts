@@ -10,6 +10,8 @@ import type { CacheMemory } from './cache-memory.js';
 export function deviceMemory(deviceId = 0): CacheMemory {
   return {
     records: true,
+    // Below a thousand columns a GPU expands weights for too few products (docs/dense-matmul.md).
+    prefillTokens: 1024,
     place: (host) => ({ host, device: allocateOnDevice(Tensor, host.type as DeviceType, host.dims, deviceId) }),
     allocate: (type, dims) => allocateOnDevice(Tensor, type, dims, deviceId),
     rows: (tensor, first, count) => rowsOnDevice(Tensor, tensor, first, count),

@@ -8,7 +8,7 @@ import { RowBatch } from './row-batch.js';
 export interface SchedulerOptions {
   /** Most sequences that are run at once; default 32. */
   readonly maxBatch?: number | undefined;
-  /** Most tokens of prompts in one step: longer prompts take several. Default 256. */
+  /** Most tokens of prompts in one step: longer prompts take several. Default 1,024 on a GPU, else 256. */
   readonly prefillTokens?: number | undefined;
   /** Most sequences that wait for a place; default no limit. */
   readonly maxWaiting?: number | undefined;
@@ -48,7 +48,7 @@ export class Scheduler {
     decoder: Decoder,
     {
       maxBatch = 32,
-      prefillTokens = 256,
+      prefillTokens = decoder.memory.prefillTokens,
       maxWaiting = Number.POSITIVE_INFINITY,
       idleCacheBytes = 2 ** 30,
     }: SchedulerOptions = {},

@@ -229,6 +229,7 @@ function countedMemory(t: ExecutionContext, records: boolean) {
     /** Most bytes at once since it was set to 0. */
     peak: 0,
     records,
+    prefillTokens: hostMemory.prefillTokens,
     place: hostMemory.place,
     allocate(...[type, dims]: Parameters<CacheMemory['allocate']>) {
       if ((dims[2] as number) > memory.room) throw new Error('out of memory on the device');
@@ -280,6 +281,25 @@ const inMemory = test.macro<[records: boolean]>(async (t, records) => {
 
 test('a cache lies in the memory that the decoder names, and all of it is given back', inMemory, false);
 test('so it does where steps keep their shapes, with more rows than sequences', inMemory, true);
+
+test('prompts come in the chunks that the memory is best with, unless others are asked for', async (t) => {
+  const { tokenizer, session } = model();
+  const prompt = Array.from({ length: 50 }, (_, i) => 40 + i);
+  for (const [scheduling, chunks] of [
+    [{}, [16, 16, 16, 2]],
+    [{ prefillTokens: 40 }, [40, 10]],
+  ] as const) {
+    const decoder = new Decoder(session, { ...hostMemory, prefillTokens: 16 });
+    const read: number[] = [];
+    const run = decoder.run.bind(decoder);
+    decoder.run = (input, ...rest) => {
+      read.push(input.ids.dims[1] as number);
+      return run(input, ...rest);
+    };
+    await new TextGenerator(decoder, tokenizer, config, scheduling).generate([prompt], { maxNewTokens: 1 });
+    t.deepEqual(read, chunks);
+  }
+});
 
 test('recorded steps and their cache outlast an empty queue, until the scheduler is closed', async (t) => {
   const memory = countedMemory(t, true);
