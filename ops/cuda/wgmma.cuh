@@ -31,103 +31,66 @@ __device__ __forceinline__ void WgmmaWait() {
 template <int kColumns>
 __device__ __forceinline__ void Wgmma(float (&d)[kColumns / 2], uint64_t a, uint64_t b, bool accumulate);
 
-template <>
-__device__ __forceinline__ void Wgmma<64>(float (&d)[32], uint64_t a, uint64_t b, bool accumulate) {
-  asm volatile(
-      "{\n.reg .pred add;\nsetp.ne.b32 add,%34,0;\nwgmma.mma_async.sync.aligned.m64n64k16.f32.f16.f16 {"
-      "%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,"
-      "%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,%27,%28,%29,%30,%31"
-      "},%32,%33,add,1,1,0,0;\n}"
-      : FLASHLLM_F32(d, 0)
-      : "l"(a), "l"(b), "r"(static_cast<int>(accumulate)));
-}
-
-template <>
-__device__ __forceinline__ void Wgmma<96>(float (&d)[48], uint64_t a, uint64_t b, bool accumulate) {
-  asm volatile(
-      "{\n.reg .pred add;\nsetp.ne.b32 add,%50,0;\nwgmma.mma_async.sync.aligned.m64n96k16.f32.f16.f16 {"
-      "%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,"
-      "%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,%27,%28,%29,%30,%31,"
+/// The names of so many registers of d, from %0 on.
+#define FLASHLLM_NAMES_32                                 \
+  "%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15" \
+  ","                                                     \
+  "%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,%27,%28,%29,%30,%31"
+#define FLASHLLM_NAMES_48 \
+  FLASHLLM_NAMES_32       \
+      ","                 \
       "%32,%33,%34,%35,%36,%37,%38,%39,%40,%41,%42,%43,%44,%45,%46,%47"
-      "},%48,%49,add,1,1,0,0;\n}"
-      : FLASHLLM_F32(d, 0), FLASHLLM_F8(d, 32), FLASHLLM_F8(d, 40)
-      : "l"(a), "l"(b), "r"(static_cast<int>(accumulate)));
-}
-
-template <>
-__device__ __forceinline__ void Wgmma<128>(float (&d)[64], uint64_t a, uint64_t b, bool accumulate) {
-  asm volatile(
-      "{\n.reg .pred add;\nsetp.ne.b32 add,%66,0;\nwgmma.mma_async.sync.aligned.m64n128k16.f32.f16.f16 {"
-      "%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,"
-      "%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,%27,%28,%29,%30,%31,"
-      "%32,%33,%34,%35,%36,%37,%38,%39,%40,%41,%42,%43,%44,%45,%46,%47,"
+#define FLASHLLM_NAMES_64 \
+  FLASHLLM_NAMES_48       \
+      ","                 \
       "%48,%49,%50,%51,%52,%53,%54,%55,%56,%57,%58,%59,%60,%61,%62,%63"
-      "},%64,%65,add,1,1,0,0;\n}"
-      : FLASHLLM_F32(d, 0), FLASHLLM_F32(d, 32)
-      : "l"(a), "l"(b), "r"(static_cast<int>(accumulate)));
-}
-
-template <>
-__device__ __forceinline__ void Wgmma<160>(float (&d)[80], uint64_t a, uint64_t b, bool accumulate) {
-  asm volatile(
-      "{\n.reg .pred add;\nsetp.ne.b32 add,%82,0;\nwgmma.mma_async.sync.aligned.m64n160k16.f32.f16.f16 {"
-      "%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,"
-      "%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,%27,%28,%29,%30,%31,"
-      "%32,%33,%34,%35,%36,%37,%38,%39,%40,%41,%42,%43,%44,%45,%46,%47,"
-      "%48,%49,%50,%51,%52,%53,%54,%55,%56,%57,%58,%59,%60,%61,%62,%63,"
+#define FLASHLLM_NAMES_80 \
+  FLASHLLM_NAMES_64       \
+      ","                 \
       "%64,%65,%66,%67,%68,%69,%70,%71,%72,%73,%74,%75,%76,%77,%78,%79"
-      "},%80,%81,add,1,1,0,0;\n}"
-      : FLASHLLM_F32(d, 0), FLASHLLM_F32(d, 32), FLASHLLM_F8(d, 64), FLASHLLM_F8(d, 72)
-      : "l"(a), "l"(b), "r"(static_cast<int>(accumulate)));
-}
-
-template <>
-__device__ __forceinline__ void Wgmma<192>(float (&d)[96], uint64_t a, uint64_t b, bool accumulate) {
-  asm volatile(
-      "{\n.reg .pred add;\nsetp.ne.b32 add,%98,0;\nwgmma.mma_async.sync.aligned.m64n192k16.f32.f16.f16 {"
-      "%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,"
-      "%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,%27,%28,%29,%30,%31,"
-      "%32,%33,%34,%35,%36,%37,%38,%39,%40,%41,%42,%43,%44,%45,%46,%47,"
-      "%48,%49,%50,%51,%52,%53,%54,%55,%56,%57,%58,%59,%60,%61,%62,%63,"
-      "%64,%65,%66,%67,%68,%69,%70,%71,%72,%73,%74,%75,%76,%77,%78,%79,"
+#define FLASHLLM_NAMES_96 \
+  FLASHLLM_NAMES_80       \
+      ","                 \
       "%80,%81,%82,%83,%84,%85,%86,%87,%88,%89,%90,%91,%92,%93,%94,%95"
-      "},%96,%97,add,1,1,0,0;\n}"
-      : FLASHLLM_F32(d, 0), FLASHLLM_F32(d, 32), FLASHLLM_F32(d, 64)
-      : "l"(a), "l"(b), "r"(static_cast<int>(accumulate)));
-}
-
-template <>
-__device__ __forceinline__ void Wgmma<224>(float (&d)[112], uint64_t a, uint64_t b, bool accumulate) {
-  asm volatile(
-      "{\n.reg .pred add;\nsetp.ne.b32 add,%114,0;\nwgmma.mma_async.sync.aligned.m64n224k16.f32.f16.f16 {"
-      "%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,"
-      "%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,%27,%28,%29,%30,%31,"
-      "%32,%33,%34,%35,%36,%37,%38,%39,%40,%41,%42,%43,%44,%45,%46,%47,"
-      "%48,%49,%50,%51,%52,%53,%54,%55,%56,%57,%58,%59,%60,%61,%62,%63,"
-      "%64,%65,%66,%67,%68,%69,%70,%71,%72,%73,%74,%75,%76,%77,%78,%79,"
-      "%80,%81,%82,%83,%84,%85,%86,%87,%88,%89,%90,%91,%92,%93,%94,%95,"
+#define FLASHLLM_NAMES_112 \
+  FLASHLLM_NAMES_96        \
+      ","                  \
       "%96,%97,%98,%99,%100,%101,%102,%103,%104,%105,%106,%107,%108,%109,%110,%111"
-      "},%112,%113,add,1,1,0,0;\n}"
-      : FLASHLLM_F32(d, 0), FLASHLLM_F32(d, 32), FLASHLLM_F32(d, 64), FLASHLLM_F8(d, 96), FLASHLLM_F8(d, 104)
-      : "l"(a), "l"(b), "r"(static_cast<int>(accumulate)));
-}
-
-template <>
-__device__ __forceinline__ void Wgmma<256>(float (&d)[128], uint64_t a, uint64_t b, bool accumulate) {
-  asm volatile(
-      "{\n.reg .pred add;\nsetp.ne.b32 add,%130,0;\nwgmma.mma_async.sync.aligned.m64n256k16.f32.f16.f16 {"
-      "%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,"
-      "%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,%27,%28,%29,%30,%31,"
-      "%32,%33,%34,%35,%36,%37,%38,%39,%40,%41,%42,%43,%44,%45,%46,%47,"
-      "%48,%49,%50,%51,%52,%53,%54,%55,%56,%57,%58,%59,%60,%61,%62,%63,"
-      "%64,%65,%66,%67,%68,%69,%70,%71,%72,%73,%74,%75,%76,%77,%78,%79,"
-      "%80,%81,%82,%83,%84,%85,%86,%87,%88,%89,%90,%91,%92,%93,%94,%95,"
-      "%96,%97,%98,%99,%100,%101,%102,%103,%104,%105,%106,%107,%108,%109,%110,%111,"
+#define FLASHLLM_NAMES_128 \
+  FLASHLLM_NAMES_112       \
+      ","                  \
       "%112,%113,%114,%115,%116,%117,%118,%119,%120,%121,%122,%123,%124,%125,%126,%127"
-      "},%128,%129,add,1,1,0,0;\n}"
-      : FLASHLLM_F32(d, 0), FLASHLLM_F32(d, 32), FLASHLLM_F32(d, 64), FLASHLLM_F32(d, 96)
-      : "l"(a), "l"(b), "r"(static_cast<int>(accumulate)));
-}
+
+#define FLASHLLM_WGMMA(columns, names, a_name, b_name, add_name, ...)                                                \
+  template <>                                                                                                        \
+  __device__ __forceinline__ void Wgmma<columns>(float (&d)[columns / 2], uint64_t a, uint64_t b, bool accumulate) { \
+    asm volatile("{\n.reg .pred add;\nsetp.ne.b32 add," add_name                                                     \
+                 ",0;\n"                                                                                             \
+                 "wgmma.mma_async.sync.aligned.m64n" #columns "k16.f32.f16.f16 {" names "}," a_name "," b_name       \
+                 ",add,1,1,0,0;\n}"                                                                                  \
+                 : __VA_ARGS__                                                                                       \
+                 : "l"(a), "l"(b), "r"(static_cast<int>(accumulate)));                                               \
+  }
+FLASHLLM_WGMMA(64, FLASHLLM_NAMES_32, "%32", "%33", "%34", FLASHLLM_F32(d, 0))
+FLASHLLM_WGMMA(96, FLASHLLM_NAMES_48, "%48", "%49", "%50", FLASHLLM_F32(d, 0), FLASHLLM_F8(d, 32), FLASHLLM_F8(d, 40))
+FLASHLLM_WGMMA(128, FLASHLLM_NAMES_64, "%64", "%65", "%66", FLASHLLM_F32(d, 0), FLASHLLM_F32(d, 32))
+FLASHLLM_WGMMA(160, FLASHLLM_NAMES_80, "%80", "%81", "%82", FLASHLLM_F32(d, 0), FLASHLLM_F32(d, 32), FLASHLLM_F8(d, 64),
+               FLASHLLM_F8(d, 72))
+FLASHLLM_WGMMA(192, FLASHLLM_NAMES_96, "%96", "%97", "%98", FLASHLLM_F32(d, 0), FLASHLLM_F32(d, 32),
+               FLASHLLM_F32(d, 64))
+FLASHLLM_WGMMA(224, FLASHLLM_NAMES_112, "%112", "%113", "%114", FLASHLLM_F32(d, 0), FLASHLLM_F32(d, 32),
+               FLASHLLM_F32(d, 64), FLASHLLM_F8(d, 96), FLASHLLM_F8(d, 104))
+FLASHLLM_WGMMA(256, FLASHLLM_NAMES_128, "%128", "%129", "%130", FLASHLLM_F32(d, 0), FLASHLLM_F32(d, 32),
+               FLASHLLM_F32(d, 64), FLASHLLM_F32(d, 96))
+
+#undef FLASHLLM_WGMMA
+#undef FLASHLLM_NAMES_128
+#undef FLASHLLM_NAMES_112
+#undef FLASHLLM_NAMES_96
+#undef FLASHLLM_NAMES_80
+#undef FLASHLLM_NAMES_64
+#undef FLASHLLM_NAMES_48
+#undef FLASHLLM_NAMES_32
 
 /// d[64, 64] += a[64, 16] . b[64, 16]^T with a in registers: a warp's are the A fragment of mma.m16n8k16 of
 /// its 16 rows, and d[j] the accumulators of that instruction for columns 8 j and following.
