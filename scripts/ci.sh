@@ -40,10 +40,10 @@ echo "── npm test"
 log=$(mktemp)
 npm test 2>&1 | tee "$log"
 status=${PIPESTATUS[0]}
-ran=$(grep -aoE '^ *[0-9]+ tests? passed' "$log" | grep -oE '[0-9]+' | tail -1)
+ran=$(grep -acE '^ *✔ ' "$log")
 broke=$(grep -aoE '^ *[0-9]+ (tests? failed|uncaught exceptions?|unhandled rejections?)' "$log" | grep -oE '[0-9]+' | awk '{ n += $1 } END { print n + 0 }')
-passed=$((passed + ${ran:-0}))
+passed=$((passed + ran))
 failed=$((failed + ${broke:-0}))
 if [ "$status" -ne 0 ] && [ "${broke:-0}" -eq 0 ]; then failed=$((failed + 1)); fi
-if [ "${ran:-0}" -eq 0 ]; then failed=$((failed + 1)); fi
+if [ "$ran" -eq 0 ]; then failed=$((failed + 1)); fi
 finish

@@ -40,7 +40,7 @@ test.serial('prompts come as arguments, from standard input and from files, and 
   const { code, stdout, stderr } = await flashllm(args, 'The state');
   t.is(code, 0, stderr);
   const { texts } = JSON.parse(stdout) as {
-    texts: { prompt: string; newTokens: number; text: string; logprobs: [] }[];
+    texts: { prompt: string; newTokens: number; text: string; logprobs: unknown[] }[];
   };
   t.deepEqual(
     texts.map(({ prompt }) => prompt),

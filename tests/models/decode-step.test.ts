@@ -27,6 +27,7 @@ test.after.always(() => session.release());
 /** Memory that counts what lives in it, and that `room` more tensors, views or mirrors fit in. */
 class CountedMemory implements CacheMemory {
   readonly records = true;
+  readonly prefillTokens = 256;
   readonly live = new Set<Tensor>();
   room = Number.POSITIVE_INFINITY;
 

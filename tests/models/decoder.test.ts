@@ -46,12 +46,8 @@ test.serial('rows of different lengths, and prompts without tokens, are refused'
   const decoder = new Decoder(await InferenceSession.create(exportsFolder + files[0]));
   await t.throwsAsync(decoder.step({ ids: [[1, 2], [3]], mask: [[1, 1], [1]] }), { instanceOf: RangeError });
   const silent = { encode: () => [], decode: () => '' };
-  const generator = new TextGenerator(decoder, silent, { eosTokenId: 2, padTokenId: 1, maxPositions: 32 });
+  const generator = new TextGenerator(decoder, silent, { eosTokenId: 2, maxPositions: 32 });
   await t.throwsAsync(generator.generate(['']), { instanceOf: ModelFolderError, message: /no tokens/ });
-  const one = new TextGenerator(
-    decoder,
-    { encode: () => [3], decode: () => '' },
-    { eosTokenId: 2, padTokenId: 1, maxPositions: 32 },
-  );
+  const one = new TextGenerator(decoder, { encode: () => [3], decode: () => '' }, { eosTokenId: 2, maxPositions: 32 });
   await t.throwsAsync(one.generate(['a'], { maxNewTokens: -1 }), { message: /maxNewTokens is -1/ });
 });

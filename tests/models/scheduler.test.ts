@@ -76,7 +76,7 @@ for (const kind of ['rows', 'halves', 'padded'] as const) {
       );
       t.true(most > 2 && most <= scheduling.maxBatch, `${most} at once`);
       for (const { prompt, options, text } of texts)
-        t.is(text, (await generator({}, kind).generate([prompt], options))[0]?.text);
+        t.is((await generator({}, kind).generate([prompt], options))[0]?.text, text);
       await shared.scheduler.idle();
       t.deepEqual([shared.scheduler.active, shared.scheduler.queued, shared.scheduler.cacheBytes], [0, 0, 0]);
     }
@@ -440,7 +440,7 @@ test('an error of the model ends its sequences only, and the generator stays usa
   let text = (await stream.next()).value.text;
   await t.throwsAsync(shared.generate([[2, 77]], { maxNewTokens: 3 }), { message: 'the model stumbled' });
   for await (const piece of stream) text += piece.text;
-  t.is(text, (await generator().generate(['Once upon a time'], { maxNewTokens: 20 }))[0]?.text);
+  t.is((await generator().generate(['Once upon a time'], { maxNewTokens: 20 }))[0]?.text, text);
   await t.throwsAsync(shared.generate([[2, config.vocabSize]]), { message: /token 8192.*from 0 to 8191/ });
 });
 
@@ -520,7 +520,7 @@ test('the TextStreamer of transformers.js takes our tokens', async (t) => {
     },
   } as ConstructorParameters<typeof TextStreamer>[1]);
   const [result] = await generator().generate(['Call me Ishmael.'], { maxNewTokens: 12, streamer });
-  t.is(text, result?.text);
+  t.is(result?.text, text);
   t.throws(() => generator().start(['a', 'b'], { streamer }), { message: /one prompt/ });
 });
 

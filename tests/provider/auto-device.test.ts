@@ -53,7 +53,7 @@ test.serial('a model that cannot be read is left to ONNX Runtime', async (t) => 
 });
 
 /** A graph with integers in and float32 out. */
-function graph(node: GraphProto['node'], initializer: GraphProto['initializer'] = []) {
+function graph(node: NonNullable<GraphProto['node']>, initializer: NonNullable<GraphProto['initializer']> = []) {
   const value = (name: string, elemType: number) => ({ name, type: { tensorType: { elemType } } });
   return decodeModel(
     onnx.ModelProto.encode({

@@ -54,12 +54,12 @@ async function content(folder: string): Promise<Record<string, unknown>> {
 }
 
 function zerosOf(bytes: Buffer, stored: FloatType): number {
-  const elements =
+  const elements: ArrayLike<number> =
     stored === 'float32'
       ? new Uint32Array(Uint8Array.from(bytes).buffer)
       : new Uint16Array(Uint8Array.from(bytes).buffer);
   const sign = stored === 'float32' ? 0x7fffffff : 0x7fff;
-  return elements.reduce((sum, bits) => sum + ((bits & sign) === 0 ? 1 : 0), 0);
+  return Array.from(elements).filter((bits) => (bits & sign) === 0).length;
 }
 
 const variants: Record<string, { fields: Record<string, unknown>; stored: FloatType }> = {

@@ -38,7 +38,7 @@ export function inverse(matrix: Rows): Rows {
     let pivot = column;
     for (let row = column + 1; row < n; row++)
       if (Math.abs(at(work, row, column)) > Math.abs(at(work, pivot, column))) pivot = row;
-    [work[column], work[pivot]] = [work[pivot] as Float64Array, work[column] as Float64Array];
+    [work[column], work[pivot]] = [work[pivot] as (typeof work)[0], work[column] as (typeof work)[0]];
     const scale = at(work, column, column);
     const lead = (work[column] as Float64Array).map((value) => value / scale);
     work[column] = lead;
