@@ -1,3 +1,5 @@
+import { once } from 'node:events';
+import { createServer as createProbe } from 'node:net';
 import { basename, resolve } from 'node:path';
 import { Command } from 'commander';
 import pc from 'picocolors';
@@ -84,6 +86,7 @@ async function run(folder: string, options: Options, command: Command): Promise<
   // Before minutes of reading weights.
   if (options.compare !== undefined && name === compareName)
     refuse(command, `both models are called '${name}'; give one of them a --name or --compare-name`);
+  await requireAddress(host, port);
   const { signal, release } = abortOnInterrupt();
   const served: ServedModel[] = [];
   try {
@@ -96,9 +99,7 @@ async function run(folder: string, options: Options, command: Command): Promise<
     const apiKey = options.apiKey ?? process.env.FLASHLLM_API_KEY;
     const { app, close } = createServer([first, ...served.slice(1)], { apiKey, maxPromptTokens, bodyLimit });
     const address = await app.listen({ host, port }).catch((cause: Error) => {
-      throw new Error(`cannot listen on ${host}, port ${port}: ${cause.message}; choose another --host or --port`, {
-        cause,
-      });
+      throw cannotListen(host, port, cause);
     });
     if (apiKey === undefined && !LOOPBACK.test(host))
       process.stderr.write(`whoever reaches ${host} can use this server; --api-key <key> asks clients for one\n`);
@@ -111,6 +112,25 @@ async function run(folder: string, options: Options, command: Command): Promise<
     release();
     await Promise.all(served.map(({ model }) => model.session.release()));
   }
+}
+
+function cannotListen(host: string, port: number, cause: Error): Error {
+  return new Error(`cannot listen on ${host}, port ${port}: ${cause.message}; choose another --host or --port`, {
+    cause,
+  });
+}
+
+/** Listens there for a moment: what is in the way is told before minutes of reading weights. */
+async function requireAddress(host: string, port: number): Promise<void> {
+  const probe = createProbe();
+  try {
+    probe.listen({ host, port });
+    await once(probe, 'listening');
+  } catch (cause) {
+    throw cannotListen(host, port, cause as Error);
+  }
+  probe.close();
+  await once(probe, 'close');
 }
 
 async function open(

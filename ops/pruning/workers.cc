@@ -1,12 +1,16 @@
 #include "ops/pruning/workers.h"
 
 #include <algorithm>
+#include <system_error>
 
 namespace flashllm::pruning {
 
 Workers::Workers(int threads) {
   if (threads <= 0) threads = std::max(1u, std::thread::hardware_concurrency());
-  for (int worker = 1; worker < threads; ++worker) threads_.emplace_back([this, worker] { Serve(worker); });
+  try {
+    for (int worker = 1; worker < threads; ++worker) threads_.emplace_back([this, worker] { Serve(worker); });
+  } catch (const std::system_error&) {  // the system has no place for more; those that there are do
+  }
 }
 
 Workers::~Workers() {

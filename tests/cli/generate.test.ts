@@ -88,7 +88,8 @@ test.serial('serve says where it cannot listen, and what to change', async (t) =
   const other = createServer().listen(0, '127.0.0.1');
   await once(other, 'listening');
   const { port } = other.address() as AddressInfo;
-  const { code, stdout, stderr } = await flashllm(['serve', folder, '--port', String(port)]);
+  // Before the model is read: of one that is not there it says the same.
+  const { code, stdout, stderr } = await flashllm(['serve', join(folder, 'none'), '--port', String(port)]);
   t.deepEqual([code, stdout], [1, '']);
   t.regex(stderr, /cannot listen on 127\.0\.0\.1, port \d+: .*EADDRINUSE.*; choose another --host or --port/);
   other.close();
