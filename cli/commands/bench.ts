@@ -88,10 +88,11 @@ async function run(folder: string, options: Options, command: Command): Promise<
 
 /** Finds out before minutes of measuring whether the chart will have a place. */
 async function checkWritable(path: string): Promise<void> {
-  const folder = dirname(resolve(path));
   try {
-    if ((await stat(path).catch(() => undefined))?.isDirectory()) throw new Error(`${path} is a folder`);
-    await access(folder, constants.W_OK);
+    const found = await stat(path).catch(() => undefined);
+    if (found?.isDirectory()) throw new Error(`${path} is a folder`);
+    // One that is there need not lie in a folder of ours: /dev/stdout.
+    await access(found ? path : dirname(resolve(path)), constants.W_OK);
   } catch (error) {
     throw new Error(`cannot write the chart: ${(error as Error).message}; name a file in a folder that exists`);
   }

@@ -153,13 +153,7 @@ export class PruneFolder {
 
   /** An empty folder may be replaced. */
   private async refuseExisting(): Promise<void> {
-    const entries = await readdir(this.output).catch((error: NodeJS.ErrnoException) => {
-      if (error.code === 'ENOENT') return [];
-      throw new ModelFolderError(
-        'USAGE',
-        `cannot write to ${this.output}: ${error.message}; choose another output folder`,
-      );
-    });
+    const entries = await entriesOf(this.output);
     if (entries.length > 0)
       throw new ModelFolderError(
         'USAGE',
@@ -169,13 +163,7 @@ export class PruneFolder {
 
   /** What is in the way and was not left by a pruning is somebody's. The first `progress.json` may have been cut off while it was written. */
   private async refuseForeign(): Promise<void> {
-    const entries = await readdir(this.partial).catch((error: NodeJS.ErrnoException) => {
-      if (error.code === 'ENOENT') return [];
-      throw new ModelFolderError(
-        'USAGE',
-        `cannot write to ${this.partial}: ${error.message}; choose another output folder`,
-      );
-    });
+    const entries = await entriesOf(this.partial);
     if (entries.some((name) => name !== 'progress.json.tmp'))
       throw new ModelFolderError(
         'USAGE',
@@ -213,4 +201,12 @@ function parse(text: string): Saved | undefined {
   } catch {
     return undefined;
   }
+}
+
+/** What lies where a folder is to be written. */
+async function entriesOf(folder: string): Promise<string[]> {
+  return readdir(folder).catch((error: NodeJS.ErrnoException) => {
+    if (error.code === 'ENOENT') return [];
+    throw new ModelFolderError('USAGE', `cannot write to ${folder}: ${error.message}; choose another output folder`);
+  });
 }

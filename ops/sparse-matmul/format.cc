@@ -143,12 +143,14 @@ void PartsCheck::Values(int64_t at, const void* bytes, int64_t length) {
 
 void PartsCheck::Wrong(int64_t at, const std::string& message) {
   std::lock_guard<std::mutex> lock(mutex_);
-  wrong_.emplace(at, message);
+  if (!wrong_.empty() && wrong_at_ <= at) return;
+  wrong_at_ = at;
+  wrong_ = message;
 }
 
 std::string PartsCheck::Finish() {
   for (const auto& [row, bits] : cut_rows_) CheckRow(row, bits);
-  return wrong_.empty() ? std::string() : wrong_.begin()->second;
+  return wrong_;
 }
 
 std::string Validate(const PackedWeightClaim& claim, bool verify_checksum, PackedWeight* out) {

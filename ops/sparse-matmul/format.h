@@ -92,12 +92,14 @@ class PartsCheck {
   };
 
   void CheckRow(int64_t row, RowBits bits);
+  /// `at`: a row; from out_features on, a value. Only the first is kept: a damaged weight may have one in every row.
   void Wrong(int64_t at, const std::string& message);
 
   const PackedWeightClaim& claim_;
   std::mutex mutex_;
-  std::map<int64_t, RowBits> cut_rows_;   // what is known of rows that lie in several pieces
-  std::map<int64_t, std::string> wrong_;  // by row; then, from out_features on, by value
+  std::map<int64_t, RowBits> cut_rows_;  // what is known of rows that lie in several pieces
+  int64_t wrong_at_ = 0;
+  std::string wrong_;
 };
 
 /// What Validate() says of a checksum that does not fit.

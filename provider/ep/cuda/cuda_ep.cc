@@ -110,9 +110,8 @@ void CudaEp::EndLoading() {
       text, sizeof text,
       "flashllm: the first byte was sent %.3f s after the session's beginning, the last arrived %.3f s later; "
       "meanwhile each of %zu threads on average checked weights for %.3f s, copied for %.3f s and waited for "
-      "the bus for %.3f s and had nothing to send for %.3f s; layouts were waited for for %.3f s and took %.3f s in "
-      "the "
-      "background",
+      "the bus for %.3f s and had nothing to send for %.3f s; layouts were waited for for %.3f s and took %.3f s "
+      "in the background",
       std::chrono::duration<double>(sent.first - made_).count(), sent.seconds, sent.threads, sent.spent.checking,
       sent.spent.copying, sent.spent.waiting, sent.idle, weights_.layouts().waited(), weights_.layouts().worked());
   Log(logger_, ORT_LOGGING_LEVEL_INFO, text);

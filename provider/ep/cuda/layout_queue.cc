@@ -7,7 +7,7 @@
 namespace flashllm::ep {
 namespace {
 
-/// Several, since a job mostly waits: for its bytes, twice for its kernels, and for copies that queue behind others.
+/// Several, since a job mostly waits: for its bytes, and twice for its kernels.
 constexpr size_t kThreads = 4;
 /// The bus sends as much in 10 ms: longer than whoever makes kernels leaves it without new ones, and than a layout
 /// takes.
