@@ -169,11 +169,12 @@ class Bench {
     const cuda::WeightPlan& plan = weights.plan();
     const double bytes = plan.layout_bytes + 2.0 * plan.out_features * plan.in_features;
     const Memory dense(2 * plan.out_features * plan.in_features);
+    const auto order = plan.in_features % cuda::kPanelK == 0 ? cuda::WeightOrder::kPanels : cuda::WeightOrder::kRows;
     Result r{name, "expansion", plan.out_features, plan.in_features, 0, sparsity};
-    r.us =
-        TimeInTurns({{weights.launches(), [&](int i, cudaStream_t stream) {
-                        Check(cuda::Expand(plan, weights.at(i), 0, plan.blocks, dense.get(), false, stream), "Expand");
-                      }}})[0];
+    r.us = TimeInTurns({{weights.launches(), [&](int i, cudaStream_t stream) {
+                           Check(cuda::Expand(plan, weights.at(i), 0, plan.blocks, dense.get(), order, false, stream),
+                                 "Expand");
+                         }}})[0];
     Add(r);
     std::printf("%-8s expansion  s=%.2f          %9.2f us, %.0f GB/s = %.2f of read\n", name.c_str(), sparsity, r.us,
                 bytes / r.us * 1e-3, bytes / r.us * 1e-3 / bandwidth_);

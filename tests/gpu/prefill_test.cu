@@ -48,16 +48,23 @@ struct Resident {
   }
 };
 
+/// Where in row-major order the element lies that is at `at` of a matrix [rows, k].
+int64_t PlaceInRows(int64_t at, int64_t rows, int64_t k, cuda::WeightOrder order) {
+  if (order == cuda::WeightOrder::kRows) return at;
+  const int64_t panel = at / (rows * cuda::kPanelK), row = at / cuda::kPanelK % rows;
+  return row * k + panel * cuda::kPanelK + at % cuda::kPanelK;
+}
+
 /// Row blocks [first_block, end_block): each element as packed, nothing written outside.
 void CheckExpansion(const Packed& w, const std::string& pattern, const Resident& resident, int first_block,
-                    int end_block, int64_t offset) {
+                    int end_block, cuda::WeightOrder order, int64_t offset) {
   constexpr int64_t kGuard = 64;
   const int64_t first = cuda::RowOfBlock(resident.plan, first_block);
   const int64_t rows = cuda::RowOfBlock(resident.plan, end_block) - first;
   Buffer dense((offset + rows * w.k + kGuard) * 2);
   dense.Poison();
   Check(cuda::Expand(resident.plan, resident.layout->get(), first_block, end_block,
-                     static_cast<uint16_t*>(dense.get()) + offset, false, nullptr),
+                     static_cast<uint16_t*>(dense.get()) + offset, order, false, nullptr),
         "Expand");
   Check(cudaDeviceSynchronize(), "Expand");
   const std::vector<uint8_t> bytes = dense.Read();
@@ -65,12 +72,14 @@ void CheckExpansion(const Packed& w, const std::string& pattern, const Resident&
   for (int64_t i = 0; i < offset + rows * w.k + kGuard; ++i) {
     const int64_t at = i - offset;
     const bool inside = at >= 0 && at < rows * w.k;
-    const uint16_t expected = !inside ? 0xffff : Bits16(w.dense[first * w.k + at], resident.plan.value_type);
+    const uint16_t expected =
+        !inside ? 0xffff : Bits16(w.dense[first * w.k + PlaceInRows(at, rows, w.k, order)], resident.plan.value_type);
     ++checked;
     if (halves[i] == expected) continue;
     char why[160];
-    std::snprintf(why, sizeof(why), "rows %lld + %lld, offset %lld: element %lld is %04x, expected %04x",
-                  static_cast<long long>(first), static_cast<long long>(rows), static_cast<long long>(offset),
+    std::snprintf(why, sizeof(why), "rows %lld + %lld, %s, offset %lld: element %lld is %04x, expected %04x",
+                  static_cast<long long>(first), static_cast<long long>(rows),
+                  order == cuda::WeightOrder::kPanels ? "panels" : "rows", static_cast<long long>(offset),
                   static_cast<long long>(at), halves[i], expected);
     return Fail(w, pattern, why);
   }
@@ -132,11 +141,14 @@ void RunWeight(const cuda::DeviceInfo& info, const cuda::DenseDevice& device, in
   options.float32_is_half = pattern == "halves";
   const Resident resident(w, info, options);
   const int blocks = resident.plan.blocks;
-  for (int64_t offset : {0, 1}) CheckExpansion(w, pattern, resident, 0, blocks, offset);
-  if (blocks > 2) {
-    CheckExpansion(w, pattern, resident, 0, 1, 8);
-    CheckExpansion(w, pattern, resident, 1, blocks - 1, 8);
-    CheckExpansion(w, pattern, resident, blocks - 1, blocks, 8);
+  std::vector<cuda::WeightOrder> orders = {cuda::WeightOrder::kRows};
+  if (k % cuda::kPanelK == 0) orders.push_back(cuda::WeightOrder::kPanels);
+  for (cuda::WeightOrder order : orders) {
+    for (int64_t offset : {0, 1}) CheckExpansion(w, pattern, resident, 0, blocks, order, offset);
+    if (blocks <= 2) continue;
+    CheckExpansion(w, pattern, resident, 0, 1, order, 8);
+    CheckExpansion(w, pattern, resident, 1, blocks - 1, order, 8);
+    CheckExpansion(w, pattern, resident, blocks - 1, blocks, order, 8);
   }
   const bool supported = cuda::SupportsPrefill(resident.plan, cuda::ElementType::kFloat16);
   if (supported != (type != ValueType::kBFloat16)) return Fail(w, pattern, "SupportsPrefill is wrong");
@@ -144,7 +156,9 @@ void RunWeight(const cuda::DeviceInfo& info, const cuda::DenseDevice& device, in
   const int64_t whole = cuda::PrefillScratchBytes(resident.plan);
   for (int64_t n : {1, 70, 130}) CheckPrefill(w, pattern, resident, device, n, whole);
   const Buffer expanded(cuda::ExpandedBytes(resident.plan));
-  Check(cuda::Expand(resident.plan, resident.layout->get(), 0, blocks, expanded.get(), false, nullptr), "Expand");
+  Check(cuda::Expand(resident.plan, resident.layout->get(), 0, blocks, expanded.get(), cuda::WeightOrder::kRows, false,
+                     nullptr),
+        "Expand");
   for (int64_t n : {5, 65}) CheckPrefill(w, pattern, resident, device, n, 1, &expanded);
   int64_t largest = 0;  // row block: scratch for one, and for two
   for (int block = 0; block < blocks; ++block)
@@ -155,8 +169,8 @@ void RunWeight(const cuda::DeviceInfo& info, const cuda::DenseDevice& device, in
 
 void RunAll(const cuda::DeviceInfo& info, const cuda::DenseDevice& device, bool quick) {
   const std::vector<std::pair<int64_t, int64_t>> shapes =
-      quick ? std::vector<std::pair<int64_t, int64_t>>{{65, 136}}
-            : std::vector<std::pair<int64_t, int64_t>>{{1, 1}, {17, 33}, {65, 136}, {515, 264}, {2300, 72}};
+      quick ? std::vector<std::pair<int64_t, int64_t>>{{65, 136}, {33, 192}}
+            : std::vector<std::pair<int64_t, int64_t>>{{1, 1}, {17, 33}, {65, 136}, {515, 264}, {515, 320}, {2300, 64}};
   for (const auto& [m, k] : shapes) {
     for (cuda::Columns columns : {cuda::Columns::kHalves, cuda::Columns::kWords}) {
       for (const char* pattern :

@@ -25,7 +25,9 @@ bool IsSmall(const DenseDevice& device, const DenseMatMulArgs& args) {
 }
 
 cudaError_t LaunchRows(const DenseDevice& device, const DenseMatMulArgs& args, cudaStream_t stream) {
-  if (SuitsTmaGemm(device, args) && !IsSmall(device, args)) return LaunchTmaGemm(device, args, stream);
+  const bool panels = args.w_order == WeightOrder::kPanels;
+  if (panels && !SupportsPanels(device, args)) return cudaErrorInvalidValue;
+  if (panels || (SuitsTmaGemm(device, args) && !IsSmall(device, args))) return LaunchTmaGemm(device, args, stream);
   return args.n <= kSkinnyColumns ? LaunchSkinny(device, args, stream) : LaunchMmaGemm(device, args, stream);
 }
 
@@ -44,6 +46,10 @@ cudaError_t GetDenseDevice(int device, DenseDevice* info) {
   error = PrepareMmaGemm();
   // Code for sm_90a runs on compute capability 9.0 alone.
   return error == cudaSuccess && info->compute_capability == 90 ? PrepareTmaGemm(info) : error;
+}
+
+bool SupportsPanels(const DenseDevice& device, const DenseMatMulArgs& args) {
+  return args.k % kPanelK == 0 && SuitsTmaGemm(device, args);
 }
 
 cudaError_t LaunchDenseMatMul(const DenseDevice& device, const DenseMatMulArgs& given, cudaStream_t stream) {

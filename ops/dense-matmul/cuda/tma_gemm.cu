@@ -53,8 +53,13 @@ struct TmaInstance {
     params.group = std::min(params.n_tiles, 16 / Tile::kCluster);
     void* const encode = device.encode_tensor_map;
     cudaError_t error = EncodeTensorMap(encode, args.x, args.n, args.k, args.x_stride, x_rows, &params.x_map);
+    // Panels are one matrix of kPanelK k, one below the other.
+    const bool panels = args.w_order == WeightOrder::kPanels;
+    const int64_t w_rows = panels ? args.m * params.k_steps : args.m, w_k = panels ? kPanelK : args.k;
+    params.w_step_k = panels ? 0 : kStepK;
+    params.w_step_rows = panels ? static_cast<int>(args.m) : 0;
     if (error == cudaSuccess)
-      error = EncodeTensorMap(encode, args.w, args.m, args.k, args.k, Tile::kWidth / Tile::kCluster, &params.w_map);
+      error = EncodeTensorMap(encode, args.w, w_rows, w_k, w_k, Tile::kWidth / Tile::kCluster, &params.w_map);
     if (error != cudaSuccess) return error;
 
     // A split cluster exchanges sums once.

@@ -18,9 +18,10 @@ struct TmaGemmParams {
   Epilogue epilogue;
   int x_box_bytes;
   int k_steps;
-  int m_tiles, n_tiles;  // a cluster's: kWidth rows of W; kCluster * kRows rows of X
-  bool weights_late;     // W is the previous kernel's work
-  int group;             // tiles of X that are multiplied with one tile of W before the next tile of W is taken
+  int w_step_k, w_step_rows;  // from step to step, where in W's map the boxes lie
+  int m_tiles, n_tiles;       // a cluster's: kWidth rows of W; kCluster * kRows rows of X
+  bool weights_late;          // W is the previous kernel's work
+  int group;                  // tiles of X that are multiplied with one tile of W before the next tile of W is taken
 };
 
 /// Of Y, a tile is kRows = 64 kConsumers rows (of X) by kWidth columns (rows of W). kCluster blocks take tiles of
@@ -186,13 +187,15 @@ class TmaBlock {
  private:
   __device__ __forceinline__ void LoadW(const Steps& steps, int stage) const {
     const uint32_t barrier = full_ + 8 * stage, to = ring_ + stage * Tile::kStageBytes + Tile::kXBytes;
+    // In panels the last tile's rows beyond W are the next panel's, and meet columns of Y that are not stored.
+    const int column = steps.k * p_.w_step_k, row = steps.row_w + steps.k * p_.w_step_rows;
     ptx::ArriveExpect(barrier, p_.x_box_bytes + Tile::kWidth * 128);
     if constexpr (Tile::kCluster > 1) {
       constexpr int kShare = Tile::kWidth / Tile::kCluster;
-      ptx::LoadTensorMulticast(to + rank_ * kShare * 128, p_.w_map, steps.k * kStepK, steps.row_w + rank_ * kShare,
-                               barrier, (1 << Tile::kCluster) - 1);
+      ptx::LoadTensorMulticast(to + rank_ * kShare * 128, p_.w_map, column, row + rank_ * kShare, barrier,
+                               (1 << Tile::kCluster) - 1);
     } else {
-      ptx::LoadTensor(to, p_.w_map, steps.k * kStepK, steps.row_w, barrier);
+      ptx::LoadTensor(to, p_.w_map, column, row, barrier);
     }
   }
   __device__ __forceinline__ void LoadX(const Steps& steps, int stage) const {

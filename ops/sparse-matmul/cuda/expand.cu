@@ -15,7 +15,8 @@ struct ExpandParams {
   uint16_t* dense;
   int first_block;
   int first_row, end_row;
-  bool aligned;  // rows can be written 16 bytes at a time
+  int64_t row_stride, panel_stride;  // elements from row to row, and from 64 k to the next
+  bool aligned;                      // rows can be written 16 bytes at a time
 };
 
 FLASHLLM_HD constexpr int ExpandBarrierBytes(int warps) { return (warps * kRunBarrierBytes + 127) / 128 * 128; }
@@ -23,7 +24,7 @@ FLASHLLM_HD constexpr int ExpandBarrierBytes(int warps) { return (warps * kRunBa
 /// 8 consecutive k of one row.
 __device__ __forceinline__ void StoreRow(const ExpandParams& p, int row, int k, uint4 words) {
   if (row >= p.end_row || k >= p.columns.k) return;
-  uint16_t* const to = p.dense + static_cast<int64_t>(row - p.first_row) * p.columns.k + k;
+  uint16_t* const to = p.dense + (row - p.first_row) * p.row_stride + k / kPanelK * p.panel_stride + k % kPanelK;
   if (p.aligned) {
     *reinterpret_cast<uint4*>(to) = words;
     return;
@@ -166,8 +167,9 @@ int64_t RowOfBlock(const WeightPlan& plan, int block) {
 }
 
 cudaError_t Expand(const WeightPlan& plan, const void* layout, int first_block, int end_block, void* dense,
-                   bool programmatic, cudaStream_t stream) {
-  if (plan.layout != Layout::kColumns || first_block < 0 || first_block >= end_block || end_block > plan.blocks)
+                   WeightOrder order, bool programmatic, cudaStream_t stream) {
+  if (plan.layout != Layout::kColumns || first_block < 0 || first_block >= end_block || end_block > plan.blocks ||
+      (order == WeightOrder::kPanels && plan.in_features % kPanelK != 0))
     return cudaErrorInvalidValue;
   MatMulArgs none;
   ExpandParams params = {};
@@ -176,6 +178,9 @@ cudaError_t Expand(const WeightPlan& plan, const void* layout, int first_block, 
   params.first_block = first_block;
   params.first_row = static_cast<int>(RowOfBlock(plan, first_block));
   params.end_row = static_cast<int>(RowOfBlock(plan, end_block));
+  const int64_t rows = params.end_row - params.first_row;
+  params.row_stride = order == WeightOrder::kPanels ? kPanelK : plan.in_features;
+  params.panel_stride = order == WeightOrder::kPanels ? rows * kPanelK : kPanelK;
   params.aligned = plan.in_features % 8 == 0 && reinterpret_cast<uintptr_t>(dense) % 16 == 0;
   const int blocks = (end_block - first_block) * plan.cluster;
   programmatic = programmatic && plan.device.compute_capability >= 90;

@@ -84,8 +84,11 @@ cudaError_t PrefillMatMul(const WeightPlan& plan, const void* layout, const Dens
   for (int first = 0; first < plan.blocks;) {
     const int end = EndOfSlab(plan, first, scratch_bytes);
     if (end == first) return cudaErrorInvalidValue;
-    cudaError_t error = Expand(plan, layout, first, end, scratch, args.programmatic || first > 0, stream);
-    if (error == cudaSuccess) error = LaunchDenseMatMul(device, SlabArgs(plan, args, first, end, scratch), stream);
+    DenseMatMulArgs slab = SlabArgs(plan, args, first, end, scratch);
+    if (SupportsPanels(device, slab)) slab.w_order = WeightOrder::kPanels;
+    const bool programmatic = args.programmatic || first > 0;
+    cudaError_t error = Expand(plan, layout, first, end, scratch, slab.w_order, programmatic, stream);
+    if (error == cudaSuccess) error = LaunchDenseMatMul(device, slab, stream);
     if (error != cudaSuccess) return error;
     first = end;
   }

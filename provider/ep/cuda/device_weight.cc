@@ -152,7 +152,8 @@ void DeviceWeight::LayOut(cuda::ElementType type, int expected_n, bool expand, G
   CheckCuda(cuda::Convert(plan_, parts_, staging.get(), layout_, stream), "laying a weight out");
   if (expand && cuda::SupportsPrefill(plan_, type)) {
     expanded_ = pool_->Allocate(static_cast<size_t>(cuda::ExpandedBytes(plan_)), nullptr);
-    CheckCuda(cuda::Expand(plan_, layout_, 0, plan_.blocks, expanded_, false, stream), "expanding a weight");
+    CheckCuda(cuda::Expand(plan_, layout_, 0, plan_.blocks, expanded_, cuda::WeightOrder::kRows, false, stream),
+              "expanding a weight");
   }
   WaitForStream(stream);  // staging and parts are freed
   FreeParts();
