@@ -3,9 +3,15 @@
 
 #include <cuda_runtime.h>
 
+#include <algorithm>
 #include <cstddef>
+#include <cstdint>
 
 namespace flashllm::cuda {
+
+/// A grid of one axis. More thread blocks than there can be stay too many, so that LaunchKernel refuses them, and do
+/// not wrap around to fewer.
+inline dim3 GridOf(int64_t blocks) { return dim3(static_cast<unsigned>(std::min<int64_t>(blocks, UINT32_MAX))); }
 
 struct LaunchShape {
   dim3 grid;  // thread blocks
@@ -49,6 +55,7 @@ class KernelLaunch {
 /// Enqueues a kernel that takes one struct.
 template <typename Params>
 cudaError_t LaunchKernel(void (*kernel)(Params), const LaunchShape& shape, const Params& params, cudaStream_t stream) {
+  if (shape.grid.x > INT32_MAX) return cudaErrorInvalidConfiguration;
   return cudaLaunchKernelEx(KernelLaunch(shape, stream).get(), kernel, params);
 }
 

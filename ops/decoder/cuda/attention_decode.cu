@@ -148,14 +148,14 @@ __global__ void __launch_bounds__(kMaxHeadDim) MergeKernel(const __grid_constant
 }
 
 template <int kLanes>
-cudaError_t LaunchLanes(const DecodeParams& params, const LaunchConfig& how, cudaStream_t stream) {
+cudaError_t LaunchLanes(const DecodeParams& params, const LaunchShape& how, cudaStream_t stream) {
   // Of the current device; costs some tenths of a microsecond, so that no state of ours remembers which had it.
   const cudaError_t error =
       cudaFuncSetAttribute(DecodeKernel<kLanes>, cudaFuncAttributeMaxDynamicSharedMemorySize, kRingBytes);
-  return error != cudaSuccess ? error : Launch(DecodeKernel<kLanes>, params, how, stream);
+  return error != cudaSuccess ? error : LaunchKernel(DecodeKernel<kLanes>, how, params, stream);
 }
 
-cudaError_t LaunchSplits(const DecodeParams& params, const LaunchConfig& how, cudaStream_t stream) {
+cudaError_t LaunchSplits(const DecodeParams& params, const LaunchShape& how, cudaStream_t stream) {
   const int64_t head_dim = params.args.head_dim;
   if (head_dim <= 16) return LaunchLanes<2>(params, how, stream);
   if (head_dim <= 32) return LaunchLanes<4>(params, how, stream);
@@ -184,19 +184,15 @@ bool MergesInCluster(const AttentionArgs& args, int splits) {
 cudaError_t LaunchDecodeAttention(const AttentionArgs& args, cudaStream_t stream) {
   DecodeParams params{args, ChooseSplits(args), false};
   params.cluster = MergesInCluster(args, params.splits);
-  LaunchConfig how;
-  how.blocks = args.batch * args.sequence * args.heads * params.splits;
+  LaunchShape how = Blocks(args.batch * args.sequence * args.heads * params.splits, args.programmatic);
   how.threads = kDecodeThreads;
   how.shared_bytes = kRingBytes;
   how.cluster = params.cluster ? params.splits : 1;
-  how.programmatic = args.programmatic;
   const cudaError_t error = LaunchSplits(params, how, stream);
   if (error != cudaSuccess || params.splits == 1 || params.cluster) return error;
-  LaunchConfig merge;
-  merge.blocks = args.batch * args.sequence * args.heads;
+  LaunchShape merge = Blocks(args.batch * args.sequence * args.heads, args.programmatic);
   merge.threads = kMaxHeadDim;
-  merge.programmatic = args.programmatic;
-  return Launch(MergeKernel, params, merge, stream);
+  return LaunchKernel(MergeKernel, merge, params, stream);
 }
 
 }  // namespace flashllm::cuda::decoder

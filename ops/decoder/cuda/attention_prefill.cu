@@ -173,15 +173,13 @@ bool BiasComesInPairs(const AttentionArgs& args) {
 template <typename Products>
 cudaError_t LaunchTiles(const AttentionArgs& args, cudaStream_t stream) {
   const PrefillParams params{args, (args.sequence + kBlockQueries - 1) / kBlockQueries, BiasComesInPairs(args)};
-  LaunchConfig how;
-  how.blocks = args.batch * args.heads * params.query_tiles;
+  LaunchShape how = Blocks(args.batch * args.heads * params.query_tiles, args.programmatic);
   how.threads = kPrefillWarps * 32;
   how.shared_bytes = Tiles<Products>::kBytes;
-  how.programmatic = args.programmatic;
   // Of the current device; costs some tenths of a microsecond, so that no state of ours remembers which had it.
   const cudaError_t error = cudaFuncSetAttribute(PrefillKernel<Products>, cudaFuncAttributeMaxDynamicSharedMemorySize,
                                                  Tiles<Products>::kBytes);
-  return error != cudaSuccess ? error : Launch(PrefillKernel<Products>, params, how, stream);
+  return error != cudaSuccess ? error : LaunchKernel(PrefillKernel<Products>, how, params, stream);
 }
 
 template <int kHeadDim>

@@ -109,11 +109,10 @@ cudaError_t LaunchBatchedMatMul(const BatchedMatMulArgs& args, cudaStream_t stre
   BroadcastStrides(BatchOf(args.b_shape), batch, b);
   for (int i = 0; i < batch.rank; ++i)
     params.batch.Append(batch.dims[i], {a[i] * params.m * params.k, b[i] * params.k * params.n});
-  LaunchConfig how;
-  how.blocks = std::min(params.tiles, kMaxBlocks);
-  how.programmatic = args.programmatic;
-  return ForFloat(args.type,
-                  [&](auto tag) { return Launch(MatMulKernel<typename decltype(tag)::Type>, params, how, stream); });
+  LaunchShape how = Blocks(std::min(params.tiles, kMaxBlocks), args.programmatic);
+  return ForFloat(args.type, [&](auto tag) {
+    return LaunchKernel(MatMulKernel<typename decltype(tag)::Type>, how, params, stream);
+  });
 }
 
 }  // namespace flashllm::cuda

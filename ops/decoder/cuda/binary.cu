@@ -144,10 +144,10 @@ cudaError_t LaunchTyped(const BinaryParams& params, bool programmatic, cudaStrea
   const auto wide = [](const void* pointer, int64_t stride) { return stride == 0 || IsAligned(pointer, 16); };
   if (index.rank == 1 && index.count % kCount == 0 && wide(params.a, index.strides[0][0]) &&
       wide(params.b, index.strides[1][0]) && IsAligned(params.y, sizeof(Y) * kCount))
-    return Launch(WideBinary<T, Y, kDecision>, params, GridFor(index.count / kCount, programmatic), stream);
+    return LaunchKernel(WideBinary<T, Y, kDecision>, BlocksFor(index.count / kCount, programmatic), params, stream);
   const auto kernel =
       index.count <= UINT32_MAX ? StridedBinary<T, Y, kDecision, uint32_t> : StridedBinary<T, Y, kDecision, uint64_t>;
-  return Launch(kernel, params, GridFor(index.count, programmatic), stream);
+  return LaunchKernel(kernel, BlocksFor(index.count, programmatic), params, stream);
 }
 
 struct WhereParams {
@@ -207,7 +207,7 @@ cudaError_t LaunchWhere(const WhereArgs& args, cudaStream_t stream) {
   return ForBytes(SizeOf(args.type), [&](auto tag) {
     using Unit = typename decltype(tag)::Type;
     const auto kernel = params.index.count <= UINT32_MAX ? WhereKernel<Unit, uint32_t> : WhereKernel<Unit, uint64_t>;
-    return Launch(kernel, params, GridFor(params.index.count, args.programmatic), stream);
+    return LaunchKernel(kernel, BlocksFor(params.index.count, args.programmatic), params, stream);
   });
 }
 

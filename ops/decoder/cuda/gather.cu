@@ -46,7 +46,7 @@ cudaError_t LaunchGather(const GatherArgs& args, cudaStream_t stream) {
   return ForBytes(unit, [&](auto tag) {
     using Unit = typename decltype(tag)::Type;
     const auto kernel = args.index_type == DataType::kInt32 ? GatherKernel<Unit, int32_t> : GatherKernel<Unit, int64_t>;
-    return Launch(kernel, params, GridFor(params.units, args.programmatic), stream);
+    return LaunchKernel(kernel, BlocksFor(params.units, args.programmatic), params, stream);
   });
 }
 

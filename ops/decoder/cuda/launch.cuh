@@ -15,32 +15,18 @@ namespace flashllm::cuda::decoder {
 constexpr int kThreads = 256;            // of a block, where nothing speaks for another number
 constexpr int64_t kMaxBlocks = 1 << 14;  // of a grid that strides over its elements
 
-struct LaunchConfig {
-  int64_t blocks = 1;
-  int threads = kThreads;
-  int64_t shared_bytes = 0;
-  int cluster = 1;  // thread blocks of a cluster; they divide `blocks`
-  bool programmatic = false;
-};
-
-template <typename Params>
-cudaError_t Launch(void (*kernel)(Params), const Params& params, const LaunchConfig& how, cudaStream_t stream) {
-  if (how.blocks > INT32_MAX) return cudaErrorInvalidConfiguration;
+/// So many thread blocks, each of kThreads until the caller says otherwise.
+inline LaunchShape Blocks(int64_t blocks, bool programmatic) {
   LaunchShape shape;
-  shape.grid = dim3(static_cast<unsigned>(how.blocks));
-  shape.threads = how.threads;
-  shape.shared_bytes = static_cast<size_t>(how.shared_bytes);
-  shape.cluster = how.cluster;
-  shape.programmatic = how.programmatic;
-  return LaunchKernel(kernel, shape, params, stream);
+  shape.grid = GridOf(blocks);
+  shape.threads = kThreads;
+  shape.programmatic = programmatic;
+  return shape;
 }
 
-/// A grid for a loop over `items` in which every thread takes one at a time.
-inline LaunchConfig GridFor(int64_t items, bool programmatic) {
-  LaunchConfig how;
-  how.blocks = std::min((items + kThreads - 1) / kThreads, kMaxBlocks);
-  how.programmatic = programmatic;
-  return how;
+/// Thread blocks for a loop over `items` in which every thread takes one at a time.
+inline LaunchShape BlocksFor(int64_t items, bool programmatic) {
+  return Blocks(std::min((items + kThreads - 1) / kThreads, kMaxBlocks), programmatic);
 }
 
 /// Every kernel begins with these two, in either order: the first lets the stream's next kernel be scheduled, the

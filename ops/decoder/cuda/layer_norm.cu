@@ -166,17 +166,15 @@ int RowThreads(int64_t rows, int64_t vectors) {
 
 template <typename T, int kVector>
 cudaError_t LaunchRows(const LayerNormArgs& args, cudaStream_t stream) {
-  LaunchConfig how;
-  how.blocks = args.rows;
-  how.programmatic = args.programmatic;
+  LaunchShape how = Blocks(args.rows, args.programmatic);
   const int64_t vectors = args.width / kVector;
   how.threads = RowThreads(args.rows, vectors);
   const int64_t items = (vectors + how.threads - 1) / how.threads;
-  if (items <= 1) return Launch(RegisterLayerNorm<T, kVector, 1>, args, how, stream);
+  if (items <= 1) return LaunchKernel(RegisterLayerNorm<T, kVector, 1>, how, args, stream);
   if (how.threads <= kMaxRowThreads / kManyItems && items <= kManyItems)
-    return Launch(RegisterLayerNorm<T, kVector, kManyItems>, args, how, stream);
-  if (items <= 2) return Launch(RegisterLayerNorm<T, kVector, 2>, args, how, stream);
-  return Launch(LoopLayerNorm<T, kVector>, args, how, stream);
+    return LaunchKernel(RegisterLayerNorm<T, kVector, kManyItems>, how, args, stream);
+  if (items <= 2) return LaunchKernel(RegisterLayerNorm<T, kVector, 2>, how, args, stream);
+  return LaunchKernel(LoopLayerNorm<T, kVector>, how, args, stream);
 }
 
 bool IsWide(const LayerNormArgs& args, int64_t elements) {

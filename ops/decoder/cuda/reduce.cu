@@ -103,12 +103,10 @@ cudaError_t LaunchReduce(const ReduceArgs& args, cudaStream_t stream) {
   if (args.axis == 0 && args.op != ReduceOp::kSum) return cudaErrorInvalidValue;
   const bool is_float = args.type == DataType::kFloat16 || args.type == DataType::kFloat32;
   if (args.op == ReduceOp::kMean && !is_float) return cudaErrorInvalidValue;
-  LaunchConfig how;
-  how.blocks = std::min(lines, kMaxBlocks);
+  LaunchShape how = Blocks(std::min(lines, kMaxBlocks), args.programmatic);
   how.threads = args.axis <= 128 ? kWarpLanes : kThreads;
-  how.programmatic = args.programmatic;
-  return ForNumber(args.type,
-                   [&](auto tag) { return Launch(ReduceKernel<typename decltype(tag)::Type>, args, how, stream); });
+  return ForNumber(
+      args.type, [&](auto tag) { return LaunchKernel(ReduceKernel<typename decltype(tag)::Type>, how, args, stream); });
 }
 
 cudaError_t LaunchCumSum(const CumSumArgs& args, cudaStream_t stream) {
@@ -116,8 +114,8 @@ cudaError_t LaunchCumSum(const CumSumArgs& args, cudaStream_t stream) {
   const int64_t lines = args.outer * args.inner;
   if (lines == 0 || args.axis == 0) return cudaSuccess;
   return ForNumber(args.type, [&](auto tag) {
-    return Launch(CumSumKernel<typename decltype(tag)::Type>, args, GridFor(lines * kWarpLanes, args.programmatic),
-                  stream);
+    return LaunchKernel(CumSumKernel<typename decltype(tag)::Type>, BlocksFor(lines * kWarpLanes, args.programmatic),
+                        args, stream);
   });
 }
 
@@ -125,7 +123,8 @@ cudaError_t LaunchRange(const RangeArgs& args, cudaStream_t stream) {
   using namespace decoder;
   if (args.count == 0) return cudaSuccess;
   return ForNumber(args.type, [&](auto tag) {
-    return Launch(RangeKernel<typename decltype(tag)::Type>, args, GridFor(args.count, args.programmatic), stream);
+    return LaunchKernel(RangeKernel<typename decltype(tag)::Type>, BlocksFor(args.count, args.programmatic), args,
+                        stream);
   });
 }
 

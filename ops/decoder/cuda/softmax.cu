@@ -93,12 +93,11 @@ __global__ void __launch_bounds__(kRowThreads) ArgMaxKernel(const __grid_constan
 cudaError_t LaunchSoftmax(const SoftmaxArgs& args, cudaStream_t stream) {
   using namespace decoder;
   if (args.rows == 0 || args.width == 0) return cudaSuccess;
-  LaunchConfig how;
-  how.blocks = args.rows;
+  LaunchShape how = Blocks(args.rows, args.programmatic);
   how.threads = ThreadsFor(args.width);
-  how.programmatic = args.programmatic;
-  return ForFloat(args.type,
-                  [&](auto tag) { return Launch(SoftmaxKernel<typename decltype(tag)::Type>, args, how, stream); });
+  return ForFloat(args.type, [&](auto tag) {
+    return LaunchKernel(SoftmaxKernel<typename decltype(tag)::Type>, how, args, stream);
+  });
 }
 
 cudaError_t LaunchArgMax(const ArgMaxArgs& args, cudaStream_t stream) {
@@ -107,15 +106,13 @@ cudaError_t LaunchArgMax(const ArgMaxArgs& args, cudaStream_t stream) {
   if (args.width <= 0) return cudaErrorInvalidValue;
   ArgMaxArgs params = args;
   if (params.row_stride == 0) params.row_stride = args.width;
-  LaunchConfig how;
-  how.blocks = args.rows;
-  how.programmatic = args.programmatic;
+  LaunchShape how = Blocks(args.rows, args.programmatic);
   return ForFloat(args.type, [&](auto tag) {
     using T = typename decltype(tag)::Type;
     constexpr int kCount = kWide<T>;
     const bool wide = args.width % kCount == 0 && params.row_stride % kCount == 0 && IsAligned(args.x, 16);
     how.threads = ThreadsFor(args.width / (wide ? kCount : 1));
-    return Launch(wide ? ArgMaxKernel<T, kCount> : ArgMaxKernel<T, 1>, params, how, stream);
+    return LaunchKernel(wide ? ArgMaxKernel<T, kCount> : ArgMaxKernel<T, 1>, how, params, stream);
   });
 }
 

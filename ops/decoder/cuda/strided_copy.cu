@@ -61,7 +61,7 @@ cudaError_t LaunchStridedCopy(const StridedCopyArgs& args, cudaStream_t stream) 
     using Unit = typename decltype(tag)::Type;
     const auto kernel =
         params.index.count <= UINT32_MAX ? StridedCopyKernel<Unit, uint32_t> : StridedCopyKernel<Unit, uint64_t>;
-    return Launch(kernel, params, GridFor(params.index.count, args.programmatic), stream);
+    return LaunchKernel(kernel, BlocksFor(params.index.count, args.programmatic), params, stream);
   });
 }
 

@@ -118,7 +118,7 @@ cudaError_t LaunchTyped(UnaryParams params, int64_t count, bool programmatic, cu
       count % kCount == 0 && IsAligned(params.x, sizeof(From) * kCount) && IsAligned(params.y, sizeof(To) * kCount);
   params.vectors = wide ? count / kCount : count;
   const auto kernel = wide ? UnaryKernel<Operation, From, To, kCount> : UnaryKernel<Operation, From, To, 1>;
-  return Launch(kernel, params, GridFor(params.vectors, programmatic), stream);
+  return LaunchKernel(kernel, BlocksFor(params.vectors, programmatic), params, stream);
 }
 
 }  // namespace

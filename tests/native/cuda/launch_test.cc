@@ -35,3 +35,13 @@ TEST_CASE("a launch has the attributes that its shape asks for, and no others") 
     }
   }
 }
+
+TEST_CASE("more thread blocks than a grid may have do not become fewer") {
+  for (int64_t blocks : {int64_t{1}, int64_t{INT32_MAX}, int64_t{INT32_MAX} + 1, int64_t{UINT32_MAX}}) {
+    CAPTURE(blocks);
+    const dim3 grid = GridOf(blocks);
+    CHECK((grid.x == blocks && grid.y == 1 && grid.z == 1));
+  }
+  CHECK(GridOf((int64_t{1} << 32) + 5).x > INT32_MAX);  // which LaunchKernel refuses
+  CHECK(GridOf(INT64_MAX).x > INT32_MAX);
+}
