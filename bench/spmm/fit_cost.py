@@ -2,8 +2,9 @@
 
     python bench/spmm/fit_cost.py [bench/results/2026-11-28-h100-spmm-layouts.json]
 
-Then it prints by how much what they choose is slower than the fastest layout that was measured: the geometric mean of a model's four
-matrices at 50 to 90 % zeros, for every number of columns. Needs NumPy and SciPy. The formula is ProductTime(); keep both alike.
+Then it prints the table of tests/native/sparse-matmul/cost_test.cc, which holds ProductTime() to the formula of this file, and by how
+much what the constants choose is slower than the fastest layout that was measured: the geometric mean of a model's four matrices at 50
+to 90 % zeros, for every number of columns. Needs NumPy and SciPy.
 """
 
 import collections
@@ -53,7 +54,7 @@ def features(model, matrix, sparsity, team, kind, cluster):
 
 
 def predict(constants, at):
-    """Microseconds."""
+    """Microseconds, as ProductTime() gives them, but for LARGE_CLUSTER."""
     tile, nonzeros, deepest, stage, unit, launch, cluster2, cluster4, panel, stream = constants
     tiles, missing, stages, panel_units, panels, reading, density, cluster = at
     issuing = (tiles + deepest * missing) * (tile + nonzeros * density) + stages * stage + panel_units * unit
@@ -71,21 +72,28 @@ def main():
         kinds[team, kind, n].append((at, plain))
         products[model, n, sparsity, matrix].append((team, kind, at, plain))
 
-    fitted = {}
+    fitted, checks = {}, []
     for (team, kind, n), measured in sorted(kinds.items()):
         times = np.array([time for _, time in measured])
 
-        def errors(constants, measured=measured, times=times):
-            return np.log(np.maximum([predict(constants, at) for at, _ in measured], 0.1) / times)
+        def predictions(constants, measured=measured):
+            return np.array([predict(constants, at) for at, _ in measured])
+
+        def errors(constants, times=times, predictions=predictions):
+            return np.log(np.maximum(predictions(constants), 0.1) / times)
 
         found = least_squares(errors, FIRST, bounds=(LEAST, MOST))
         constants = [round(constant, 2) for constant in found.x]
         if team == 1:
             constants[2] = 0  # a team of one warp has no other
         fitted[team, kind, n] = constants
-        text = ", ".join(f"{constant:g}" for constant in constants)
-        error = np.sqrt(np.mean(found.fun**2))
-        print(f"    {{Team::{NAMES[team]}, Columns::{NAMES[kind]}, {n}, {text}}},  // {100 * error:.0f} % off")
+        layout = f"Team::{NAMES[team]}, Columns::{NAMES[kind]}, {n}"
+        print(f"    {{{layout}, {', '.join(f'{constant:g}' for constant in constants)}}},")
+        large = np.array([LARGE_CLUSTER if at[-1] == 4 else 1 for at, _ in measured])
+        mean = np.exp(np.mean(np.log(predictions(constants) * large)))
+        checks.append(f"    {{{layout}, {mean:.3f}, {100 * np.sqrt(np.mean(errors(constants) ** 2)):.2f}}},")
+    print("cost_test.cc: geometric mean of what is expected, microseconds; how far it is off, percent")
+    print("\n".join(checks))
 
     slower = collections.defaultdict(list)
     for (model, n, _, _), layouts in products.items():

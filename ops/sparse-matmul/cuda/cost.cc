@@ -10,7 +10,8 @@ namespace {
 
 /// Constants of a kind of layout and a number of columns, fitted on an H100 to plain launches of 2,146 products:
 /// OPT-1.3B's to OPT-30B's matrices at 50 to 90 % zeros, all teams and clusters, by bench/spmm/fit_cost.py. They are
-/// off by 3 to 11 %, and what they choose is on average 1 % slower than the fastest.
+/// off by 3 to 11 %, and what they choose is on average 1 % slower than the fastest. The script has the formula of
+/// ProductTime() once more; tests/native/sparse-matmul/cost_test.cc fails where the two differ.
 struct Constants {
   Team team;
   Columns columns;
