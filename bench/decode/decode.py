@@ -6,8 +6,9 @@
 Models are made in FOLDER/<size>-<sparsity> where they are not there (random_model.py tells what the template is). A step reads the
 cache of `context` positions, writes the newest in place and ends with the likeliest token; times are the median of what the host
 sees from the start to the end of a run. The floor of a step is what it must read (packed weights as they are stored, the head, the
-cache) over the GPU's read bandwidth. Rows are written as they come, so that a run can be cut short. Sizes that do not fit the GPU
-densely run with --no-dense: 66b on 80 GB, 175b on 141 GB (--sizes 66b --sparsities 0.8 --batches 1,8 --no-dense).
+cache) over the GPU's read bandwidth. `gpuBytes` is what the row's own session holds of the GPU's memory after its runs, and its
+buffers. Rows are written as they come, so that a run can be cut short. Sizes that do not fit the GPU densely run with --no-dense: 66b
+on 80 GB, 175b on 141 GB (--sizes 66b --sparsities 0.8 --batches 1,8 --no-dense).
 """
 
 import argparse
@@ -124,20 +125,24 @@ def measure_dense(size, arguments, report):
 def measure_sparse(path, size, sparsity, arguments, report):
     from sparse import Step, bind, free_bytes, gpu_session
 
-    before, weights = free_bytes(), weight_bytes(path, size)
+    weights = weight_bytes(path, size)
 
     def measure(what, batch, new, context, expected_batch, graph_id, repeats, extra, expanded_megabytes=0):
-        start = time.perf_counter()
+        before, start = free_bytes(), time.perf_counter()
         session = gpu_session(path, expected_batch, expanded_megabytes)
         loading = time.perf_counter() - start
         print(f"{size} {sparsity}: loaded in {loading:.1f} s, {weights / 1e9:.2f} GB of weights", flush=True)
         common = {"side": "flashllm", "size": size, "sparsity": sparsity, "loadSeconds": round(loading, 2), "weightBytes": weights}
-        binding = bind(session, batch, new, context)
+        held = before - free_bytes()
+        # The buffers count by their sizes: they may lie in memory that those of an earlier session left to the provider.
+        binding, buffers = bind(session, batch, new, context)
+        before = free_bytes()
         step = Step(session, binding, graph_id)
         took, worked = step.times(repeats)
+        held += buffers + before - free_bytes()
         kernels, on_gpu = step.kernels()
         row = {"what": what, "batch": batch, "milliseconds": took, "gpuMilliseconds": on_gpu, "cpuMilliseconds": worked, **extra}
-        row |= {"cacheBytes": cache_bytes(size, batch, context), "gpuBytes": before - free_bytes(), "kernels": kernels}
+        row |= {"cacheBytes": cache_bytes(size, batch, context), "gpuBytes": held, "kernels": kernels}
         report.add(common | row)
         if graph_id >= 0:
             session.release_captured_graph(graph_id)

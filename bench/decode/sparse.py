@@ -29,12 +29,15 @@ def gpu_session(path, expected_batch=0, expanded_megabytes=0):
 
 
 def bind(session, batch, new, context):
-    """`new` tokens of each sequence at the end of a cache of `context` positions. A step's token goes where it took its own from."""
+    """(binding, bytes of its buffers): `new` tokens of each sequence at the end of a cache of `context` positions. A step's token
+    goes where it took its own from."""
+    binding, held = session.io_binding(), 0
 
     def on_gpu(array):
+        nonlocal held
+        held += array.nbytes
         return ort.OrtValue.ortvalue_from_numpy(array, "cuda", 0)
 
-    binding = session.io_binding()
     ids = on_gpu(np.full((batch, new), 7, np.int64))
     places = np.tile(np.arange(context - new, context, dtype=np.int64), (batch, 1))
     binding.bind_ortvalue_input("input_ids", ids)
@@ -45,7 +48,7 @@ def bind(session, batch, new, context):
         buffer = on_gpu(np.zeros((batch, cache.shape[1], context, cache.shape[3]), np.float16))
         binding.bind_ortvalue_input(cache.name, buffer)
         binding.bind_ortvalue_output(cache.name.replace("past_key_values", "present"), buffer)
-    return binding
+    return binding, held
 
 
 class Step:
@@ -115,6 +118,7 @@ def short_name(name):
 
 
 def free_bytes():
+    """Of the GPU, with nothing left of sessions that are gone but what the provider keeps for buffers outside of sessions."""
     gc.collect()
     torch.cuda.empty_cache()
     return torch.cuda.mem_get_info()[0]
