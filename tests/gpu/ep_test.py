@@ -22,7 +22,7 @@ import onnxruntime as ort
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 sys.path.insert(0, os.path.join(ROOT, "tests", "gpu", "provider"))
 
-from decoder import GPU, ON_GPU_ONLY, Decoder, InPlace, Static, gpu_device, gpu_session  # noqa: E402
+from decoder import GPU, ON_GPU_ONLY, Decoder, InPlace, Static, gpu_device, gpu_session, session_and_memory  # noqa: E402
 from opt_reference import OptReference  # noqa: E402
 from packed import sparse_matmul_model  # noqa: E402
 
@@ -91,16 +91,23 @@ def sparse_matmul(_):
 
 @section
 def expanded(_):
-    """A weight that may be kept expanded too (it takes 3 MB), and one for which that is not enough: the same products."""
+    """A weight is kept expanded too (which takes 3 MB more) where the option allows it, and gives the same products."""
     generator = np.random.default_rng(3)
     weight = random_weight(generator, 1536, 1024, 0.6)
+    held, session = {}, None
     for megabytes in (0, 2, 4):
-        session = gpu_session(sparse_matmul_model(weight), {"expanded_megabytes": str(megabytes)}, ON_GPU_ONLY)
+        session = None  # and its memory with it
+        options = {"expanded_megabytes": str(megabytes)}
+        session, held[megabytes] = session_and_memory(sparse_matmul_model(weight), options, ON_GPU_ONLY)
         for tokens in (1, 64, 65, 300):
             x = generator.uniform(-1, 1, (1, tokens, 1024)).astype(np.float16)
             expected = x.astype(np.float64) @ weight.astype(np.float64).T
             found = session.run(None, {"X": x})[0]
             close(found, expected, 1e-3 * np.abs(expected).max(), 2**-10, f"{megabytes} MB, N={tokens}")
+    print(f"    the provider holds {held[0]} MB without the option, {held[2]} MB with 2 and {held[4]} MB with 4")
+    rounding = 0.11  # of both figures, to a tenth
+    check(abs(held[2] - held[0]) < rounding, "2 MB were taken for a copy that needs 3, or memory was not given back")
+    check(held[4] - held[0] > 2 * weight.size / 1e6 - rounding, "no expanded copy was kept")
 
 
 @section

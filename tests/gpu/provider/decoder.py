@@ -1,5 +1,11 @@
 """An exported OPT model on the GPU through Python's onnxruntime: growing caches and caches in place."""
 
+import gc
+import os
+import re
+import sys
+import tempfile
+
 import numpy as np
 import onnxruntime as ort
 
@@ -15,11 +21,11 @@ def gpu_device(index: int = 0):
     return gpus[index]
 
 
-def gpu_session(model, options=None, config=None, level=None, profile=None):
+def gpu_session(model, options=None, config=None, level=None, profile=None, severity=3):
     """A session of a path or of bytes on the first GPU. `config`: session configuration entries; `profile`: what the name of a
-    profile begins with."""
+    profile begins with; `severity`: the least of what is logged."""
     settings = ort.SessionOptions()
-    settings.log_severity_level = 3
+    settings.log_severity_level = severity
     if profile is not None:
         settings.enable_profiling = True
         settings.profile_file_prefix = profile
@@ -29,6 +35,26 @@ def gpu_session(model, options=None, config=None, level=None, profile=None):
         settings.add_session_config_entry(key, value)
     settings.add_provider_for_devices([gpu_device()], options or {})
     return ort.InferenceSession(model, settings, enable_fallback=0)
+
+
+def session_and_memory(model, options=None, config=None):
+    """(session, MB of the GPU that the provider holds in this process once it is made), of which the log tells."""
+    gc.collect()  # a session that waits to be collected would count, or go between two of these
+    sys.stderr.flush()
+    kept = os.dup(2)
+    with tempfile.TemporaryFile() as file:
+        os.dup2(file.fileno(), 2)
+        try:
+            session = gpu_session(model, options, config, severity=1)
+        finally:
+            os.dup2(kept, 2)
+            os.close(kept)
+        file.seek(0)
+        log = file.read().decode(errors="replace")
+    held = re.search(r"the process holds ([\d.]+) MB of its memory", log)
+    if held is None:
+        raise AssertionError("the provider did not say how much memory it holds. Its log:\n" + log[-2000:])
+    return session, float(held[1])
 
 
 ON_GPU_ONLY = {"session.disable_cpu_ep_fallback": "1"}
