@@ -111,6 +111,22 @@ def expanded(_):
 
 
 @section
+def host_integers(_):
+    """Differences of int32, which are computed on the host: shapes as ONNX broadcasts them, also of nothing."""
+    from onnx import TensorProto, helper
+
+    for a_shape, b_shape in (([3], [3]), ([3], []), ([1, 1], [3]), ([0], [1]), ([1], [0])):
+        names = (("A", a_shape), ("B", b_shape), ("Y", [f"y{i}" for i in range(max(len(a_shape), len(b_shape)))]))
+        a, b, y = (helper.make_tensor_value_info(name, TensorProto.INT32, shape) for name, shape in names)
+        graph = helper.make_graph([helper.make_node("Sub", ["A", "B"], ["Y"])], "difference", [a, b], [y])
+        model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+        feeds = {"A": np.full(a_shape, 7, np.int32), "B": np.full(b_shape, 9, np.int32)}
+        found = gpu_session(model.SerializeToString(), config=ON_GPU_ONLY).run(None, feeds)[0]
+        expected = feeds["A"] - feeds["B"]
+        check(found.shape == expected.shape and np.array_equal(found, expected), f"{a_shape} - {b_shape}: {found!r}")
+
+
+@section
 def refusals(_):
     """What does not fit is an error that says so, and the session goes on."""
     weight = random_weight(np.random.default_rng(2), 64, 64, 0.5)

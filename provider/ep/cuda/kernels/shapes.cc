@@ -2,6 +2,7 @@
 // integers. Their inputs and outputs are host memory.
 #include <algorithm>
 
+#include "ops/decoder/cuda/elementwise.h"
 #include "provider/ep/cuda/kernel.h"
 #include "provider/ep/cuda/kernels/kernels.h"
 
@@ -73,12 +74,11 @@ class HostSub : public CudaKernel {
  private:
   void Run(const Call& call) override {
     const Tensor a = call.Required(0, "A"), b = call.Required(1, "B");
-    if (a.shape != b.shape && a.count() != 1 && b.count() != 1) {
+    cuda::Shape shape;
+    if (!cuda::Broadcast(a.shape, b.shape, &shape) || (a.shape != b.shape && a.count() != 1 && b.count() != 1)) {
       Reject("subtracts integers of shapes " + ShapeText(a.shape) + " and " + ShapeText(b.shape) +
              " on the GPU provider, expected equal shapes or a single number");
     }
-    const bool wider = b.count() > a.count() || (b.count() == a.count() && b.shape.rank > a.shape.rank);
-    const cuda::Shape shape = wider ? b.shape : a.shape;
     void* const y = call.Output(0, shape, a.type);
     if (y == nullptr) return;
     const auto* left = static_cast<const int32_t*>(a.data);

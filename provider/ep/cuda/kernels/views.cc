@@ -1,6 +1,7 @@
 // Reshape, Squeeze, Unsqueeze, Flatten and Identity: the same elements under another shape. ONNX Runtime lets output
 // and input share memory where it can; else they are copied. Squeeze of integers works on the host, where shapes are.
 #include <algorithm>
+#include <cstring>
 
 #include "provider/ep/cuda/call.h"
 #include "provider/ep/cuda/kernel.h"
@@ -21,8 +22,13 @@ class View : public CudaKernel {
     const Tensor x = call.Required(0, "data");
     void* const y = call.Output(0, ShapeOf(call, x), x.type);
     if (y == nullptr || y == x.data) return;
-    CheckLaunch(cudaMemcpyAsync(y, x.data, static_cast<size_t>(x.count() * ElementBytes(x.type)), cudaMemcpyDefault,
-                                call.stream()));
+    const auto bytes = static_cast<size_t>(x.count() * ElementBytes(x.type));
+    // Integers are in host memory (registry.cc), and read there next: a copy that a graph records would come too late.
+    if (x.type == ONNX_TENSOR_ELEMENT_DATA_TYPE_INT32) {
+      std::memcpy(y, x.data, bytes);
+      return;
+    }
+    CheckLaunch(cudaMemcpyAsync(y, x.data, bytes, cudaMemcpyDefault, call.stream()));
   }
 };
 
