@@ -77,6 +77,7 @@ void* MemoryPool::Allocate(size_t bytes, cudaStream_t stream) {
   }
   // The device is full: what pools have cached may be enough.
   if (stream != nullptr && !IsCapturing(stream)) {
+    const DeviceScope scope(device_);  // the stream's: ONNX Runtime asks on any
     WaitForStream(stream);
     StreamIsIdleInAllPools(stream);
   }
