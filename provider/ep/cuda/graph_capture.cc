@@ -45,6 +45,7 @@ void GraphCapture::Discard() noexcept {
   if (graph != nullptr) static_cast<void>(cudaGraphDestroy(graph));
   for (cudaGraphExec_t part : recorded_.parts) static_cast<void>(cudaGraphExecDestroy(part));
   recorded_ = {};
+  pool_->ReleasePrivate(TagOf(recording_));
   static_cast<void>(cudaGetLastError());
   times_->DropRecorded();
 }
@@ -71,6 +72,7 @@ void GraphCapture::BeginRun(int id) {
   times_->DropRecorded();  // of a recording that could not become a graph
   BeginPart();
   capturing_ = true;
+  recording_ = id;
   first_part_ = ordinary_[id] < kLeastKernels ? 0 : ordinary_[id] / kFirstShare;
   pool_->BeginPrivate(TagOf(id));
 }
@@ -111,13 +113,13 @@ void GraphCapture::Replay(int id) {
 }
 
 void GraphCapture::Release(int id) {
+  ordinary_.erase(id);
   const auto found = graphs_.find(id);
   if (found == graphs_.end()) return;
   const DeviceScope scope(device_);
   WaitForStream(stream_);
   Destroy(id, &found->second);
   graphs_.erase(found);
-  ordinary_.erase(id);
 }
 
 }  // namespace flashllm::ep

@@ -38,8 +38,8 @@ class GraphCapture {
   void Release(int id);
 
  private:
-  /// A run in two parts, one after the other: starting hundreds of kernels takes the host a while, which so passes while
-  /// the first of them run.
+  /// A run in two parts, one after the other: starting hundreds of kernels takes the host a while, which so passes
+  /// while the first of them run.
   struct Graph {
     std::vector<cudaGraphExec_t> parts;
     std::vector<TimedLaunch> launches;  // where it was recorded during a profile
@@ -56,6 +56,7 @@ class GraphCapture {
   std::map<int, Graph> graphs_;
   std::map<int, size_t> ordinary_;  // kernels that an ordinary run computed
   bool capturing_ = false;
+  int recording_ = -1;     // the id of what is recorded
   size_t first_part_ = 0;  // kernels of the first part of what is recorded; 0: there is one part
   Graph recorded_;
 };
