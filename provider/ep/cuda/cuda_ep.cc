@@ -46,7 +46,13 @@ CudaEp::CudaEp(const Options& options, Gpu* gpu, const OrtKernelRegistry* regist
   SetMemory();
   SetRuns();
   loading_.emplace();
-  if (options.cuda_graph) {
+  // An older host never replays: it would take the run that is recorded for one that computed, even where that was cut
+  // short.
+  constexpr uint32_t kGraphsSince = 26;
+  if (options.cuda_graph && g_ort.version < kGraphsSince) {
+    Log(logger, ORT_LOGGING_LEVEL_WARNING,
+        "flashllm: option cuda_graph needs ONNX Runtime 1.26 or newer; runs of this session are not recorded");
+  } else if (options.cuda_graph) {
     graphs_.emplace(gpu->ordinal(), pool_, times_);
     SetGraphs();
   }
