@@ -148,6 +148,10 @@ std::string AttentionRule(const OrtNode* node) {
   for (size_t i = 7; i < inputs.size(); ++i) {
     if (i != 10 && Has(inputs, i)) return "the GPU kernel does not take input " + std::to_string(i);
   }
+  for (size_t past : {3, 4}) {  // newer schemas let a cache have a type of its own
+    if (Has(inputs, past) && TypeOf(inputs[past]).element != ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT16)
+      return "the GPU kernel takes a cache of float16 only";
+  }
   const ValueType query = TypeOf(inputs[0]);
   const int64_t parts = Has(inputs, 1) ? 1 : 3;
   if (!query.dims || query.dims->size() != 3 || (*query.dims)[2] < 0) return "the width of its query is not known";
