@@ -56,6 +56,12 @@ export function shareBelowOne(text: string): number {
   return value;
 }
 
+/** A folder's path. An empty one, as a variable gives that is not set, would be the folder that the command runs in. */
+export function folderPath(text: string): string {
+  if (text === '') throw new InvalidArgumentError('Expected a folder.');
+  return text;
+}
+
 /** An option whose values, none of them empty, are collected in a list. */
 export function repeatable(flags: string, description: string): Option {
   return new Option(flags, description).argParser(collect).default([], 'none');

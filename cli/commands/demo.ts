@@ -8,7 +8,7 @@ import { exportOpt } from '../../models/opt/export.js';
 import { measurePerplexity } from '../../models/perplexity.js';
 import { shippedHeldOutText, shippedModel, shippedSparseModel } from '../../models/shipped.js';
 import { openTextModel, type TextModel } from '../../models/text-model.js';
-import { shareBelowOne, wholeNumber } from '../option-parsers.js';
+import { folderPath, shareBelowOne, wholeNumber } from '../option-parsers.js';
 import { abortOnInterrupt, formatBytes, formatSeconds, formatTable, Progress } from '../terminal.js';
 
 interface Options {
@@ -51,7 +51,11 @@ export function demoCommand(): Command {
     .description(
       'Export the shipped opt-14m, generate text with it and with its fine-tuned form of 80 % zeros in ordinary sessions, compare both. With --sparsity: prune and rewrite it here, by magnitude.',
     )
-    .option('-o, --output <folder>', 'keep what is made here, in dense/ and sparse/ (default: a temporary folder)')
+    .option(
+      '-o, --output <folder>',
+      'keep what is made here, in dense/ and sparse/ (default: a temporary folder)',
+      folderPath,
+    )
     .option('--model <hf-folder>', 'another Hugging Face OPT folder; pruned and rewritten here')
     .option('--prompt <text>', 'beginning of the text', 'The state of our Union is')
     .option('--tokens <number>', 'tokens to generate', wholeNumber(2), 96)

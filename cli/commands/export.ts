@@ -2,7 +2,7 @@ import { resolve } from 'node:path';
 import { Command, Option } from 'commander';
 import { type ExportOptions, type ExportResult, exportOpt, exportRandomOpt } from '../../models/opt/export.js';
 import { type OptSize, optConfigJson, optSizes } from '../../models/opt/sizes.js';
-import { shareBelowOne, wholeNumber } from '../option-parsers.js';
+import { folderPath, shareBelowOne, wholeNumber } from '../option-parsers.js';
 import { abortOnInterrupt, formatBytes, formatSeconds, Progress } from '../terminal.js';
 import { refuse, refuseStray } from '../usage.js';
 
@@ -22,7 +22,11 @@ export function exportCommand(): Command {
   return new Command('export')
     .description('Build an ONNX decoder with past from a Hugging Face OPT checkpoint, or from random weights.')
     .argument('[hf-folder]', 'folder with config.json and weights (safetensors or pytorch_model.bin, sharded or not)')
-    .requiredOption('-o, --output <folder>', 'folder for model.onnx, model.onnx_data, configuration and tokenizer')
+    .requiredOption(
+      '-o, --output <folder>',
+      'folder for model.onnx, model.onnx_data, configuration and tokenizer',
+      folderPath,
+    )
     .addOption(
       new Option('--dtype <type>', 'type of activations, cache and logits')
         .choices(['float32', 'float16'])

@@ -9,7 +9,7 @@ import {
   parsePruneDevice,
   pruneMethods,
 } from '../../models/pruning/index.js';
-import { shareBelowOne, threadCount, wholeNumber } from '../option-parsers.js';
+import { folderPath, shareBelowOne, threadCount, wholeNumber } from '../option-parsers.js';
 import { formatPruning, pruneWithProgress } from '../prune-progress.js';
 import { refuseStrayScope, scopeOption } from '../scope-option.js';
 import { abortOnInterrupt } from '../terminal.js';
@@ -46,7 +46,7 @@ export function pruneCommand(): Command {
       'Prune a Hugging Face OPT folder in one shot, layer by layer on calibration text; embeddings, norms and head stay dense.',
     )
     .argument('<hf-folder>', 'folder with config.json, tokenizer and weights (safetensors or pytorch_model.bin)')
-    .requiredOption('-o, --output <folder>', 'folder for the pruned model, in the same layout')
+    .requiredOption('-o, --output <folder>', 'folder for the pruned model, in the same layout', folderPath)
     .requiredOption('--sparsity <fraction>', 'zeros in each linear', shareBelowOne)
     .addOption(new Option('--method <name>', 'how to prune').choices([...pruneMethods]).default('sparsegpt'))
     .addOption(scopeOption())
@@ -79,7 +79,7 @@ export function pruneCommand(): Command {
     )
     .option('--device <name>', 'auto (a GPU where there is one), cpu, cuda or cuda:<number>', parseDevice, 'auto')
     .option('--threads <number>', 'on the CPU (default: one a core)', threadCount)
-    .option('--work-folder <folder>', 'where activations lie on the way (default: beside the output)')
+    .option('--work-folder <folder>', 'where activations lie on the way (default: beside the output)', folderPath)
     .option('--restart', 'throw an unfinished run away instead of going on with it')
     .option('--json', 'print the report as JSON')
     .action(run);

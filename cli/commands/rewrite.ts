@@ -17,6 +17,7 @@ import {
   progressBars,
   refuseStrayPruning,
 } from '../layer-options.js';
+import { folderPath } from '../option-parsers.js';
 import { abortOnInterrupt, formatBytes } from '../terminal.js';
 import { refuse, refuseStray } from '../usage.js';
 
@@ -36,7 +37,11 @@ export function rewriteCommand(): Command {
   const command = new Command('rewrite')
     .description('Rewrite an ONNX model: linear layers with enough zeros become sparse, everything else stays.')
     .argument('<model>', 'an .onnx file, a folder with .onnx files, or a Hugging Face OPT folder (exported on the way)')
-    .option('-o, --output <folder>', 'folder for the rewritten model; configuration and tokenizer are copied along');
+    .option(
+      '-o, --output <folder>',
+      'folder for the rewritten model; configuration and tokenizer are copied along',
+      folderPath,
+    );
   return addLayerOptions(command)
     .option('--dry-run', 'print what would be done; write nothing')
     .option('--no-portable', 'leave out the function of standard ops that lets the model run without this package')

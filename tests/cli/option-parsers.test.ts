@@ -2,9 +2,14 @@
 import test from 'ava';
 import { Command, InvalidArgumentError } from 'commander';
 import { benchCommand } from '../../cli/commands/bench.js';
+import { demoCommand } from '../../cli/commands/demo.js';
+import { exportCommand } from '../../cli/commands/export.js';
+import { pruneCommand } from '../../cli/commands/prune.js';
+import { rewriteCommand } from '../../cli/commands/rewrite.js';
 import {
   batchSize,
   finiteNumber,
+  folderPath,
   numberWithin,
   repeatable,
   share,
@@ -63,4 +68,12 @@ test('counts that no machine, batch or timer could have are refused', (t) => {
   t.deepEqual(batches?.parseArg?.('1, 8,32', undefined), [1, 8, 32]);
   for (const list of ['', '1,', '1,x', '5000'])
     t.throws(() => batches?.parseArg?.(list, undefined), { instanceOf: InvalidArgumentError });
+});
+
+test('an output without a name is refused: it would be the folder that the command runs in', (t) => {
+  t.is(folderPath('out'), 'out');
+  for (const command of [demoCommand(), exportCommand(), pruneCommand(), rewriteCommand()]) {
+    const output = command.options.find(({ long }) => long === '--output');
+    t.throws(() => output?.parseArg?.('', undefined), { instanceOf: InvalidArgumentError }, command.name());
+  }
 });
