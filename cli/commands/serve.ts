@@ -86,6 +86,13 @@ async function run(folder: string, options: Options, command: Command): Promise<
   // Before minutes of reading weights.
   if (options.compare !== undefined && name === compareName)
     refuse(command, `both models are called '${name}'; give one of them a --name or --compare-name`);
+  const apiKey = options.apiKey ?? process.env.FLASHLLM_API_KEY;
+  // No client can send an empty key, and a variable that holds none by mistake must not open the server to all.
+  if (apiKey === '')
+    refuse(
+      command,
+      `${options.apiKey === '' ? '--api-key' : 'FLASHLLM_API_KEY'} is empty; give a key, or leave it out`,
+    );
   await requireAddress(host, port);
   const { signal, release } = abortOnInterrupt();
   const served: ServedModel[] = [];
@@ -96,7 +103,6 @@ async function run(folder: string, options: Options, command: Command): Promise<
       const stock = options.stock || options.compareStock || false;
       served.push(await open(options.compare, compareName, { ...options, stock }, options));
     }
-    const apiKey = options.apiKey ?? process.env.FLASHLLM_API_KEY;
     const { app, close } = createServer([first, ...served.slice(1)], { apiKey, maxPromptTokens, bodyLimit });
     const address = await app.listen({ host, port }).catch((cause: Error) => {
       throw cannotListen(host, port, cause);

@@ -49,6 +49,7 @@ const cases: [keyof typeof commands, string[], RegExp][] = [
   ['bench', ['none', '--compare-stock'], /^error: --compare-stock goes with --compare only/],
   ['serve', ['none', '--compare-name', 'a'], /^error: --compare-name goes with --compare only/],
   ['serve', ['none', '--compare', 'a/none'], /^error: both models are called 'none'; give one of them a --name/],
+  ['serve', ['none', '--api-key', ''], /^error: --api-key is empty; give a key, or leave it out/],
   ['verify', ['none', 'none', '--inputs', 'none', '--past', '2'], /^error: --past is of random inputs, which --inputs/],
   [
     'prune',
@@ -68,3 +69,12 @@ for (const [name, args, message] of cases)
   test(`${name} ${args.slice(1).join(' ')}`, async (t) => {
     t.regex(await refused(name, args), message);
   });
+
+test.serial('serve with an empty key in its environment', async (t) => {
+  process.env.FLASHLLM_API_KEY = '';
+  try {
+    t.regex(await refused('serve', ['none']), /^error: FLASHLLM_API_KEY is empty; give a key/);
+  } finally {
+    delete process.env.FLASHLLM_API_KEY;
+  }
+});
