@@ -168,6 +168,13 @@ test.serial(
   },
 );
 
+test.serial('a dry run of a Hugging Face folder leaves nothing, not even the folders of its output', async (t) => {
+  const folder = tempFolder();
+  const dry = await flashllm('rewrite', await tinyModel(), '--dry-run', '-o', join(folder, 'a', 'b', 'sparse'));
+  t.is(dry.code, 0, dry.stderr);
+  t.deepEqual(readdirSync(folder), []);
+});
+
 test.serial('a rewrite that fails after pruning keeps the pruned model and says how to go on', async (t) => {
   const folder = tempFolder();
   const output = join(folder, 'sparse');
