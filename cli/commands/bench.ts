@@ -161,6 +161,13 @@ export function benchArguments(folder: string, options: Options, stock: boolean)
   return args;
 }
 
+/** How a process ended that did not do its work; one that a signal ended has no exit code, and left no message. */
+export function describeEnd(code: number | null, killer: NodeJS.Signals | null): string {
+  return killer === null
+    ? `ended with exit code ${code}; its message is above`
+    : `was ended by ${killer}${killer === 'SIGKILL' ? ', as a system does that is out of memory' : ''}`;
+}
+
 async function measureApart(folder: string, options: Options, stock: boolean, signal: AbortSignal): Promise<Measured> {
   const args = benchArguments(folder, options, stock);
   const child = spawn(process.execPath, [...process.execArgv, process.argv[1] as string, ...args], {
@@ -168,10 +175,10 @@ async function measureApart(folder: string, options: Options, stock: boolean, si
   });
   const stop = () => child.kill();
   signal.addEventListener('abort', stop);
-  const [output, [code]] = await Promise.all([readAll(child.stdout), once(child, 'close')]);
+  const [output, [code, killer]] = await Promise.all([readAll(child.stdout), once(child, 'close')]);
   signal.removeEventListener('abort', stop);
   signal.throwIfAborted();
-  if (code !== 0) throw new Error(`the measurement of ${folder} ended with exit code ${code}; its message is above`);
+  if (code !== 0) throw new Error(`the measurement of ${folder} ${describeEnd(code, killer)}`);
   return (JSON.parse(output) as { models: [Measured] }).models[0];
 }
 

@@ -8,7 +8,7 @@ import type { Readable } from 'node:stream';
 import { text as readAll } from 'node:stream/consumers';
 import { fileURLToPath } from 'node:url';
 import test from 'ava';
-import { benchArguments } from '../../cli/commands/bench.js';
+import { benchArguments, describeEnd } from '../../cli/commands/bench.js';
 import { exportOpt } from '../../models/opt/export.js';
 import { shippedModel } from '../../models/shipped.js';
 import { temporaryFolder } from '../models/support/checkpoints.js';
@@ -172,6 +172,12 @@ test('bench measures another model in a process with the same options', (t) => {
     benchArguments('a', { ...options, batch: [1], expectedBatch: 16, expandedMegabytes: 512 }, false).join(' '),
     / --device cpu --expected-batch 16 --expanded-megabytes 512$/,
   );
+});
+
+test('bench says what ended a measurement, also where no message is left', (t) => {
+  t.is(describeEnd(1, null), 'ended with exit code 1; its message is above');
+  t.is(describeEnd(null, 'SIGKILL'), 'was ended by SIGKILL, as a system does that is out of memory');
+  t.is(describeEnd(null, 'SIGSEGV'), 'was ended by SIGSEGV');
 });
 
 test.serial('bench refuses a chart that cannot be written before it measures', async (t) => {
