@@ -79,7 +79,7 @@ void* MemoryPool::Allocate(size_t bytes, cudaStream_t stream) {
   if (stream != nullptr && !IsCapturing(stream)) {
     const DeviceScope scope(device_);  // the stream's: ONNX Runtime asks on any
     WaitForStream(stream);
-    StreamIsIdleInAllPools(stream);
+    StreamIsIdleInAllPools(stream, false);
   }
   {
     Pools& pools = ThePools();
@@ -180,15 +180,16 @@ void MemoryPool::Join(Block* block) {
   free.insert(block);
 }
 
-void MemoryPool::StreamIsIdle(cudaStream_t stream) noexcept {
+void MemoryPool::StreamIsIdle(cudaStream_t stream, bool run_ended) noexcept {
   if (stream == nullptr) return;
   std::lock_guard<std::mutex> lock(mutex_);
-  if (streams_.erase(stream) == 0) return;
+  if (streams_.count(stream) == 0) return;
+  if (run_ended) streams_.erase(stream);
   for (Segment& segment : segments_) {
     FreeBlocks& free = free_[segment.owner];
     for (auto it = segment.blocks.begin(); it != segment.blocks.end();) {
       Block& block = it->second;
-      if (block.stream == stream) block.stream = nullptr;
+      if (block.stream == stream && (run_ended || !block.used)) block.stream = nullptr;
       ++it;
       if (block.used) continue;
       while (it != segment.blocks.end() && !it->second.used &&
@@ -300,10 +301,10 @@ DeviceUse UseOfDevice(int device) {
   return pools.use[device];
 }
 
-void StreamIsIdleInAllPools(cudaStream_t stream) noexcept {
+void StreamIsIdleInAllPools(cudaStream_t stream, bool run_ended) noexcept {
   Pools& pools = ThePools();
   std::lock_guard<std::mutex> lock(pools.mutex);
-  for (MemoryPool* pool : pools.all) pool->StreamIsIdle(stream);
+  for (MemoryPool* pool : pools.all) pool->StreamIsIdle(stream, run_ended);
 }
 
 }  // namespace flashllm::ep

@@ -40,8 +40,9 @@ class MemoryPool {
   void* Allocate(size_t bytes, cudaStream_t stream);
   void Free(void* block) noexcept;
 
-  /// Everything that was enqueued on the stream has run.
-  void StreamIsIdle(cudaStream_t stream) noexcept;
+  /// Everything that was enqueued on the stream has run: what is free of it may be used anywhere. `run_ended`: so may
+  /// what is still in use, once it is freed; a run that goes on enqueues more that uses it.
+  void StreamIsIdle(cudaStream_t stream, bool run_ended) noexcept;
 
   /// Memory handed out from here to EndPrivate() is of its own: what a captured graph uses is not given to others, even
   /// where it is free, until ReleasePrivate(). `tag` is any number but 0.
@@ -109,8 +110,8 @@ struct DeviceUse {
 };
 DeviceUse UseOfDevice(int device);
 
-/// Tells every pool of the process that a stream is idle, or is about to be destroyed.
-void StreamIsIdleInAllPools(cudaStream_t stream) noexcept;
+/// Tells every pool of the process that a stream is idle, or (`run_ended`) is about to be destroyed.
+void StreamIsIdleInAllPools(cudaStream_t stream, bool run_ended) noexcept;
 
 /// Memory of a pool for the length of a scope. What the GPU still does with it comes before what the same stream does
 /// next.

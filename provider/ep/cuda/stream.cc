@@ -63,26 +63,26 @@ class SyncStream : public OrtSyncStreamImpl {
       });
     };
     OrtSyncStreamImpl::Flush = [](OrtSyncStreamImpl* self) noexcept -> OrtStatus* {
-      return Guard([&] { static_cast<SyncStream*>(self)->Wait(); });
+      return Guard([&] { static_cast<SyncStream*>(self)->Wait(false); });
     };
     OnSessionRunEnd = [](OrtSyncStreamImpl* self) noexcept -> OrtStatus* {
-      return Guard([&] { static_cast<SyncStream*>(self)->Wait(); });
+      return Guard([&] { static_cast<SyncStream*>(self)->Wait(true); });
     };
   }
   ~SyncStream() {
     try {
-      Wait();
+      Wait(true);
     } catch (...) {  // a device that failed: its memory is not used again either
     }
     if (owned_) static_cast<void>(cudaStreamDestroy(stream_));
   }
 
  private:
-  void Wait() {
+  void Wait(bool run_ended) {
     const DeviceScope scope(device_);
     if (IsCapturing(stream_)) return;
     WaitForStream(stream_);
-    StreamIsIdleInAllPools(stream_);
+    StreamIsIdleInAllPools(stream_, run_ended);
   }
 
   const int device_;
