@@ -25,7 +25,7 @@ namespace flashllm::bench {
 namespace {
 
 constexpr int64_t kVocabulary = 50272;  // OPT's
-constexpr int kMostPacked = 512;        // columns up to which the packed weight is multiplied as it is, too
+constexpr int kMostPacked = 640;        // columns up to which the packed weight is multiplied as it is, too
 
 struct Settings {
   std::string model = "opt-30b", json, commit = "unknown";

@@ -67,6 +67,15 @@ __device__ __forceinline__ void LoadMatrices(uint32_t (&words)[4], uint32_t addr
                : "memory");
 }
 
+#if __CUDA_ARCH__ >= 900
+/// The same the other way (9.7.14.5.16).
+__device__ __forceinline__ void StoreMatrices(uint32_t address, const uint32_t (&words)[4]) {
+  asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0],{%1,%2,%3,%4};" ::"r"(address), "r"(words[0]),
+               "r"(words[1]), "r"(words[2]), "r"(words[3])
+               : "memory");
+}
+#endif
+
 /// The barrier `number` of the thread block, for so many of its threads (9.7.13.1).
 __device__ __forceinline__ void NamedSync(int number, int threads) {
   asm volatile("bar.sync %0,%1;" ::"r"(number), "r"(threads) : "memory");
@@ -169,6 +178,16 @@ __device__ __forceinline__ float LoadCluster(uint32_t local_address, uint32_t ra
   asm("mapa.shared::cluster.u32 %0,%1,%2;" : "=r"(remote) : "r"(local_address), "r"(rank));
   asm volatile("ld.shared::cluster.f32 %0,[%1];" : "=f"(value) : "r"(remote) : "memory");
   return value;
+}
+__device__ __forceinline__ float4 LoadCluster128(uint32_t local_address, uint32_t rank) {
+  uint32_t remote;
+  float4 v;
+  asm("mapa.shared::cluster.u32 %0,%1,%2;" : "=r"(remote) : "r"(local_address), "r"(rank));
+  asm volatile("ld.shared::cluster.v4.f32 {%0,%1,%2,%3},[%4];"
+               : "=f"(v.x), "=f"(v.y), "=f"(v.z), "=f"(v.w)
+               : "r"(remote)
+               : "memory");
+  return v;
 }
 /// Programmatic dependent launch (9.7.13.13): no effect under an ordinary launch.
 __device__ __forceinline__ void LaunchDependents() { asm volatile("griddepcontrol.launch_dependents;" ::: "memory"); }

@@ -13,6 +13,12 @@ __device__ __forceinline__ uint64_t MatrixDescriptor(uint32_t address) {
   return ((address & 0x3ffff) >> 4) | uint64_t{1} << 16 | kEightRows << 32 | kSwizzle128 << 62;
 }
 
+/// The same without swizzle: core matrices of 8 rows x 16 bytes, `k_bytes` from one to the next in k, `row_bytes` in
+/// rows.
+__device__ __forceinline__ uint64_t CoreMatrixDescriptor(uint32_t address, uint32_t k_bytes, uint32_t row_bytes) {
+  return ((address & 0x3ffff) >> 4) | uint64_t{k_bytes >> 4} << 16 | uint64_t{row_bytes >> 4} << 32;
+}
+
 __device__ __forceinline__ void WgmmaFence() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
 __device__ __forceinline__ void WgmmaCommit() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
 /// Waits until at most kPending of the warpgroup's committed groups are in flight.
@@ -36,30 +42,26 @@ __device__ __forceinline__ void Wgmma(float (&d)[kColumns / 2], uint64_t a, uint
   "%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15" \
   ","                                                     \
   "%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,%27,%28,%29,%30,%31"
-#define FLASHLLM_NAMES_48 \
-  FLASHLLM_NAMES_32       \
-      ","                 \
-      "%32,%33,%34,%35,%36,%37,%38,%39,%40,%41,%42,%43,%44,%45,%46,%47"
-#define FLASHLLM_NAMES_64 \
-  FLASHLLM_NAMES_48       \
-      ","                 \
-      "%48,%49,%50,%51,%52,%53,%54,%55,%56,%57,%58,%59,%60,%61,%62,%63"
+#define FLASHLLM_NAMES_40 FLASHLLM_NAMES_32 ",%32,%33,%34,%35,%36,%37,%38,%39"
+#define FLASHLLM_NAMES_48 FLASHLLM_NAMES_40 ",%40,%41,%42,%43,%44,%45,%46,%47"
+#define FLASHLLM_NAMES_56 FLASHLLM_NAMES_48 ",%48,%49,%50,%51,%52,%53,%54,%55"
+#define FLASHLLM_NAMES_64 FLASHLLM_NAMES_56 ",%56,%57,%58,%59,%60,%61,%62,%63"
 #define FLASHLLM_NAMES_80 \
   FLASHLLM_NAMES_64       \
-      ","                 \
-      "%64,%65,%66,%67,%68,%69,%70,%71,%72,%73,%74,%75,%76,%77,%78,%79"
+  ","                     \
+  "%64,%65,%66,%67,%68,%69,%70,%71,%72,%73,%74,%75,%76,%77,%78,%79"
 #define FLASHLLM_NAMES_96 \
   FLASHLLM_NAMES_80       \
-      ","                 \
-      "%80,%81,%82,%83,%84,%85,%86,%87,%88,%89,%90,%91,%92,%93,%94,%95"
+  ","                     \
+  "%80,%81,%82,%83,%84,%85,%86,%87,%88,%89,%90,%91,%92,%93,%94,%95"
 #define FLASHLLM_NAMES_112 \
   FLASHLLM_NAMES_96        \
-      ","                  \
-      "%96,%97,%98,%99,%100,%101,%102,%103,%104,%105,%106,%107,%108,%109,%110,%111"
+  ","                      \
+  "%96,%97,%98,%99,%100,%101,%102,%103,%104,%105,%106,%107,%108,%109,%110,%111"
 #define FLASHLLM_NAMES_128 \
   FLASHLLM_NAMES_112       \
-      ","                  \
-      "%112,%113,%114,%115,%116,%117,%118,%119,%120,%121,%122,%123,%124,%125,%126,%127"
+  ","                      \
+  "%112,%113,%114,%115,%116,%117,%118,%119,%120,%121,%122,%123,%124,%125,%126,%127"
 
 #define FLASHLLM_WGMMA(columns, names, a_name, b_name, add_name, ...)                                                \
   template <>                                                                                                        \
@@ -84,29 +86,38 @@ FLASHLLM_WGMMA(256, FLASHLLM_NAMES_128, "%128", "%129", "%130", FLASHLLM_F32(d, 
                FLASHLLM_F32(d, 64), FLASHLLM_F32(d, 96))
 
 #undef FLASHLLM_WGMMA
+
+/// d[64, kColumns] += a[64, 16] . b[kColumns, 16]^T with a in registers: a warp's are the A fragment of mma.m16n8k16 of
+/// its 16 rows. `d`: kColumns / 2 sums, as above.
+template <int kColumns>
+__device__ __forceinline__ void WgmmaFromRegisters(float* d, const uint32_t (&a)[4], uint64_t b);
+
+#define FLASHLLM_WGMMA_A(columns, names, a_names, b_name, ...)                                                    \
+  template <>                                                                                                     \
+  __device__ __forceinline__ void WgmmaFromRegisters<columns>(float* d, const uint32_t (&a)[4], uint64_t b) {     \
+    asm volatile("wgmma.mma_async.sync.aligned.m64n" #columns "k16.f32.f16.f16 {" names "},{" a_names "}," b_name \
+                 ",1,1,1,0;"                                                                                      \
+                 : __VA_ARGS__                                                                                    \
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));                                           \
+  }
+FLASHLLM_WGMMA_A(64, FLASHLLM_NAMES_32, "%32,%33,%34,%35", "%36", FLASHLLM_F32(d, 0))
+FLASHLLM_WGMMA_A(80, FLASHLLM_NAMES_40, "%40,%41,%42,%43", "%44", FLASHLLM_F32(d, 0), FLASHLLM_F8(d, 32))
+FLASHLLM_WGMMA_A(96, FLASHLLM_NAMES_48, "%48,%49,%50,%51", "%52", FLASHLLM_F32(d, 0), FLASHLLM_F8(d, 32),
+                 FLASHLLM_F8(d, 40))
+FLASHLLM_WGMMA_A(112, FLASHLLM_NAMES_56, "%56,%57,%58,%59", "%60", FLASHLLM_F32(d, 0), FLASHLLM_F8(d, 32),
+                 FLASHLLM_F8(d, 40), FLASHLLM_F8(d, 48))
+FLASHLLM_WGMMA_A(128, FLASHLLM_NAMES_64, "%64,%65,%66,%67", "%68", FLASHLLM_F32(d, 0), FLASHLLM_F32(d, 32))
+
+#undef FLASHLLM_WGMMA_A
 #undef FLASHLLM_NAMES_128
 #undef FLASHLLM_NAMES_112
 #undef FLASHLLM_NAMES_96
 #undef FLASHLLM_NAMES_80
 #undef FLASHLLM_NAMES_64
+#undef FLASHLLM_NAMES_56
 #undef FLASHLLM_NAMES_48
+#undef FLASHLLM_NAMES_40
 #undef FLASHLLM_NAMES_32
-
-/// d[64, 64] += a[64, 16] . b[64, 16]^T with a in registers: a warp's are the A fragment of mma.m16n8k16 of
-/// its 16 rows, and d[j] the accumulators of that instruction for columns 8 j and following.
-#define FLASHLLM_F4(d) "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
-__device__ __forceinline__ void Wgmma(float (&d)[8][4], const uint32_t (&a)[4], uint64_t b) {
-  asm volatile(
-      "wgmma.mma_async.sync.aligned.m64n64k16.f32.f16.f16 {"
-      "%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,"
-      "%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,%27,%28,%29,%30,%31"
-      "},{%32,%33,%34,%35},%36,1,1,1,0;"
-      : FLASHLLM_F4(d[0]), FLASHLLM_F4(d[1]), FLASHLLM_F4(d[2]), FLASHLLM_F4(d[3]), FLASHLLM_F4(d[4]),
-        FLASHLLM_F4(d[5]), FLASHLLM_F4(d[6]), FLASHLLM_F4(d[7])
-      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));
-}
-
-#undef FLASHLLM_F4
 #undef FLASHLLM_F32
 #undef FLASHLLM_F8
 #endif

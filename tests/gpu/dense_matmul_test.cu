@@ -156,7 +156,7 @@ void Run(const DenseDevice& device, const Case& c, const char* path) {
 }
 
 void RunPath(const DenseDevice& device, const char* path, bool quick) {
-  const int64_t columns[] = {1, 2, 7, 8, 9, 16, 17, 31, 32, 33, 63, 64, 65, 100, 128, 129, 257, 300};
+  const int64_t columns[] = {1, 2, 7, 8, 9, 16, 17, 31, 32, 33, 63, 64, 65, 100, 128, 129, 160, 192, 193, 257, 300};
   // Odd shapes; K a multiple of 8 or not; M that fills tiles of 64, 128, 224 and 256 or leaves a little over.
   const std::pair<int64_t, int64_t> shapes[] = {{1, 1},     {1, 8},    {3, 7},     {8, 8},     {17, 33},  {65, 72},
                                                 {130, 200}, {224, 64}, {256, 128}, {257, 264}, {449, 96}, {515, 1000}};

@@ -385,7 +385,7 @@ void RunAll(const cuda::DeviceInfo& device, bool quick) {
       }
     }
   }
-  for (int64_t n : {2, 5, 7, 9, 16, 17, 32, 33, 63, 64, 65, 129, 300}) {
+  for (int64_t n : {2, 5, 7, 9, 16, 17, 32, 33, 63, 64, 65, 128, 129, 190, 200, 300}) {
     for (int cluster : {0, 1, 2, 4}) {
       Case c{130, 160, n, "uniform50", half, ElementType::kFloat16, cluster, true, true, true};
       c.programmatic = n % 2 == 1;
@@ -420,6 +420,16 @@ void RunAll(const cuda::DeviceInfo& device, bool quick) {
       }
     }
   }
+  // The same for many columns, which take row blocks of one panel: of depth 4, and 1 to 3.
+  const auto run_wide = [&](int64_t m, const char* pattern) {
+    for (int columns : {0, 1}) {
+      Case c{m, quick ? 1000 : 6000, 100, pattern, half, ElementType::kFloat16, 0, true, false, true};
+      c.columns = columns, c.team = 1;
+      Run(few, c);
+    }
+  };
+  for (const char* pattern : patterns) run_wide(450, pattern);
+  for (int64_t m : {350, 220, 90}) run_wide(m, "uniform50");
   if (!quick) {
     for (int cluster : {0, 1, 2, 4})
       Run(device, {5000, 1280, 3, "uniform80", half, ElementType::kFloat16, cluster, true});
@@ -433,7 +443,7 @@ void RunAll(const cuda::DeviceInfo& device, bool quick) {
 /// Every kernel instance once or twice, with and without clusters.
 void RunTiny(const cuda::DeviceInfo& device) {
   for (int cluster : {1, 2, 4}) {
-    for (int64_t n : {8, 16, 27, 50}) {
+    for (int64_t n : {8, 16, 27, 50, 100}) {
       for (ValueType type : {ValueType::kFloat16, ValueType::kBFloat16}) {
         Case c{300, 200, n, "uniform50", type, ElementType::kFloat16, cluster, true, true, true};
         for (c.team = 0; c.team <= (type == ValueType::kFloat16); ++c.team) Run(device, c);

@@ -19,7 +19,9 @@ struct Epilogue {
   bool vector;  // Y and residual can be accessed 16 bytes at a time, and m is a multiple of 8
 };
 
-inline bool IsAligned16(const void* pointer) { return reinterpret_cast<uintptr_t>(pointer) % 16 == 0; }
+__host__ __device__ inline bool IsAligned16(const void* pointer) {
+  return reinterpret_cast<uintptr_t>(pointer) % 16 == 0;
+}
 
 inline Epilogue MakeEpilogue(const DenseMatMulArgs& args) {
   Epilogue e = {};

@@ -15,6 +15,8 @@ int64_t CeilDivide(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 /// With up to so many columns a product takes the time of reading its weight.
 constexpr int64_t kMemoryColumns = 128;
+/// Tiles of 192 rows of X, which no cluster shares, are for one or two of them.
+constexpr int64_t kTrioColumns = 384;
 
 template <class Tile>
 struct TmaInstance {
@@ -23,12 +25,13 @@ struct TmaInstance {
   }
 
   /// What a launch takes, in rows of W times steps of K of one multiprocessor, with fixed costs as on an H100; where
-  /// the tensor cores limit, without the steps, of which all have as many.
+  /// the tensor cores limit, times 64 rows of X, and without the steps, of which all have as many.
   static double Cost(const DenseDevice& device, const DenseMatMulArgs& args) {
     if (device.clusters[Tile::kBlocks / 2] == 0) return std::numeric_limits<double>::infinity();
     const double waves = static_cast<double>(CeilDivide(Tiles(args), device.clusters[Tile::kBlocks / 2]));
     constexpr double kWideTile = 8;
-    if (args.n > kMemoryColumns) return waves * (Tile::kWidth + kWideTile);
+    if (Tile::kConsumers == 3 && args.n > kTrioColumns) return std::numeric_limits<double>::infinity();
+    if (args.n > kMemoryColumns) return waves * (Tile::kWidth + kWideTile) * Tile::kConsumers;
     // Few columns: memory limits, unless so few multiprocessors work that it is they; each can take kBurst of its
     // share. Of tiles for which memory limits alike, those are taken that keep more multiprocessors at work.
     constexpr double kBurst = 1.5, kTile = 260, kExchange = 600, kUneven = 1e-3;
@@ -100,6 +103,11 @@ using Wide160 = TmaInstance<TmaTile<2, 160, 1>>;
 using Wide192 = TmaInstance<TmaTile<2, 192, 1>>;
 using Wide224 = TmaInstance<TmaTile<2, 224, 1>>;
 using Wide256 = TmaInstance<TmaTile<2, 256, 1>>;
+using Trio64 = TmaInstance<TmaTile<3, 64, 1>>;
+using Trio96 = TmaInstance<TmaTile<3, 96, 1>>;
+using Trio128 = TmaInstance<TmaTile<3, 128, 1>>;
+using Trio160 = TmaInstance<TmaTile<3, 160, 1>>;
+using Trio192 = TmaInstance<TmaTile<3, 192, 1>>;
 using Pair96 = TmaInstance<TmaTile<2, 96, 2>>;
 using Pair128 = TmaInstance<TmaTile<2, 128, 2>>;
 using Pair160 = TmaInstance<TmaTile<2, 160, 2>>;
@@ -129,9 +137,9 @@ cudaError_t PrepareAll() {
 cudaError_t PrepareTmaGemm(DenseDevice* info) {
   const cudaError_t error = FindTensorMapEncoder(&info->encode_tensor_map);
   if (error != cudaSuccess) return error;
-  const cudaError_t prepared =
-      PrepareAll<Skinny64, Skinny128, Split64By2, Split64By4, Wide64, Wide96, Wide128, Wide160, Wide192, Wide224,
-                 Wide256, Pair96, Pair128, Pair160, Pair192, Pair224, Pair256>();
+  const cudaError_t prepared = PrepareAll<Skinny64, Skinny128, Split64By2, Split64By4, Wide64, Wide96, Wide128, Wide160,
+                                          Wide192, Wide224, Wide256, Trio64, Trio96, Trio128, Trio160, Trio192, Pair96,
+                                          Pair128, Pair160, Pair192, Pair224, Pair256>();
   if (prepared != cudaSuccess) return prepared;
   info->clusters[0] = info->sm_count;
   const cudaError_t counted = Pair256::CountClusters(info->sm_count, &info->clusters[1]);
@@ -148,7 +156,7 @@ cudaError_t LaunchTmaGemm(const DenseDevice& device, const DenseMatMulArgs& args
   if (args.n <= kMemoryColumns)
     return LaunchCheapest<Wide256, Wide224, Wide192, Wide160, Wide128, Wide96, Wide64>(device, args, stream);
   return LaunchCheapest<Pair256, Pair224, Pair192, Pair160, Pair128, Pair96, Wide256, Wide224, Wide192, Wide160,
-                        Wide128, Wide96>(device, args, stream);
+                        Wide128, Wide96, Trio192, Trio160, Trio128, Trio96, Trio64>(device, args, stream);
 }
 
 }  // namespace flashllm::cuda

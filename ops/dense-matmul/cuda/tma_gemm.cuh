@@ -33,6 +33,9 @@ struct TmaTile {
   static_assert(kCluster == 1 || kSplit == 1, "the cluster has one purpose");
   static_assert(kSplit == 1 || kConsumers == 1, "128 threads exchange sums");
   static constexpr int kRows = 64 * kConsumers, kThreads = 128 * (kConsumers + 1);
+  /// Where one consumer does not take what a thread can have: the group that produces gives back what it does not need.
+  static constexpr bool kSharesRegisters = kConsumers > 1;
+  static constexpr int kProducerRegisters = 40, kConsumerRegisters = kConsumers == 2 ? 232 : 152;
   static constexpr int kXBytes = kRows * 128, kStageBytes = kXBytes + kWidth * 128;
   static constexpr int kAlign = 1024;
   /// Sums of 64 x 32 of Y that a block receives, from each of the cluster: of every kSplit-th 32 columns.
@@ -254,10 +257,10 @@ __global__ void __launch_bounds__(Tile::kThreads, 1) TmaGemm(const __grid_consta
   ptx::LaunchDependents();
   const int group = __shfl_sync(0xffffffffu, threadIdx.x / 128, 0);
   if (group == Tile::kConsumers) {
-    if constexpr (Tile::kConsumers == 2) ptx::ShrinkRegisters<40>();
+    if constexpr (Tile::kSharesRegisters) ptx::ShrinkRegisters<Tile::kProducerRegisters>();
     if (threadIdx.x == Tile::kConsumers * 128) block.Produce();
   } else {
-    if constexpr (Tile::kConsumers == 2) ptx::GrowRegisters<232>();
+    if constexpr (Tile::kSharesRegisters) ptx::GrowRegisters<Tile::kConsumerRegisters>();
     block.Consume();
   }
   if constexpr (Tile::kCluster > 1) {

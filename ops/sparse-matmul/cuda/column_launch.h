@@ -6,6 +6,17 @@
 
 namespace flashllm::cuda {
 
+/// `count` columns of the multiplication from column `first` on.
+inline MatMulArgs SliceColumns(const WeightPlan& plan, const MatMulArgs& args, int64_t first, int64_t count) {
+  const int64_t element = args.type == ElementType::kFloat32 ? 4 : 2, y_bytes = first * plan.out_features * element;
+  MatMulArgs slice = args;
+  slice.n = count;
+  slice.x = static_cast<const char*>(args.x) + first * plan.in_features * element;
+  slice.y = static_cast<char*>(args.y) + y_bytes;
+  if (args.residual != nullptr) slice.residual = static_cast<const char*>(args.residual) + y_bytes;
+  return slice;
+}
+
 using LaunchColumns = cudaError_t(const WeightPlan& plan, const void* layout, const MatMulArgs& args,
                                   cudaStream_t stream);
 LaunchColumns LaunchHalvesF16, LaunchWordsF16, LaunchHalvesBf16, LaunchWordsBf16;

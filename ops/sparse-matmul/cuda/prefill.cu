@@ -42,6 +42,13 @@ DenseMatMulArgs SlabArgs(const WeightPlan& plan, const MatMulArgs& args, int fir
 
 }  // namespace
 
+int64_t PrefillColumns(const WeightPlan& plan) {
+  if (plan.team == Team::kWarp) return 97;
+  if (!TakesWideColumns(plan)) return 193;
+  constexpr double kMany = 0.35;  // nonzeros, of all elements: two decodings take longer than the dense product saves
+  return plan.nnz > kMany * plan.out_features * plan.in_features ? 257 : 321;
+}
+
 bool SupportsPrefill(const WeightPlan& plan, ElementType type) {
   return plan.layout == Layout::kColumns && plan.value_type == ValueType::kFloat16 && type == ElementType::kFloat16;
 }

@@ -10,9 +10,10 @@ namespace flashllm::cuda {
 /// Whether PrefillMatMul computes with this plan and X of this type: layout kColumns, values and X in float16.
 bool SupportsPrefill(const WeightPlan& plan, ElementType type);
 
-/// From so many columns on PrefillMatMul takes less time than Launch, as measured on an H100 (docs/dense-matmul.md):
-/// Launch streams the weight again for every 64 columns, or 32 with teams of one warp.
-constexpr int64_t PrefillColumns(const WeightPlan& plan) { return plan.team == Team::kWarpgroup ? 193 : 97; }
+/// From so many columns on PrefillMatMul takes less time than Launch, as measured (docs/dense-matmul.md): Launch
+/// streams the weight again for every 128 columns, or 64 where it does not take wide ones, or 32 with teams of one
+/// warp.
+int64_t PrefillColumns(const WeightPlan& plan);
 
 /// Device memory with which PrefillMatMul is fastest: what the whole weight takes, up to a bound. All multiplications
 /// of one stream may share it.

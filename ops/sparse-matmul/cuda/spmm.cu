@@ -1,6 +1,8 @@
 // Entry points: the device, and which kernel a call takes.
 #include "ops/sparse-matmul/cuda/spmm.h"
 
+#include <algorithm>
+
 #include "ops/cuda/launch_capability.h"
 #include "ops/cuda/tensor_map.h"
 #include "ops/sparse-matmul/cuda/column_launch.h"
@@ -101,14 +103,8 @@ cudaError_t Launch(const WeightPlan& plan, const void* layout, const DeviceParts
   if (!Supports(plan, args.type) || args.n < 0) return cudaErrorInvalidValue;
   // A grid's second dimension has at most 65,535 blocks, of 8 columns at the least.
   constexpr int64_t kMaxColumns = int64_t{8} * 65535;
-  const int64_t element = args.type == ElementType::kFloat32 ? 4 : 2;
   for (int64_t first = 0; first < args.n && plan.out_features > 0; first += kMaxColumns) {
-    MatMulArgs slice = args;
-    slice.n = args.n - first < kMaxColumns ? args.n - first : kMaxColumns;
-    slice.x = static_cast<const char*>(args.x) + first * plan.in_features * element;
-    slice.y = static_cast<char*>(args.y) + first * plan.out_features * element;
-    if (args.residual != nullptr)
-      slice.residual = static_cast<const char*>(args.residual) + first * plan.out_features * element;
+    const MatMulArgs slice = SliceColumns(plan, args, first, std::min(kMaxColumns, args.n - first));
     const cudaError_t error = LaunchSlice(plan, layout, parts, slice, stream);
     if (error != cudaSuccess) return error;
   }

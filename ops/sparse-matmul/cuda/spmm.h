@@ -119,7 +119,13 @@ struct MatMulArgs {
 /// Whether a plan's layout computes with X of this type; where not, keep or make a kCanonical plan.
 bool Supports(const WeightPlan& plan, ElementType type);
 
-/// Enqueues the multiplication: one kernel, no allocation, no state between launches, bit-identical from run to run.
+/// Whether Launch decodes the weight once for 128 columns, not 64 or 32: teams of four warps, row blocks of one panel.
+inline bool TakesWideColumns(const WeightPlan& plan) {
+  return plan.team == Team::kWarpgroup && plan.panel_start[plan.blocks] == plan.blocks;
+}
+
+/// Enqueues the multiplication: one kernel (two where a plan that TakesWideColumns has up to 64 columns more than a
+/// multiple of 128), no allocation, no state between launches, bit-identical from run to run.
 /// `layout` is Convert's output (kColumns) or null (kCanonical, which reads `parts`).
 cudaError_t Launch(const WeightPlan& plan, const void* layout, const DeviceParts& parts, const MatMulArgs& args,
                    cudaStream_t stream);

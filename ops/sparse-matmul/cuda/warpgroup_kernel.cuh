@@ -21,7 +21,7 @@ __global__ void __launch_bounds__(GroupShape<kNTiles, kGroups>::kThreads, 1)
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
   using Shape = GroupShape<kNTiles, kGroups>;
   constexpr Products kHow = kProducts<kNTiles>;
-  using Producer = XProducer<kNTiles, kGroups>;
+  using Producer = XProducer<Shape>;
   extern __shared__ __align__(1024) uint8_t shared[];
   const Partition& cut = p.columns.partition;
   const int column0 = blockIdx.y * kNTiles * 8, row_block = ptx::ClusterIndex();
@@ -57,7 +57,7 @@ __global__ void __launch_bounds__(GroupShape<kNTiles, kGroups>::kThreads, 1)
   run.stream.Start();
   if (Shape::kRuns > 1 && !one_ring) other.stream.Start();
   ptx::GrowRegisters<Shape::kConsumerRegisters>();
-  XConsumer<kNTiles, kGroups> x(shared, group, panels);
+  XConsumer<Shape> x(shared, group, panels);
   ptx::NamedSync(kStartBarrier, Shape::kPanelThreads);
   ptx::LaunchDependents();
   ptx::WaitForPrevious();  // the residual and Y are the previous kernel's; the weights above are not

@@ -7,14 +7,16 @@
 #include "ops/cuda/tensor_map.h"
 #include "ops/sparse-matmul/cuda/column_launch.h"
 #include "ops/sparse-matmul/cuda/warpgroup_kernel.cuh"
+#include "ops/sparse-matmul/cuda/wide_kernel.cuh"
 
 namespace flashllm::cuda {
 
-template <Columns kColumns, int kNTiles, int kGroups>
-struct GroupInstance {
-  static constexpr int kWidth = 8 * kNTiles;
+using GroupKernel = void(GroupParams);
 
-  using Shape = GroupShape<kNTiles, kGroups>;
+/// kKernel: a kernel on the layouts of these teams, its thread block as Shape says.
+template <typename Shape, GroupKernel* kKernel>
+struct GroupInstance {
+  static constexpr int kWidth = Shape::kWidth;
 
   static cudaError_t Launch(const WeightPlan& plan, const void* layout, const MatMulArgs& args, cudaStream_t stream) {
     GroupParams params = {};
@@ -34,30 +36,44 @@ struct GroupInstance {
     shape.shared_bytes = Shape::kSharedBytes;
     shape.cluster = plan.cluster;
     shape.programmatic = args.programmatic;
-    return LaunchKernel(GroupMatMul<kColumns, kNTiles, kGroups>, shape, params, stream);
+    return LaunchKernel(kKernel, shape, params, stream);
   }
 
   /// False in `exists` where this library has no code of the kernel for the current device.
   static cudaError_t Prepare(bool* exists) {
     cudaFuncAttributes attributes;
-    const cudaError_t error = cudaFuncGetAttributes(&attributes, GroupMatMul<kColumns, kNTiles, kGroups>);
+    const cudaError_t error = cudaFuncGetAttributes(&attributes, kKernel);
     if (error != cudaSuccess) return error;
     *exists = attributes.binaryVersion == 90;
     if (!*exists) return cudaSuccess;
-    return cudaFuncSetAttribute(GroupMatMul<kColumns, kNTiles, kGroups>, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                Shape::kSharedBytes);
+    return cudaFuncSetAttribute(kKernel, cudaFuncAttributeMaxDynamicSharedMemorySize, Shape::kSharedBytes);
   }
 };
 
-/// Instances for 8, 16, 32 and 64 columns.
+/// Instances for 8, 16, 32, 64 and 128 columns.
 template <Columns kColumns>
 struct GroupInstances {
-  using N8 = GroupInstance<kColumns, 1, 4>;
-  using N16 = GroupInstance<kColumns, 2, 4>;
-  using N32 = GroupInstance<kColumns, 4, 4>;
-  using N64 = GroupInstance<kColumns, 8, 2>;
+  template <int kNTiles, int kGroups>
+  using Instance = GroupInstance<GroupShape<kNTiles, kGroups>, GroupMatMul<kColumns, kNTiles, kGroups>>;
+  using N8 = Instance<1, 4>;
+  using N16 = Instance<2, 4>;
+  using N32 = Instance<4, 4>;
+  using N64 = Instance<8, 2>;
+  using N128 = GroupInstance<WideShape, WideMatMul<kColumns>>;
 
   static cudaError_t Launch(const WeightPlan& plan, const void* layout, const MatMulArgs& args, cudaStream_t stream) {
+    // Blocks of 128 columns; what is left of 64 or fewer goes by a kernel for so many.
+    const int64_t left = args.n % N128::kWidth <= N64::kWidth ? args.n % N128::kWidth : 0, wide = args.n - left;
+    if (!TakesWideColumns(plan) || wide == 0) return LaunchNarrow(plan, layout, args, stream);
+    const cudaError_t error = N128::Launch(plan, layout, SliceColumns(plan, args, 0, wide), stream);
+    if (error != cudaSuccess || left == 0) return error;
+    MatMulArgs last = SliceColumns(plan, args, wide, left);
+    last.programmatic = true;  // the kernel before writes nothing that it reads ahead of its wait
+    return LaunchNarrow(plan, layout, last, stream);
+  }
+
+  static cudaError_t LaunchNarrow(const WeightPlan& plan, const void* layout, const MatMulArgs& args,
+                                  cudaStream_t stream) {
     const auto launch = args.n <= 8    ? N8::Launch
                         : args.n <= 16 ? N16::Launch
                         : args.n <= 32 ? N32::Launch
@@ -67,7 +83,7 @@ struct GroupInstances {
 
   static cudaError_t Prepare(DeviceInfo* info) {
     bool exists = info->compute_capability >= 90;
-    for (auto prepare : {N8::Prepare, N16::Prepare, N32::Prepare, N64::Prepare}) {
+    for (auto prepare : {N8::Prepare, N16::Prepare, N32::Prepare, N64::Prepare, N128::Prepare}) {
       if (!exists) break;
       const cudaError_t error = prepare(&exists);
       if (error != cudaSuccess) return error;

@@ -17,8 +17,8 @@ class Panel<Products::kAlone, kColumns, kDepth, kNTiles, kGroups> {
  public:
   using Sums = typename GroupShape<kNTiles, kGroups>::Sums;
 
-  static __device__ __forceinline__ void Decode(RunState<kColumns>& run, bool has_last, XConsumer<kNTiles, kGroups>& x,
-                                                Sums& acc) {
+  static __device__ __forceinline__ void Decode(RunState<kColumns>& run, bool has_last,
+                                                XConsumer<GroupShape<kNTiles, kGroups>>& x, Sums& acc) {
     PartialSums sums = {};
 #pragma unroll 1
     for (int stages = StagesOf(run.end_unit - run.first_unit, kDepth); stages > 0; --stages) {
@@ -56,7 +56,7 @@ class Panel<Products::kAlone, kColumns, kDepth, kNTiles, kGroups> {
 
   /// The X of a span. The first of a chunk waits for it, the last releases it.
   template <int kSpan>
-  static __device__ __forceinline__ void Load(XConsumer<kNTiles, kGroups>& x, SpanFragments& b) {
+  static __device__ __forceinline__ void Load(XConsumer<GroupShape<kNTiles, kGroups>>& x, SpanFragments& b) {
     constexpr int kFirst = kSpan * kSpanUnits % kChunkUnits;
     if constexpr (kFirst == 0) x.Wait();
 #pragma unroll
@@ -103,8 +103,8 @@ class Panel<Products::kTogether, kColumns, kDepth, kNTiles, kGroups> {
  public:
   using Sums = typename GroupShape<kNTiles, kGroups>::Sums;
 
-  static __device__ __forceinline__ void Decode(RunState<kColumns>& run, bool has_last, XConsumer<kNTiles, kGroups>& x,
-                                                Sums& acc) {
+  static __device__ __forceinline__ void Decode(RunState<kColumns>& run, bool has_last,
+                                                XConsumer<GroupShape<kNTiles, kGroups>>& x, Sums& acc) {
     Fragments a = {};
     uint64_t chunk = 0;
 #pragma unroll 1
@@ -125,7 +125,7 @@ class Panel<Products::kTogether, kColumns, kDepth, kNTiles, kGroups> {
   /// A stage from place kPlace on.
   template <int kPlace = 0, int kWords>
   static __device__ __forceinline__ void Multiply(const uint32_t (&masks)[kWords], uint64_t chunk, bool has_last,
-                                                  XConsumer<kNTiles, kGroups>& x, Cursor<kColumns>& cursor,
+                                                  XConsumer<GroupShape<kNTiles, kGroups>>& x, Cursor<kColumns>& cursor,
                                                   Fragments& a, Sums& acc) {
     if constexpr (kPlace < kDepth * StageUnits(kDepth)) {
       constexpr Place kAt = PlaceOf(kPlace, kDepth);
@@ -142,7 +142,8 @@ class Panel<Products::kTogether, kColumns, kDepth, kNTiles, kGroups> {
       ptx::WgmmaFence();
 #pragma unroll
       for (int f = 0; f < 2; ++f)
-        ptx::Wgmma(acc[kAt.index], a[kBuffer][f], chunk + 2 * (kAt.unit % kChunkUnits * 2 + f));
+        ptx::WgmmaFromRegisters<8 * kNTiles>(acc[kAt.index][0], a[kBuffer][f],
+                                             chunk + 2 * (kAt.unit % kChunkUnits * 2 + f));
       ptx::WgmmaCommit();
       Multiply<kPlace + 1>(masks, chunk, has_last, x, cursor, a, acc);
     }

@@ -34,6 +34,7 @@ struct GroupShape {
   /// weights are before it. So few columns come by loads of a warp's own, which do not wait for them; many would take
   /// too many issue slots.
   static constexpr bool kXByLoads = kNTiles <= 2;
+  static constexpr int kWidth = 8 * kNTiles, kXReaders = kGroupWarps;
 
   /// Shared memory: the warps' runs; second runs, where there are any; X, a ring of chunks for each warpgroup;
   /// barriers. With one panel a second run takes the first one's place, and X the second one's too. Partial sums of the
@@ -61,6 +62,8 @@ struct GroupShape {
 /// Named barriers of a thread block: of the warps that decode, while they sum; of all, between panels; of all, once X's
 /// barriers are ready.
 constexpr int kSumBarrier = 1, kPanelBarrier = 2, kStartBarrier = 3;
+/// And of each warpgroup that only decodes (wide_kernel.cuh), once its own barriers are ready.
+constexpr int kDecoderBarrier = 4;
 
 /// The warp of a warpgroup that has a panel's tile `tile` % 4. With one K lane a warp takes the run of its number; with
 /// more, the runs that have the same tiles of each.

@@ -16,9 +16,8 @@ struct GroupParams {
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
 
 /// Shared memory of a warpgroup's chunks of X, a ring. A chunk is kNTiles * 8 rows of 64 k with 128-byte swizzle.
-template <int kNTiles, int kGroups>
+template <typename Shape>
 struct XRing {
-  using Shape = GroupShape<kNTiles, kGroups>;
   uint32_t chunks, barriers;
   bool large;
 
@@ -41,18 +40,16 @@ struct XRing {
 };
 
 /// What the warp does that brings a warpgroup's X, all its lanes together.
-template <int kNTiles, int kGroups>
+template <typename Shape>
 class XProducer {
  public:
-  using Shape = GroupShape<kNTiles, kGroups>;
-
   __device__ __forceinline__ XProducer(const GroupParams& p, const uint8_t* shared, int group, int panels,
                                        int first_lane, int column0)
       : p_(p), ring_(shared, group, panels), first_lane_(first_lane), column0_(column0) {
     if (ptx::ElectLane()) {
       for (uint32_t slot = 0; slot < ring_.Slots(); ++slot) {
         ptx::BarrierInit(ring_.Full(slot), kArrivals);
-        ptx::BarrierInit(ring_.Empty(slot), kGroupWarps);
+        ptx::BarrierInit(ring_.Empty(slot), Shape::kXReaders);
       }
     }
     ptx::BarrierInitFence();
@@ -111,7 +108,7 @@ class XProducer {
 
   /// The same for an X of which neither can be had, element by element.
   static __device__ __noinline__ void Copy(const ColumnParams& p, int column0, int k, uint32_t chunk) {
-    for (int row = threadIdx.x & 31; row < kNTiles * 8; row += 32) {
+    for (int row = threadIdx.x & 31; row < Shape::kWidth; row += 32) {
       const int column = column0 + row;
       const __half* const from = p.x + static_cast<int64_t>(column) * p.k;
       for (int i = 0; i < kChunkK; ++i) {
@@ -122,7 +119,7 @@ class XProducer {
   }
 
   const GroupParams& p_;
-  const XRing<kNTiles, kGroups> ring_;
+  const XRing<Shape> ring_;
   const int first_lane_, column0_;
   uint32_t number_ = 0;
 };
@@ -132,7 +129,7 @@ template <int kNTiles>
 using UnitFragments = uint32_t[kNTiles][4];
 
 /// A warp's place in its warpgroup's chunks.
-template <int kNTiles, int kGroups>
+template <typename Shape>
 class XConsumer {
  public:
   __device__ __forceinline__ XConsumer(const uint8_t* shared, int group, int panels) : ring_(shared, group, panels) {}
@@ -144,6 +141,7 @@ class XConsumer {
   }
 
   /// Reads one unit of the chunk that was waited for last.
+  template <int kNTiles>
   __device__ __forceinline__ void Read(int unit, UnitFragments<kNTiles>& b) const {
     const int lane = threadIdx.x & 31, row = lane & 7;
 #pragma unroll
@@ -165,7 +163,7 @@ class XConsumer {
     if (ptx::ElectLane()) ptx::BarrierArrive(ring_.Empty(number_ - back));
   }
 
-  const XRing<kNTiles, kGroups> ring_;
+  const XRing<Shape> ring_;
   uint32_t number_ = 0;
 };
 
