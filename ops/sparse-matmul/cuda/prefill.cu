@@ -45,8 +45,8 @@ DenseMatMulArgs SlabArgs(const WeightPlan& plan, const MatMulArgs& args, int fir
 int64_t PrefillColumns(const WeightPlan& plan) {
   if (plan.team == Team::kWarp) return 97;
   if (!TakesWideColumns(plan)) return 193;
-  constexpr double kMany = 0.35;  // nonzeros, of all elements: two decodings take longer than the dense product saves
-  return plan.nnz > kMany * plan.out_features * plan.in_features ? 257 : 321;
+  constexpr double kMany = 0.35;  // of all elements: with more nonzeros three decodings take longer than expansion
+  return plan.nnz > kMany * plan.out_features * plan.in_features ? 257 : 385;
 }
 
 bool SupportsPrefill(const WeightPlan& plan, ElementType type) {
