@@ -5,6 +5,7 @@
 #include <algorithm>
 
 #include "ops/cuda/launch.h"
+#include "ops/dense-matmul/cuda/epilogue.cuh"
 #include "ops/sparse-matmul/cuda/column_run.cuh"
 
 namespace flashllm::cuda {
@@ -36,29 +37,14 @@ __device__ __forceinline__ void StoreRow(const ExpandParams& p, int row, int k, 
   }
 }
 
-/// Transposes four words of each of a quad's lanes: word i of lane t becomes word t of lane i.
-__device__ __forceinline__ void TransposeQuad(uint32_t (&words)[4]) {
-  const int t = threadIdx.x & 3;
-#pragma unroll
-  for (int step = 1; step <= 2; step *= 2) {
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      if ((i & step) != 0) continue;
-      const bool upper = (t & step) != 0;
-      const uint32_t got = __shfl_xor_sync(0xffffffffu, upper ? words[i] : words[i | step], step);
-      (upper ? words[i] : words[i | step]) = got;
-    }
-  }
-}
-
 /// Two fragments, of one tile and unit, whose first row and k these are.
 template <Team kTeam>
-__device__ __forceinline__ void StoreFragments(const ExpandParams& p, const uint32_t (&a)[2][4], int row, int k) {
+__device__ __forceinline__ void StoreUnit(const ExpandParams& p, const uint32_t (&a)[2][4], int row, int k) {
   const int lane = threadIdx.x & 31;
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
     uint32_t words[4] = {a[0][half], a[0][2 + half], a[1][half], a[1][2 + half]};
-    if constexpr (kTeam == Team::kWarpgroup) TransposeQuad(words);
+    if constexpr (kTeam == Team::kWarpgroup) TransposeQuad(words, lane);
     StoreRow(p, row + (lane >> 2) + 8 * half, k + 8 * (lane & 3), make_uint4(words[0], words[1], words[2], words[3]));
   }
 }
@@ -73,8 +59,8 @@ __device__ __forceinline__ void StorePlaces(const ExpandParams& p, const uint32_
     if (kAt.index < panel.own && unit0 + kAt.unit < run.end_unit) {
       uint32_t a[2][4];
       GatherFragments<kColumns, 2 * kPlace, 2>(masks, run.cursor, a);
-      StoreFragments<kTeam>(p, a, (panel.first_tile + kAt.index * TeamWarps(kTeam)) * kTileRows,
-                            (unit0 + kAt.unit) * kUnitK);
+      StoreUnit<kTeam>(p, a, (panel.first_tile + kAt.index * TeamWarps(kTeam)) * kTileRows,
+                       (unit0 + kAt.unit) * kUnitK);
     }
     StorePlaces<kColumns, kTeam, kDepth, kPlace + 1>(p, masks, run, panel, unit0);
   }
