@@ -1,9 +1,9 @@
 import { existsSync, readFileSync } from 'node:fs';
 import { basename, dirname, join, resolve } from 'node:path';
-import { Command, InvalidArgumentError } from 'commander';
+import { Command } from 'commander';
 import { findModels } from '../../graph-passes/index.js';
 import { type VerifyReport, verifyModels } from '../../graph-passes/verify.js';
-import { batchSize, wholeNumber } from '../option-parsers.js';
+import { batchSize, numberWithin, wholeNumber } from '../option-parsers.js';
 import { type Column, formatTable } from '../terminal.js';
 import { refuseStray } from '../usage.js';
 
@@ -29,7 +29,11 @@ export function verifyCommand(): Command {
     .argument('<rewritten>', 'an .onnx file or a folder with one; runs with flashllm')
     .option('--inputs <file>', 'JSON: { "inputs": { "<name>": { "dtype", "shape", "data" } } } (default: random)')
     .option('--stock', 'also run the rewritten model without flashllm')
-    .option('--tolerance <share>', "largest difference, as a share of an output's largest magnitude", parsePositive)
+    .option(
+      '--tolerance <share>',
+      "largest difference, as a share of an output's largest magnitude",
+      numberWithin(0, 1),
+    )
     .option(
       '--batch <n>',
       'random inputs: batch (default: 2, or 1 where GroupQueryAttention allows no more)',
@@ -121,10 +125,4 @@ function format(report: VerifyReport): string {
     return `${providers.join(' + ')} against the original\n\n${formatTable(COLUMNS, rows)}`;
   });
   return [...tables, report.ok ? 'the models agree' : 'the models differ'].join('\n\n');
-}
-
-function parsePositive(text: string): number {
-  const value = Number(text);
-  if (text.trim() === '' || !(value >= 0)) throw new InvalidArgumentError('Expected a number that is not negative.');
-  return value;
 }
