@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cstring>
 
+#include "ops/decoder/cuda/strided_copy.h"
 #include "provider/ep/cuda/call.h"
 #include "provider/ep/cuda/kernel.h"
 #include "provider/ep/cuda/kernels/kernels.h"
@@ -22,13 +23,18 @@ class View : public CudaKernel {
     const Tensor x = call.Required(0, "data");
     void* const y = call.Output(0, ShapeOf(call, x), x.type);
     if (y == nullptr || y == x.data) return;
-    const auto bytes = static_cast<size_t>(x.count() * ElementBytes(x.type));
     // Integers are in host memory (registry.cc), and read there next: a copy that a graph records would come too late.
     if (x.type == ONNX_TENSOR_ELEMENT_DATA_TYPE_INT32) {
-      std::memcpy(y, x.data, bytes);
+      std::memcpy(y, x.data, static_cast<size_t>(x.count() * ElementBytes(x.type)));
       return;
     }
-    CheckLaunch(cudaMemcpyAsync(y, x.data, bytes, cudaMemcpyDefault, call.stream()));
+    // A kernel, which can be resident before its input is there; the driver's copy waits for all that came before.
+    cuda::StridedCopyArgs copy;
+    if (!cuda::DescribeExpand(x.shape, x.shape, &copy)) Reject("cannot copy shape " + ShapeText(x.shape));
+    copy.from = x.data, copy.to = y;
+    copy.element_bytes = ElementBytes(x.type);
+    copy.programmatic = ep().programmatic();
+    CheckLaunch(cuda::LaunchStridedCopy(copy, call.stream()));
   }
 };
 
