@@ -17,6 +17,7 @@ export interface ModelOptions {
   stock?: boolean;
   expectedBatch?: number;
   expandedMegabytes?: number;
+  compactWeights?: boolean;
 }
 
 /** Adds the options of the session. */
@@ -40,13 +41,18 @@ export function addModelOptions(command: Command): Command {
       'GPU memory for weights once more, dense, which shortens prompts of more than 64 tokens (default: 0)',
       wholeNumber(0, MOST_EXPANDED),
     )
+    .option('--compact-weights', 'lay weights out on a GPU to take the least memory, not to be fastest')
     .option('--stock', 'run without flashllm, on ONNX Runtime’s own CPU provider');
 }
 
 /** Ends the command with exit code 2 where `--stock` leaves out the provider that options are for. */
 export function refuseStrayModelOptions(command: Command): void {
   if (command.opts<ModelOptions>().stock)
-    refuseStray(command, ['device', 'expectedBatch', 'expandedMegabytes'], 'is of flashllm, which --stock leaves out');
+    refuseStray(
+      command,
+      ['device', 'expectedBatch', 'expandedMegabytes', 'compactWeights'],
+      'is of flashllm, which --stock leaves out',
+    );
 }
 
 /** Opens a model folder as the options say. Importing the package makes 'flashllm' a provider of onnxruntime-node. */
@@ -62,12 +68,13 @@ export async function openModel(
 
 /** The options of the session. */
 export function sessionOptions(options: ModelOptions): InferenceSession.SessionOptions {
-  const { threads, device, stock, expectedBatch, expandedMegabytes } = options;
+  const { threads, device, stock, expectedBatch, expandedMegabytes, compactWeights } = options;
   const ours: FlashLLMOptions = {
     name: 'flashllm',
     ...(device === undefined ? {} : { device }),
     ...(expectedBatch === undefined ? {} : { expectedBatch: Math.min(expectedBatch, MOST_EXPECTED) }),
     ...(expandedMegabytes === undefined ? {} : { expandedMegabytes }),
+    ...(compactWeights === undefined ? {} : { compactWeights }),
   };
   return {
     executionProviders: stock ? ['cpu'] : [ours, 'cpu'],

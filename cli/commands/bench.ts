@@ -142,7 +142,9 @@ function profile(folder: string, options: Options, signal: AbortSignal): Promise
 
 /** The command line that measures one model alone as the options say. */
 export function benchArguments(folder: string, options: Options, stock: boolean): string[] {
-  const args = ['bench', folder, '--json', ...(stock ? ['--stock'] : []), ...(options.ops ? ['--ops'] : [])];
+  const flags = { stock, ops: options.ops, 'compact-weights': options.compactWeights && !stock };
+  const args = ['bench', folder, '--json'];
+  for (const [flag, given] of Object.entries(flags)) if (given) args.push(`--${flag}`);
   for (const [flag, value] of Object.entries({
     'prompt-tokens': options.promptTokens,
     'new-tokens': options.newTokens,

@@ -52,6 +52,15 @@ std::vector<const OrtValueInfo*> InputsOf(const OrtNode* node) {
   return inputs;
 }
 
+const OrtTensorTypeAndShapeInfo* TensorInfoOf(const OrtValueInfo* value) {
+  const OrtTypeInfo* info = nullptr;
+  const OrtTensorTypeAndShapeInfo* tensor = nullptr;
+  if (value == nullptr) return nullptr;
+  Check(g_ort.api->GetValueInfoTypeInfo(value, &info));
+  if (info != nullptr) Check(g_ort.api->CastTypeInfoToTensorInfo(info, &tensor));
+  return tensor;
+}
+
 std::string SparseMatMulReason(const OrtNode* node) {
   const int64_t format = IntAttribute(node, "format_version", kFormatVersion);
   if (format > kFormatVersion) {

@@ -21,6 +21,9 @@ std::vector<const OrtNode*> NodesOf(const OrtGraph* graph);
 /// Null where an optional input is left out.
 std::vector<const OrtValueInfo*> InputsOf(const OrtNode* node);
 
+/// Element type and shape of a value; null where there is no value, or its type is unknown or no tensor's.
+const OrtTensorTypeAndShapeInfo* TensorInfoOf(const OrtValueInfo* value);
+
 /// Why a SparseMatMul is not claimed; empty: it is. (Where it is not, RefuseKernel() of op_schema.cc ends the session.)
 std::string SparseMatMulReason(const OrtNode* node);
 

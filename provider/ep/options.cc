@@ -112,6 +112,7 @@ Options ReadOptions(const OrtSessionOptions* session_options) {
   options.cuda_graph = given["cuda_graph"] == "1";
   options.expected_batch = std::stoi(given["expected_batch"]);
   options.expanded_bytes = int64_t{std::stoi(given["expanded_megabytes"])} << 20;
+  options.compact_weights = given["compact_weights"] == "1";
   options.isa = ReadIsa(given["isa"]);
   options.threads = std::stoi(given["threads"]);
   if (options.threads == 0) options.threads = std::max(1u, std::thread::hardware_concurrency());

@@ -20,6 +20,7 @@ struct Options {
   bool cuda_graph = false;
   int expected_batch = 0;      // sequences of a decode step; 0: unknown
   int64_t expanded_bytes = 0;  // of weights that are kept expanded too
+  bool compact_weights = false;
   cpu::Isa isa = cpu::Isa::kReference;
   int threads = 1;  // into how many parts a product is cut
   bool verify_checksum = true;

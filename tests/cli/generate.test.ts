@@ -165,12 +165,16 @@ test('bench measures another model in a process with the same options', (t) => {
     ops: true,
   } as const;
   t.deepEqual(
-    benchArguments('a', { ...options, batch: [1, 3], expectedBatch: 16 }, true).join(' '),
+    benchArguments('a', { ...options, batch: [1, 3], expectedBatch: 16, compactWeights: true }, true).join(' '),
     'bench a --json --stock --ops --prompt-tokens 8 --new-tokens 6 --batch 1,3 --repeats 2 --threads 1',
   );
   t.regex(
     benchArguments('a', { ...options, batch: [1], expectedBatch: 16, expandedMegabytes: 512 }, false).join(' '),
-    / --device cpu --expected-batch 16 --expanded-megabytes 512$/,
+    /^bench a --json --ops --prompt.* --device cpu --expected-batch 16 --expanded-megabytes 512$/,
+  );
+  t.regex(
+    benchArguments('a', { ...options, batch: [1], compactWeights: true }, false).join(' '),
+    / --compact-weights /,
   );
 });
 

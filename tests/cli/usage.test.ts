@@ -46,6 +46,7 @@ const cases: [keyof typeof commands, string[], RegExp][] = [
     /^error: --device is of flashllm, which --stock leaves out/,
   ],
   ['bench', ['none', '--stock', '--expected-batch', '8'], /^error: --expected-batch is of flashllm/],
+  ['generate', ['none', 'a', '--stock', '--compact-weights'], /^error: --compact-weights is of flashllm/],
   ['bench', ['none', '--compare-stock'], /^error: --compare-stock goes with --compare only/],
   ['serve', ['none', '--compare-name', 'a'], /^error: --compare-name goes with --compare only/],
   ['serve', ['none', '--compare', 'a/none'], /^error: both models are called 'none'; give one of them a --name/],

@@ -111,6 +111,26 @@ def expanded(_):
 
 
 @section
+def compact(_):
+    """Weights of 90 % zeros take less memory with the option (some 4 of 16 MB here), and give the same products."""
+    generator = np.random.default_rng(4)
+    rows, columns = 4096, 8192
+    weight = random_weight(generator, rows, columns, 0.9)
+    model = sparse_matmul_model(weight)
+    held, session = {}, None
+    for option in ("0", "1"):
+        session = None  # and its memory with it
+        session, held[option] = session_and_memory(model, {"compact_weights": option}, ON_GPU_ONLY)
+        for tokens in (1, 16, 64, 300):
+            x = generator.uniform(-1, 1, (1, tokens, columns)).astype(np.float16)
+            expected = x.astype(np.float64) @ weight.astype(np.float64).T
+            found = session.run(None, {"X": x})[0]
+            close(found, expected, 1e-3 * np.abs(expected).max(), 2**-10, f"compact_weights {option}, N={tokens}")
+    print(f"    the provider holds {held['0']} MB without the option and {held['1']} MB with it")
+    check(held["0"] - held["1"] > 2, "compact weights do not take less memory")
+
+
+@section
 def host_integers(_):
     """Differences of int32, which are computed on the host: shapes as ONNX broadcasts them, also of nothing."""
     from onnx import TensorProto, helper

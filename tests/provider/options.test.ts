@@ -76,16 +76,20 @@ test('provider options are checked, in TypeScript and in the library', async (t)
   const using = (provider: object) =>
     runs({ executionProviders: [{ name: 'flashllm', ...provider }, 'cpu'], logSeverityLevel: 4 });
   t.is(await using({ device: 'auto', isa: 'reference', threads: 3, verifyChecksum: true, logUnclaimed: false }), 16);
-  t.is(await using({ device: 'cpu', expectedBatch: 16, expandedMegabytes: 100 }), 16);
+  t.is(await using({ device: 'cpu', expectedBatch: 16, expandedMegabytes: 100, compactWeights: true }), 16);
   await t.throwsAsync(using({ devise: 'cpu' }), {
     instanceOf: InvalidOptionError,
-    message: /'devise'.*device, deviceId, cudaGraph, expectedBatch, expandedMegabytes, isa, threads/,
+    message: /'devise'.*device, deviceId, cudaGraph, expectedBatch, expandedMegabytes, compactWeights, isa, threads/,
   });
   await t.throwsAsync(using({ isa: 'neon' }), {
     instanceOf: InvalidOptionError,
     message: /avx512, avx2, reference.*'neon'/,
   });
   await t.throwsAsync(using({ verifyChecksum: 1 }), { instanceOf: InvalidOptionError });
+  await t.throwsAsync(using({ compactWeights: 1 }), {
+    instanceOf: InvalidOptionError,
+    message: /compactWeights/,
+  });
   await t.throwsAsync(using({ expectedBatch: -1 }), { instanceOf: InvalidOptionError });
   await t.throwsAsync(using({ threads: 5000 }), {
     code: 'ORT_INVALID_ARGUMENT',

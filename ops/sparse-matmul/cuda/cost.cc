@@ -69,6 +69,10 @@ double TileBytes(Columns columns, double density) {
 
 }  // namespace
 
+double LayoutBytes(const WeightShape& shape, Columns columns) {
+  return shape.tiles * shape.units * TileBytes(columns, shape.density) * kPadding;
+}
+
 double ProductTime(const WeightShape& shape, const LayoutChoice& choice, int64_t blocks, int memory_gbs, int n) {
   const Constants& c = ConstantsOf(choice, n);
   blocks = std::min(blocks, shape.tiles);
@@ -82,8 +86,7 @@ double ProductTime(const WeightShape& shape, const LayoutChoice& choice, int64_t
     const double counted = tiles + c.deepest * (depth * TeamWarps(choice.team) - tiles);
     nanoseconds += units * (counted * (c.tile + c.nonzeros * shape.density) + c.stage / StageUnits(depth));
   }
-  const double reading = shape.tiles * shape.units * TileBytes(choice.columns, shape.density) * kPadding * c.stream /
-                         Bandwidth(memory_gbs);
+  const double reading = LayoutBytes(shape, choice.columns) * c.stream / Bandwidth(memory_gbs);
   // Where both take about as long, each delays the other.
   const double both = std::sqrt(std::hypot(nanoseconds * nanoseconds, reading * reading)) * 1e-3;
   const double exchange = choice.cluster == 1 ? 0 : choice.cluster == 2 ? c.cluster2 : c.cluster4;

@@ -21,6 +21,11 @@ struct WeightShape {
   double density = 0;
 };
 
+/// Bytes of a weight's layout, from its shape alone, as if its zeros lay at random: masks, values, headers and padding.
+/// What the matrices of OPT-6.7B to OPT-30B took (streamBytes in bench/results) is 0.98 to 1.18 times as much, with
+/// either kind of columns; small ones take more.
+double LayoutBytes(const WeightShape& shape, Columns columns);
+
 /// Microseconds of one multiplication of `n` columns, with more than 64 as with 64. `blocks`: row blocks of the
 /// choice's clusters that the GPU runs at once.
 double ProductTime(const WeightShape& shape, const LayoutChoice& choice, int64_t blocks, int memory_gbs, int n);

@@ -107,41 +107,63 @@ int MostStages(const WeightPlan& plan) {
   return most;
 }
 
+WeightShape ShapeOf(const PackedWeight& weight) {
+  WeightShape shape;
+  shape.tiles = (weight.out_features + kTileRows - 1) / kTileRows;
+  shape.units = (weight.in_features + kUnitK - 1) / kUnitK;
+  shape.density = static_cast<double>(weight.nnz) / weight.out_features / weight.in_features;
+  return shape;
+}
+
+/// All of a plan but how the weight is cut: what does not depend on where its nonzeros lie.
+WeightPlan ChooseLayout(const PackedWeight& weight, const DeviceInfo& device, const PlanOptions& options) {
+  WeightPlan plan;
+  plan.value_type = weight.value_type;
+  plan.out_features = weight.out_features;
+  plan.in_features = weight.in_features;
+  plan.nnz = weight.nnz;
+  plan.device = device;
+  plan.stream_bytes = weight.out_features * BitmapRowBytes(weight.in_features) + weight.nnz * SizeOf(weight.value_type);
+
+  const WeightShape shape = ShapeOf(weight);
+  const bool inexact = weight.value_type == ValueType::kFloat32 && !options.float32_is_half;
+  // Tile indices are 16 bits wide; 32 rows of X are addressed in 31.
+  if (inexact || shape.tiles == 0 || shape.units == 0 || shape.tiles > UINT16_MAX ||
+      weight.in_features >= int64_t{1} << 26)
+    return plan;
+
+  plan.layout = Layout::kColumns;
+  // Sixteen runs take some 200 KB of shared memory (GPUs of 8.0 have 163, of 8.6 and 8.9 99).
+  plan.lanes = device.shared_bytes >= (220 << 10) ? 16 : device.shared_bytes >= (140 << 10) ? 8 : 4;
+  if (weight.value_type == ValueType::kFloat32) plan.value_type = ValueType::kFloat16;
+  const LayoutChoice choice = Choose(shape, plan, options);
+  plan.team = choice.team;
+  plan.cluster = choice.cluster;
+  plan.columns = choice.columns;
+  if (plan.team == Team::kWarpgroup) plan.lanes = 4;
+  return plan;
+}
+
 }  // namespace
+
+double ExpectedBytes(const PackedWeight& weight, const DeviceInfo& device, const PlanOptions& options,
+                     ElementType type) {
+  const WeightPlan plan = ChooseLayout(weight, device, options);
+  if (plan.layout == Layout::kColumns && Supports(plan, type)) return LayoutBytes(ShapeOf(weight), plan.columns);
+  return static_cast<double>(plan.stream_bytes) + 4.0 * (weight.out_features + 1);
+}
 
 cudaError_t MakePlan(const PackedWeight& weight, const DeviceInfo& device, const PlanOptions& options,
                      WeightPlan* plan) {
-  *plan = WeightPlan{};
-  plan->value_type = weight.value_type;
-  plan->out_features = weight.out_features;
-  plan->in_features = weight.in_features;
-  plan->nnz = weight.nnz;
-  plan->device = device;
-  plan->stream_bytes =
-      weight.out_features * BitmapRowBytes(weight.in_features) + weight.nnz * SizeOf(weight.value_type);
-
-  const int64_t tiles = (weight.out_features + kTileRows - 1) / kTileRows;
-  const int64_t units = (weight.in_features + kUnitK - 1) / kUnitK;
-  const bool inexact = weight.value_type == ValueType::kFloat32 && !options.float32_is_half;
-  // Tile indices are 16 bits wide; 32 rows of X are addressed in 31.
-  if (inexact || tiles == 0 || units == 0 || tiles > UINT16_MAX || weight.in_features >= int64_t{1} << 26)
-    return cudaSuccess;
-
-  plan->layout = Layout::kColumns;
-  // Sixteen runs take some 200 KB of shared memory (GPUs of 8.0 have 163, of 8.6 and 8.9 99).
-  plan->lanes = device.shared_bytes >= (220 << 10) ? 16 : device.shared_bytes >= (140 << 10) ? 8 : 4;
-  if (weight.value_type == ValueType::kFloat32) plan->value_type = ValueType::kFloat16;
-  const double density = static_cast<double>(weight.nnz) / weight.out_features / weight.in_features;
-  const LayoutChoice choice = Choose({tiles, units, density}, *plan, options);
-  plan->team = choice.team;
-  plan->columns = choice.columns;
-  if (plan->team == Team::kWarpgroup) plan->lanes = 4;
-  CutRows(weight, tiles, choice.cluster, plan);
+  *plan = ChooseLayout(weight, device, options);
+  if (plan->layout == Layout::kCanonical) return cudaSuccess;
+  const WeightShape shape = ShapeOf(weight);
+  CutRows(weight, shape.tiles, plan->cluster, plan);
   // Sparse rows make for a block of many tiles.
-  if (plan->cluster > 1 && plan->panel_start[plan->blocks] > plan->blocks) CutRows(weight, tiles, 1, plan);
+  if (plan->cluster > 1 && plan->panel_start[plan->blocks] > plan->blocks) CutRows(weight, shape.tiles, 1, plan);
   plan->record_words = (3 + MostStages(*plan) + 3) / 4 * 4;
   // The layout's bytes, then of every run where its streams lie and its value rows, then a count for every (row, unit).
-  plan->staging_bytes = 8 + (weight.out_features * units + RunCount(*plan) * 4) * 4;
+  plan->staging_bytes = 8 + (weight.out_features * shape.units + RunCount(*plan) * 4) * 4;
   return cudaSuccess;
 }
 

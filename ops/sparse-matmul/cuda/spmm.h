@@ -81,6 +81,12 @@ struct PlanOptions {
 cudaError_t MakePlan(const PackedWeight& weight, const DeviceInfo& device, const PlanOptions& options,
                      WeightPlan* plan);
 
+/// Bytes of device memory that a weight is expected to take for X of `type` with the plan that MakePlan would make,
+/// from its shape, type and nnz alone: for a decision that comes before any weight is read. LayoutBytes (cost.h) says
+/// how far off that is.
+double ExpectedBytes(const PackedWeight& weight, const DeviceInfo& device, const PlanOptions& options,
+                     ElementType type);
+
 /// The canonical parts in device memory.
 struct DeviceParts {
   const uint8_t* bitmap = nullptr;

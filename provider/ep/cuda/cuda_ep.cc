@@ -9,6 +9,7 @@
 #include "provider/ep/cuda/call.h"
 #include "provider/ep/cuda/node_rules.h"
 #include "provider/ep/cuda/stream.h"
+#include "provider/ep/op_schema.h"
 
 namespace flashllm::ep {
 namespace {
@@ -25,6 +26,12 @@ int GraphIdOf(const OrtRunOptions* run_options) {
                 std::string("flashllm: run option gpu_graph_id is '") + text + "', expected an integer from -1 on");
   }
   return id;
+}
+
+ONNXTensorElementDataType ElementOf(const OrtValueInfo* value) {
+  ONNXTensorElementDataType type = ONNX_TENSOR_ELEMENT_DATA_TYPE_UNDEFINED;
+  if (const auto* tensor = TensorInfoOf(value)) Check(g_ort.api->GetTensorElementType(tensor, &type));
+  return type;
 }
 
 }  // namespace
@@ -182,6 +189,59 @@ void CudaEp::SetGraphs() {
   };
 }
 
+/// What a SparseMatMul that is claimed says of its weight, none of it checked yet.
+void CudaEp::CountWeight(const OrtNode* node) {
+  const std::vector<const OrtValueInfo*> inputs = InputsOf(node);
+  // Initializers of two branches may have one name; the checksum tells them apart.
+  std::string name = std::to_string(IntAttribute(node, "checksum", 0));
+  for (size_t i = kBitmap; i <= kValues; ++i) {
+    const char* part = nullptr;
+    Check(g_ort.api->GetValueInfoName(inputs[i], &part));
+    name += std::string(" ") + part;
+  }
+  PackedWeight weight;
+  weight.out_features = IntAttribute(node, "out_features", 0);
+  weight.in_features = IntAttribute(node, "in_features", 0);
+  weight.nnz = IntAttribute(node, "nnz", -1);
+  const ONNXTensorElementDataType values = ElementOf(inputs[kValues]);
+  weight.value_type = values == ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT      ? ValueType::kFloat32
+                      : values == ONNX_TENSOR_ELEMENT_DATA_TYPE_BFLOAT16 ? ValueType::kBFloat16
+                                                                         : ValueType::kFloat16;
+  const bool float32 = ElementOf(inputs[kX]) == ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT;
+  expected_.Add(name, weight, gpu_->device(), options_.expected_batch,
+                float32 ? cuda::ElementType::kFloat32 : cuda::ElementType::kFloat16);
+}
+
+/// Decides when the first kernel with a weight is created. ONNX Runtime has then asked about every node, those of
+/// branches too, so that the sum over all weights is known before the first is laid out; and its own initializers are
+/// on the GPU, so that what is free is what is left for weights, caches and runs.
+const cuda::PlanOptions& CudaEp::plan_options() {
+  std::call_once(plan_options_made_, [this] {
+    plan_options_.expected_n = options_.expected_batch;
+    if (options_.compact_weights || !HasRoomForFastest()) {
+      plan_options_.columns = static_cast<int>(cuda::Columns::kHalves);
+    }
+  });
+  return plan_options_;
+}
+
+/// Says in the log where there is none.
+bool CudaEp::HasRoomForFastest() const {
+  size_t free = 0, total = 0;
+  const DeviceScope scope(gpu_->ordinal());
+  CheckCuda(cudaMemGetInfo(&free, &total), "what memory of the GPU is free");
+  if (FastestFit(expected_, options_.expanded_bytes, static_cast<int64_t>(free))) return true;
+  char text[400];
+  std::snprintf(
+      text, sizeof text,
+      "flashllm: the packed weights are laid out compactly on GPU %d, in about %.1f MB: the fastest layouts would "
+      "take %.1f MB more, and %.1f of %.1f MB are free (option compact_weights always lays them out so)",
+      gpu_->ordinal(), expected_.compact() / 1e6, (expected_.fastest() - expected_.compact()) / 1e6,
+      static_cast<double>(free) / 1e6, static_cast<double>(total) / 1e6);
+  Log(logger_, ORT_LOGGING_LEVEL_WARNING, text);
+  return false;
+}
+
 void CudaEp::Claim(const OrtGraph* graph, OrtEpGraphSupportInfo* support) {
   int64_t values = 0;
   for (const OrtNode* node : NodesOf(graph)) {
@@ -197,7 +257,10 @@ void CudaEp::Claim(const OrtGraph* graph, OrtEpGraphSupportInfo* support) {
                                    ? "there is no GPU kernel for " + OpName(node) + " of these types and version"
                                    : ReasonAgainstNode(node);
     if (reason.empty()) {
-      if (IsSparseMatMul(node)) values += IntAttribute(node, "nnz", 0);
+      if (IsSparseMatMul(node)) {
+        values += IntAttribute(node, "nnz", 0);
+        CountWeight(node);
+      }
       Check(g_ort.ep->EpGraphSupportInfo_AddSingleNode(support, node));
     } else {
       unclaimed_.Report(node, reason);

@@ -4,6 +4,7 @@
 #include <atomic>
 #include <chrono>
 #include <memory>
+#include <mutex>
 #include <optional>
 #include <string>
 
@@ -14,6 +15,7 @@
 #include "provider/ep/cuda/graph_capture.h"
 #include "provider/ep/cuda/profiler.h"
 #include "provider/ep/cuda/upload.h"
+#include "provider/ep/cuda/weight_memory.h"
 #include "provider/ep/ep.h"
 #include "provider/ep/options.h"
 
@@ -29,6 +31,8 @@ class CudaEp : public SessionEp {
   /// Memory of the session's runs.
   MemoryPool& pool() { return *pool_; }
   DeviceWeightCache& weights() { return weights_; }
+  /// How the session's weights are to be laid out, all alike. For kernels that are being created.
+  const cuda::PlanOptions& plan_options();
   FaultBoard& faults() { return faults_; }
   KernelTimes& times() { return *times_; }
   /// Whether kernels may start while the one before them still runs (programmatic dependent launch). Not in a profile,
@@ -47,6 +51,8 @@ class CudaEp : public SessionEp {
   void SetGraphs();
   void EndLoading();
   void Claim(const OrtGraph* graph, OrtEpGraphSupportInfo* support);
+  void CountWeight(const OrtNode* node);
+  bool HasRoomForFastest() const;
   void EndRun(const OrtRunOptions* run_options);
 
   const std::chrono::steady_clock::time_point made_ = std::chrono::steady_clock::now();
@@ -57,6 +63,9 @@ class CudaEp : public SessionEp {
   const std::shared_ptr<MemoryPool> pool_, pinned_pool_, weight_pool_;
   std::optional<UploadUse> loading_;  // until the session is made; before the weights, which it outlives
   DeviceWeightCache weights_;
+  WeightMemory expected_;
+  std::once_flag plan_options_made_;
+  cuda::PlanOptions plan_options_;
   FaultBoard faults_;
   const std::shared_ptr<KernelTimes> times_;
   std::optional<GraphCapture> graphs_;

@@ -127,15 +127,14 @@ std::string DeviceWeight::AwaitParts() {
   return found == expected ? std::string() : ChecksumMessage(found, expected);
 }
 
-void DeviceWeight::LayOut(cuda::ElementType type, int expected_n, bool expand, Gpu* gpu, cudaStream_t stream) {
+void DeviceWeight::LayOut(cuda::ElementType type, cuda::PlanOptions options, bool expand, Gpu* gpu,
+                          cudaStream_t stream) {
   PackedWeight weight;
   weight.out_features = loading_->claim.out_features;
   weight.in_features = loading_->claim.in_features;
   weight.nnz = loading_->claim.nnz;
   weight.value_type = loading_->claim.value_type;
   weight.row_offsets = loading_->claim.row_offsets;
-  cuda::PlanOptions options;
-  options.expected_n = expected_n;
   if (weight.value_type == ValueType::kFloat32) {
     const Scratch result(parts_pool_.get(), 4, nullptr);
     CheckCuda(cuda::CheckHalfExact(static_cast<const float*>(parts_.values), weight.nnz, result.get(), stream,
@@ -167,10 +166,10 @@ DeviceWeightCache::DeviceWeightCache(Gpu* gpu, std::shared_ptr<MemoryPool> pool,
       layouts_(gpu->ordinal()) {}
 
 std::shared_ptr<const DeviceWeight> DeviceWeightCache::Prepare(const PackedWeightClaim& claim, cuda::ElementType type,
-                                                               int expected_n, bool verify_checksum,
+                                                               const cuda::PlanOptions& options, bool verify_checksum,
                                                                const std::string& where) {
   const Key key{claim.bitmap,   claim.row_offsets, claim.values, claim.out_features, claim.in_features, claim.nnz,
-                claim.checksum, claim.value_type,  type,         expected_n};
+                claim.checksum, claim.value_type,  type};
   std::lock_guard<std::mutex> lock(mutex_);
   std::weak_ptr<const DeviceWeight>& entry = loaded_[key];
   if (std::shared_ptr<const DeviceWeight> loaded = entry.lock()) return loaded;
@@ -184,8 +183,8 @@ std::shared_ptr<const DeviceWeight> DeviceWeightCache::Prepare(const PackedWeigh
                                      const std::string wrong = Naming(where, [&] { return begun->AwaitParts(); });
                                      if (!wrong.empty()) Reject(where, wrong);
                                    },
-                                   [begun, where, type, expected_n, expand, gpu = gpu_](cudaStream_t stream) {
-                                     Naming(where, [&] { begun->LayOut(type, expected_n, expand, gpu, stream); });
+                                   [begun, where, type, options, expand, gpu = gpu_](cudaStream_t stream) {
+                                     Naming(where, [&] { begun->LayOut(type, options, expand, gpu, stream); });
                                    }});
   // Older hosts do not tell when a session is complete.
   constexpr uint32_t kSessionEndSince = 27;

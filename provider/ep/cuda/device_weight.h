@@ -42,9 +42,9 @@ class DeviceWeight {
   void Send(bool verify_checksum, Gpu* gpu);
   /// Waits until the parts are there and checked. Returns what is wrong, or an empty string.
   std::string AwaitParts();
-  /// Lays the weight out for X of `type`, to be fastest with `expected_n` columns (cuda::PlanOptions); with `expand`
-  /// keeps it expanded too, where its layout can be. Waits for that.
-  void LayOut(cuda::ElementType type, int expected_n, bool expand, Gpu* gpu, cudaStream_t stream);
+  /// Lays the weight out for X of `type`, as `options` say; with `expand` keeps it expanded too, where its layout can
+  /// be. Waits for that.
+  void LayOut(cuda::ElementType type, cuda::PlanOptions options, bool expand, Gpu* gpu, cudaStream_t stream);
 
  private:
   struct Loading;
@@ -67,10 +67,11 @@ class DeviceWeightCache {
   DeviceWeightCache(Gpu* gpu, std::shared_ptr<MemoryPool> pool, int64_t expanded_bytes);
 
   /// Begins to validate a claim (whose parts are in host memory and are not needed afterwards) and to load the weight
-  /// for X of `type` and `expected_n` columns, or returns what an earlier call made of the same. The weight is ready
-  /// after Finish(). Throws Error with what is wrong, with this weight or an earlier one, and where.
-  std::shared_ptr<const DeviceWeight> Prepare(const PackedWeightClaim& claim, cuda::ElementType type, int expected_n,
-                                              bool verify_checksum, const std::string& where);
+  /// for X of `type`, or returns what an earlier call made of the same. Of `options` all calls have the same. The
+  /// weight is ready after Finish(). Throws Error with what is wrong, with this weight or an earlier one, and where.
+  std::shared_ptr<const DeviceWeight> Prepare(const PackedWeightClaim& claim, cuda::ElementType type,
+                                              const cuda::PlanOptions& options, bool verify_checksum,
+                                              const std::string& where);
 
   /// Waits until every weight is ready and gives back what only loading needs. Throws Error where one is wrong or could
   /// not be loaded.
@@ -79,7 +80,7 @@ class DeviceWeightCache {
 
  private:
   using Key = std::tuple<const void*, const void*, const void*, int64_t, int64_t, int64_t, uint32_t, ValueType,
-                         cuda::ElementType, int>;
+                         cuda::ElementType>;
 
   std::shared_ptr<DeviceWeight> Begin(const PackedWeightClaim& claim, bool verify_checksum, const std::string& where);
   void AllocateParts(DeviceWeight* weight, const std::string& where);

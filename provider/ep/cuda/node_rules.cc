@@ -19,12 +19,7 @@ struct ValueType {
 
 ValueType TypeOf(const OrtValueInfo* value) {
   ValueType type;
-  const OrtTypeInfo* info = nullptr;
-  const OrtTensorTypeAndShapeInfo* tensor = nullptr;
-  if (value == nullptr) return type;
-  Check(g_ort.api->GetValueInfoTypeInfo(value, &info));
-  if (info == nullptr) return type;
-  Check(g_ort.api->CastTypeInfoToTensorInfo(info, &tensor));
+  const OrtTensorTypeAndShapeInfo* const tensor = TensorInfoOf(value);
   if (tensor == nullptr) return type;
   Check(g_ort.api->GetTensorElementType(tensor, &type.element));
   if (!g_ort.api->TensorTypeAndShape_HasShape(tensor)) return type;

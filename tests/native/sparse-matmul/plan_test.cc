@@ -1,5 +1,6 @@
 // How weights are cut for a GPU: host arithmetic, so that no GPU is needed.
 #include <algorithm>
+#include <cmath>
 #include <vector>
 
 #include "doctest/doctest.h"
@@ -193,6 +194,56 @@ TEST_CASE("a dense product is faster where decoding limits: 64 columns, half zer
   CHECK(DenseTime(shape, h200) < ProductTime(shape, choice, 132, h200, 64));  // 101 us, 122
   CHECK(DenseTime(shape, h100) > ProductTime(shape, choice, 132, h100, 64));  // 137, 122
   CHECK(DenseTime(shape, h200) > ProductTime(shape, choice, 132, h200, 32));
+}
+
+TEST_CASE("the memory that a weight is expected to take is about what layouts of its shape took") {
+  struct Took {
+    int64_t in, out;
+    double density;
+    Columns columns;
+    int64_t bytes;
+  };
+  const Took took[] = {
+      // 2026-11-28-h100-spmm.json and -spmm-opt-6.7b.json, streamBytes
+      {7168, 28672, 0.5, Columns::kHalves, 236032640}, {28672, 7168, 0.2, Columns::kHalves, 117008512},
+      {7168, 7168, 0.3, Columns::kHalves, 40848384},   {7168, 28672, 0.2, Columns::kWords, 167359744},
+      {7168, 21504, 0.1, Columns::kWords, 77701504},   {4096, 4096, 0.4, Columns::kHalves, 19052544},
+      {16384, 4096, 0.2, Columns::kHalves, 37634176},  {4096, 4096, 0.1, Columns::kWords, 8447744},
+      {4096, 4096, 0.2, Columns::kWords, 15183488},
+  };
+  const DeviceInfo gpu = Gpu(90, 132, 227, true);
+  for (const Took& one : took) {
+    CAPTURE(one.bytes);
+    PackedWeight weight;  // without offsets
+    weight.out_features = one.out;
+    weight.in_features = one.in;
+    weight.nnz = std::llround(one.density * one.in * one.out);
+    PlanOptions options;
+    options.columns = static_cast<int>(one.columns);
+    const double expected = ExpectedBytes(weight, gpu, options, ElementType::kFloat16);
+    CHECK(one.bytes > 0.97 * expected);
+    CHECK(one.bytes < 1.19 * expected);
+    // Its parts, where they are not laid out.
+    const int64_t parts = one.out * one.in / 8 + 2 * weight.nnz + 4 * (one.out + 1);
+    CHECK(ExpectedBytes(weight, gpu, options, ElementType::kFloat32) == parts);
+  }
+}
+
+TEST_CASE("the memory that is expected is of the layout that the plan chooses") {
+  const DeviceInfo gpu = Gpu(90, 132, 227, true);
+  for (double density : {0.5, 0.1}) {
+    const std::vector<int32_t> rows = Even(4096, 8192, density);
+    const WeightPlan plan = Plan(gpu, 8192, rows);
+    CHECK((plan.columns == Columns::kWords) == (density < 0.2));
+    PackedWeight weight;
+    weight.out_features = plan.out_features;
+    weight.in_features = plan.in_features;
+    weight.nnz = plan.nnz;
+    PlanOptions chosen;
+    chosen.columns = static_cast<int>(plan.columns);
+    CHECK(ExpectedBytes(weight, gpu, {}, ElementType::kFloat16) ==
+          ExpectedBytes(weight, gpu, chosen, ElementType::kFloat16));
+  }
 }
 
 TEST_CASE("a plan keeps to what was asked for and what a weight allows") {

@@ -15,8 +15,8 @@ class SparseMatMul : public CudaKernel {
         node_(ReadSparseMatMulNode(info)),
         type_(InputType(info, kX) == ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT ? cuda::ElementType::kFloat32
                                                                          : cuda::ElementType::kFloat16),
-        weight_(ep().weights().Prepare(node_.claim, type_, ep().options().expected_batch,
-                                       ep().options().verify_checksum, node_.where)) {}
+        weight_(ep().weights().Prepare(node_.claim, type_, ep().plan_options(), ep().options().verify_checksum,
+                                       node_.where)) {}
 
  private:
   void Run(const Call& call) override;

@@ -1,0 +1,30 @@
+#include "provider/ep/cuda/weight_memory.h"
+
+#include <algorithm>
+
+namespace flashllm::ep {
+
+void WeightMemory::Add(const std::string& name, const PackedWeight& weight, const cuda::DeviceInfo& device,
+                       int expected_n, cuda::ElementType type) {
+  const int64_t rows = weight.out_features, columns = weight.in_features;
+  if (rows < 1 || columns < 1 || rows > kMaxFeatures || columns > kMaxFeatures || weight.nnz < 0 ||
+      weight.nnz > std::min(kMaxNnz, rows * columns))
+    return;
+  if (!names_.insert(name).second) return;
+  cuda::PlanOptions options;
+  options.expected_n = expected_n;
+  options.float32_is_half = true;  // not known yet; if not, a weight has one layout only, and less hangs on the choice
+  fastest_ += cuda::ExpectedBytes(weight, device, options, type);
+  options.columns = static_cast<int>(cuda::Columns::kHalves);
+  compact_ += cuda::ExpectedBytes(weight, device, options, type);
+  dense_ += 2.0 * static_cast<double>(rows) * static_cast<double>(columns);
+}
+
+bool FastestFit(const WeightMemory& weights, int64_t expanded_bytes, int64_t free) {
+  const double more = weights.fastest() - weights.compact();
+  const double expanded = std::min(static_cast<double>(expanded_bytes), weights.dense());
+  const double left = static_cast<double>(free) - weights.compact() - expanded;
+  return more <= 0 || more <= left / 2;
+}
+
+}  // namespace flashllm::ep

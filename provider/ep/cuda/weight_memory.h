@@ -1,0 +1,36 @@
+// What the packed weights of a session will take of a GPU's memory, which decides how they are laid out.
+#pragma once
+
+#include <cstdint>
+#include <set>
+#include <string>
+
+#include "ops/sparse-matmul/cuda/spmm.h"
+#include "ops/sparse-matmul/format.h"
+
+namespace flashllm::ep {
+
+/// Sums over the weights of a session, known before any of them is read.
+class WeightMemory {
+ public:
+  /// A weight of a node, for X of `type` and `expected_n` columns. Nodes that share a weight give it the same `name`:
+  /// it counts once. Only shape, type and nnz are read; one that they say cannot be is left out, since its kernel will
+  /// not be made.
+  void Add(const std::string& name, const PackedWeight& weight, const cuda::DeviceInfo& device, int expected_n,
+           cuda::ElementType type);
+
+  double fastest() const { return fastest_; }  // bytes, laid out as the plan chooses
+  double compact() const { return compact_; }  // in columns of halves alone
+  double dense() const { return dense_; }      // all of them once more, expanded
+
+ private:
+  std::set<std::string> names_;
+  double fastest_ = 0, compact_ = 0, dense_ = 0;
+};
+
+/// Whether a session may lay its weights out as is fastest: of the memory that compact layouts, and copies that are
+/// kept expanded in up to `expanded_bytes`, would leave of the `free` bytes, at least half must remain, for caches and
+/// runs.
+bool FastestFit(const WeightMemory& weights, int64_t expanded_bytes, int64_t free);
+
+}  // namespace flashllm::ep
