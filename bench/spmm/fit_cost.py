@@ -1,6 +1,6 @@
 """Fits the constants of ops/sparse-matmul/cuda/cost.cc to measured times and prints them as its table has them.
 
-    python bench/spmm/fit_cost.py [bench/results/2026-11-28-h100-spmm-layouts.json]
+    python bench/spmm/fit_cost.py [bench/results/2026-11-28-h100-spmm-layouts.json ...]
 
 Then it prints the table of tests/native/sparse-matmul/cost_test.cc, which holds ProductTime() to the formula of this file, and by how
 much what the constants choose is slower than the fastest layout that was measured: the geometric mean of a model's four matrices at 50
@@ -16,9 +16,9 @@ import numpy as np
 from scipy.optimize import least_squares
 
 HIDDEN = {"opt-1.3b": 2048, "opt-6.7b": 4096, "opt-13b": 5120, "opt-30b": 7168}
-BLOCKS = {1: 132, 2: 66, 4: 30}  # row blocks of an H100, by the thread blocks of a cluster
+MEASURED = ("2026-11-28-h100-spmm-layouts.json", "2026-11-29-h200-spmm-wide-layouts.json")  # 8 to 64 columns; 128
+BLOCKS = {1: 132, 2: 66, 4: 30}  # row blocks of an H100 or H200, by the thread blocks of a cluster
 PANEL_TILES = {1: 8, 4: 16}  # by the warps of a team
-BYTES_PER_NS = 3090  # what the run's reading kernel reached: 0.92 of the data sheet, as ProductTime() takes it
 PADDING = 1.04
 LARGE_CLUSTER = 1.03
 NAMES = {1: "kWarp", 4: "kWarpgroup", "halves": "kHalves", "words": "kWords"}
@@ -26,6 +26,7 @@ NAMES = {1: "kWarp", 4: "kWarpgroup", "halves": "kHalves", "words": "kWords"}
 FIRST = [12, 5, 0.3, 10, 5, 3, 2, 3, 1, 1.05]
 LEAST = [0, 0, 0, 0, 0, 0, -2, -2, 0, 0.95]
 MOST = [60, 60, 1, 80, 60, 12, 12, 16, 6, 1.3]
+MOST_WIDE = [60, 60, 1, 80, 150, 12, 12, 16, 6, 1.3]  # of 128 columns, whose X costs more
 
 
 def shape(model, matrix):
@@ -33,8 +34,8 @@ def shape(model, matrix):
     return {"qkv": (3 * hidden, hidden), "o": (hidden, hidden), "fc1": (4 * hidden, hidden), "fc2": (hidden, 4 * hidden)}[matrix]
 
 
-def features(model, matrix, sparsity, team, kind, cluster):
-    """What the constants are multiplied with."""
+def features(model, matrix, sparsity, team, kind, cluster, bytes_per_ns):
+    """What the constants are multiplied with. `bytes_per_ns`: what the run's reading kernel reached, 0.92 of the data sheet."""
     rows, columns = shape(model, matrix)
     tiles, units = -(-rows // 16), -(-columns // 32)
     busiest = -(-tiles // min(tiles, BLOCKS[cluster]))
@@ -49,7 +50,7 @@ def features(model, matrix, sparsity, team, kind, cluster):
     density = 1 - sparsity
     values = 2 * density if kind == "halves" else 2 * (1 - sparsity**2)
     masks = 1 / 8 if kind == "halves" else 1 / 16
-    reading = rows * columns * (values + masks) * PADDING / BYTES_PER_NS
+    reading = rows * columns * (values + masks) * PADDING / bytes_per_ns
     return share * busiest, missing, stages, share * panels, panels, reading, density, cluster
 
 
@@ -63,14 +64,15 @@ def predict(constants, at):
 
 
 def main():
-    default = os.path.join(os.path.dirname(__file__), "..", "results", "2026-11-28-h100-spmm-layouts.json")
-    with open(sys.argv[1] if len(sys.argv) > 1 else default, encoding="utf8") as file:
-        rows = json.load(file)["rows"]
+    results = os.path.join(os.path.dirname(__file__), "..", "results")
     kinds, products = collections.defaultdict(list), collections.defaultdict(list)
-    for model, matrix, sparsity, n, team, kind, cluster, plain, _ in rows:
-        at = features(model, matrix, sparsity, team, kind, cluster)
-        kinds[team, kind, n].append((at, plain))
-        products[model, n, sparsity, matrix].append((team, kind, at, plain))
+    for path in sys.argv[1:] or [os.path.join(results, name) for name in MEASURED]:
+        with open(path, encoding="utf8") as file:
+            run = json.load(file)
+        for model, matrix, sparsity, n, team, kind, cluster, plain, _ in run["rows"]:
+            at = features(model, matrix, sparsity, team, kind, cluster, run["readBandwidthGBs"])
+            kinds[team, kind, n].append((at, plain))
+            products[model, n, sparsity, matrix].append((team, kind, at, plain))
 
     fitted, checks = {}, []
     for (team, kind, n), measured in sorted(kinds.items()):
@@ -82,7 +84,7 @@ def main():
         def errors(constants, times=times, predictions=predictions):
             return np.log(np.maximum(predictions(constants), 0.1) / times)
 
-        found = least_squares(errors, FIRST, bounds=(LEAST, MOST))
+        found = least_squares(errors, FIRST, bounds=(LEAST, MOST_WIDE if n == 128 else MOST))
         constants = [round(constant, 2) for constant in found.x]
         if team == 1:
             constants[2] = 0  # a team of one warp has no other

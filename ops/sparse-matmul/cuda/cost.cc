@@ -10,7 +10,8 @@ namespace {
 
 /// Constants of a kind of layout and a number of columns, fitted on an H100 to plain launches of 2,146 products:
 /// OPT-1.3B's to OPT-30B's matrices at 50 to 90 % zeros, all teams and clusters, by bench/spmm/fit_cost.py. They are
-/// off by 3 to 11 %, and what they choose is on average 1 % slower than the fastest. The script has the formula of
+/// off by 3 to 11 %, and what they choose is on average 1 % slower than the fastest. Those of 128 columns, in row
+/// blocks of one panel, come from 56 products of OPT-30B's matrices on an H200. The script has the formula of
 /// ProductTime() once more; tests/native/sparse-matmul/cost_test.cc fails where the two differ.
 struct Constants {
   Team team;
@@ -36,10 +37,12 @@ constexpr Constants kConstants[] = {
     {Team::kWarpgroup, Columns::kHalves, 16, 12.26, 8.73, 0.27, 21.68, 20.93, 3.46, 1.94, 3.73, 1.19, 1.08},
     {Team::kWarpgroup, Columns::kHalves, 32, 15.35, 12.02, 0.22, 0, 30.64, 3.84, 2.18, 5.26, 1.4, 1.06},
     {Team::kWarpgroup, Columns::kHalves, 64, 25.36, 10.08, 0.83, 0, 0.67, 4.42, 2.26, 3.36, 1.84, 1.3},
+    {Team::kWarpgroup, Columns::kHalves, 128, 21.7, 16.89, 1, 0, 124.96, 4.93, -2, 4.29, 0.52, 1.3},
     {Team::kWarpgroup, Columns::kWords, 8, 4.05, 20.58, 0.23, 80, 13.83, 2.79, 2.04, 3.11, 0.93, 1.07},
     {Team::kWarpgroup, Columns::kWords, 16, 7.41, 12.21, 0.35, 19.21, 22.73, 3.39, 1.99, 4.01, 0.76, 1.08},
     {Team::kWarpgroup, Columns::kWords, 32, 9.6, 13.92, 0.2, 25.44, 32.67, 3.65, 2.18, 5.28, 1.34, 1.09},
     {Team::kWarpgroup, Columns::kWords, 64, 17.58, 21.16, 0.75, 3.38, 7.83, 4.29, 2.2, 3.43, 1.71, 1.15},
+    {Team::kWarpgroup, Columns::kWords, 128, 17.42, 16.25, 0.95, 0, 135.37, 3.55, -2, 4.17, 1.85, 1.3},
 };
 /// Clusters of 4, which leave some multiprocessors idle, are taken where they are expected to be faster by this much.
 constexpr double kLargeCluster = 1.03;
@@ -54,7 +57,7 @@ constexpr double kDenseLaunch = 3, kDenseReading = 1.05;
 double Bandwidth(int memory_gbs) { return kReachable * (memory_gbs > 0 ? memory_gbs : kUnknownMemoryGbs); }
 
 const Constants& ConstantsOf(const LayoutChoice& choice, int n) {
-  const int bucket = n <= 8 ? 8 : n <= 16 ? 16 : n <= 32 ? 32 : 64;
+  const int bucket = n <= 8 ? 8 : n <= 16 ? 16 : n <= 32 ? 32 : n <= 64 ? 64 : 128;
   return *std::find_if(std::begin(kConstants), std::end(kConstants), [&](const Constants& c) {
     return c.team == choice.team && c.columns == choice.columns && c.n == bucket;
   });
@@ -74,10 +77,13 @@ double LayoutBytes(const WeightShape& shape, Columns columns) {
 }
 
 double ProductTime(const WeightShape& shape, const LayoutChoice& choice, int64_t blocks, int memory_gbs, int n) {
-  const Constants& c = ConstantsOf(choice, n);
   blocks = std::min(blocks, shape.tiles);
   const int busiest = static_cast<int>((shape.tiles + blocks - 1) / blocks), most = PanelTiles(choice.team);
   const int panels = (busiest + most - 1) / most;
+  // More than 64 columns are decoded for once (TakesWideColumns), or for 64 at a time.
+  const bool wide = choice.team == Team::kWarpgroup && panels == 1;
+  const Constants& c = ConstantsOf(choice, wide ? n : std::min(n, 64));
+  const int decodings = n > 64 && !wide ? 2 : 1;
   const double units = static_cast<double>(shape.units) / choice.cluster;
   double nanoseconds = units * panels * c.unit;
   for (int panel = 0; panel < panels; ++panel) {
@@ -90,7 +96,7 @@ double ProductTime(const WeightShape& shape, const LayoutChoice& choice, int64_t
   // Where both take about as long, each delays the other.
   const double both = std::sqrt(std::hypot(nanoseconds * nanoseconds, reading * reading)) * 1e-3;
   const double exchange = choice.cluster == 1 ? 0 : choice.cluster == 2 ? c.cluster2 : c.cluster4;
-  return (both + c.launch + exchange + c.panel * panels) * (choice.cluster == 4 ? kLargeCluster : 1);
+  return decodings * (both + c.launch + exchange + c.panel * panels) * (choice.cluster == 4 ? kLargeCluster : 1);
 }
 
 double DenseTime(const WeightShape& shape, int memory_gbs) {

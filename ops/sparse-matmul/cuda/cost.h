@@ -26,7 +26,7 @@ struct WeightShape {
 /// either kind of columns; small ones take more.
 double LayoutBytes(const WeightShape& shape, Columns columns);
 
-/// Microseconds of one multiplication of `n` columns, with more than 64 as with 64. `blocks`: row blocks of the
+/// Microseconds of one multiplication of `n` columns, with more than 128 as with 128. `blocks`: row blocks of the
 /// choice's clusters that the GPU runs at once.
 double ProductTime(const WeightShape& shape, const LayoutChoice& choice, int64_t blocks, int memory_gbs, int n);
 
