@@ -1,5 +1,6 @@
 #include "provider/ep/cuda/cuda_ep.h"
 
+#include <algorithm>
 #include <charconv>
 #include <cstdio>
 #include <cstring>
@@ -192,6 +193,8 @@ void CudaEp::SetGraphs() {
 /// What a SparseMatMul that is claimed says of its weight, none of it checked yet.
 void CudaEp::CountWeight(const OrtNode* node) {
   const std::vector<const OrtValueInfo*> inputs = InputsOf(node);
+  if (inputs.size() <= kValues || std::count(inputs.begin(), inputs.begin() + kValues + 1, nullptr) > 0)
+    return;  // refused
   // Initializers of two branches may have one name; the checksum tells them apart.
   std::string name = std::to_string(IntAttribute(node, "checksum", 0));
   for (size_t i = kBitmap; i <= kValues; ++i) {
