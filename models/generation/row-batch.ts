@@ -213,6 +213,8 @@ export class RowBatch implements Batch {
   ): Promise<void> {
     for (const { slot, i } of live) this.advance(slot, tokens[i] as number);
     if (this.prefilling || !live.some(({ slot }) => slot.length + 1 < slot.sequence.limit)) return;
+    // One that has joined since may need logits, and the next prompt that is read writes its own over them.
+    if (!this.decoding.every((sequence) => sequence.greedy)) return;
     this.ahead = await this.start(more);
     // Who awaits it handles its error, a little later.
     this.ahead?.result.catch(() => {});

@@ -113,6 +113,23 @@ test('float16 gives the same alone and in a batch, by its likeliest tokens and b
   }
 });
 
+test('logits of a step are not those of a prompt that is read before they are looked at', async (t) => {
+  const shared = generator({}, 'halves');
+  const drawn = { temperature: 1, seed: 7, maxNewTokens: 8, stopTokenIds: [] };
+  const [alone] = await shared.generate(['Once upon a time there was'], drawn);
+  // Its steps are started ahead; the first of the second text would be, too.
+  const [greedy] = shared.start(['Call me Ishmael'], { maxNewTokens: 30, stopTokenIds: [] });
+  let made = 0;
+  await new Promise<void>((resolve) => greedy?.onPiece(() => ++made === 5 && resolve()));
+  const [second] = shared.start(['Once upon a time there was'], drawn);
+  let third: ReturnType<typeof shared.start> = [];
+  second?.onPiece(() => {
+    if (third.length === 0) third = shared.start(['The'], { ...drawn, seed: 9 });
+  });
+  t.is((await second?.result)?.text, alone?.text);
+  await Promise.all([greedy, ...third].map((generation) => generation?.result));
+});
+
 const growing = test.macro<[kind: Kind]>(async (t, kind) => {
   const shared = generator({ maxBatch: 12 }, kind);
   const first = shared.start(prompts(2), { maxNewTokens: 60, stopTokenIds: [] });
