@@ -47,11 +47,7 @@ export class Sampler {
     const scores = this.penalized(logits, banned);
     const { temperature, topK } = this.options;
     const token = temperature === 0 || topK === 1 ? argmax(scores) : this.draw(scores);
-    if (!Number.isFinite(scores[token] as number))
-      throw new ModelFolderError(
-        'TENSOR',
-        `the model gave logit ${scores[token]} for token ${token}, expected finite numbers; run 'flashllm verify' on the model`,
-      );
+    if (!Number.isFinite(scores[token] as number)) throw notFinite(scores, token);
     this.seen.add(token);
     this.counts.set(token, (this.counts.get(token) ?? 0) + 1);
     return token;
@@ -89,6 +85,8 @@ export class Sampler {
       weights[i] = weight;
       sum += weight;
     }
+    // Without a finite largest one, or with NaN among them, there are no weights to draw by.
+    if (Number.isNaN(sum)) throw notFinite(scores, scores.findIndex(Number.isNaN));
     if (topP >= 1) {
       const drawn = pick(weights, count, this.random.next() * sum);
       return candidates ? (candidates[drawn] as number) : drawn;
@@ -105,6 +103,15 @@ export class Sampler {
     const drawn = pick(kept, end, this.random.next() * reached);
     return (order ?? candidates)?.[drawn] as number;
   }
+}
+
+/** @param token one whose score is at fault; below 0: the largest one's is. */
+function notFinite(scores: Float32Array, token: number): ModelFolderError {
+  const at = token < 0 ? argmax(scores) : token;
+  return new ModelFolderError(
+    'TENSOR',
+    `the model gave logit ${scores[at]} for token ${at}, expected finite numbers; run 'flashllm verify' on the model`,
+  );
 }
 
 let shared = new Float64Array(0);

@@ -64,6 +64,18 @@ test('greedy takes the likeliest; penalties and bans change which that is; the l
   t.throws(() => greedy({}).sample(Float32Array.of(1, 2), [0, 1]), { message: /-Infinity/ });
 });
 
+test('nothing is drawn by logits that are not finite; tokens without a chance may have −∞', (t) => {
+  for (const options of [{}, { topK: 3 }, { topP: 0.9 }, { topK: 3, topP: 0.9 }]) {
+    const sampler = () => new Sampler(resolveOptions({ temperature: 1, seed: 1, ...options }, 2), []);
+    for (const bad of [Number.POSITIVE_INFINITY, Number.NaN])
+      t.throws(() => sampler().sample(Float32Array.of(1, 2, bad, 4, 5, 6, 0)), {
+        instanceOf: ModelFolderError,
+        message: new RegExp(`logit ${bad} for token 2`),
+      });
+    t.is(sampler().sample(Float32Array.of(Number.NEGATIVE_INFINITY, 2, Number.NEGATIVE_INFINITY)), 1);
+  }
+});
+
 test('a seed repeats the draws, another gives others; the generator is uniform', (t) => {
   const sequence = (seed: number) => {
     const sampler = new Sampler(resolveOptions({ temperature: 1, seed }, 2), []);
