@@ -39,6 +39,9 @@ export interface CompletionServer {
 /** The client has gone: nobody reads the answer. The number is nginx's. */
 const CLIENT_LEFT = 499;
 
+/** Milliseconds that clients get to read that the server is shutting down. */
+const LAST_WORDS = 1000;
+
 /** What needs no API key: everything else does. */
 const OPEN_ROUTES = [...pageRoutes, '/health'];
 
@@ -99,8 +102,10 @@ export function createServer(
     app,
     close: async (grace) => {
       closing = true;
-      const timer = setTimeout(() => {
+      let timer = setTimeout(() => {
         for (const request of inFlight) request.abort(new ApiError(503, 'the server is shutting down'));
+        // A client that has stopped reading takes neither the error nor what was written before.
+        timer = setTimeout(() => app.server.closeAllConnections(), LAST_WORDS);
       }, grace);
       // Connections without a request to answer would stay open until they time out.
       const sweeper = setInterval(() => {

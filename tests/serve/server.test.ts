@@ -241,3 +241,15 @@ test('closing lets requests end; when the grace is over it ends them with an err
   t.regex(await (await long).text(), /the server is shutting down.*\n\n$/);
   t.is(hasty.scheduler.active, 0);
 });
+
+test('a client that has stopped reading does not keep the server from closing', async (t) => {
+  const { app, post, scheduler, close } = await serve(t);
+  // What is written stays in the socket, as it does where the other side takes nothing more.
+  app.server.on('connection', (socket) => socket.cork());
+  const body = { ...greedy, prompt: 'a', n: 8, max_tokens: 60, logprobs: 20, ignore_eos: true, stream: true };
+  const request = t.throwsAsync(post(body));
+  await until(t, () => scheduler.active === 8, 'they run');
+  await scheduler.idle();
+  await close(30);
+  await request;
+});
