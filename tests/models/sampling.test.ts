@@ -169,6 +169,22 @@ test('unfinished characters come out at the end; nonsense bytes do not hold the 
   t.is(text, '\ufffd'.repeat(40));
 });
 
+test('pieces together are the text, whatever its bytes: also a character that begins among nonsense', (t) => {
+  const decode = (ids: readonly number[]) => new TextDecoder().decode(Uint8Array.from(ids));
+  const pieces = (bytes: readonly number[]) => {
+    const assembler = new TextAssembler({ decode });
+    return [...bytes.map((byte) => assembler.push(byte)), assembler.flush()];
+  };
+  const parts = fc.constantFrom([0xef, 0xbf, 0xbd], [0xff], [0xf0, 0x9f], [0x80], [0x61], [...Buffer.from('😀')]);
+  fc.assert(
+    fc.property(fc.array(parts, { maxLength: 40 }), (list) => {
+      const bytes = list.flat();
+      t.is(pieces(bytes).join(''), decode(bytes));
+    }),
+    { numRuns: 2000 },
+  );
+});
+
 test('the quick exponential equals Math.exp', (t) => {
   let worst = 0;
   for (let x = 0; x < 43; x += 0.000137) worst = Math.max(worst, Math.abs(negativeExponential(x) / Math.exp(-x) - 1));
