@@ -53,6 +53,8 @@ export class Completion {
     // All texts wait for the same.
     let room: Promise<void> | undefined;
     const send = async (data: object) => {
+      // With the error of another text.
+      if (response.writableEnded) return;
       if (response.write(`data: ${JSON.stringify({ ...this.head, ...data })}\n\n`) || response.destroyed) return;
       room ??= drained(response).finally(() => {
         room = undefined;

@@ -3,12 +3,14 @@ import { rm } from 'node:fs/promises';
 import type { AddressInfo } from 'node:net';
 import test, { type ExecutionContext } from 'ava';
 import OpenAI from 'openai';
+import { Generation } from '../../models/generation/generation.js';
 import { readOptConfig } from '../../models/opt/config.js';
 import { exportOpt } from '../../models/opt/export.js';
 import { shippedModel } from '../../models/shipped.js';
 import { TextGenerator } from '../../models/text-generator.js';
 import { openTextModel, type TextModel } from '../../models/text-model.js';
 import '../../provider/index.js';
+import { ApiError } from '../../serve/errors.js';
 import { createServer, type ServerOptions } from '../../serve/server.js';
 import { temporaryFolder } from '../models/support/checkpoints.js';
 
@@ -223,6 +225,28 @@ test('an API key is demanded for all but health', async (t) => {
   t.is((await fetch(`${url}/v1/models`, { headers: { authorization: 'Bearer sesam' } })).status, 401);
   for (const path of ['/health', '/', '/page.mjs']) t.is((await fetch(url + path)).status, 200, path);
   t.is((await client.completions.create({ ...greedy, prompt: 'a', max_tokens: 2 })).choices.length, 1);
+});
+
+test('a text that ends when another of its request has just failed does not bring the server down', async (t) => {
+  const texts = [new Generation(), new Generation()] as const;
+  const start = () => {
+    setImmediate(() => {
+      texts[0].cancel(new ApiError(500, 'it stumbled'));
+      texts[1].sink.piece({ tokenId: 3, text: 'b' });
+      texts[1].sink.end({ tokenIds: [2, 3], promptTokens: 1, text: 'b', finishReason: 'stop' });
+    });
+    return texts;
+  };
+  const generator = { scheduler: model.generator.scheduler, start } as unknown as TextGenerator;
+  const server = createServer([{ name: 'm', model: { ...model, generator }, maxPositions: 9 }]);
+  const address = await server.app.listen({ host: '127.0.0.1', port: 0 });
+  t.teardown(() => server.close(0));
+  const response = await fetch(`${address}/v1/completions`, {
+    method: 'POST',
+    headers: { 'content-type': 'application/json' },
+    body: JSON.stringify({ prompt: 'a', n: 2, stream: true }),
+  });
+  t.regex(await response.text(), /it stumbled/);
 });
 
 test('closing lets requests end; when the grace is over it ends them with an error', async (t) => {
