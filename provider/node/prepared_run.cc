@@ -141,11 +141,9 @@ class StartTask : public Task {
   ~StartTask() override { run_->End(); }
 
   void Execute() override {
-    {
-      const std::shared_lock<std::shared_mutex> graphs(use_->graphs());
-      run_->Execute(*use_, copies_);
-    }
-    use_.reset();
+    const UseEnd end(&use_);
+    const std::shared_lock<std::shared_mutex> graphs(use_->graphs());
+    run_->Execute(*use_, copies_);
   }
   Napi::Value Result(Napi::Env env) override { return env.Undefined(); }
   void Cancel() override { run_->Cancel(); }
@@ -167,11 +165,11 @@ class DisposeTask : public Task {
   }
 
   void Execute() override {
+    const UseEnd end(&use_);
     if (use_ && run_->graph_id() >= 0 && g_ort.version >= kReleasesGraphs) {
       const std::unique_lock<std::shared_mutex> graphs(use_->graphs());
       Check(g_ort.api->SessionReleaseCapturedGraph(use_->session(), run_->graph_id()));
     }
-    use_.reset();
   }
   Napi::Value Result(Napi::Env env) override { return env.Undefined(); }
 

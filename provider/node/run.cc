@@ -24,8 +24,9 @@ class RunTask : public Task {
         sides_(ReadRun(*StateOf(handle), layout, tensors, false)) {}
 
   void Execute() override {
+    const UseEnd end(&use_);  // here, not when the promise is settled: releasing the session waits for it
     OrtStatus* status = nullptr;
-    std::shared_lock<std::shared_mutex> graphs(use_->graphs());
+    const std::shared_lock<std::shared_mutex> graphs(use_->graphs());
     const std::vector<Kind>& kinds = sides_.outputs.kinds;
     if (std::find(kinds.begin(), kinds.end(), Kind::kNewOnDevice) == kinds.end()) {
       status = Run(use_->session(), options_.get(), sides_, &results_);
@@ -33,8 +34,6 @@ class RunTask : public Task {
       session_ = use_->shared();
       status = RunBound();
     }
-    graphs.unlock();
-    use_.reset();  // here, not when the promise is settled: releasing the session waits for it
     Check(status);
   }
 

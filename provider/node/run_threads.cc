@@ -114,6 +114,20 @@ void ExecuteFlight(Flight* flight) {
   }
 }
 
+void Settle(Napi::Env env, const Flight& flight) {
+  std::optional<Napi::Error> failure;
+  try {
+    if (!flight.failure) {
+      flight.deferred.Resolve(flight.task->Result(env));
+      return;
+    }
+    failure = MakeError(env, flight.ort_code, *flight.failure);
+  } catch (...) {
+    failure = ErrorOfException(env);
+  }
+  flight.deferred.Reject(failure->Value());
+}
+
 /// Settles the promise of a task that has ended, on the JavaScript thread.
 void Land(napi_env raw_env, napi_value, void*, void* data) {
   if (raw_env == nullptr) return;  // the environment has ended, and CloseEnvironment() has freed `data`
@@ -127,15 +141,10 @@ void Land(napi_env raw_env, napi_value, void*, void* data) {
   }
   if (--environment->pending == 0) napi_unref_threadsafe_function(env, environment->in_flight->land);
   try {
-    if (flight->failure) {
-      flight->deferred.Reject(MakeError(env, flight->ort_code, *flight->failure).Value());
-    } else {
-      flight->deferred.Resolve(flight->task->Result(env));
-    }
-  } catch (const Napi::Error& error) {
-    flight->deferred.Reject(error.Value());
+    Settle(env, *flight);
   } catch (...) {
-    flight->deferred.Reject(ErrorOfException(env).Value());
+    // An environment that is being terminated runs no JavaScript any more: nobody waits for the promise. No exception
+    // may reach Node's own frames.
   }
 }
 

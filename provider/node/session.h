@@ -6,6 +6,7 @@
 #include <condition_variable>
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <shared_mutex>
 #include <string>
 #include <vector>
@@ -61,6 +62,19 @@ class SessionState {
   std::shared_mutex graphs_;
   std::shared_ptr<OrtSession> session_;
   std::vector<ValueInfo> inputs_, outputs_;
+};
+
+/// Ends a use with the scope, also where what is done there throws: releasing the session waits for it, maybe in an
+/// environment that ends and settles no more promises.
+class UseEnd {
+ public:
+  explicit UseEnd(std::optional<SessionState::Use>* use) : use_(use) {}
+  ~UseEnd() { use_->reset(); }
+  UseEnd(const UseEnd&) = delete;
+  UseEnd& operator=(const UseEnd&) = delete;
+
+ private:
+  std::optional<SessionState::Use>* const use_;
 };
 
 /// The state behind a handle that JavaScript holds.

@@ -120,7 +120,10 @@ test.serial('a signal ends a run early, with its reason', async (t) => {
 });
 
 /** Runs a script in a Node process of its own, with the provider imported as `ort` and `create(path or bytes)`. */
-function runScript(body: string): { status: number | null; signal: string | null; stdout: string; stderr: string } {
+type Ended = { status: number | null; signal: string | null; stdout: string; stderr: string };
+
+/** A module that has the provider and `create`, a model's path and an input of it before `body`. */
+function writeScript(body: string): string {
   const provider = pathToFileURL(join(import.meta.dirname, '../../provider/index.ts'));
   const file = join(folder, `script-${Math.random().toString(36).slice(2)}.mjs`);
   // Registered in the script, since Node 20 does not hand --import loaders on to worker threads.
@@ -136,6 +139,14 @@ function runScript(body: string): { status: number | null; signal: string | null
     const x = new ort.Tensor('float32', new Float32Array(128).fill(1), [1, 128]);
     ${body}`;
   writeFileSync(file, text);
+  return file;
+}
+
+function runScript(body: string): Ended {
+  return runFile(writeScript(body));
+}
+
+function runFile(file: string): Ended {
   const { status, signal, stdout, stderr } = spawnSync(process.execPath, ['--expose-gc', file], {
     encoding: 'utf8',
     timeout: 60_000,
@@ -194,6 +205,53 @@ test.serial('worker threads run sessions beside the main thread, and may be term
       parentPort.postMessage('running');
     }`);
   t.deepEqual({ status: result.status, stdout: result.stdout }, { status: 0, stdout: '1,64\n' }, result.stderr);
+});
+
+test.serial('a worker may be terminated while a prepared run is under way whose session is being released', (t) => {
+  const slow = join(folder, 'slow-prepared.onnx');
+  writeFileSync(slow, slowModel(400, 100));
+  const backend = pathToFileURL(join(import.meta.dirname, '../../provider/backend.ts'));
+  const result = runScript(`const { isMainThread, parentPort, Worker } = require('node:worker_threads');
+    if (isMainThread) {
+      const worker = new Worker(new URL(import.meta.url));
+      await new Promise((resolve) => worker.on('message', resolve));
+      await worker.terminate();
+      console.log('terminated');
+    } else {
+      const { prepareRun } = await import(${JSON.stringify(backend.href)});
+      const session = await create(${JSON.stringify(slow)});
+      const square = () => new ort.Tensor('float32', new Float32Array(160000), [400, 400]);
+      prepareRun(session, { x: square() }, { y: square() }).start().catch(() => {});
+      session.release();
+      // When the release waits for the run.
+      setTimeout(() => parentPort.postMessage('running'), 20);
+    }`);
+  t.deepEqual({ status: result.status, stdout: result.stdout }, { status: 0, stdout: 'terminated\n' }, result.stderr);
+});
+
+test.serial('the addon outlives the workers that alone have loaded it', (t) => {
+  const slow = join(folder, 'slow-alone.onnx');
+  writeFileSync(slow, slowModel(400, 40));
+  const worker = writeScript(`const { parentPort } = await import('node:worker_threads');
+    const session = await create(${JSON.stringify(slow)});
+    const run = session.run({ x: new ort.Tensor('float32', new Float32Array(160000), [400, 400]) });
+    parentPort.postMessage('running');
+    await run;`);
+  const main = join(folder, 'main.mjs');
+  writeFileSync(
+    main,
+    `import { Worker } from 'node:worker_threads';
+    for (let i = 0; i < 2; i += 1) {
+      const worker = new Worker(new URL(${JSON.stringify(pathToFileURL(worker).href)}));
+      await new Promise((resolve) => worker.once('message', resolve));
+      await worker.terminate();
+    }
+    // Longer than its idle threads wait for work.
+    await new Promise((resolve) => setTimeout(resolve, 11_000));
+    console.log('terminated');`,
+  );
+  const result = runFile(main);
+  t.deepEqual({ status: result.status, stdout: result.stdout }, { status: 0, stdout: 'terminated\n' }, result.stderr);
 });
 
 test.serial('sessions and outputs that are dropped are collected without harm', (t) => {
