@@ -63,8 +63,8 @@ int64_t PrefillScratchBytes(const WeightPlan& plan) {
 int64_t ExpandedBytes(const WeightPlan& plan) { return SlabBytes(plan, 0, plan.blocks); }
 
 bool ExpandedIsFaster(const WeightPlan& plan, int64_t n) {
-  constexpr int64_t kAtOnce = 64;
-  if (n > kAtOnce) return true;
+  constexpr int64_t kCompared = 64;
+  if (n > kCompared) return true;
   WeightShape shape;
   shape.tiles = plan.tile_start[plan.blocks];
   shape.units = (plan.in_features + kUnitK - 1) / kUnitK;

@@ -23,8 +23,9 @@ int64_t PrefillScratchBytes(const WeightPlan& plan);
 /// in_features], made once by Expand over all row blocks.
 int64_t ExpandedBytes(const WeightPlan& plan);
 
-/// Whether ExpandedMatMul is expected to take less time than Launch and PrefillMatMul: always with more columns than
-/// Launch takes at once, and with fewer where the arithmetic of decoding, not memory, limits.
+/// Whether ExpandedMatMul is expected to take less time than Launch and PrefillMatMul: with more than 64 columns always
+/// (of 65 to 128 a few large, very sparse weights are level), and with fewer where the arithmetic of decoding, not
+/// memory, limits.
 bool ExpandedIsFaster(const WeightPlan& plan, int64_t n);
 
 /// As PrefillMatMul, of an expanded weight: one kernel.

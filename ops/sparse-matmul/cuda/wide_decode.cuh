@@ -56,9 +56,9 @@ class WideRun {
       uint32_t masks[AllMaskWords(kColumns, kDepth)];
       run.template Enter<kDepth, true>(has_last, masks);
       ForEach<kUnits>([&](auto index) {
-        constexpr int kUnit = decltype(index)::value;
+        constexpr int kUnit = decltype(index)::value, kFirst = 2 * kDepth * kUnit;
         units.Begin();
-        Store<2 * kDepth * kUnit, 2 * kDepth*(kUnit + 1)>(masks, has_last, run.cursor, units);
+        Store<kFirst, kFirst + 2 * kDepth>(masks, has_last, run.cursor, units);
         if constexpr (kUnit + 1 == kUnits) run.stream.Leave();
         units.End();
       });

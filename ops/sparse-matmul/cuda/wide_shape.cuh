@@ -43,7 +43,7 @@ struct WideShape {
   static_assert(kUnitBarriersAt + kDecoders * kMostUnits * 16 <= kSharedBytes, "barriers fit");
   static_assert(kSharedBytes <= 227 << 10, "what a multiprocessor of 9.0 has");
 
-  /// Rows of W that a multiplier's products have, in multiples of 32 (Rows): those of a row block and what fills up.
+  /// Rows of W that a multiplier's products have, at most: those of a row block, filled up to a multiple of 32.
   static constexpr int kMostRows = PanelTiles(Team::kWarpgroup) * kTileRows;
   static_assert(kMultiplierWarps * kMostRows * 16 * 4 <= kXAt, "sums fit where runs and units were");
 };
