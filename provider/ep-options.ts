@@ -9,7 +9,7 @@ export interface FlashLLMOptions {
   readonly deviceId?: number;
   /** Whether runs on a GPU are recorded as CUDA graphs and replayed. Inputs and outputs must be bound to memory that stays where it is; run option gpu_graph_id tells graphs of different shapes apart (-1: an ordinary run, which is the default in Node; prepareRun records by itself). Default: false. */
   readonly cudaGraph?: boolean;
-  /** How many sequences a decode step on a GPU is expected to have. Weights are laid out to be fastest with as many; any other number gives the same products within rounding, slower by up to a half in the worst case. 0: well for 1 to 32. Sessions that expect different numbers share no weights. Default: 0. */
+  /** How many sequences a decode step on a GPU is expected to have. Weights are laid out to be fastest with as many; any other number gives the same products within rounding, but slower, by up to a half. 1 and 2 are for sessions that never have more: they shorten a step of many zeros by a third, and products of more columns, those of a prompt's tokens too, take up to six times as long as without the option. 0: well for 1 to 32. Sessions that expect different numbers share no weights. Default: 0. */
   readonly expectedBatch?: number;
   /** How much GPU memory may hold weights a second time, expanded to dense float16, for products of many columns (prompts, large batches): those weights need not be expanded for each of them. First come, first kept, in the model's order; 2 bytes for every element of a weight. Decoding reads the packed weights as before, except where the dense ones are expected to be faster. Default: 0. */
   readonly expandedMegabytes?: number;

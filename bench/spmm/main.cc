@@ -35,7 +35,7 @@ struct Settings {
   std::vector<std::string> matrices = {"fc1", "fc2", "o", "qkv"};
   std::vector<double> sparsities = {0.5, 0.6, 0.7, 0.8, 0.9};
   std::vector<int> columns = {1, 8, 16, 32, 64}, clusters = {0};
-  int layout = -1, team = -1, expected = kSame;
+  int layout = -1, columns_kind = -1, team = -1, expected = kSame;
   bool cublas = true, peers = true;
 };
 
@@ -47,7 +47,8 @@ Settings Parse(int argc, char** argv) {
   options.Add("--sparsity", &s.sparsities, "shares of zeros, each from 0 to 1 (0.5,0.6,0.7,0.8,0.9)");
   options.Add("--n", &s.columns, "columns of X (1,8,16,32,64)");
   options.Add("--clusters", &s.clusters, "thread blocks that share K: 1, 2, 4, or 0 to choose (0)");
-  options.Add("--columns", &s.layout, "kind of columns: 0 halves, 1 words, -1 to choose (-1)");
+  options.Add("--columns", &s.columns_kind, "kind of columns: 0 halves, 1 words, -1 to choose (-1)");
+  options.Add("--layout", &s.layout, "1 columns, 2 jagged, -1 to choose (-1)");
   options.Add("--team", &s.team, "warps of a K lane: 0 one, 1 four, -1 to choose (-1)");
   options.Add("--expected", &s.expected,
               "columns for which weights are laid out: -1 as many as are timed, 0 for 1 to 32 alike, or a number (-1)");
@@ -159,15 +160,17 @@ class Bench {
                  const std::map<int, CublasLt::Product>& chosen) {
     cuda::PlanOptions options;
     options.cluster = cluster;
-    options.columns = settings_.layout;
+    options.layout = settings_.layout;
+    options.columns = settings_.columns_kind;
     options.team = settings_.team;
-    std::map<std::tuple<cuda::Team, int, cuda::Columns>, PackedWeights> layouts;
+    std::map<std::tuple<cuda::Layout, cuda::Team, int, cuda::Columns>, PackedWeights> layouts;
     for (int n : settings_.columns) {
       options.expected_n = settings_.expected == kSame ? n : settings_.expected;
       cuda::WeightPlan plan;
       Check(cuda::MakePlan(weight.view(), gpu_.sparse, options, &plan), "MakePlan");
       const PackedWeights& packed =
-          layouts.try_emplace({plan.team, plan.cluster, plan.columns}, weight, gpu_, options).first->second;
+          layouts.try_emplace({plan.layout, plan.team, plan.cluster, plan.columns}, weight, gpu_, options)
+              .first->second;
       cuda::MatMulArgs args;
       args.x = matrix.x, args.y = matrix.y, args.n = n;
       cuda::MatMulArgs pdl_args = args;
@@ -219,6 +222,7 @@ class Bench {
     const double canonical_bytes = matrix.m * matrix.k / 8.0 + 2.0 * weight.nnz;
     const double roof = canonical_bytes / bandwidth_ * 1e-3;  // us
     const char* const kernel = packed.IsPrefill(n)                     ? "prefill"
+                               : plan.layout == cuda::Layout::kJagged  ? "jagged"
                                : plan.columns == cuda::Columns::kWords ? "words"
                                                                        : "halves";
     JsonObject row;

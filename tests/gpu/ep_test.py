@@ -131,6 +131,28 @@ def compact(_):
 
 
 @section
+def one_sequence(models):
+    """Weights laid out for one sequence: products of one, two and many tokens, and whole graphs, within the usual bounds."""
+    options = {"expected_batch": "1"}
+    generator = np.random.default_rng(6)
+    weight = random_weight(generator, 1500, 1344, 0.8)
+    session = gpu_session(sparse_matmul_model(weight), options, ON_GPU_ONLY)
+    for tokens in (1, 2, 3, 9, 40, 300):
+        x = generator.uniform(-1, 1, (1, tokens, 1344)).astype(np.float16)
+        expected = x.astype(np.float64) @ weight.astype(np.float64).T
+        found = session.run(None, {"X": x})[0]
+        close(found, expected, 1e-3 * np.abs(expected).max(), 2**-10, f"N={tokens}")
+        check(np.array_equal(found, session.run(None, {"X": x})[0]), f"N={tokens}: two runs differ")
+    path = os.path.join(models, "sparse80", "model.onnx")
+    reference, decoder = OptReference(path), Decoder(gpu_session(path, options, ON_GPU_ONLY))
+    for lengths in ([1], [2], [7], [40], [5, 17]):
+        ids, mask, positions = sequences(generator, reference.vocabulary, lengths)
+        logits, _ = decoder.run(ids, mask, positions)
+        expected = reference.logits(ids, mask, positions)
+        close(logits[mask == 1], expected[mask == 1], 0.06, 0.01, f"sparse80 {lengths}")
+
+
+@section
 def host_integers(_):
     """Differences of int32, which are computed on the host: shapes as ONNX broadcasts them, also of nothing."""
     from onnx import TensorProto, helper

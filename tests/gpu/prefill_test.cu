@@ -105,7 +105,7 @@ void CheckPrefill(const Packed& w, const std::string& pattern, const Resident& r
           "PrefillMatMul");
     Check(cudaDeviceSynchronize(), "PrefillMatMul");
     std::vector<uint8_t> again = y.Read();
-    if (repeat > 0 && again != bytes) return Fail(w, pattern, "two runs differ");
+    if (repeat > 0 && again != bytes) return Fail(w, pattern, "two runs differ with " + std::to_string(n) + " columns");
     bytes = std::move(again);
   }
   const auto number = [](uint16_t bits) { return FromBits16(bits, ValueType::kFloat16); };
@@ -134,10 +134,10 @@ void CheckPrefill(const Packed& w, const std::string& pattern, const Resident& r
 }
 
 void RunWeight(const cuda::DeviceInfo& info, const cuda::DenseDevice& device, int64_t m, int64_t k,
-               const std::string& pattern, ValueType type, int cluster, cuda::Columns columns) {
+               const std::string& pattern, ValueType type, int cluster, const cuda::PlanOptions& given) {
   const Packed w = MakePacked(m, k, pattern, type, 7);
-  cuda::PlanOptions options;
-  options.cluster = cluster, options.columns = static_cast<int>(columns);
+  cuda::PlanOptions options = given;
+  options.cluster = cluster;
   options.float32_is_half = pattern == "halves";
   const Resident resident(w, info, options);
   const int blocks = resident.plan.blocks;
@@ -170,16 +170,23 @@ void RunWeight(const cuda::DeviceInfo& info, const cuda::DenseDevice& device, in
 void RunAll(const cuda::DeviceInfo& info, const cuda::DenseDevice& device, bool quick) {
   const std::vector<std::pair<int64_t, int64_t>> shapes =
       quick ? std::vector<std::pair<int64_t, int64_t>>{{65, 136}, {33, 192}}
-            : std::vector<std::pair<int64_t, int64_t>>{{1, 1}, {17, 33}, {65, 136}, {515, 264}, {515, 320}, {2300, 64}};
+            : std::vector<std::pair<int64_t, int64_t>>{{1, 1},     {17, 33},   {65, 136},  {515, 264},
+                                                       {515, 320}, {2300, 64}, {150, 1344}};
+  cuda::PlanOptions halves, words, jagged;
+  halves.columns = static_cast<int>(cuda::Columns::kHalves), words.columns = static_cast<int>(cuda::Columns::kWords);
+  jagged.layout = static_cast<int>(cuda::Layout::kJagged);
   for (const auto& [m, k] : shapes) {
-    for (cuda::Columns columns : {cuda::Columns::kHalves, cuda::Columns::kWords}) {
+    for (const cuda::PlanOptions& options : {halves, words}) {
       for (const char* pattern :
            {"uniform50", "uniform80", "uniform95", "full", "empty", "one-row", "tiles", "corner"}) {
-        for (int cluster : {1, 2, 4}) RunWeight(info, device, m, k, pattern, ValueType::kFloat16, cluster, columns);
-        RunWeight(info, device, m, k, pattern, ValueType::kBFloat16, 0, columns);
+        for (int cluster : {1, 2, 4}) RunWeight(info, device, m, k, pattern, ValueType::kFloat16, cluster, options);
+        RunWeight(info, device, m, k, pattern, ValueType::kBFloat16, 0, options);
       }
-      RunWeight(info, device, m, k, "halves", ValueType::kFloat32, 0, columns);
+      RunWeight(info, device, m, k, "halves", ValueType::kFloat32, 0, options);
     }
+    for (const char* pattern : {"uniform50", "uniform95", "full", "empty", "one-row", "tiles", "corner"})
+      RunWeight(info, device, m, k, pattern, ValueType::kFloat16, 0, jagged);
+    RunWeight(info, device, m, k, "halves", ValueType::kFloat32, 0, jagged);
   }
 }
 

@@ -10,7 +10,7 @@
 #include <cstdlib>
 #include <cstring>
 
-#include "ops/sparse-matmul/cuda/layout.h"
+#include "ops/sparse-matmul/cuda/jagged_layout.h"
 #include "ops/sparse-matmul/cuda/spmm.h"
 #include "tests/gpu/device_buffer.h"
 #include "tests/gpu/packed_fixture.h"
@@ -54,16 +54,17 @@ struct Case {
   bool bias = false, relu = false, residual = false, programmatic = false, canonical = false;
   int columns = -1;  // a Columns; -1: as the plan chooses
   int team = -1;     // a Team; the same
+  int layout = -1;   // a Layout; the same
 };
 
 std::string Describe(const Case& c) {
   char text[240];
   std::snprintf(text, sizeof(text),
                 "M=%lld K=%lld N=%lld %s weights=%d x=%d cluster=%d bias=%d relu=%d residual=%d pdl=%d canonical=%d "
-                "columns=%d team=%d",
+                "columns=%d team=%d layout=%d",
                 static_cast<long long>(c.m), static_cast<long long>(c.k), static_cast<long long>(c.n),
                 c.pattern.c_str(), static_cast<int>(c.weights), static_cast<int>(c.type), c.cluster, c.bias, c.relu,
-                c.residual, c.programmatic, c.canonical, c.columns, c.team);
+                c.residual, c.programmatic, c.canonical, c.columns, c.team, c.layout);
   return text;
 }
 
@@ -215,6 +216,64 @@ bool DecodeLayout(const cuda::WeightPlan& plan, const std::vector<uint8_t>& layo
   return true;
 }
 
+/// Reads a jagged layout back on the host, by jagged_layout.h's words alone. False where it says what cannot be.
+bool DecodeJagged(const cuda::WeightPlan& plan, const std::vector<uint8_t>& layout, std::vector<float>* dense) {
+  dense->assign(plan.out_features * plan.in_features, 0.0f);
+  const auto word_at = [&](int64_t at) {
+    uint32_t word;
+    std::memcpy(&word, &layout[at], 4);
+    return word;
+  };
+  const int runs = plan.blocks * cuda::kJaggedWarps;
+  const int64_t windows = (plan.in_features + plan.window_k - 1) / plan.window_k;
+  if (word_at(4 * runs) * int64_t{128} != plan.layout_bytes) return false;
+  std::vector<bool> seen(plan.out_features * windows);
+  for (int run = 0; run < runs; ++run) {
+    int64_t at = word_at(4 * run) * int64_t{128};
+    const int64_t end = word_at(4 * (run + 1)) * int64_t{128}, first_row = plan.row_start[run / cuda::kJaggedWarps];
+    if (at > end || end > plan.layout_bytes) return false;
+    while (at < end) {
+      int count[32], before = 1 << 20, longest = 0;
+      int64_t row[32], k[32], end_k[32];
+      for (int lane = 0; lane < 32; ++lane) {
+        const uint32_t word = word_at(at + 4 * lane);
+        count[lane] = word == 0xffffffffu ? 0 : word & 1023;
+        if (count[lane] > before) return false;
+        before = count[lane], longest = std::max(longest, before);
+        if (word == 0xffffffffu) continue;
+        row[lane] = first_row + (word >> 10 & 511);
+        const int64_t window = word >> 19;
+        if (row[lane] >= plan.row_start[run / cuda::kJaggedWarps + 1] || window >= windows) return false;
+        if (seen[row[lane] * windows + window]) return false;
+        seen[row[lane] * windows + window] = true;
+        k[lane] = window * plan.window_k - 1, end_k[lane] = (window + 1) * plan.window_k;
+      }
+      at += 128;
+      for (int step = 0; step < longest; step += 8) {
+        uint32_t distances[32];
+        for (int lane = 0; lane < 32 && count[lane] > step; ++lane, at += 4) distances[lane] = word_at(at);
+        for (int pair = 0; pair < 4; ++pair) {
+          for (int lane = 0; lane < 32 && count[lane] > step + 2 * pair; ++lane, at += 4) {
+            for (int i = 2 * pair; i < 2 * pair + 2; ++i) {
+              const uint16_t bits = static_cast<uint16_t>(word_at(at) >> (16 * (i & 1)));
+              k[lane] += 1 + (distances[lane] >> (8 * (i % 4) + 4 * (i / 4)) & 15);
+              const float value = FromBits16(bits, ValueType::kFloat16);
+              const bool filler = step + i >= count[lane];
+              if (filler ? value != 0 || k[lane] > plan.in_features
+                         : k[lane] >= std::min(end_k[lane], plan.in_features))
+                return false;
+              if (value != 0) (*dense)[row[lane] * plan.in_features + k[lane]] = value;
+            }
+          }
+        }
+      }
+      at = (at + 127) / 128 * 128;
+    }
+    if (at != end) return false;
+  }
+  return std::find(seen.begin(), seen.end(), false) == seen.end();
+}
+
 void CompareElements(const Case& c, const Packed& w, const Tensor& x, const Tensor& bias, const Tensor& residual,
                      const std::vector<uint8_t>& y) {
   for (int64_t n = 0; n < c.n; ++n) {
@@ -258,6 +317,7 @@ void Run(const cuda::DeviceInfo& device, const Case& c) {
   options.cluster = c.cluster;
   options.columns = c.columns;
   options.team = c.team;
+  options.layout = c.layout;
   if (c.weights == ValueType::kFloat32 && !c.canonical) {
     Buffer scratch(4);
     Check(cuda::CheckHalfExact(static_cast<const float*>(values.get()), w.nnz, scratch.get(), nullptr,
@@ -269,23 +329,26 @@ void Run(const cuda::DeviceInfo& device, const Case& c) {
   if (c.canonical || !cuda::Supports(plan, c.type)) plan.layout = Layout::kCanonical;
   const bool expect_columns =
       !c.canonical && c.type == ElementType::kFloat16 && (c.weights != ValueType::kFloat32 || c.pattern == "halves");
-  if (expect_columns != (plan.layout == Layout::kColumns) && w.nnz > 40)
-    return Fail(c, "the plan chose the other layout");
+  const Layout expected = !expect_columns                                      ? Layout::kCanonical
+                          : c.layout == 2 && c.weights != ValueType::kBFloat16 ? Layout::kJagged
+                                                                               : Layout::kColumns;
+  if (expected != plan.layout && w.nnz > 40) return Fail(c, "the plan chose the other layout");
   const bool has_groups = device.compute_capability >= 90 && device.shared_bytes >= 220 << 10 &&
                           plan.layout == Layout::kColumns && plan.value_type == ValueType::kFloat16;
   if (c.team == 1 && has_groups != (plan.team == cuda::Team::kWarpgroup)) return Fail(c, "the plan chose other teams");
-  Buffer staging(plan.layout == Layout::kColumns ? plan.staging_bytes : 0);
-  if (plan.layout == Layout::kColumns) {
+  Buffer staging(plan.layout != Layout::kCanonical ? plan.staging_bytes : 0);
+  if (plan.layout != Layout::kCanonical) {
     staging.Poison();
     Check(cuda::Measure(parts, staging.get(), nullptr, &plan), "Measure");
   }
   Buffer layout(plan.layout_bytes);
-  if (plan.layout == Layout::kColumns) {
+  if (plan.layout != Layout::kCanonical) {
     layout.Poison();
     Check(cuda::Convert(plan, parts, staging.get(), layout.get(), nullptr), "Convert");
     Check(cudaDeviceSynchronize(), "Convert");
     std::vector<float> dense;
-    if (!DecodeLayout(plan, layout.Read(), &dense)) return Fail(c, "a lane reads outside of its window");
+    const auto decode = plan.layout == Layout::kJagged ? DecodeJagged : DecodeLayout;
+    if (!decode(plan, layout.Read(), &dense)) return Fail(c, "a lane reads outside of its window");
     if (dense != w.dense) return Fail(c, "the layout does not decode to the weight");
   }
 
@@ -313,7 +376,7 @@ void Run(const cuda::DeviceInfo& device, const Case& c) {
 
 /// Weights times an infinite X must be infinite, not NaN, also where a K lane's last stage reaches beyond the lane; and
 /// a NaN in X must come through ReLU.
-void RunNonFinite(const cuda::DeviceInfo& device, ValueType type, int team) {
+void RunNonFinite(const cuda::DeviceInfo& device, ValueType type, int team, int layout_number = -1) {
   constexpr int kRows = 32, kInfinite = 70, kNan = 9;
   constexpr int64_t kK = 320;
   const Packed w = MakePacked(kRows, kK, "full", type, 3);
@@ -324,6 +387,7 @@ void RunNonFinite(const cuda::DeviceInfo& device, ValueType type, int team) {
   cuda::WeightPlan plan;
   cuda::PlanOptions options;
   options.team = team;
+  options.layout = layout_number;
   Check(cuda::MakePlan(w.view(), device, options, &plan), "MakePlan");
   Buffer staging(plan.staging_bytes);
   Check(cuda::Measure(parts, staging.get(), nullptr, &plan), "Measure");
@@ -339,7 +403,7 @@ void RunNonFinite(const cuda::DeviceInfo& device, ValueType type, int team) {
     Check(cuda::Launch(plan, layout.get(), parts, args, nullptr), "Launch");
     const std::vector<uint8_t> bytes = y.Read();
     Case c{kRows, kK, n, "full", type};
-    c.team = team;
+    c.team = team, c.layout = layout_number;
     for (int m = 0; m < kRows; ++m) {
       uint16_t inf_bits, nan_bits;
       std::memcpy(&inf_bits, &bytes[m * 2], 2), std::memcpy(&nan_bits, &bytes[(kRows + m) * 2], 2);
@@ -372,6 +436,11 @@ void RunAll(const cuda::DeviceInfo& device, bool quick) {
           Run(device, c);
         }
         if (n == 8 || n == 27) Run(device, {m, k, n, pattern, bf16, ElementType::kFloat16, 0, true, false, false});
+      }
+      for (int64_t n : {1, 2, 3}) {
+        Case c{m, k, n, pattern, half, ElementType::kFloat16, 0, n == 1, n == 2, n != 1, n == 2};
+        c.layout = static_cast<int>(Layout::kJagged);
+        Run(device, c);
       }
       Run(device, {m, k, 16, pattern, bf16, ElementType::kFloat16, 2, false, true, true});
       for (ElementType x : {ElementType::kFloat16, ElementType::kFloat32})
@@ -430,7 +499,26 @@ void RunAll(const cuda::DeviceInfo& device, bool quick) {
   };
   for (const char* pattern : patterns) run_wide(450, pattern);
   for (int64_t m : {350, 220, 90}) run_wide(m, "uniform50");
+  // Jagged: runs that go round in their rings, row blocks of as many rows as there can be, an X of which one column
+  // fits, and other GPUs' shared memory.
+  const auto run_jagged = [](const cuda::DeviceInfo& on, int64_t m, int64_t k, int64_t n, const char* pattern) {
+    Case c{m, k, n, pattern, ValueType::kFloat16, ElementType::kFloat16, 0, true, n == 2, n > 1, n == 3};
+    c.layout = static_cast<int>(Layout::kJagged);
+    Run(on, c);
+  };
+  cuda::DeviceInfo ampere = device;
+  ampere.shared_bytes = 163 << 10;
+  for (const char* pattern : patterns) {
+    for (int64_t n : {1, 3}) {
+      run_jagged(few, quick ? 150 : 660, quick ? 1000 : 6000, n, pattern);
+      run_jagged(ampere, 300, 1500, n, pattern);
+    }
+  }
   if (!quick) {
+    for (const char* pattern : {"uniform80", "one-row", "tiles"}) {
+      for (int64_t n : {1, 2}) run_jagged(device, 150, 40001, n, pattern);
+      run_jagged(few, 3000, 130, 2, pattern);
+    }
     for (int cluster : {0, 1, 2, 4})
       Run(device, {5000, 1280, 3, "uniform80", half, ElementType::kFloat16, cluster, true});
     Run(device, {3000, 640, 40, "uniform50", half, ElementType::kFloat16, 0, true});
@@ -438,6 +526,7 @@ void RunAll(const cuda::DeviceInfo& device, bool quick) {
   for (ValueType type : {half, bf16}) {
     for (int team : {0, 1}) RunNonFinite(device, type, team);
   }
+  RunNonFinite(device, half, -1, static_cast<int>(Layout::kJagged));
 }
 
 /// Every kernel instance once or twice, with and without clusters.
@@ -449,6 +538,11 @@ void RunTiny(const cuda::DeviceInfo& device) {
         for (c.team = 0; c.team <= (type == ValueType::kFloat16); ++c.team) Run(device, c);
       }
     }
+  }
+  for (int64_t n : {1, 2, 3}) {
+    Case c{300, 1300, n, "uniform50", ValueType::kFloat16, ElementType::kFloat16, 0, true, true, true};
+    c.layout = static_cast<int>(Layout::kJagged);
+    Run(device, c);
   }
 }
 

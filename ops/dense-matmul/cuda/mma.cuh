@@ -20,10 +20,11 @@ __device__ __forceinline__ void WaitCopies() {
   asm volatile("cp.async.wait_group %0;" ::"n"(kPending) : "memory");
 }
 
-/// 16 bytes that are read once: they stay out of L1, which then keeps what is read again.
+/// 16 bytes that are read once: they stay out of L1, which then keeps what is read again. Not ld.global.nc, which the
+/// assembler moves before the wait for a previous kernel that writes them.
 __device__ __forceinline__ uint4 LoadStreaming(const void* from) {
   uint4 v;
-  asm volatile("ld.global.nc.L1::no_allocate.v4.u32 {%0,%1,%2,%3},[%4];"
+  asm volatile("ld.global.L1::no_allocate.v4.u32 {%0,%1,%2,%3},[%4];"
                : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
                : "l"(from));
   return v;

@@ -1,70 +1,24 @@
-// What the kernels on column layouts share: their parameters, a run on its way through its warp, and how an output is
-// stored.
+// What the kernels on column layouts share: their parameters, and a run on its way through its warp.
 #pragma once
 
 #include <type_traits>
 
 #include "ops/sparse-matmul/cuda/column_decode.cuh"
 #include "ops/sparse-matmul/cuda/partition.cuh"
+#include "ops/sparse-matmul/cuda/product.cuh"
 #include "ops/sparse-matmul/cuda/stream.cuh"
 
 namespace flashllm::cuda {
 
-struct ColumnParams {
-  const uint8_t* layout;
-  const __half* x;
-  __half* y;
-  const __half* bias;
-  const __half* residual;
-  int m, k, n;
-  bool relu;
-  bool x_aligned;  // rows of X can be read 16 bytes at a time
-  bool y_aligned;  // two neighbours of Y, the first of an even row, can be stored at once
+struct ColumnParams : ProductParams {
   Partition partition;
 };
 
 inline ColumnParams MakeParams(const WeightPlan& plan, const void* layout, const MatMulArgs& args) {
   ColumnParams params = {};
-  params.layout = static_cast<const uint8_t*>(layout);
-  params.x = static_cast<const __half*>(args.x);
-  params.y = static_cast<__half*>(args.y);
-  params.bias = static_cast<const __half*>(args.bias);
-  params.residual = static_cast<const __half*>(args.residual);
-  params.m = static_cast<int>(plan.out_features);
-  params.k = static_cast<int>(plan.in_features);
-  params.n = static_cast<int>(args.n);
-  params.relu = args.activation == Activation::kRelu;
-  params.x_aligned = plan.in_features % 8 == 0 && reinterpret_cast<uintptr_t>(args.x) % 16 == 0;
-  params.y_aligned = plan.out_features % 2 == 0 && reinterpret_cast<uintptr_t>(args.y) % 4 == 0;
+  static_cast<ProductParams&>(params) = MakeProduct(plan, layout, args);
   params.partition = MakePartition(plan);
   return params;
-}
-
-/// An output: bias, activation, residual; float16.
-__device__ __forceinline__ __half Output(const ColumnParams& p, int row, int64_t at, float sum) {
-  if (p.bias != nullptr) sum += __half2float(p.bias[row]);
-  if (p.relu) sum = sum < 0.0f ? 0.0f : sum;  // NaN stays NaN
-  if (p.residual != nullptr) sum += __half2float(p.residual[at]);
-  return __float2half_rn(sum);
-}
-
-__device__ __forceinline__ void Store(const ColumnParams& p, int row, int column, float sum) {
-  if (row >= p.m || column >= p.n) return;
-  const int64_t at = static_cast<int64_t>(column) * p.m + row;
-  p.y[at] = Output(p, row, at, sum);
-}
-
-/// Two outputs of one column, of rows `row`, which is even, and `row` + 1.
-__device__ __forceinline__ void StoreRows(const ColumnParams& p, int row, int column, const float (&sums)[2]) {
-  if (!p.y_aligned) {
-    Store(p, row, column, sums[0]);
-    Store(p, row + 1, column, sums[1]);
-    return;
-  }
-  if (row >= p.m || column >= p.n) return;
-  const int64_t at = static_cast<int64_t>(column) * p.m + row;
-  *reinterpret_cast<__half2*>(p.y + at) =
-      __halves2half2(Output(p, row, at, sums[0]), Output(p, row + 1, at + 1, sums[1]));
 }
 
 /// A run on its way through its warp.

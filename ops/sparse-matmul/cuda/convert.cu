@@ -1,6 +1,7 @@
 // Canonical parts -> column layout (layout.h), on the device. Runs once at load.
 #include <cuda_fp16.h>
 
+#include "ops/sparse-matmul/cuda/convert.h"
 #include "ops/sparse-matmul/cuda/layout.h"
 #include "ops/sparse-matmul/cuda/partition.cuh"
 #include "ops/sparse-matmul/cuda/spmm.h"
@@ -446,6 +447,7 @@ cudaError_t CheckHalfExact(const float* values, int64_t count, void* scratch, cu
 }
 
 cudaError_t Measure(const DeviceParts& parts, void* staging, cudaStream_t stream, WeightPlan* plan) {
+  if (plan->layout == Layout::kJagged) return MeasureJagged(parts, staging, stream, plan);
   if (plan->layout != Layout::kColumns) return cudaErrorInvalidValue;
   const Source source = MakeSource(*plan, parts, staging);
   const int runs = RunCount(*plan);
@@ -464,7 +466,8 @@ cudaError_t Measure(const DeviceParts& parts, void* staging, cudaStream_t stream
 
 cudaError_t Convert(const WeightPlan& plan, const DeviceParts& parts, const void* staging, void* layout,
                     cudaStream_t stream) {
-  if (plan.layout != Layout::kColumns || plan.layout_bytes == 0) return cudaErrorInvalidValue;
+  if (plan.layout == Layout::kCanonical || plan.layout_bytes == 0) return cudaErrorInvalidValue;
+  if (plan.layout == Layout::kJagged) return ConvertJagged(plan, parts, staging, layout, stream);
   const Source source = MakeSource(plan, parts, staging);
   const int runs = RunCount(plan);
   // What no lane reads stays zero: the same weight gives the same bytes.

@@ -21,14 +21,22 @@ struct WeightShape {
   double density = 0;
 };
 
-/// Bytes of a weight's layout, from its shape alone, as if its zeros lay at random: masks, values, headers and padding.
-/// What the matrices of OPT-6.7B to OPT-30B took (streamBytes in bench/results) is 0.98 to 1.18 times as much, with
-/// either kind of columns; small ones take more.
+WeightShape WeightShapeOf(int64_t out_features, int64_t in_features, int64_t nnz);
+
+/// Bytes of a weight's column layout, from its shape alone, as if its zeros lay at random: masks, values, headers and
+/// padding. What the matrices of OPT-6.7B to OPT-30B took (streamBytes in bench/results) is 0.98 to 1.18 times as much,
+/// with either kind of columns; small ones take more.
 double LayoutBytes(const WeightShape& shape, Columns columns);
+
+/// The same of a jagged layout with windows of so many k.
+double JaggedBytes(const WeightShape& shape, int window_k);
 
 /// Microseconds of one multiplication of `n` columns, with more than 128 as with 128. `blocks`: row blocks of the
 /// choice's clusters that the GPU runs at once.
 double ProductTime(const WeightShape& shape, const LayoutChoice& choice, int64_t blocks, int memory_gbs, int n);
+
+/// The same on a jagged layout, of which a launch takes `at_once` columns, one or two.
+double JaggedTime(const WeightShape& shape, int window_k, int at_once, int memory_gbs, int n);
 
 /// The same of a dense float16 weight of this shape, of few columns: the time of reading it.
 double DenseTime(const WeightShape& shape, int memory_gbs);

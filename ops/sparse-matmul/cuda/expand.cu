@@ -7,34 +7,25 @@
 #include "ops/cuda/launch.h"
 #include "ops/dense-matmul/cuda/epilogue.cuh"
 #include "ops/sparse-matmul/cuda/column_run.cuh"
+#include "ops/sparse-matmul/cuda/dense_target.cuh"
 
 namespace flashllm::cuda {
 namespace {
 
 struct ExpandParams {
   ColumnParams columns;  // of which X and Y are not used
-  uint16_t* dense;
+  DenseTarget dense;
   int first_block;
-  int first_row, end_row;
-  int64_t row_stride, panel_stride;  // elements from row to row, and from 64 k to the next
-  bool aligned;                      // rows can be written 16 bytes at a time
 };
 
 FLASHLLM_HD constexpr int ExpandBarrierBytes(int warps) { return (warps * kRunBarrierBytes + 127) / 128 * 128; }
 
-/// 8 consecutive k of one row.
-__device__ __forceinline__ void StoreRow(const ExpandParams& p, int row, int k, uint4 words) {
-  if (row >= p.end_row || k >= p.columns.k) return;
-  uint16_t* const to = p.dense + (row - p.first_row) * p.row_stride + k / kPanelK * p.panel_stride + k % kPanelK;
-  if (p.aligned) {
-    *reinterpret_cast<uint4*>(to) = words;
-    return;
-  }
-  const uint32_t halves[4] = {words.x, words.y, words.z, words.w};
-#pragma unroll
-  for (int i = 0; i < 8; ++i) {
-    if (k + i < p.columns.k) to[i] = static_cast<uint16_t>(halves[i / 2] >> (16 * (i & 1)));
-  }
+/// 8 consecutive k of one row, from a multiple of 8 on; what lies outside of the target is left out.
+__device__ __forceinline__ void StoreRow(const DenseTarget& dense, int row, int k, uint4 words) {
+  if (row >= dense.end_row || k >= dense.k) return;
+  uint16_t* const to =
+      dense.to + (row - dense.first_row) * dense.row_stride + k / kPanelK * dense.panel_stride + k % kPanelK;
+  StoreEight(to, words, dense.k - k, dense.aligned);
 }
 
 /// Two fragments, of one tile and unit, whose first row and k these are.
@@ -45,7 +36,8 @@ __device__ __forceinline__ void StoreUnit(const ExpandParams& p, const uint32_t 
   for (int half = 0; half < 2; ++half) {
     uint32_t words[4] = {a[0][half], a[0][2 + half], a[1][half], a[1][2 + half]};
     if constexpr (kTeam == Team::kWarpgroup) TransposeQuad(words, lane);
-    StoreRow(p, row + (lane >> 2) + 8 * half, k + 8 * (lane & 3), make_uint4(words[0], words[1], words[2], words[3]));
+    StoreRow(p.dense, row + (lane >> 2) + 8 * half, k + 8 * (lane & 3),
+             make_uint4(words[0], words[1], words[2], words[3]));
   }
 }
 
@@ -149,35 +141,37 @@ struct ExpandInstances {
 }  // namespace
 
 int64_t RowOfBlock(const WeightPlan& plan, int block) {
+  if (plan.layout == Layout::kJagged) return plan.row_start[block];
   return std::min(plan.out_features, static_cast<int64_t>(plan.tile_start[block]) * kTileRows);
 }
 
 cudaError_t Expand(const WeightPlan& plan, const void* layout, int first_block, int end_block, void* dense,
                    WeightOrder order, bool programmatic, cudaStream_t stream) {
-  if (plan.layout != Layout::kColumns || first_block < 0 || first_block >= end_block || end_block > plan.blocks ||
+  if (plan.layout == Layout::kCanonical || first_block < 0 || first_block >= end_block || end_block > plan.blocks ||
       (order == WeightOrder::kPanels && plan.in_features % kPanelK != 0))
     return cudaErrorInvalidValue;
-  MatMulArgs none;
+  const DenseTarget target = MakeDenseTarget(plan, first_block, end_block, dense, order);
+  programmatic = programmatic && plan.device.compute_capability >= 90;
+  if (plan.layout == Layout::kJagged)
+    return ExpandJagged(plan, layout, first_block, end_block, target, programmatic, stream);
+  const MatMulArgs none;
   ExpandParams params = {};
   params.columns = MakeParams(plan, layout, none);
-  params.dense = static_cast<uint16_t*>(dense);
+  params.dense = target;
   params.first_block = first_block;
-  params.first_row = static_cast<int>(RowOfBlock(plan, first_block));
-  params.end_row = static_cast<int>(RowOfBlock(plan, end_block));
-  const int64_t rows = params.end_row - params.first_row;
-  params.row_stride = order == WeightOrder::kPanels ? kPanelK : plan.in_features;
-  params.panel_stride = order == WeightOrder::kPanels ? rows * kPanelK : kPanelK;
-  params.aligned = plan.in_features % 8 == 0 && reinterpret_cast<uintptr_t>(dense) % 16 == 0;
   const int blocks = (end_block - first_block) * plan.cluster;
-  programmatic = programmatic && plan.device.compute_capability >= 90;
   const auto launch = plan.columns == Columns::kHalves ? ExpandInstances<Columns::kHalves>::Launch
                                                        : ExpandInstances<Columns::kWords>::Launch;
   return launch(params, plan, blocks, programmatic, stream);
 }
 
 cudaError_t PrepareExpand(const DeviceInfo& info) {
-  const cudaError_t error = ExpandInstances<Columns::kHalves>::Prepare(info);
-  return error == cudaSuccess ? ExpandInstances<Columns::kWords>::Prepare(info) : error;
+  for (auto prepare :
+       {ExpandInstances<Columns::kHalves>::Prepare, ExpandInstances<Columns::kWords>::Prepare, PrepareExpandJagged}) {
+    const cudaError_t error = prepare(info);
+    if (error != cudaSuccess) return error;
+  }
+  return cudaSuccess;
 }
 
 }  // namespace flashllm::cuda

@@ -4,6 +4,7 @@
 #include <limits>
 
 #include "ops/sparse-matmul/cuda/cost.h"
+#include "ops/sparse-matmul/cuda/jagged_layout.h"
 #include "ops/sparse-matmul/cuda/layout.h"
 #include "ops/sparse-matmul/cuda/partition.cuh"
 #include "ops/sparse-matmul/cuda/spmm.h"
@@ -107,12 +108,92 @@ int MostStages(const WeightPlan& plan) {
   return most;
 }
 
+/// How a weight is cut for a jagged layout.
+struct JaggedCut {
+  int blocks = 0;  // 0: it cannot be
+  int most_rows = 0, window_k = 0;
+};
+
+int64_t CeilDiv(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+/// The windows for which a row block's warps have the least to do: an even number of slabs, and few of them, for each
+/// has its header and its ragged end.
+int ChooseWindow(int64_t rows, int64_t k, double density) {
+  int best = 0;
+  double least = std::numeric_limits<double>::infinity();
+  for (int window_k = kMinWindowK; window_k <= kMaxWindowK; window_k += kWindowStep) {
+    const int64_t windows = CeilDiv(k, window_k);
+    if (windows > kMaxWindows) continue;
+    constexpr double kSlab = 10;  // entries a lane: what a slab takes beside its entries
+    const double slab = static_cast<double>(k) / windows * density + kSlab;
+    const double time = slab * CeilDiv(CeilDiv(rows * windows, 32), kJaggedWarps);
+    if (time < least) best = window_k, least = time;
+  }
+  return best;
+}
+
+/// For how many columns of X a thread block has shared memory, where row blocks have up to `most_rows`.
+int ColumnsAtOnce(int64_t k, int window_k, int64_t most_rows, const DeviceInfo& device) {
+  const JaggedShared two(2, k, static_cast<int>(CeilDiv(k, window_k)), static_cast<int>(most_rows));
+  return two.bytes <= device.shared_bytes ? 2 : 1;
+}
+
+/// Row blocks are one a multiprocessor, or as many more as shared memory asks for.
+JaggedCut CutJagged(const PackedWeight& weight, const DeviceInfo& device) {
+  const int64_t rows = weight.out_features, k = weight.in_features;
+  const double density = static_cast<double>(weight.nnz) / rows / k;
+  const int at_once = BlocksOf(device, 1);
+  for (int waves = 1; waves * at_once <= kMaxBlocks; ++waves) {
+    JaggedCut cut;
+    cut.blocks = static_cast<int>(std::min<int64_t>(rows, int64_t{waves} * at_once));
+    const int64_t even = CeilDiv(rows, cut.blocks);
+    cut.window_k = ChooseWindow(std::min(even, int64_t{kMaxBlockRows}), k, density);
+    if (cut.window_k == 0) return {};
+    const int windows = static_cast<int>(CeilDiv(k, cut.window_k));
+    // Rows of few nonzeros make for blocks of more rows than the mean.
+    for (int64_t most = std::min<int64_t>({2 * even, rows, kMaxBlockRows}); most >= even; --most) {
+      cut.most_rows = static_cast<int>(most);
+      if (JaggedShared(1, k, windows, cut.most_rows).bytes <= device.shared_bytes) return cut;
+    }
+  }
+  return {};
+}
+
+/// Cuts the rows into `blocks` runs of about equal bytes, of one to `most` rows.
+std::vector<int32_t> CutRowsByBytes(const PackedWeight& weight, const JaggedCut& cut) {
+  const double windows = static_cast<double>(CeilDiv(weight.in_features, cut.window_k));
+  const int blocks = cut.blocks, most = cut.most_rows;
+  const auto bytes_before = [&](int64_t row) { return 8 * windows * row + 2.5 * weight.row_offsets[row]; };
+  const int64_t rows = weight.out_features;
+  std::vector<int32_t> start(blocks + 1, 0);
+  int64_t row = 0;
+  for (int block = 1; block < blocks; ++block) {
+    const double target = bytes_before(rows) * block / blocks;
+    const int64_t left = blocks - block, last = std::min(row + most, rows - left);
+    row = std::max(row + 1, rows - left * most);
+    while (row < last && std::abs(bytes_before(row + 1) - target) <= std::abs(bytes_before(row) - target)) ++row;
+    start[block] = static_cast<int32_t>(row);
+  }
+  start[blocks] = static_cast<int32_t>(rows);
+  return start;
+}
+
 WeightShape ShapeOf(const PackedWeight& weight) {
-  WeightShape shape;
-  shape.tiles = (weight.out_features + kTileRows - 1) / kTileRows;
-  shape.units = (weight.in_features + kUnitK - 1) / kUnitK;
-  shape.density = static_cast<double>(weight.nnz) / weight.out_features / weight.in_features;
-  return shape;
+  return WeightShapeOf(weight.out_features, weight.in_features, weight.nnz);
+}
+
+/// Whether a weight is laid out jagged, where `choice` is the best of its column layouts.
+bool TakesJagged(const WeightShape& shape, const LayoutChoice& choice, const JaggedCut& cut, const WeightPlan& plan,
+                 const PlanOptions& options) {
+  if (plan.value_type != ValueType::kFloat16) return false;
+  if (options.layout >= 0) return options.layout == static_cast<int>(Layout::kJagged);
+  // Only for few columns that are known to be all; who asks for a kind of columns asks for few bytes.
+  if (options.expected_n == 0 || options.team >= 0 || options.cluster != 0) return false;
+  if (options.columns >= 0 && JaggedBytes(shape, cut.window_k) > LayoutBytes(shape, choice.columns)) return false;
+  const int64_t rows = CeilDiv(plan.out_features, cut.blocks);
+  const int at_once = ColumnsAtOnce(plan.in_features, cut.window_k, rows, plan.device);
+  return JaggedTime(shape, cut.window_k, at_once, plan.device.memory_gbs, options.expected_n) <
+         ExpectedTime(shape, choice, plan.device, options.expected_n);
 }
 
 /// All of a plan but how the weight is cut: what does not depend on where its nonzeros lie.
@@ -132,15 +213,21 @@ WeightPlan ChooseLayout(const PackedWeight& weight, const DeviceInfo& device, co
       weight.in_features >= int64_t{1} << 26)
     return plan;
 
+  if (weight.value_type == ValueType::kFloat32) plan.value_type = ValueType::kFloat16;
   plan.layout = Layout::kColumns;
   // Sixteen runs take some 200 KB of shared memory (GPUs of 8.0 have 163, of 8.6 and 8.9 99).
   plan.lanes = device.shared_bytes >= (220 << 10) ? 16 : device.shared_bytes >= (140 << 10) ? 8 : 4;
-  if (weight.value_type == ValueType::kFloat32) plan.value_type = ValueType::kFloat16;
   const LayoutChoice choice = Choose(shape, plan, options);
   plan.team = choice.team;
   plan.cluster = choice.cluster;
   plan.columns = choice.columns;
   if (plan.team == Team::kWarpgroup) plan.lanes = 4;
+  const JaggedCut cut = CutJagged(weight, device);
+  if (cut.blocks > 0 && TakesJagged(shape, choice, cut, plan, options)) {
+    plan.layout = Layout::kJagged;
+    plan.window_k = cut.window_k;
+    plan.team = Team::kWarp, plan.cluster = 1, plan.columns = Columns::kHalves;  // of columns
+  }
   return plan;
 }
 
@@ -149,7 +236,10 @@ WeightPlan ChooseLayout(const PackedWeight& weight, const DeviceInfo& device, co
 double ExpectedBytes(const PackedWeight& weight, const DeviceInfo& device, const PlanOptions& options,
                      ElementType type) {
   const WeightPlan plan = ChooseLayout(weight, device, options);
-  if (plan.layout == Layout::kColumns && Supports(plan, type)) return LayoutBytes(ShapeOf(weight), plan.columns);
+  if (plan.layout != Layout::kCanonical && Supports(plan, type)) {
+    const WeightShape shape = ShapeOf(weight);
+    return plan.layout == Layout::kJagged ? JaggedBytes(shape, plan.window_k) : LayoutBytes(shape, plan.columns);
+  }
   return static_cast<double>(plan.stream_bytes) + 4.0 * (weight.out_features + 1);
 }
 
@@ -157,6 +247,15 @@ cudaError_t MakePlan(const PackedWeight& weight, const DeviceInfo& device, const
                      WeightPlan* plan) {
   *plan = ChooseLayout(weight, device, options);
   if (plan->layout == Layout::kCanonical) return cudaSuccess;
+  if (plan->layout == Layout::kJagged) {
+    const JaggedCut cut = CutJagged(weight, device);
+    plan->blocks = cut.blocks;
+    plan->row_start = CutRowsByBytes(weight, cut);
+    plan->columns_at_once =
+        ColumnsAtOnce(plan->in_features, plan->window_k, MakeJaggedPartition(*plan).most_rows, device);
+    plan->staging_bytes = JaggedStagingBytes(*plan);
+    return cudaSuccess;
+  }
   const WeightShape shape = ShapeOf(weight);
   CutRows(weight, shape.tiles, plan->cluster, plan);
   // Sparse rows make for a block of many tiles.

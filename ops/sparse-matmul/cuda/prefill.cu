@@ -20,6 +20,8 @@ int EndOfSlab(const WeightPlan& plan, int first_block, int64_t scratch_bytes) {
   return end;
 }
 
+WeightShape ShapeOf(const WeightPlan& plan) { return WeightShapeOf(plan.out_features, plan.in_features, plan.nnz); }
+
 /// The product with rows RowOfBlock(first_block) … of the weight, which lie in `dense`.
 DenseMatMulArgs SlabArgs(const WeightPlan& plan, const MatMulArgs& args, int first_block, int end_block,
                          const void* dense) {
@@ -43,6 +45,14 @@ DenseMatMulArgs SlabArgs(const WeightPlan& plan, const MatMulArgs& args, int fir
 }  // namespace
 
 int64_t PrefillColumns(const WeightPlan& plan) {
+  if (plan.layout == Layout::kJagged) {
+    constexpr double kExpansion = 2.7;  // of a dense product's time, that of expansion and product
+    const WeightShape shape = ShapeOf(plan);
+    const int memory_gbs = plan.device.memory_gbs;
+    const double passes = kExpansion * DenseTime(shape, memory_gbs) /
+                          JaggedTime(shape, plan.window_k, plan.columns_at_once, memory_gbs, plan.columns_at_once);
+    return 1 + plan.columns_at_once * static_cast<int64_t>(passes);
+  }
   if (plan.team == Team::kWarp) return 97;
   if (!TakesWideColumns(plan)) return 193;
   constexpr double kMany = 0.35;  // of all elements: with more nonzeros three decodings take longer than expansion
@@ -50,7 +60,7 @@ int64_t PrefillColumns(const WeightPlan& plan) {
 }
 
 bool SupportsPrefill(const WeightPlan& plan, ElementType type) {
-  return plan.layout == Layout::kColumns && plan.value_type == ValueType::kFloat16 && type == ElementType::kFloat16;
+  return plan.layout != Layout::kCanonical && plan.value_type == ValueType::kFloat16 && type == ElementType::kFloat16;
 }
 
 int64_t PrefillScratchBytes(const WeightPlan& plan) {
@@ -65,13 +75,13 @@ int64_t ExpandedBytes(const WeightPlan& plan) { return SlabBytes(plan, 0, plan.b
 bool ExpandedIsFaster(const WeightPlan& plan, int64_t n) {
   constexpr int64_t kCompared = 64;
   if (n > kCompared) return true;
-  WeightShape shape;
-  shape.tiles = plan.tile_start[plan.blocks];
-  shape.units = (plan.in_features + kUnitK - 1) / kUnitK;
-  shape.density = static_cast<double>(plan.nnz) / plan.out_features / plan.in_features;
-  const int memory_gbs = plan.device.memory_gbs;
-  return DenseTime(shape, memory_gbs) <
-         ProductTime(shape, {plan.team, plan.cluster, plan.columns}, plan.blocks, memory_gbs, static_cast<int>(n));
+  const WeightShape shape = ShapeOf(plan);
+  const int memory_gbs = plan.device.memory_gbs, columns = static_cast<int>(n);
+  const double time =
+      plan.layout == Layout::kJagged
+          ? JaggedTime(shape, plan.window_k, plan.columns_at_once, memory_gbs, columns)
+          : ProductTime(shape, {plan.team, plan.cluster, plan.columns}, plan.blocks, memory_gbs, columns);
+  return DenseTime(shape, memory_gbs) < time;
 }
 
 cudaError_t ExpandedMatMul(const WeightPlan& plan, const void* expanded, const DenseDevice& device,

@@ -54,6 +54,7 @@ cudaError_t LaunchCanonical(const WeightPlan& plan, const DeviceParts& parts, co
 cudaError_t LaunchSlice(const WeightPlan& plan, const void* layout, const DeviceParts& parts, const MatMulArgs& args,
                         cudaStream_t stream) {
   if (plan.layout == Layout::kCanonical) return LaunchCanonical(plan, parts, args, stream);
+  if (plan.layout == Layout::kJagged) return LaunchJagged(plan, layout, args, stream);
   if (plan.team == Team::kWarpgroup) {
     return (plan.columns == Columns::kWords ? LaunchGroupWords : LaunchGroupHalves)(plan, layout, args, stream);
   }
@@ -91,7 +92,7 @@ cudaError_t GetDeviceInfo(int device, DeviceInfo* info) {
   error = FindTensorMapEncoder(&info->encode_tensor_map);
   if (error != cudaSuccess) return error;
   for (PrepareColumns* prepare : {PrepareHalvesF16, PrepareWordsF16, PrepareHalvesBf16, PrepareWordsBf16,
-                                  PrepareGroupHalves, PrepareGroupWords}) {
+                                  PrepareGroupHalves, PrepareGroupWords, PrepareJagged}) {
     error = prepare(info);
     if (error != cudaSuccess) return error;
   }
@@ -101,8 +102,8 @@ cudaError_t GetDeviceInfo(int device, DeviceInfo* info) {
 cudaError_t Launch(const WeightPlan& plan, const void* layout, const DeviceParts& parts, const MatMulArgs& args,
                    cudaStream_t stream) {
   if (!Supports(plan, args.type) || args.n < 0) return cudaErrorInvalidValue;
-  // A grid's second dimension has at most 65,535 blocks, of 8 columns at the least.
-  constexpr int64_t kMaxColumns = int64_t{8} * 65535;
+  // A grid's second dimension has at most 65,535 blocks, of one column at the least.
+  constexpr int64_t kMaxColumns = 65535;
   for (int64_t first = 0; first < args.n && plan.out_features > 0; first += kMaxColumns) {
     const MatMulArgs slice = SliceColumns(plan, args, first, std::min(kMaxColumns, args.n - first));
     const cudaError_t error = LaunchSlice(plan, layout, parts, slice, stream);

@@ -38,6 +38,7 @@ cudaError_t GetDeviceInfo(int device, DeviceInfo* info);
 enum class Layout : uint8_t {
   kCanonical,  // the parts as they lie in a file; plain kernel
   kColumns,    // for tensor cores: bit masks, and a column of values for each lane, in the order in which it needs them
+  kJagged,     // for one or two columns of X: values and their distances, a piece of a row for each lane
 };
 
 /// How a lane reads a kColumns layout: an element at a time, or two neighbours of k, of which one may be zero: more
@@ -58,7 +59,10 @@ struct WeightPlan {
   DeviceInfo device;
   int cluster = 1;                    // thread blocks that share a row block and cut K among themselves
   int blocks = 0;                     // row blocks; the grid has blocks * cluster thread blocks
-  std::vector<uint16_t> tile_start;   // [blocks + 1] first 16-row tile of each row block
+  int window_k = 0;                   // kJagged: k of a segment
+  int columns_at_once = 0;            // kJagged: columns of X for which a thread block has shared memory, one or two
+  std::vector<int32_t> row_start;     // kJagged: [blocks + 1] first row of each row block
+  std::vector<uint16_t> tile_start;   // kColumns: [blocks + 1] first 16-row tile of each row block
   std::vector<uint16_t> panel_start;  // [blocks + 1] first panel (at most PanelTiles tiles) of each row block
   Team team = Team::kWarp;
   int lanes = 16;  // K lanes of a thread block
@@ -70,9 +74,10 @@ struct WeightPlan {
 };
 
 struct PlanOptions {
+  int layout = -1;               // a Layout other than kCanonical, where the weight can have it; -1 chooses
   int expected_n = 0;            // columns of X for which the plan is to be fastest; 0: 1 to 32 alike
   int cluster = 0;               // 1, 2 or 4 where such a row block is one panel; 0 chooses
-  int columns = -1;              // a Columns; -1 chooses
+  int columns = -1;              // a Columns, or a jagged layout of no more bytes; -1 chooses
   int team = -1;                 // a Team; -1 chooses, and where the GPU or the weight does not have one, the other
   bool float32_is_half = false;  // every float32 value is exact in float16 (CheckHalfExact): lay out as float16
 };
@@ -99,7 +104,7 @@ struct DeviceParts {
 /// of device memory.
 cudaError_t CheckHalfExact(const float* values, int64_t count, void* scratch, cudaStream_t stream, bool* exact);
 
-/// Finds how large the layout will be and completes the plan. Synchronises the stream. For kColumns plans only.
+/// Finds how large the layout will be and completes the plan. Synchronises the stream. Not for kCanonical plans.
 /// `staging`: plan->staging_bytes of device memory; Convert needs what Measure leaves there.
 cudaError_t Measure(const DeviceParts& parts, void* staging, cudaStream_t stream, WeightPlan* plan);
 
@@ -127,12 +132,13 @@ bool Supports(const WeightPlan& plan, ElementType type);
 
 /// Whether Launch decodes the weight once for 128 columns, not 64 or 32: teams of four warps, row blocks of one panel.
 inline bool TakesWideColumns(const WeightPlan& plan) {
-  return plan.team == Team::kWarpgroup && plan.panel_start[plan.blocks] == plan.blocks;
+  return plan.layout == Layout::kColumns && plan.team == Team::kWarpgroup &&
+         plan.panel_start[plan.blocks] == plan.blocks;
 }
 
 /// Enqueues the multiplication: one kernel (two where a plan that TakesWideColumns has up to 64 columns more than a
 /// multiple of 128), no allocation, no state between launches, bit-identical from run to run.
-/// `layout` is Convert's output (kColumns) or null (kCanonical, which reads `parts`).
+/// `layout` is Convert's output or null (kCanonical, which reads `parts`).
 cudaError_t Launch(const WeightPlan& plan, const void* layout, const DeviceParts& parts, const MatMulArgs& args,
                    cudaStream_t stream);
 

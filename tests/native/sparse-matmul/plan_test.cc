@@ -5,6 +5,7 @@
 
 #include "doctest/doctest.h"
 #include "ops/sparse-matmul/cuda/cost.h"
+#include "ops/sparse-matmul/cuda/jagged_layout.h"
 #include "ops/sparse-matmul/cuda/layout.h"
 #include "ops/sparse-matmul/cuda/partition.cuh"
 #include "ops/sparse-matmul/cuda/spmm.h"
@@ -227,6 +228,97 @@ TEST_CASE("the memory that a weight is expected to take is about what layouts of
     const int64_t parts = one.out * one.in / 8 + 2 * weight.nnz + 4 * (one.out + 1);
     CHECK(ExpectedBytes(weight, gpu, options, ElementType::kFloat32) == parts);
   }
+}
+
+TEST_CASE("the bytes that a jagged layout is expected to have are those that random weights took") {
+  struct Took {
+    int64_t in, out;
+    double density;
+    double bytes;  // of one element
+  };
+  const DeviceInfo gpu = Gpu(90, 132, 227, true);
+  // 2026-11-29-h200-spmm-jagged.json, streamBytes
+  for (const Took& one :
+       {Took{7168, 28672, 0.5, 1.2672}, Took{7168, 28672, 0.2, 0.5311}, Took{28672, 7168, 0.1, 0.3201}}) {
+    PlanOptions options;
+    options.layout = static_cast<int>(Layout::kJagged);
+    PackedWeight weight;  // without offsets
+    weight.out_features = one.out;
+    weight.in_features = one.in;
+    weight.nnz = std::llround(one.density * one.in * one.out);
+    const double elements = static_cast<double>(one.in) * one.out;
+    CHECK(ExpectedBytes(weight, gpu, options, ElementType::kFloat16) / elements ==
+          doctest::Approx(one.bytes).epsilon(0.03));
+  }
+}
+
+TEST_CASE("a jagged layout's rows are cut into even blocks that shared memory and segment words have room for") {
+  PlanOptions options;
+  options.layout = static_cast<int>(Layout::kJagged);
+  std::vector<int32_t> half_empty = Even(7168, 28672, 0.2), skewed(3000, 3);
+  std::fill(half_empty.begin(), half_empty.begin() + 3584, 0);
+  skewed[1700] = 5120;
+  struct Rows {
+    int64_t in_features;
+    std::vector<int32_t> nonzeros;
+  };
+  for (int shared_kb : {227, 163}) {
+    const DeviceInfo gpu = Gpu(90, 132, shared_kb);
+    for (const auto& [in_features, nonzeros] :
+         {Rows{7168, Even(28672, 7168, 0.2)}, Rows{28672, half_empty}, Rows{5120, skewed}, Rows{1, {1}},
+          Rows{40, Even(100000, 40, 0.5)}, Rows{2048, Even(50272, 2048, 0.9)}}) {
+      CAPTURE(shared_kb);
+      CAPTURE(in_features);
+      const WeightPlan plan = Plan(gpu, in_features, nonzeros, options);
+      REQUIRE(plan.layout == Layout::kJagged);
+      CHECK(plan.blocks <= kMaxBlocks);
+      REQUIRE(plan.row_start.size() == static_cast<size_t>(plan.blocks) + 1);
+      CHECK(plan.row_start.front() == 0);
+      CHECK(plan.row_start.back() == plan.out_features);
+      const JaggedPartition partition = MakeJaggedPartition(plan);
+      for (int block = 0; block < plan.blocks; ++block) {
+        CHECK(partition.Rows(block) > 0);
+        if (block > 0) CHECK(partition.FirstSlab(block) >= partition.FirstSlab(block - 1) + partition.Slabs(block - 1));
+      }
+      CHECK(partition.most_rows <= kMaxBlockRows);
+      CHECK(plan.window_k % kWindowStep == 0);
+      CHECK(plan.window_k <= kMaxWindowK);
+      CHECK(int64_t{partition.windows} * plan.window_k >= in_features);
+      CHECK(JaggedShared(plan.columns_at_once, in_features, partition.windows, partition.most_rows).bytes <=
+            gpu.shared_bytes);
+    }
+  }
+  const DeviceInfo gpu = Gpu(90, 132, 227);
+  const WeightPlan even = Plan(gpu, 7168, Even(28672, 7168, 0.2), options);
+  CHECK(even.blocks == 132);
+  CHECK(MakeJaggedPartition(even).most_rows == 218);
+  CHECK(even.columns_at_once == 2);
+  CHECK(Plan(gpu, 40000, Even(300, 40000, 0.2), options).columns_at_once == 1);
+  // X does not fit, there are too many rows, the values are of another type, or shared memory is small.
+  CHECK(Plan(gpu, 100000, Even(300, 100000, 0.2), options).layout == Layout::kColumns);
+  CHECK(Plan(gpu, 16, Even(200000, 16, 0.5), options).layout == Layout::kColumns);
+  CHECK(Plan(gpu, 512, Even(300, 512, 0.2), options, ValueType::kBFloat16).layout == Layout::kColumns);
+  CHECK(Plan(Gpu(89, 128, 99), 4096, Even(300, 4096, 0.2), options).layout == Layout::kColumns);
+}
+
+TEST_CASE("a jagged layout is for one or two columns that are known to be all, where it is faster") {
+  DeviceInfo gpu = Gpu(90, 132, 227, true);
+  gpu.memory_gbs = 4800;
+  const auto layout = [&](int64_t in, int64_t out, double density, int expected_n, bool compact = false) {
+    PlanOptions options;
+    options.expected_n = expected_n;
+    if (compact) options.columns = static_cast<int>(Columns::kHalves);
+    return Plan(gpu, in, Even(out, in, density), options).layout;
+  };
+  CHECK(layout(7168, 28672, 0.2, 1) == Layout::kJagged);   // OPT-30B: fc1; 31 us, in columns 47
+  CHECK(layout(7168, 28672, 0.1, 2) == Layout::kJagged);   // 24, 35
+  CHECK(layout(28672, 7168, 0.2, 1) == Layout::kJagged);   // fc2; 31, 49
+  CHECK(layout(28672, 7168, 0.2, 2) == Layout::kColumns);  // of which one column of X fits; 61, 49
+  CHECK(layout(4096, 4096, 0.2, 1) == Layout::kJagged);    // OPT-6.7B: o; 7.1, 7.6
+  for (int expected_n : {0, 8, 16}) CHECK(layout(7168, 28672, 0.2, expected_n) == Layout::kColumns);
+  // Who asks for few bytes gets them.
+  CHECK(layout(7168, 28672, 0.2, 1, true) == Layout::kJagged);
+  CHECK(layout(7168, 28672, 0.5, 1, true) == Layout::kColumns);
 }
 
 TEST_CASE("the memory that is expected is of the layout that the plan chooses") {

@@ -1,0 +1,38 @@
+// Launches the kernel on the jagged layout.
+#include "ops/cuda/launch.h"
+#include "ops/sparse-matmul/cuda/column_launch.h"
+#include "ops/sparse-matmul/cuda/jagged_kernel.cuh"
+
+namespace flashllm::cuda {
+namespace {
+
+/// kN columns at a time.
+template <int kN>
+cudaError_t LaunchFor(const WeightPlan& plan, const MatMulArgs& args, const JaggedParams& params, cudaStream_t stream) {
+  LaunchShape shape;
+  shape.grid = dim3(plan.blocks, static_cast<unsigned>((args.n + kN - 1) / kN));
+  shape.threads = kJaggedThreads;
+  shape.shared_bytes = JaggedShared(kN, plan.in_features, params.partition.windows, params.partition.most_rows).bytes;
+  shape.programmatic = args.programmatic && plan.device.compute_capability >= 90;
+  return LaunchKernel(JaggedMatMul<kN>, shape, params, stream);
+}
+
+}  // namespace
+
+cudaError_t LaunchJagged(const WeightPlan& plan, const void* layout, const MatMulArgs& args, cudaStream_t stream) {
+  JaggedParams params = {};
+  params.product = MakeProduct(plan, layout, args);
+  params.partition = MakeJaggedPartition(plan);
+  return (args.n > 1 && plan.columns_at_once > 1 ? LaunchFor<2> : LaunchFor<1>)(plan, args, params, stream);
+}
+
+cudaError_t PrepareJagged(DeviceInfo* info) {
+  for (auto kernel : {JaggedMatMul<1>, JaggedMatMul<2>}) {
+    const cudaError_t error =
+        cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, info->shared_bytes);
+    if (error != cudaSuccess) return error;
+  }
+  return cudaSuccess;
+}
+
+}  // namespace flashllm::cuda
