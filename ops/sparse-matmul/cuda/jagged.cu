@@ -1,4 +1,6 @@
 // Launches the kernel on the jagged layout.
+#include <algorithm>
+
 #include "ops/cuda/launch.h"
 #include "ops/sparse-matmul/cuda/column_launch.h"
 #include "ops/sparse-matmul/cuda/jagged_kernel.cuh"
@@ -12,7 +14,11 @@ cudaError_t LaunchFor(const WeightPlan& plan, const MatMulArgs& args, const Jagg
   LaunchShape shape;
   shape.grid = dim3(plan.blocks, static_cast<unsigned>((args.n + kN - 1) / kN));
   shape.threads = kJaggedThreads;
-  shape.shared_bytes = JaggedShared(kN, plan.in_features, params.partition.windows, params.partition.most_rows).bytes;
+  // More than half of a multiprocessor's: where two thread blocks of a grid fit, those that start before the kernel
+  // ahead has ended gather on the multiprocessors that it leaves first, and others stay idle.
+  const int64_t least = plan.device.shared_bytes / 2 + 1024;
+  const JaggedShared areas(kN, plan.in_features, params.partition.windows, params.partition.most_rows);
+  shape.shared_bytes = std::max(areas.bytes, least);
   shape.programmatic = args.programmatic && plan.device.compute_capability >= 90;
   return LaunchKernel(JaggedMatMul<kN>, shape, params, stream);
 }
