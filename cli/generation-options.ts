@@ -9,7 +9,7 @@ import { refuseStray } from './usage.js';
 
 /** What the provider's options take; as many columns of a product are no longer those of decoding. */
 const MOST_EXPECTED = 1024;
-const MOST_EXPANDED = 1048576;
+const MOST_MEGABYTES = 1048576;
 
 export interface ModelOptions {
   threads?: number;
@@ -17,6 +17,7 @@ export interface ModelOptions {
   stock?: boolean;
   expectedBatch?: number;
   expandedMegabytes?: number;
+  jaggedMegabytes?: number;
   compactWeights?: boolean;
 }
 
@@ -39,7 +40,12 @@ export function addModelOptions(command: Command): Command {
     .option(
       '--expanded-megabytes <number>',
       'GPU memory for weights once more, dense, which shortens prompts of more than 64 tokens (default: 0)',
-      wholeNumber(0, MOST_EXPANDED),
+      wholeNumber(0, MOST_MEGABYTES),
+    )
+    .option(
+      '--jagged-megabytes <number>',
+      'GPU memory for weights once more, laid out for steps of one and two sequences (default: 0)',
+      wholeNumber(0, MOST_MEGABYTES),
     )
     .option('--compact-weights', 'lay weights out on a GPU to take the least memory, not to be fastest')
     .option('--stock', 'run without flashllm, on ONNX Runtime’s own CPU provider');
@@ -50,7 +56,7 @@ export function refuseStrayModelOptions(command: Command): void {
   if (command.opts<ModelOptions>().stock)
     refuseStray(
       command,
-      ['device', 'expectedBatch', 'expandedMegabytes', 'compactWeights'],
+      ['device', 'expectedBatch', 'expandedMegabytes', 'jaggedMegabytes', 'compactWeights'],
       'is of flashllm, which --stock leaves out',
     );
 }
@@ -68,12 +74,13 @@ export async function openModel(
 
 /** The options of the session. */
 export function sessionOptions(options: ModelOptions): InferenceSession.SessionOptions {
-  const { threads, device, stock, expectedBatch, expandedMegabytes, compactWeights } = options;
+  const { threads, device, stock, expectedBatch, expandedMegabytes, jaggedMegabytes, compactWeights } = options;
   const ours: FlashLLMOptions = {
     name: 'flashllm',
     ...(device === undefined ? {} : { device }),
     ...(expectedBatch === undefined ? {} : { expectedBatch: Math.min(expectedBatch, MOST_EXPECTED) }),
     ...(expandedMegabytes === undefined ? {} : { expandedMegabytes }),
+    ...(jaggedMegabytes === undefined ? {} : { jaggedMegabytes }),
     ...(compactWeights === undefined ? {} : { compactWeights }),
   };
   return {

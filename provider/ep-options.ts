@@ -9,10 +9,12 @@ export interface FlashLLMOptions {
   readonly deviceId?: number;
   /** Whether runs on a GPU are recorded as CUDA graphs and replayed. Inputs and outputs must be bound to memory that stays where it is; run option gpu_graph_id tells graphs of different shapes apart (-1: an ordinary run, which is the default in Node; prepareRun records by itself). Default: false. */
   readonly cudaGraph?: boolean;
-  /** How many sequences a decode step on a GPU is expected to have. Weights are laid out to be fastest with as many; any other number gives the same products within rounding, but slower, by up to a half. 1 and 2 are for sessions that never have more: they shorten a step of many zeros by a third, and products of more columns, those of a prompt's tokens too, take up to six times as long as without the option. 0: well for 1 to 32. Sessions that expect different numbers share no weights. Default: 0. */
+  /** How many sequences a decode step on a GPU is expected to have. Weights are laid out to be fastest with as many; any other number gives the same products within rounding, but slower, by up to a half. 1 and 2 are for sessions that never have more: they shorten a step of many zeros by a third, and products of more columns, those of a prompt's tokens too, take up to six times as long as without the option (jagged_megabytes has both). 0: well for 1 to 32. Sessions that expect different numbers share no weights. Default: 0. */
   readonly expectedBatch?: number;
   /** How much GPU memory may hold weights a second time, expanded to dense float16, for products of many columns (prompts, large batches): those weights need not be expanded for each of them. First come, first kept, in the model's order; 2 bytes for every element of a weight. Decoding reads the packed weights as before, except where the dense ones are expected to be faster. Default: 0. */
   readonly expandedMegabytes?: number;
+  /** How much GPU memory may hold weights a second time, laid out for one and two sequences: with many zeros a step of one is a third shorter, and other steps and prompts lose nothing. About as many bytes as the packed weights. First come, first kept, in the model's order; only weights for which that is faster. With expected_batch 1 or 2 weights have that layout alone. Default: 0. */
+  readonly jaggedMegabytes?: number;
   /** Whether weights on a GPU are laid out only in the way that takes the least memory, 1.02 to 1.2 times the packed weights of large models. The way that is fastest with many zeros takes up to 1.7 times. Without the option a session's weights have that where it takes at most half of the memory that the compact way would leave free; where not, they are compact too, and the log says so. Products are the same within rounding. Default: false. */
   readonly compactWeights?: boolean;
   /** CPU instruction set of the kernels. auto takes the best one that the processor has; reference is plain C++. Default: 'auto'. */
@@ -37,6 +39,7 @@ export const optionTable: readonly {
   { key: 'cudaGraph', name: 'cuda_graph', type: 'bool', values: [] },
   { key: 'expectedBatch', name: 'expected_batch', type: 'int', values: [] },
   { key: 'expandedMegabytes', name: 'expanded_megabytes', type: 'int', values: [] },
+  { key: 'jaggedMegabytes', name: 'jagged_megabytes', type: 'int', values: [] },
   { key: 'compactWeights', name: 'compact_weights', type: 'bool', values: [] },
   { key: 'isa', name: 'isa', type: 'enum', values: ['auto', 'avx512', 'avx2', 'reference'] },
   { key: 'threads', name: 'threads', type: 'int', values: [] },

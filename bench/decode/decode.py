@@ -129,11 +129,11 @@ def measure_sparse(path, size, sparsity, arguments, report):
 
     def measure(what, batch, new, context, expected_batch, graph_id, repeats, extra, expanded_megabytes=0):
         before, start = free_bytes(), time.perf_counter()
-        session = gpu_session(path, expected_batch, expanded_megabytes, arguments.compact_weights)
+        session = gpu_session(path, expected_batch, expanded_megabytes, arguments.compact_weights, arguments.jagged_megabytes)
         loading = time.perf_counter() - start
         print(f"{size} {sparsity}: loaded in {loading:.1f} s, {weights / 1e9:.2f} GB of weights", flush=True)
         common = {"side": "flashllm", "size": size, "sparsity": sparsity, "loadSeconds": round(loading, 2), "weightBytes": weights}
-        common["compactWeights"] = arguments.compact_weights
+        common |= {"compactWeights": arguments.compact_weights, "jaggedMegabytes": arguments.jagged_megabytes}
         held = before - free_bytes()
         # The buffers count by their sizes: they may lie in memory that those of an earlier session left to the provider.
         binding, buffers = bind(session, batch, new, context)
@@ -181,6 +181,7 @@ def parse():
     )
     parser.add_argument("--expected-batch", type=int, default=-1, help="the provider's option expected_batch; -1: the step's own batch")
     parser.add_argument("--compact-weights", action="store_true", help="the provider's option compact_weights, in every session")
+    parser.add_argument("--jagged-megabytes", type=int, default=0, help="the provider's option jagged_megabytes, in every session")
     parser.add_argument("--repeats", type=int, default=30)
     parser.add_argument("--no-dense", action="store_true")
     parser.add_argument("--commit", default="")

@@ -14,7 +14,7 @@ import onnxruntime as ort
 import torch
 
 
-def gpu_session(path, expected_batch=0, expanded_megabytes=0, compact_weights=False):
+def gpu_session(path, expected_batch=0, expanded_megabytes=0, compact_weights=False, jagged_megabytes=0):
     options = ort.SessionOptions()
     options.log_severity_level = 3
     options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
@@ -25,6 +25,7 @@ def gpu_session(path, expected_batch=0, expanded_megabytes=0, compact_weights=Fa
     )
     ours = {"verify_checksum": "0", "cuda_graph": "1", "expected_batch": str(expected_batch)}
     ours |= {"expanded_megabytes": str(expanded_megabytes), "compact_weights": str(int(compact_weights))}
+    ours |= {"jagged_megabytes": str(jagged_megabytes)}
     options.add_provider_for_devices([device], ours)
     return ort.InferenceSession(path, options, enable_fallback=0)
 

@@ -157,6 +157,7 @@ export function benchArguments(folder: string, options: Options, stock: boolean)
           device: options.device,
           'expected-batch': options.expectedBatch,
           'expanded-megabytes': options.expandedMegabytes,
+          'jagged-megabytes': options.jaggedMegabytes,
         }),
   }))
     if (value !== undefined) args.push(`--${flag}`, String(value));

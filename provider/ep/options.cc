@@ -111,7 +111,8 @@ Options ReadOptions(const OrtSessionOptions* session_options) {
   options.device_id = std::stoi(given["device_id"]);
   options.cuda_graph = given["cuda_graph"] == "1";
   options.expected_batch = std::stoi(given["expected_batch"]);
-  options.expanded_bytes = int64_t{std::stoi(given["expanded_megabytes"])} << 20;
+  options.kept.expanded = int64_t{std::stoi(given["expanded_megabytes"])} << 20;
+  options.kept.jagged = int64_t{std::stoi(given["jagged_megabytes"])} << 20;
   options.compact_weights = given["compact_weights"] == "1";
   options.isa = ReadIsa(given["isa"]);
   options.threads = std::stoi(given["threads"]);

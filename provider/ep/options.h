@@ -9,6 +9,12 @@
 
 namespace flashllm::ep {
 
+/// How much memory of a GPU weights may take that are kept a second time.
+struct KeptBytes {
+  int64_t expanded = 0;  // to dense float16, for many columns
+  int64_t jagged = 0;    // in the layout for one or two
+};
+
 constexpr char kEpName[] = "FlashLLMExecutionProvider";
 
 enum class Device { kAuto, kCpu, kCuda };
@@ -18,8 +24,8 @@ struct Options {
   Device device = Device::kAuto;  // what was asked for
   int device_id = 0;              // which GPU
   bool cuda_graph = false;
-  int expected_batch = 0;      // sequences of a decode step; 0: unknown
-  int64_t expanded_bytes = 0;  // of weights that are kept expanded too
+  int expected_batch = 0;  // sequences of a decode step; 0: unknown
+  KeptBytes kept;
   bool compact_weights = false;
   cpu::Isa isa = cpu::Isa::kReference;
   int threads = 1;  // into how many parts a product is cut

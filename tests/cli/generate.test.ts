@@ -169,8 +169,12 @@ test('bench measures another model in a process with the same options', (t) => {
     'bench a --json --stock --ops --prompt-tokens 8 --new-tokens 6 --batch 1,3 --repeats 2 --threads 1',
   );
   t.regex(
-    benchArguments('a', { ...options, batch: [1], expectedBatch: 16, expandedMegabytes: 512 }, false).join(' '),
-    /^bench a --json --ops --prompt.* --device cpu --expected-batch 16 --expanded-megabytes 512$/,
+    benchArguments(
+      'a',
+      { ...options, batch: [1], expectedBatch: 16, expandedMegabytes: 512, jaggedMegabytes: 7 },
+      false,
+    ).join(' '),
+    /^bench a --json --ops --prompt.* --device cpu --expected-batch 16 --expanded-megabytes 512 --jagged-megabytes 7$/,
   );
   t.regex(
     benchArguments('a', { ...options, batch: [1], compactWeights: true }, false).join(' '),

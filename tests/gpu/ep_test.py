@@ -153,6 +153,28 @@ def one_sequence(models):
 
 
 @section
+def jagged_too(_):
+    """Weights are kept for one sequence too where the option allows it (some 4 MB here), and give the same products."""
+    generator = np.random.default_rng(8)
+    rows, columns = 4096, 2048
+    weight = random_weight(generator, rows, columns, 0.8)
+    held, session = {}, None
+    for megabytes in (0, 2, 40):
+        session = None  # and its memory with it
+        options = {"jagged_megabytes": str(megabytes), "expected_batch": "8"}
+        session, held[megabytes] = session_and_memory(sparse_matmul_model(weight), options, ON_GPU_ONLY)
+        for tokens in (1, 2, 3, 40):
+            x = generator.uniform(-1, 1, (1, tokens, columns)).astype(np.float16)
+            expected = x.astype(np.float64) @ weight.astype(np.float64).T
+            found = session.run(None, {"X": x})[0]
+            close(found, expected, 1e-3 * np.abs(expected).max(), 2**-10, f"{megabytes} MB, N={tokens}")
+    print(f"    the provider holds {held[0]} MB without the option, {held[2]} MB with 2 and {held[40]} MB with 40")
+    rounding = 0.11  # of both figures, to a tenth
+    check(abs(held[2] - held[0]) < rounding, "2 MB were taken for a layout that needs more, or memory was not given back")
+    check(held[40] - held[0] > 0.5 * weight.size / 1e6 - rounding, "no second layout was kept")
+
+
+@section
 def host_integers(_):
     """Differences of int32, which are computed on the host: shapes as ONNX broadcasts them, also of nothing."""
     from onnx import TensorProto, helper

@@ -76,10 +76,14 @@ test('provider options are checked, in TypeScript and in the library', async (t)
   const using = (provider: object) =>
     runs({ executionProviders: [{ name: 'flashllm', ...provider }, 'cpu'], logSeverityLevel: 4 });
   t.is(await using({ device: 'auto', isa: 'reference', threads: 3, verifyChecksum: true, logUnclaimed: false }), 16);
-  t.is(await using({ device: 'cpu', expectedBatch: 16, expandedMegabytes: 100, compactWeights: true }), 16);
+  t.is(
+    await using({ device: 'cpu', expectedBatch: 16, expandedMegabytes: 100, jaggedMegabytes: 9, compactWeights: true }),
+    16,
+  );
   await t.throwsAsync(using({ devise: 'cpu' }), {
     instanceOf: InvalidOptionError,
-    message: /'devise'.*device, deviceId, cudaGraph, expectedBatch, expandedMegabytes, compactWeights, isa, threads/,
+    message:
+      /'devise'.*device, deviceId, cudaGraph, expectedBatch, expandedMegabytes, jaggedMegabytes, compactWeights, isa, threads/,
   });
   await t.throwsAsync(using({ isa: 'neon' }), {
     instanceOf: InvalidOptionError,

@@ -45,7 +45,7 @@ CudaEp::CudaEp(const Options& options, Gpu* gpu, const OrtKernelRegistry* regist
       pool_(std::make_shared<MemoryPool>(gpu->ordinal(), MemoryKind::kDevice)),
       pinned_pool_(std::make_shared<MemoryPool>(gpu->ordinal(), MemoryKind::kPinnedHost)),
       weight_pool_(std::make_shared<MemoryPool>(gpu->ordinal(), MemoryKind::kDevice)),
-      weights_(gpu, weight_pool_, options.expanded_bytes),
+      weights_(gpu, weight_pool_, options.kept),
       faults_(gpu->ordinal()),
       times_(std::make_shared<KernelTimes>(gpu->ordinal())),
       unclaimed_(logger, options) {
@@ -233,7 +233,7 @@ bool CudaEp::HasRoomForFastest() const {
   size_t free = 0, total = 0;
   const DeviceScope scope(gpu_->ordinal());
   CheckCuda(cudaMemGetInfo(&free, &total), "what memory of the GPU is free");
-  if (FastestFit(expected_, options_.expanded_bytes, static_cast<int64_t>(free))) return true;
+  if (FastestFit(expected_, options_.kept, static_cast<int64_t>(free))) return true;
   char text[400];
   std::snprintf(
       text, sizeof text,

@@ -34,6 +34,15 @@ size_t PartsBytes(const PackedWeightClaim& claim) {
   throw Error(ORT_INVALID_GRAPH, "flashllm: the packed weight of " + where + " is not valid: " + wrong);
 }
 
+/// Takes `bytes` of what is left, where it is enough; other threads take from it too.
+bool Take(int64_t bytes, std::atomic<int64_t>* left) {
+  int64_t there = left->load();
+  while (bytes <= there) {
+    if (left->compare_exchange_weak(there, there - bytes)) return true;
+  }
+  return false;
+}
+
 /// Runs a part of loading so that its errors name the weight: they may be found in another one's time.
 template <typename Part>
 auto Naming(const std::string& where, const Part& part) {
@@ -64,6 +73,7 @@ DeviceWeight::~DeviceWeight() {
   FreeParts();
   if (layout_ != nullptr) pool_->Free(layout_);
   if (expanded_ != nullptr) pool_->Free(expanded_);
+  if (jagged_ != nullptr) pool_->Free(jagged_);
 }
 
 void DeviceWeight::FreeParts() {
@@ -127,8 +137,25 @@ std::string DeviceWeight::AwaitParts() {
   return found == expected ? std::string() : ChecksumMessage(found, expected);
 }
 
-void DeviceWeight::LayOut(cuda::ElementType type, cuda::PlanOptions options, bool expand, Gpu* gpu,
-                          cudaStream_t stream) {
+/// The layout that a plan says, complete on the stream; null where it needs more bytes than are `left`. Null `left`:
+/// any number.
+void* DeviceWeight::Convert(cuda::WeightPlan* plan, std::atomic<int64_t>* left, cudaStream_t stream) {
+  const Scratch staging(parts_pool_.get(), static_cast<size_t>(plan->staging_bytes), nullptr);
+  CheckCuda(cuda::Measure(parts_, staging.get(), stream, plan), "measuring a weight");
+  if (left != nullptr && !Take(plan->layout_bytes, left)) return nullptr;
+  void* const layout = pool_->Allocate(static_cast<size_t>(plan->layout_bytes), nullptr);
+  try {
+    CheckCuda(cuda::Convert(*plan, parts_, staging.get(), layout, stream), "laying a weight out");
+    WaitForStream(stream);  // staging is freed
+  } catch (...) {
+    pool_->Free(layout);
+    throw;
+  }
+  return layout;
+}
+
+void DeviceWeight::LayOut(cuda::ElementType type, cuda::PlanOptions options, bool expand,
+                          std::atomic<int64_t>* jagged_left, Gpu* gpu, cudaStream_t stream) {
   PackedWeight weight;
   weight.out_features = loading_->claim.out_features;
   weight.in_features = loading_->claim.in_features;
@@ -142,27 +169,37 @@ void DeviceWeight::LayOut(cuda::ElementType type, cuda::PlanOptions options, boo
               "looking at a weight's values");
   }
   CheckCuda(cuda::MakePlan(weight, gpu->device(), options, &plan_), "planning a weight");
+  if (jagged_left->load() > 0) {
+    cuda::PlanOptions few;
+    few.float32_is_half = options.float32_is_half;
+    for (int columns : {1, 2}) {
+      few.expected_n = columns;
+      cuda::WeightPlan plan;
+      CheckCuda(cuda::MakePlan(weight, gpu->device(), few, &plan), "planning a weight");
+      if (plan.layout == cuda::Layout::kJagged) jagged_columns_ = columns, jagged_plan_ = plan;
+    }
+  }
   loading_.reset();
   if (!cuda::Supports(plan_, type)) plan_.layout = cuda::Layout::kCanonical;  // the parts serve every type
   if (plan_.layout == cuda::Layout::kCanonical) return;
-  const Scratch staging(parts_pool_.get(), static_cast<size_t>(plan_.staging_bytes), nullptr);
-  CheckCuda(cuda::Measure(parts_, staging.get(), stream, &plan_), "measuring a weight");
-  layout_ = pool_->Allocate(static_cast<size_t>(plan_.layout_bytes), nullptr);
-  CheckCuda(cuda::Convert(plan_, parts_, staging.get(), layout_, stream), "laying a weight out");
+  layout_ = Convert(&plan_, nullptr, stream);
+  if (plan_.layout != cuda::Layout::kJagged && jagged_plan_.layout == cuda::Layout::kJagged)
+    jagged_ = Convert(&jagged_plan_, jagged_left, stream);
   if (expand && cuda::SupportsPrefill(plan_, type)) {
     expanded_ = pool_->Allocate(static_cast<size_t>(cuda::ExpandedBytes(plan_)), nullptr);
     CheckCuda(cuda::Expand(plan_, layout_, 0, plan_.blocks, expanded_, cuda::WeightOrder::kRows, false, stream),
               "expanding a weight");
+    WaitForStream(stream);
   }
-  WaitForStream(stream);  // staging and parts are freed
   FreeParts();
 }
 
-DeviceWeightCache::DeviceWeightCache(Gpu* gpu, std::shared_ptr<MemoryPool> pool, int64_t expanded_bytes)
+DeviceWeightCache::DeviceWeightCache(Gpu* gpu, std::shared_ptr<MemoryPool> pool, const KeptBytes& kept)
     : gpu_(gpu),
       pool_(std::move(pool)),
       parts_pool_(std::make_shared<MemoryPool>(gpu->ordinal(), MemoryKind::kDevice)),
-      expanded_left_(expanded_bytes),
+      expanded_left_(kept.expanded),
+      jagged_left_(kept.jagged),
       layouts_(gpu->ordinal()) {}
 
 std::shared_ptr<const DeviceWeight> DeviceWeightCache::Prepare(const PackedWeightClaim& claim, cuda::ElementType type,
@@ -179,13 +216,14 @@ std::shared_ptr<const DeviceWeight> DeviceWeightCache::Prepare(const PackedWeigh
   const int64_t expanded_bytes = 2 * claim.out_features * claim.in_features;
   const bool expand = expanded_bytes <= expanded_left_;
   if (expand) expanded_left_ -= expanded_bytes;
-  layouts_.Add(PartsBytes(claim), {[begun, where] {
-                                     const std::string wrong = Naming(where, [&] { return begun->AwaitParts(); });
-                                     if (!wrong.empty()) Reject(where, wrong);
-                                   },
-                                   [begun, where, type, options, expand, gpu = gpu_](cudaStream_t stream) {
-                                     Naming(where, [&] { begun->LayOut(type, options, expand, gpu, stream); });
-                                   }});
+  layouts_.Add(PartsBytes(claim),
+               {[begun, where] {
+                  const std::string wrong = Naming(where, [&] { return begun->AwaitParts(); });
+                  if (!wrong.empty()) Reject(where, wrong);
+                },
+                [begun, where, type, options, expand, left = &jagged_left_, gpu = gpu_](cudaStream_t stream) {
+                  Naming(where, [&] { begun->LayOut(type, options, expand, left, gpu, stream); });
+                }});
   // Older hosts do not tell when a session is complete.
   constexpr uint32_t kSessionEndSince = 27;
   if (g_ort.version < kSessionEndSince) layouts_.Finish();

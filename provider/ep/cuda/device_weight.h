@@ -1,6 +1,7 @@
 // Packed weights in the memory of a GPU, shared by the kernels of one session that use the same initializers.
 #pragma once
 
+#include <atomic>
 #include <map>
 #include <memory>
 #include <mutex>
@@ -13,6 +14,7 @@
 #include "provider/ep/cuda/layout_queue.h"
 #include "provider/ep/cuda/mapped_files.h"
 #include "provider/ep/cuda/memory_pool.h"
+#include "provider/ep/options.h"
 
 namespace flashllm::ep {
 
@@ -27,7 +29,11 @@ class DeviceWeight {
 
   const cuda::WeightPlan& plan() const { return plan_; }
   const void* layout() const { return layout_; }
-  const void* expanded() const { return expanded_; }         // the weight once more (cuda::ExpandedMatMul), or null
+  const void* expanded() const { return expanded_; }  // the weight once more (cuda::ExpandedMatMul), or null
+  /// The weight once more, for products of up to so many columns, which that layout is faster for; or null.
+  const void* jagged() const { return jagged_; }
+  const cuda::WeightPlan& jagged_plan() const { return jagged_plan_; }
+  int jagged_columns() const { return jagged_columns_; }
   const cuda::DeviceParts& parts() const { return parts_; }  // null pointers where the layout has everything
 
   // A weight is made by these, in this order. They throw Error; then, the object is of no use.
@@ -43,18 +49,23 @@ class DeviceWeight {
   /// Waits until the parts are there and checked. Returns what is wrong, or an empty string.
   std::string AwaitParts();
   /// Lays the weight out for X of `type`, as `options` say; with `expand` keeps it expanded too, where its layout can
-  /// be. Waits for that.
-  void LayOut(cuda::ElementType type, cuda::PlanOptions options, bool expand, Gpu* gpu, cudaStream_t stream);
+  /// be, and for one or two columns, where that is faster and `jagged_left` bytes are enough, of which it then takes
+  /// its share. Waits for that.
+  void LayOut(cuda::ElementType type, cuda::PlanOptions options, bool expand, std::atomic<int64_t>* jagged_left,
+              Gpu* gpu, cudaStream_t stream);
 
  private:
   struct Loading;
 
   void FreeParts();
+  void* Convert(cuda::WeightPlan* plan, std::atomic<int64_t>* left, cudaStream_t stream);
 
   const std::shared_ptr<MemoryPool> pool_, parts_pool_;
-  cuda::WeightPlan plan_;
+  cuda::WeightPlan plan_, jagged_plan_;
   void* layout_ = nullptr;
   void* expanded_ = nullptr;
+  void* jagged_ = nullptr;
+  int jagged_columns_ = 0;
   void* parts_memory_ = nullptr;
   cuda::DeviceParts parts_;
   std::unique_ptr<Loading> loading_;  // until the weight is laid out
@@ -62,9 +73,8 @@ class DeviceWeight {
 
 class DeviceWeightCache {
  public:
-  /// `pool`: memory of the GPU that lives as long as the weights. `expanded_bytes`: how much of it the weights may take
-  /// that are kept expanded too.
-  DeviceWeightCache(Gpu* gpu, std::shared_ptr<MemoryPool> pool, int64_t expanded_bytes);
+  /// `pool`: memory of the GPU that lives as long as the weights. `kept`: how much of it they may take a second time.
+  DeviceWeightCache(Gpu* gpu, std::shared_ptr<MemoryPool> pool, const KeptBytes& kept);
 
   /// Begins to validate a claim (whose parts are in host memory and are not needed afterwards) and to load the weight
   /// for X of `type`, or returns what an earlier call made of the same. Of `options` all calls have the same. The
@@ -89,6 +99,7 @@ class DeviceWeightCache {
   const std::shared_ptr<MemoryPool> pool_, parts_pool_;
   std::mutex mutex_;
   int64_t expanded_left_;
+  std::atomic<int64_t> jagged_left_;
   std::map<Key, std::weak_ptr<const DeviceWeight>> loaded_;
   std::shared_ptr<MappedFiles> files_;  // while weights are loaded
   LayoutQueue layouts_;

@@ -279,7 +279,8 @@ std::string MemoryPool::Describe(size_t bytes) const {
     return "flashllm: out of memory on GPU " + std::to_string(device_) + ": " + Megabytes(bytes) + " were needed, " +
            Megabytes(free) + " of " + Megabytes(total) + " are free, and this session uses " +
            Megabytes(statistics_.in_use) +
-           ". Use a smaller batch, a shorter context, compact_weights, fewer expanded_megabytes or a sparser model";
+           ". Use a smaller batch, a shorter context, compact_weights, fewer expanded_megabytes and jagged_megabytes "
+           "or a sparser model";
   }
   return "flashllm: out of pinned host memory: " + Megabytes(bytes) + " were needed";
 }

@@ -17,13 +17,16 @@ void WeightMemory::Add(const std::string& name, const PackedWeight& weight, cons
   fastest_ += cuda::ExpectedBytes(weight, device, options, type);
   options.columns = static_cast<int>(cuda::Columns::kHalves);
   compact_ += cuda::ExpectedBytes(weight, device, options, type);
+  options.layout = static_cast<int>(cuda::Layout::kJagged);
+  jagged_ += cuda::ExpectedBytes(weight, device, options, type);
   dense_ += 2.0 * static_cast<double>(rows) * static_cast<double>(columns);
 }
 
-bool FastestFit(const WeightMemory& weights, int64_t expanded_bytes, int64_t free) {
+bool FastestFit(const WeightMemory& weights, const KeptBytes& kept, int64_t free) {
   const double more = weights.fastest() - weights.compact();
-  const double expanded = std::min(static_cast<double>(expanded_bytes), weights.dense());
-  const double left = static_cast<double>(free) - weights.compact() - expanded;
+  const double copies = std::min(static_cast<double>(kept.expanded), weights.dense()) +
+                        std::min(static_cast<double>(kept.jagged), weights.jagged());
+  const double left = static_cast<double>(free) - weights.compact() - copies;
   return more <= 0 || more <= left / 2;
 }
 

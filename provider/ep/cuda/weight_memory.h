@@ -7,6 +7,7 @@
 
 #include "ops/sparse-matmul/cuda/spmm.h"
 #include "ops/sparse-matmul/format.h"
+#include "provider/ep/options.h"
 
 namespace flashllm::ep {
 
@@ -22,15 +23,16 @@ class WeightMemory {
   double fastest() const { return fastest_; }  // bytes, laid out as the plan chooses
   double compact() const { return compact_; }  // in columns of halves alone
   double dense() const { return dense_; }      // all of them once more, expanded
+  double jagged() const { return jagged_; }    // all of them once more, in the layout for one or two columns
 
  private:
   std::set<std::string> names_;
-  double fastest_ = 0, compact_ = 0, dense_ = 0;
+  double fastest_ = 0, compact_ = 0, dense_ = 0, jagged_ = 0;
 };
 
-/// Whether a session may lay its weights out as is fastest: of the memory that compact layouts, and copies that are
-/// kept expanded in up to `expanded_bytes`, would leave of the `free` bytes, at least half must remain, for caches and
+/// Whether a session may lay its weights out as is fastest: of the memory that compact layouts, and what is `kept`
+/// besides, would leave of the `free` bytes, at least half must remain, for caches and
 /// runs.
-bool FastestFit(const WeightMemory& weights, int64_t expanded_bytes, int64_t free);
+bool FastestFit(const WeightMemory& weights, const KeptBytes& kept, int64_t free);
 
 }  // namespace flashllm::ep

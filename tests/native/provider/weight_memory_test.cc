@@ -57,32 +57,38 @@ TEST_CASE("a session has the fastest layouts where they take at most half of wha
   const double more = memory.fastest() - memory.compact();
   REQUIRE(more > 0);
   const auto enough = static_cast<int64_t>(memory.compact() + 2 * more) + 1;
-  CHECK(FastestFit(memory, 0, enough));
-  CHECK_FALSE(FastestFit(memory, 0, enough - 2));
-  CHECK_FALSE(FastestFit(memory, 0, 0));
+  CHECK(FastestFit(memory, {}, enough));
+  CHECK_FALSE(FastestFit(memory, {}, enough - 2));
+  CHECK_FALSE(FastestFit(memory, {}, 0));
   // Copies that are asked for count before, up to one of every weight.
-  CHECK_FALSE(FastestFit(memory, kGb / 2, enough));
-  CHECK(FastestFit(memory, kGb / 2, enough + kGb / 2));
+  CHECK_FALSE(FastestFit(memory, {kGb / 2, 0}, enough));
+  CHECK(FastestFit(memory, {kGb / 2, 0}, enough + kGb / 2));
   const auto dense = static_cast<int64_t>(memory.dense());
-  CHECK(FastestFit(memory, 1000 * kGb, enough + dense));
-  CHECK_FALSE(FastestFit(memory, 1000 * kGb, enough + dense - 2));
+  CHECK(FastestFit(memory, {1000 * kGb, 0}, enough + dense));
+  CHECK_FALSE(FastestFit(memory, {1000 * kGb, 0}, enough + dense - 2));
+  const auto jagged = static_cast<int64_t>(memory.jagged());
+  CHECK(jagged > 0.95 * memory.compact());
+  CHECK(jagged < 1.05 * memory.compact());
+  CHECK_FALSE(FastestFit(memory, {0, kGb / 20}, enough));
+  CHECK(FastestFit(memory, {0, 1000 * kGb}, enough + jagged + 1));
+  CHECK_FALSE(FastestFit(memory, {0, 1000 * kGb}, enough + jagged - 2));
 }
 
 TEST_CASE("on one H200, OPT-30B at 80 % has the fastest layouts, OPT-175B compact ones") {
   const int64_t free = 145 * kGb;
   const WeightMemory small = Opt(48, 7168, 0.2), large = Opt(96, 12288, 0.2);
   CHECK(small.fastest() - small.compact() > 7e9);
-  CHECK(FastestFit(small, 0, free));
+  CHECK(FastestFit(small, {}, free));
   CHECK(large.compact() < 100e9);
   CHECK(large.fastest() > 135e9);
-  CHECK_FALSE(FastestFit(large, 0, free));
+  CHECK_FALSE(FastestFit(large, {}, free));
 }
 
 TEST_CASE("where the fastest layouts are compact, nothing hangs on the memory") {
   const WeightMemory memory = Opt(1, 7168, 0.5);
   CHECK(memory.fastest() == memory.compact());
-  CHECK(FastestFit(memory, 0, 0));
-  CHECK(FastestFit(WeightMemory(), kGb, 0));
+  CHECK(FastestFit(memory, {}, 0));
+  CHECK(FastestFit(WeightMemory(), {kGb, 0}, 0));
   WeightMemory parts;  // which X of float32 leaves as they lie
   parts.Add("a", Weight(4096, 4096, 0.1), H200(), 0, ElementType::kFloat32);
   CHECK(parts.compact() > 4096 * 4096 * (1.0 / 8 + 0.2));
