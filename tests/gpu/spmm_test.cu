@@ -258,7 +258,7 @@ bool DecodeJagged(const cuda::WeightPlan& plan, const std::vector<uint8_t>& layo
               const uint16_t bits = static_cast<uint16_t>(word_at(at) >> (16 * (i & 1)));
               k[lane] += 1 + (distances[lane] >> (8 * (i % 4) + 4 * (i / 4)) & 15);
               const float value = FromBits16(bits, ValueType::kFloat16);
-              const bool filler = step + i >= count[lane];
+              const bool filler = step + i >= count[lane];  // the one behind the last entry
               if (filler ? value != 0 || k[lane] > plan.in_features
                          : k[lane] >= std::min(end_k[lane], plan.in_features))
                 return false;
@@ -415,6 +415,69 @@ void RunNonFinite(const cuda::DeviceInfo& device, ValueType type, int team, int 
   }
 }
 
+/// Of a jagged layout: a segment of an odd number of entries that ends with its window, beside an infinite X that
+/// belongs to the row's first weight in the next one.
+void RunInfiniteBehindWindow(const cuda::DeviceInfo& device) {
+  constexpr int64_t kRows = 300, kK = 2000;
+  Packed w = MakePacked(kRows, kK, "empty", ValueType::kFloat16, 3);
+  cuda::PlanOptions options;
+  options.layout = static_cast<int>(Layout::kJagged);
+  // Windows depend on the number of nonzeros alone.
+  int64_t window_k = 0;
+  for (int pass = 0; pass < 2; ++pass) {
+    w = MakePacked(kRows, kK, "empty", ValueType::kFloat16, 3);
+    w.row_offsets.assign(1, 0);
+    std::vector<uint16_t> bits;
+    for (int64_t row = 0; row < kRows; ++row) {
+      // Gaps of 1, 2 and of up to more than 32 before the last two of the window, and the first of the next.
+      const int64_t end = window_k > 0 ? window_k : 512, count = row % 3, first = end - 3 - count - row % 40;
+      for (int64_t k : {first, first + 1, first + 2, end - 2, end - 1, end}) {
+        if ((k == first + 1 && count < 1) || (k == first + 2 && count < 2)) continue;
+        if (w.dense[row * kK + k] != 0) continue;
+        w.dense[row * kK + k] = 1.0f;
+        w.bitmap[row * BitmapRowBytes(kK) + k / 8] |= static_cast<uint8_t>(1u << (k % 8));
+        bits.push_back(0x3c00);
+      }
+      w.row_offsets.push_back(static_cast<int32_t>(bits.size()));
+    }
+    w.nnz = static_cast<int64_t>(bits.size());
+    w.values.assign(ValuesLength(w.nnz) * 2, 0);
+    std::memcpy(w.values.data(), bits.data(), bits.size() * 2);
+    cuda::WeightPlan plan;
+    Check(cuda::MakePlan(w.view(), device, options, &plan), "MakePlan");
+    window_k = plan.window_k;
+  }
+  Buffer bitmap(w.bitmap.data(), w.bitmap.size()), offsets(w.row_offsets.data(), w.row_offsets.size() * 4),
+      values(w.values.data(), w.values.size());
+  const cuda::DeviceParts parts{static_cast<const uint8_t*>(bitmap.get()), static_cast<const int32_t*>(offsets.get()),
+                                values.get(), ValueType::kFloat16};
+  Case c{kRows, kK, 1, "behind a window", ValueType::kFloat16};
+  c.layout = options.layout;
+  cuda::WeightPlan plan;
+  Check(cuda::MakePlan(w.view(), device, options, &plan), "MakePlan");
+  if (plan.layout != Layout::kJagged || plan.window_k != window_k) return Fail(c, "the plan has other windows");
+  Buffer staging(plan.staging_bytes);
+  Check(cuda::Measure(parts, staging.get(), nullptr, &plan), "Measure");
+  Buffer layout(plan.layout_bytes);
+  Check(cuda::Convert(plan, parts, staging.get(), layout.get(), nullptr), "Convert");
+  std::vector<float> dense;
+  if (!DecodeJagged(plan, layout.Read(), &dense) || dense != w.dense)
+    return Fail(c, "the layout does not decode to the weight");
+  std::vector<uint16_t> x(kK, 0);
+  x[window_k] = 0x7c00;
+  Buffer x_device(x.data(), x.size() * 2), y(kRows * 2);
+  cuda::MatMulArgs args;
+  args.x = x_device.get(), args.y = y.get(), args.n = 1;
+  Check(cuda::Launch(plan, layout.get(), parts, args, nullptr), "Launch");
+  const std::vector<uint8_t> bytes = y.Read();
+  for (int64_t row = 0; row < kRows; ++row) {
+    uint16_t got;
+    std::memcpy(&got, &bytes[row * 2], 2);
+    ++checked;
+    if (got != 0x7c00) return Fail(c, "an infinite X behind a window gave a finite or NaN output");
+  }
+}
+
 void RunAll(const cuda::DeviceInfo& device, bool quick) {
   const ValueType half = ValueType::kFloat16, bf16 = ValueType::kBFloat16, fp32 = ValueType::kFloat32;
   const std::vector<std::pair<int64_t, int64_t>> shapes =
@@ -527,6 +590,7 @@ void RunAll(const cuda::DeviceInfo& device, bool quick) {
     for (int team : {0, 1}) RunNonFinite(device, type, team);
   }
   RunNonFinite(device, half, -1, static_cast<int>(Layout::kJagged));
+  RunInfiniteBehindWindow(device);
 }
 
 /// Every kernel instance once or twice, with and without clusters.

@@ -19,13 +19,19 @@ struct JaggedSource {
   int row_words, window_words, rows, blocks;
   // What Measure leaves in the staging memory.
   int64_t* layout_bytes;
-  uint32_t* prefix;      // [rows, windows] stored values of the row before the window
+  uint32_t* prefix;      // [rows, windows] stored values of the row before the window; kFillsGap
   uint32_t* segments;    // [row blocks: windows, rows] segment words, in the order of slabs and lanes
   uint32_t* slab_at;     // [numbers of slabs] from the row block's first slab, in kSlabAlignment
   uint32_t* run_at;      // [row blocks, kJaggedWarps] the same of the runs
   uint32_t* block_size;  // [row blocks] in kSlabAlignment
   uint32_t* block_at;    // [row blocks] from the layout's start
 };
+
+/// Of a segment with an odd number of entries that ends with its window: the filler that makes them even cannot come
+/// behind, where X is the next window's, of which the row may have a weight. It takes a place without one, in the first
+/// gap: where there are too few entries for the window, there is a gap.
+constexpr uint32_t kFillsGap = 1u << 31;
+static_assert(kMinWindowK % 2 == 0 && kWindowStep % 2 == 0, "a full window has an even number");
 
 /// Row block `block`'s part of JaggedSource::segments.
 __device__ __forceinline__ uint32_t* SegmentsOf(const JaggedSource& s, int block) {
@@ -67,7 +73,7 @@ __global__ void CountSegments(const __grid_constant__ JaggedSource s) {
   uint32_t before = 0;
   for (int first = 0; first < windows; first += 32) {
     const int window = first + lane;
-    uint32_t count = 0;
+    uint32_t count = 0, fills_gap = 0;
     if (window < windows) {
       WindowBits bits(s, row, window);
       int entries = 0, place = -1;
@@ -76,6 +82,7 @@ __global__ void CountSegments(const __grid_constant__ JaggedSource s) {
         place = next;
         ++count;
       }
+      if (entries % 2 == 1 && place == s.partition.window_k - 1) fills_gap = kFillsGap, ++entries;
       const int in_block = row - s.partition.row_start[block];
       SegmentsOf(s, block)[static_cast<int64_t>(window) * rows + in_block] =
           SegmentWord::Make(entries, in_block, window).bits;
@@ -85,7 +92,7 @@ __global__ void CountSegments(const __grid_constant__ JaggedSource s) {
       const uint32_t other = __shfl_up_sync(kAllLanes, sum, step);
       if (lane >= step) sum += other;
     }
-    if (window < windows) s.prefix[static_cast<int64_t>(row) * windows + window] = before + sum - count;
+    if (window < windows) s.prefix[static_cast<int64_t>(row) * windows + window] = (before + sum - count) | fills_gap;
     before += __shfl_sync(kAllLanes, sum, 31);
   }
 }
@@ -199,17 +206,25 @@ __device__ __forceinline__ uint16_t HalfBits(float value) { return __half_as_ush
 template <typename From>
 class Entries {
  public:
-  __device__ __forceinline__ Entries(const JaggedSource& s, int row, int window)
-      : bits_(s, row, window),
-        value_(static_cast<const From*>(s.values) + s.row_offsets[row] +
-               s.prefix[static_cast<int64_t>(row) * s.partition.windows + window]),
-        next_(bits_.Next()) {}
+  __device__ __forceinline__ Entries(const JaggedSource& s, int row, int window) : bits_(s, row, window) {
+    const uint32_t prefix = s.prefix[static_cast<int64_t>(row) * s.partition.windows + window];
+    value_ = static_cast<const From*>(s.values) + s.row_offsets[row] + (prefix & ~kFillsGap);
+    fills_gap_ = (prefix & kFillsGap) != 0;
+    next_ = bits_.Next();
+  }
 
   /// The next entry's value; `distance`: what is stored of how far it lies behind the one before. A filler at the end.
   __device__ __forceinline__ uint16_t Next(uint32_t* distance) {
     *distance = 0;
     if (next_ < 0) return 0;
     const int gap = next_ - place_;
+    if (gap > 1 && fills_gap_) {
+      fills_gap_ = false;
+      ++place_;
+      // The rest of the gap has as many fillers as it had before, or one less: then there is another place for one.
+      if ((gap - 2) / kMostDistance < (gap - 1) / kMostDistance) fills_gap_ = true;
+      return 0;
+    }
     if (gap > kMostDistance) {
       *distance = kMostDistance - 1;
       place_ += kMostDistance;
@@ -224,6 +239,7 @@ class Entries {
  private:
   WindowBits bits_;
   const From* value_;
+  bool fills_gap_;
   int next_, place_ = -1;
 };
 

@@ -25,25 +25,31 @@ FLASHLLM_HD int SharedBytes(int window_k) {
   return kBarriersBytes + static_cast<int>(kJaggedRing) + 32 * 2 * SlabStride(window_k);
 }
 
-/// Writes a slab's segments out, a lane 8 k of each. Windows begin at multiples of kPanelK, so that where in the target
-/// a lane's k lie beyond the segment's first is the same for all.
+/// Writes a slab's segments out, a lane 8 k of each. Windows begin at the start of a panel of kPanelK or in its middle:
+/// where a lane's k lie in the target beyond the panel is one of two places.
 __device__ __forceinline__ void WriteSlab(const DenseTarget& dense, const uint16_t* slab, SegmentWord word,
                                           int first_row, int window_k) {
+  static_assert(kWindowStep == kPanelK / 2, "two places");
+  constexpr uint32_t kInMiddle = 1u << 31;
   const int stride = SlabStride(window_k), own_k = word.exists() ? word.window() * window_k : dense.k;
-  const int own_count = min(window_k, dense.k - own_k);  // of k that exist; 0 where there is no segment
+  // How many k exist, none where there is no segment, and where its window begins.
+  const uint32_t own_window = min(window_k, dense.k - own_k) | (own_k % kPanelK != 0 ? kInMiddle : 0);
   uint16_t* const own =
       dense.to + (first_row + word.row() - dense.first_row) * dense.row_stride + own_k / kPanelK * dense.panel_stride;
 #pragma unroll 1
   for (int first = 0; first < window_k; first += 8 * 32) {
-    const int k = first + 8 * (threadIdx.x & 31);
+    const int k = first + 8 * (threadIdx.x & 31), from_middle = k + kWindowStep;
     const int64_t beyond = k / kPanelK * dense.panel_stride + k % kPanelK;
+    const int64_t beyond_middle = from_middle / kPanelK * dense.panel_stride + from_middle % kPanelK;
 #pragma unroll 8
     for (int segment = 0; segment < 32; ++segment) {
       uint16_t* const to =
-          reinterpret_cast<uint16_t*>(__shfl_sync(0xffffffffu, reinterpret_cast<uint64_t>(own), segment)) + beyond;
-      const int count = __shfl_sync(0xffffffffu, own_count, segment);
-      if (k < count)
-        StoreEight(to, *reinterpret_cast<const uint4*>(slab + segment * stride + k), count - k, dense.aligned);
+          reinterpret_cast<uint16_t*>(__shfl_sync(0xffffffffu, reinterpret_cast<uint64_t>(own), segment));
+      const uint32_t window = __shfl_sync(0xffffffffu, own_window, segment);
+      const int count = static_cast<int>(window & ~kInMiddle) - k;
+      if (count <= 0) continue;
+      StoreEight(to + (window & kInMiddle ? beyond_middle : beyond),
+                 *reinterpret_cast<const uint4*>(slab + segment * stride + k), count, dense.aligned);
     }
   }
 }

@@ -3,8 +3,9 @@
 //
 // A thread block owns consecutive rows (WeightPlan::row_start). K is cut into windows of WeightPlan::window_k; what a
 // row has in a window is a *segment*: its nonzeros, in the order of k, as *entries* of a value and its distance - 1
-// from the entry before (or from the place before the window), which takes 4 bits. A gap of more than 16 holds entries
-// of value zero, and so does the last entry of a segment that would have an odd number.
+// from the entry before (or from the place before the window), which takes 4 bits. A gap of more than 16 holds
+// *fillers*, entries of value zero. Of a segment that would have an odd number one more lies behind the last entry, or,
+// where the window ends with that, in the first gap: a filler meets an X for which the row has no weight.
 //
 // 32 segments, one a lane, are a *slab*. A row block's segments are taken window by window, in each the longest first,
 // and a slab's again from the longest to the shortest; of equal ones the first row comes first. So lanes run through
@@ -31,15 +32,15 @@
 namespace flashllm::cuda {
 
 constexpr int kSlabAlignment = 128;
-/// k of a window, at most and at least; a multiple of kWindowStep, so that expansion writes whole panels (expand.h).
-constexpr int kMaxWindowK = 640, kMinWindowK = 128, kWindowStep = 64;
+/// k of a window, at most and at least; a multiple of kWindowStep.
+constexpr int kMaxWindowK = 640, kMinWindowK = 128, kWindowStep = 32;
 constexpr int kStepEntries = 8;
 constexpr int kMostDistance = 16;
 constexpr int kJaggedWarps = 24;  // runs of a row block
 /// A run's ring in shared memory, in chunks that are copied at once.
 constexpr uint32_t kJaggedChunks = 4, kJaggedChunk = 1024, kJaggedRing = kJaggedChunks * kJaggedChunk;
 constexpr int kJaggedBarrierBytes = kJaggedChunks * 8;
-/// A filler at a segment's end may be one place behind the last k.
+/// A filler at a segment's end may be one place behind the last k, where X is zero.
 constexpr int kXBeyond = 8;
 /// Rows of a row block, and windows of a row, at most.
 constexpr int kMaxBlockRows = 511, kMaxWindows = 8191;

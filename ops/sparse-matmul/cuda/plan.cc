@@ -112,6 +112,7 @@ int MostStages(const WeightPlan& plan) {
 struct JaggedCut {
   int blocks = 0;  // 0: it cannot be
   int most_rows = 0, window_k = 0;
+  int columns = 0;  // for which such blocks have shared memory
 };
 
 int64_t CeilDiv(int64_t a, int64_t b) { return (a + b - 1) / b; }
@@ -132,12 +133,6 @@ int ChooseWindow(int64_t rows, int64_t k, double density) {
   return best;
 }
 
-/// For how many columns of X a thread block has shared memory, where row blocks have up to `most_rows`.
-int ColumnsAtOnce(int64_t k, int window_k, int64_t most_rows, const DeviceInfo& device) {
-  const JaggedShared two(2, k, static_cast<int>(CeilDiv(k, window_k)), static_cast<int>(most_rows));
-  return two.bytes <= device.shared_bytes ? 2 : 1;
-}
-
 /// Row blocks are one a multiprocessor, or as many more as shared memory asks for.
 JaggedCut CutJagged(const PackedWeight& weight, const DeviceInfo& device) {
   const int64_t rows = weight.out_features, k = weight.in_features;
@@ -150,10 +145,12 @@ JaggedCut CutJagged(const PackedWeight& weight, const DeviceInfo& device) {
     cut.window_k = ChooseWindow(std::min(even, int64_t{kMaxBlockRows}), k, density);
     if (cut.window_k == 0) return {};
     const int windows = static_cast<int>(CeilDiv(k, cut.window_k));
-    // Rows of few nonzeros make for blocks of more rows than the mean.
-    for (int64_t most = std::min<int64_t>({2 * even, rows, kMaxBlockRows}); most >= even; --most) {
-      cut.most_rows = static_cast<int>(most);
-      if (JaggedShared(1, k, windows, cut.most_rows).bytes <= device.shared_bytes) return cut;
+    // Rows of few nonzeros make for blocks of more rows than the mean: as far as X of two columns, or one, leaves room.
+    for (cut.columns = 2; cut.columns > 0; --cut.columns) {
+      for (int64_t most = std::min<int64_t>({2 * even, rows, kMaxBlockRows}); most >= even; --most) {
+        cut.most_rows = static_cast<int>(most);
+        if (JaggedShared(cut.columns, k, windows, cut.most_rows).bytes <= device.shared_bytes) return cut;
+      }
     }
   }
   return {};
@@ -190,9 +187,7 @@ bool TakesJagged(const WeightShape& shape, const LayoutChoice& choice, const Jag
   // Only for few columns that are known to be all; who asks for a kind of columns asks for few bytes.
   if (options.expected_n == 0 || options.team >= 0 || options.cluster != 0) return false;
   if (options.columns >= 0 && JaggedBytes(shape, cut.window_k) > LayoutBytes(shape, choice.columns)) return false;
-  const int64_t rows = CeilDiv(plan.out_features, cut.blocks);
-  const int at_once = ColumnsAtOnce(plan.in_features, cut.window_k, rows, plan.device);
-  return JaggedTime(shape, cut.window_k, at_once, plan.device.memory_gbs, options.expected_n) <
+  return JaggedTime(shape, cut.window_k, cut.columns, plan.device.memory_gbs, options.expected_n) <
          ExpectedTime(shape, choice, plan.device, options.expected_n);
 }
 
@@ -233,6 +228,12 @@ WeightPlan ChooseLayout(const PackedWeight& weight, const DeviceInfo& device, co
 
 }  // namespace
 
+Layout ExpectedLayout(const PackedWeight& weight, const DeviceInfo& device, const PlanOptions& options,
+                      ElementType type) {
+  const WeightPlan plan = ChooseLayout(weight, device, options);
+  return Supports(plan, type) ? plan.layout : Layout::kCanonical;
+}
+
 double ExpectedBytes(const PackedWeight& weight, const DeviceInfo& device, const PlanOptions& options,
                      ElementType type) {
   const WeightPlan plan = ChooseLayout(weight, device, options);
@@ -251,8 +252,7 @@ cudaError_t MakePlan(const PackedWeight& weight, const DeviceInfo& device, const
     const JaggedCut cut = CutJagged(weight, device);
     plan->blocks = cut.blocks;
     plan->row_start = CutRowsByBytes(weight, cut);
-    plan->columns_at_once =
-        ColumnsAtOnce(plan->in_features, plan->window_k, MakeJaggedPartition(*plan).most_rows, device);
+    plan->columns_at_once = cut.columns;
     plan->staging_bytes = JaggedStagingBytes(*plan);
     return cudaSuccess;
   }

@@ -51,7 +51,7 @@ int64_t PrefillColumns(const WeightPlan& plan) {
     const int memory_gbs = plan.device.memory_gbs;
     const double passes = kExpansion * DenseTime(shape, memory_gbs) /
                           JaggedTime(shape, plan.window_k, plan.columns_at_once, memory_gbs, plan.columns_at_once);
-    return 1 + plan.columns_at_once * static_cast<int64_t>(passes);
+    return 1 + plan.columns_at_once * std::max<int64_t>(1, static_cast<int64_t>(passes));
   }
   if (plan.team == Team::kWarp) return 97;
   if (!TakesWideColumns(plan)) return 193;

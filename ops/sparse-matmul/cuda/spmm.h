@@ -49,7 +49,7 @@ enum class Columns : uint8_t { kHalves, kWords };
 /// rows each, which multiply together (wgmma, sm_90a).
 enum class Team : uint8_t { kWarp, kWarpgroup };
 
-constexpr int kMaxBlocks = 320;  // row blocks: at most one for every SM of a GPU
+constexpr int kMaxBlocks = 320;  // row blocks; of a kColumns layout at most one for every SM of a GPU
 
 /// How one weight is cut and laid out on one GPU. Made by MakePlan, completed by Convert; copied freely.
 struct WeightPlan {
@@ -85,6 +85,10 @@ struct PlanOptions {
 /// Chooses layout and partition. `weight` is validated; only its shape and `row_offsets` (host memory) are read.
 cudaError_t MakePlan(const PackedWeight& weight, const DeviceInfo& device, const PlanOptions& options,
                      WeightPlan* plan);
+
+/// The layout of that plan for X of `type`, from the weight's shape, type and nnz alone.
+Layout ExpectedLayout(const PackedWeight& weight, const DeviceInfo& device, const PlanOptions& options,
+                      ElementType type);
 
 /// Bytes of device memory that a weight is expected to take for X of `type` with the plan that MakePlan would make,
 /// from its shape, type and nnz alone: for a decision that comes before any weight is read. LayoutBytes (cost.h) says

@@ -9,6 +9,7 @@
 #include "ops/sparse-matmul/cuda/prefill.h"
 #include "provider/ep/cuda/call.h"
 #include "provider/ep/cuda/upload.h"
+#include "provider/ep/cuda/weight_memory.h"
 
 namespace flashllm::ep {
 namespace {
@@ -34,13 +35,11 @@ size_t PartsBytes(const PackedWeightClaim& claim) {
   throw Error(ORT_INVALID_GRAPH, "flashllm: the packed weight of " + where + " is not valid: " + wrong);
 }
 
-/// Takes `bytes` of what is left, where it is enough; other threads take from it too.
-bool Take(int64_t bytes, std::atomic<int64_t>* left) {
-  int64_t there = left->load();
-  while (bytes <= there) {
-    if (left->compare_exchange_weak(there, there - bytes)) return true;
-  }
-  return false;
+/// Takes `bytes` of what is left, where it is enough.
+bool Take(int64_t bytes, int64_t* left) {
+  if (bytes > *left) return false;
+  *left -= bytes;
+  return true;
 }
 
 /// Runs a part of loading so that its errors name the weight: they may be found in another one's time.
@@ -137,12 +136,10 @@ std::string DeviceWeight::AwaitParts() {
   return found == expected ? std::string() : ChecksumMessage(found, expected);
 }
 
-/// The layout that a plan says, complete on the stream; null where it needs more bytes than are `left`. Null `left`:
-/// any number.
-void* DeviceWeight::Convert(cuda::WeightPlan* plan, std::atomic<int64_t>* left, cudaStream_t stream) {
+/// The layout that a plan says, complete on the stream.
+void* DeviceWeight::Convert(cuda::WeightPlan* plan, cudaStream_t stream) {
   const Scratch staging(parts_pool_.get(), static_cast<size_t>(plan->staging_bytes), nullptr);
   CheckCuda(cuda::Measure(parts_, staging.get(), stream, plan), "measuring a weight");
-  if (left != nullptr && !Take(plan->layout_bytes, left)) return nullptr;
   void* const layout = pool_->Allocate(static_cast<size_t>(plan->layout_bytes), nullptr);
   try {
     CheckCuda(cuda::Convert(*plan, parts_, staging.get(), layout, stream), "laying a weight out");
@@ -155,7 +152,7 @@ void* DeviceWeight::Convert(cuda::WeightPlan* plan, std::atomic<int64_t>* left, 
 }
 
 void DeviceWeight::LayOut(cuda::ElementType type, cuda::PlanOptions options, bool expand,
-                          std::atomic<int64_t>* jagged_left, Gpu* gpu, cudaStream_t stream) {
+                          std::optional<cuda::PlanOptions> few, Gpu* gpu, cudaStream_t stream) {
   PackedWeight weight;
   weight.out_features = loading_->claim.out_features;
   weight.in_features = loading_->claim.in_features;
@@ -169,22 +166,20 @@ void DeviceWeight::LayOut(cuda::ElementType type, cuda::PlanOptions options, boo
               "looking at a weight's values");
   }
   CheckCuda(cuda::MakePlan(weight, gpu->device(), options, &plan_), "planning a weight");
-  if (jagged_left->load() > 0) {
-    cuda::PlanOptions few;
-    few.float32_is_half = options.float32_is_half;
+  if (few.has_value()) {
+    few->float32_is_half = options.float32_is_half;
     for (int columns : {1, 2}) {
-      few.expected_n = columns;
+      few->expected_n = columns;
       cuda::WeightPlan plan;
-      CheckCuda(cuda::MakePlan(weight, gpu->device(), few, &plan), "planning a weight");
+      CheckCuda(cuda::MakePlan(weight, gpu->device(), *few, &plan), "planning a weight");
       if (plan.layout == cuda::Layout::kJagged) jagged_columns_ = columns, jagged_plan_ = plan;
     }
   }
   loading_.reset();
   if (!cuda::Supports(plan_, type)) plan_.layout = cuda::Layout::kCanonical;  // the parts serve every type
   if (plan_.layout == cuda::Layout::kCanonical) return;
-  layout_ = Convert(&plan_, nullptr, stream);
-  if (plan_.layout != cuda::Layout::kJagged && jagged_plan_.layout == cuda::Layout::kJagged)
-    jagged_ = Convert(&jagged_plan_, jagged_left, stream);
+  layout_ = Convert(&plan_, stream);
+  if (jagged_columns_ > 0) jagged_ = Convert(&jagged_plan_, stream);
   if (expand && cuda::SupportsPrefill(plan_, type)) {
     expanded_ = pool_->Allocate(static_cast<size_t>(cuda::ExpandedBytes(plan_)), nullptr);
     CheckCuda(cuda::Expand(plan_, layout_, 0, plan_.blocks, expanded_, cuda::WeightOrder::kRows, false, stream),
@@ -198,8 +193,7 @@ DeviceWeightCache::DeviceWeightCache(Gpu* gpu, std::shared_ptr<MemoryPool> pool,
     : gpu_(gpu),
       pool_(std::move(pool)),
       parts_pool_(std::make_shared<MemoryPool>(gpu->ordinal(), MemoryKind::kDevice)),
-      expanded_left_(kept.expanded),
-      jagged_left_(kept.jagged),
+      left_(kept),
       layouts_(gpu->ordinal()) {}
 
 std::shared_ptr<const DeviceWeight> DeviceWeightCache::Prepare(const PackedWeightClaim& claim, cuda::ElementType type,
@@ -213,22 +207,38 @@ std::shared_ptr<const DeviceWeight> DeviceWeightCache::Prepare(const PackedWeigh
   if (const std::string wrong = CheckShapes(claim); !wrong.empty()) Reject(where, wrong);
   layouts_.AwaitRoom(PartsBytes(claim));
   const std::shared_ptr<DeviceWeight> begun = Begin(claim, verify_checksum, where);
-  const int64_t expanded_bytes = 2 * claim.out_features * claim.in_features;
-  const bool expand = expanded_bytes <= expanded_left_;
-  if (expand) expanded_left_ -= expanded_bytes;
-  layouts_.Add(PartsBytes(claim),
-               {[begun, where] {
-                  const std::string wrong = Naming(where, [&] { return begun->AwaitParts(); });
-                  if (!wrong.empty()) Reject(where, wrong);
-                },
-                [begun, where, type, options, expand, left = &jagged_left_, gpu = gpu_](cudaStream_t stream) {
-                  Naming(where, [&] { begun->LayOut(type, options, expand, left, gpu, stream); });
-                }});
+  const bool expand = Take(2 * claim.out_features * claim.in_features, &left_.expanded);
+  std::optional<cuda::PlanOptions> few = PlanCopy(claim, type, options);
+  layouts_.Add(PartsBytes(claim), {[begun, where] {
+                                     const std::string wrong = Naming(where, [&] { return begun->AwaitParts(); });
+                                     if (!wrong.empty()) Reject(where, wrong);
+                                   },
+                                   [begun, where, type, options, expand, few, gpu = gpu_](cudaStream_t stream) {
+                                     Naming(where, [&] { begun->LayOut(type, options, expand, few, gpu, stream); });
+                                   }});
   // Older hosts do not tell when a session is complete.
   constexpr uint32_t kSessionEndSince = 27;
   if (g_ort.version < kSessionEndSince) layouts_.Finish();
   entry = begun;
   return begun;
+}
+
+/// As which it is laid out a second time for one or two columns, if the memory for that is left: by what it is expected
+/// to take, since weights are measured in no order.
+std::optional<cuda::PlanOptions> DeviceWeightCache::PlanCopy(const PackedWeightClaim& claim, cuda::ElementType type,
+                                                             const cuda::PlanOptions& options) {
+  if (left_.jagged == 0) return std::nullopt;
+  PackedWeight weight;
+  weight.out_features = claim.out_features;
+  weight.in_features = claim.in_features;
+  weight.nnz = claim.nnz;
+  weight.value_type = claim.value_type;
+  cuda::PlanOptions likely = options;
+  likely.float32_is_half = true;  // not known yet
+  const std::optional<cuda::PlanOptions> few = JaggedCopy(weight, gpu_->device(), likely, type);
+  if (!few.has_value()) return std::nullopt;
+  const double bytes = cuda::ExpectedBytes(weight, gpu_->device(), *few, type);
+  return Take(static_cast<int64_t>(bytes), &left_.jagged) ? few : std::nullopt;
 }
 
 /// Makes a weight that is on the way.

@@ -1,10 +1,10 @@
 // Packed weights in the memory of a GPU, shared by the kernels of one session that use the same initializers.
 #pragma once
 
-#include <atomic>
 #include <map>
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <string>
 #include <tuple>
 
@@ -30,7 +30,7 @@ class DeviceWeight {
   const cuda::WeightPlan& plan() const { return plan_; }
   const void* layout() const { return layout_; }
   const void* expanded() const { return expanded_; }  // the weight once more (cuda::ExpandedMatMul), or null
-  /// The weight once more, for products of up to so many columns, which that layout is faster for; or null.
+  /// The weight once more, for products of up to so many columns, which that layout is faster for; or null, and none.
   const void* jagged() const { return jagged_; }
   const cuda::WeightPlan& jagged_plan() const { return jagged_plan_; }
   int jagged_columns() const { return jagged_columns_; }
@@ -49,16 +49,15 @@ class DeviceWeight {
   /// Waits until the parts are there and checked. Returns what is wrong, or an empty string.
   std::string AwaitParts();
   /// Lays the weight out for X of `type`, as `options` say; with `expand` keeps it expanded too, where its layout can
-  /// be, and for one or two columns, where that is faster and `jagged_left` bytes are enough, of which it then takes
-  /// its share. Waits for that.
-  void LayOut(cuda::ElementType type, cuda::PlanOptions options, bool expand, std::atomic<int64_t>* jagged_left,
+  /// be, and with `few` once more as these say (JaggedCopy). Waits for that.
+  void LayOut(cuda::ElementType type, cuda::PlanOptions options, bool expand, std::optional<cuda::PlanOptions> few,
               Gpu* gpu, cudaStream_t stream);
 
  private:
   struct Loading;
 
   void FreeParts();
-  void* Convert(cuda::WeightPlan* plan, std::atomic<int64_t>* left, cudaStream_t stream);
+  void* Convert(cuda::WeightPlan* plan, cudaStream_t stream);
 
   const std::shared_ptr<MemoryPool> pool_, parts_pool_;
   cuda::WeightPlan plan_, jagged_plan_;
@@ -92,14 +91,15 @@ class DeviceWeightCache {
   using Key = std::tuple<const void*, const void*, const void*, int64_t, int64_t, int64_t, uint32_t, ValueType,
                          cuda::ElementType>;
 
+  std::optional<cuda::PlanOptions> PlanCopy(const PackedWeightClaim& claim, cuda::ElementType type,
+                                            const cuda::PlanOptions& options);
   std::shared_ptr<DeviceWeight> Begin(const PackedWeightClaim& claim, bool verify_checksum, const std::string& where);
   void AllocateParts(DeviceWeight* weight, const std::string& where);
 
   Gpu* const gpu_;
   const std::shared_ptr<MemoryPool> pool_, parts_pool_;
   std::mutex mutex_;
-  int64_t expanded_left_;
-  std::atomic<int64_t> jagged_left_;
+  KeptBytes left_;  // of what may be kept a second time
   std::map<Key, std::weak_ptr<const DeviceWeight>> loaded_;
   std::shared_ptr<MappedFiles> files_;  // while weights are loaded
   LayoutQueue layouts_;

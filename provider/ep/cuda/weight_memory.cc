@@ -14,12 +14,23 @@ void WeightMemory::Add(const std::string& name, const PackedWeight& weight, cons
   cuda::PlanOptions options;
   options.expected_n = expected_n;
   options.float32_is_half = true;  // not known yet; if not, a weight has one layout only, and less hangs on the choice
+  if (const std::optional<cuda::PlanOptions> few = JaggedCopy(weight, device, options, type))
+    jagged_ += cuda::ExpectedBytes(weight, device, *few, type);
   fastest_ += cuda::ExpectedBytes(weight, device, options, type);
   options.columns = static_cast<int>(cuda::Columns::kHalves);
   compact_ += cuda::ExpectedBytes(weight, device, options, type);
-  options.layout = static_cast<int>(cuda::Layout::kJagged);
-  jagged_ += cuda::ExpectedBytes(weight, device, options, type);
   dense_ += 2.0 * static_cast<double>(rows) * static_cast<double>(columns);
+}
+
+std::optional<cuda::PlanOptions> JaggedCopy(const PackedWeight& weight, const cuda::DeviceInfo& device,
+                                            const cuda::PlanOptions& options, cuda::ElementType type) {
+  cuda::PlanOptions few = options;
+  few.expected_n = 1;
+  const auto jagged = [&](const cuda::PlanOptions& of) {
+    return cuda::ExpectedLayout(weight, device, of, type) == cuda::Layout::kJagged;
+  };
+  if (jagged(options) || !jagged(few)) return std::nullopt;
+  return few;
 }
 
 bool FastestFit(const WeightMemory& weights, const KeptBytes& kept, int64_t free) {

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <set>
 #include <string>
 
@@ -21,14 +22,19 @@ class WeightMemory {
            cuda::ElementType type);
 
   double fastest() const { return fastest_; }  // bytes, laid out as the plan chooses
-  double compact() const { return compact_; }  // in columns of halves alone
+  double compact() const { return compact_; }  // in columns of halves, or jagged where that takes no more
   double dense() const { return dense_; }      // all of them once more, expanded
-  double jagged() const { return jagged_; }    // all of them once more, in the layout for one or two columns
+  double jagged() const { return jagged_; }    // once more those that a second, jagged layout is kept of
 
  private:
   std::set<std::string> names_;
   double fastest_ = 0, compact_ = 0, dense_ = 0, jagged_ = 0;
 };
+
+/// How a weight is laid out once more for one or two columns, where that can be, is faster and is not how `options` lay
+/// it out already. `weight` as in WeightMemory::Add.
+std::optional<cuda::PlanOptions> JaggedCopy(const PackedWeight& weight, const cuda::DeviceInfo& device,
+                                            const cuda::PlanOptions& options, cuda::ElementType type);
 
 /// Whether a session may lay its weights out as is fastest: of the memory that compact layouts, and what is `kept`
 /// besides, would leave of the `free` bytes, at least half must remain, for caches and

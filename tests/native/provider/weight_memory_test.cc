@@ -84,6 +84,23 @@ TEST_CASE("on one H200, OPT-30B at 80 % has the fastest layouts, OPT-175B compac
   CHECK_FALSE(FastestFit(large, {}, free));
 }
 
+TEST_CASE("jagged copies count of weights that can have one and are not laid out so already") {
+  const auto jagged = [](int expected_n, double density, ValueType type, ElementType x) {
+    PackedWeight weight = Weight(4096, 4096, density);
+    weight.value_type = type;
+    WeightMemory memory;
+    memory.Add("w", weight, H200(), expected_n, x);
+    return memory.jagged();
+  };
+  const double copy = jagged(8, 0.2, ValueType::kFloat16, ElementType::kFloat16);
+  CHECK(copy > 0.5 * 4096 * 4096);
+  CHECK(copy < 0.6 * 4096 * 4096);
+  CHECK(jagged(0, 0.2, ValueType::kFloat32, ElementType::kFloat16) == copy);
+  CHECK(jagged(1, 0.2, ValueType::kFloat16, ElementType::kFloat16) == 0);
+  CHECK(jagged(8, 0.2, ValueType::kBFloat16, ElementType::kFloat16) == 0);
+  CHECK(jagged(8, 0.2, ValueType::kFloat16, ElementType::kFloat32) == 0);
+}
+
 TEST_CASE("where the fastest layouts are compact, nothing hangs on the memory") {
   const WeightMemory memory = Opt(1, 7168, 0.5);
   CHECK(memory.fastest() == memory.compact());

@@ -237,7 +237,7 @@ TEST_CASE("the bytes that a jagged layout is expected to have are those that ran
     double bytes;  // of one element
   };
   const DeviceInfo gpu = Gpu(90, 132, 227, true);
-  // 2026-11-29-h200-spmm-jagged.json, streamBytes
+  // 2026-11-29-h200-spmm-jagged-layouts.json
   for (const Took& one :
        {Took{7168, 28672, 0.5, 1.2672}, Took{7168, 28672, 0.2, 0.5311}, Took{28672, 7168, 0.1, 0.3201}}) {
     PlanOptions options;

@@ -61,12 +61,14 @@ void SparseMatMul::Run(const Call& call) {
   args.residual = Optional(call.Input(kResidual), "residual", y_shape, x.type);
   args.y = call.Output(0, y_shape, x.type);
   if (args.y == nullptr) return;
-  if (weight_->jagged() != nullptr && args.n <= weight_->jagged_columns()) {
-    CheckLaunch(cuda::Launch(weight_->jagged_plan(), weight_->jagged(), weight_->parts(), args, call.stream()));
+  const bool few = weight_->jagged() != nullptr && args.n <= weight_->jagged_columns();
+  const cuda::WeightPlan& packed_plan = few ? weight_->jagged_plan() : plan;
+  if (weight_->expanded() != nullptr && cuda::ExpandedIsFaster(packed_plan, args.n)) {
+    CheckLaunch(cuda::ExpandedMatMul(plan, weight_->expanded(), ep().gpu().dense_device(), args, call.stream()));
     return;
   }
-  if (weight_->expanded() != nullptr && cuda::ExpandedIsFaster(plan, args.n)) {
-    CheckLaunch(cuda::ExpandedMatMul(plan, weight_->expanded(), ep().gpu().dense_device(), args, call.stream()));
+  if (few) {
+    CheckLaunch(cuda::Launch(packed_plan, weight_->jagged(), weight_->parts(), args, call.stream()));
     return;
   }
   if (args.n >= cuda::PrefillColumns(plan) && cuda::SupportsPrefill(plan, type_)) {
