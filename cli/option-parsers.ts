@@ -23,7 +23,13 @@ export const threadCount = wholeNumber(1, MOST_THREADS);
 export const batchSize = wholeNumber(1, 4096);
 
 /** A timer's milliseconds are a signed integer of 32 bits; a longer one would end at once. */
-export const timerSeconds = wholeNumber(0, Math.floor((2 ** 31 - 1) / 1000));
+const MOST_TIMER_SECONDS = Math.floor((2 ** 31 - 1) / 1000);
+
+/** How long to wait. */
+export const timerSeconds = wholeNumber(0, MOST_TIMER_SECONDS);
+
+/** How long something may take; 0 would say that there is no limit to some, that there is no time to others. */
+export const timeoutSeconds = wholeNumber(1, MOST_TIMER_SECONDS);
 
 /** Any number. */
 export function finiteNumber(text: string): number {

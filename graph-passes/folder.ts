@@ -3,7 +3,7 @@ import { readdirSync, statSync } from 'node:fs';
 import path from 'node:path';
 import { companionsOf, copyCompanions, declareDataFiles, readConfig } from './companions.js';
 import { ModelError, OutputError } from './onnx/errors.js';
-import { type LoadedModel, loadModel } from './onnx/load.js';
+import { type LoadedModel, loadInput } from './onnx/load.js';
 import { outputsOf, refuseOutputs } from './onnx/save.js';
 import { type RewriteOptions, type RewriteReport, rewriteLoaded } from './rewrite.js';
 
@@ -60,7 +60,7 @@ export async function rewriteFolder(options: RewriteFolderOptions): Promise<Rewr
     throw new OutputError(`the output folder ${options.output} is the one that the model is in. Name another`);
   }
   // Graphs only, and each goes when it is rewritten: weights stay in their files.
-  const loaded = models.map((model) => loadModel(model.path));
+  const loaded = models.map((model) => loadInput(model.path));
   checkFiles(root, models, loaded, options.output);
   const reports: RewriteReport[] = [];
   for (const model of models) {

@@ -6,7 +6,7 @@ import { irVersionOf } from './graph/constant.js';
 import { GraphView } from './graph/graph-view.js';
 import { Shapes } from './graph/shapes.js';
 import { findLayers, type Layer, WeightJobs } from './layers.js';
-import { type LoadedModel, loadModel } from './onnx/load.js';
+import { type LoadedModel, loadInput } from './onnx/load.js';
 import type { NodeProto } from './onnx/proto.js';
 import { type SavedModel, saveModel } from './onnx/save.js';
 import { isOutputLayer } from './output-layer.js';
@@ -97,7 +97,7 @@ interface Plan {
  * @throws ModelError where the model is malformed.
  */
 export async function inspectModel(options: InspectOptions): Promise<InspectReport> {
-  return withFiles(options.signal, async (files) => (await plan(loadModel(options.input), options, files)).report);
+  return withFiles(options.signal, async (files) => (await plan(loadInput(options.input), options, files)).report);
 }
 
 /**
@@ -106,7 +106,7 @@ export async function inspectModel(options: InspectOptions): Promise<InspectRepo
  * @throws ModelError where the model is malformed, OutputError where the output cannot be written.
  */
 export async function rewriteModel(options: RewriteOptions): Promise<RewriteReport> {
-  return rewriteLoaded(loadModel(options.input), options);
+  return rewriteLoaded(loadInput(options.input), options);
 }
 
 /** As {@link rewriteModel}, of a model that is loaded already; its graph is rewritten in memory, too. */

@@ -24,6 +24,8 @@ export interface ServerOptions {
   readonly maxPromptTokens?: number | undefined;
   /** Most bytes of a request's body; default 1 MiB. */
   readonly bodyLimit?: number | undefined;
+  /** Most milliseconds, from 1, that a request may take to arrive, headers and body; default {@link REQUEST_TIMEOUT}. */
+  readonly requestTimeout?: number | undefined;
 }
 
 /** A server, not listening yet: `app.listen`, then `close`. */
@@ -35,6 +37,12 @@ export interface CompletionServer {
    */
   close(grace: number): Promise<void>;
 }
+
+/**
+ * Milliseconds in which a request has to arrive: a client that sends a byte now and then would hold its connection for
+ * ever. The largest body that is taken by default arrives in time at 18 kB/s. Answers may take longer.
+ */
+export const REQUEST_TIMEOUT = 60_000;
 
 /** The client has gone: nobody reads the answer. The number is nginx's. */
 const CLIENT_LEFT = 499;
@@ -56,8 +64,16 @@ export function createServer(
 ): CompletionServer {
   const schedulers = new Map(served.map(({ name, model }) => [name, model.generator.scheduler]));
   const metrics = new Metrics(schedulers);
+  const requestTimeout = options.requestTimeout ?? REQUEST_TIMEOUT;
   const app = Fastify({
     bodyLimit: options.bodyLimit ?? 2 ** 20,
+    requestTimeout,
+    // Where it is not told, Node gives headers 60 s, and looks every 30 s for what is late.
+    http: {
+      requestTimeout,
+      headersTimeout: requestTimeout,
+      connectionsCheckingInterval: Math.ceil(requestTimeout / 10),
+    },
     // A schema error is better than a guess: "8" is no number.
     ajv: { customOptions: { coerceTypes: false, allowUnionTypes: true } },
     forceCloseConnections: 'idle',

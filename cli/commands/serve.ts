@@ -4,9 +4,9 @@ import { basename, resolve } from 'node:path';
 import { Command } from 'commander';
 import pc from 'picocolors';
 import { readOptConfig } from '../../models/opt/config.js';
-import { createServer, type ServedModel } from '../../serve/server.js';
+import { createServer, REQUEST_TIMEOUT, type ServedModel } from '../../serve/server.js';
 import { addModelOptions, type ModelOptions, openModel, refuseStrayModelOptions } from '../generation-options.js';
-import { batchSize, timerSeconds, wholeNumber } from '../option-parsers.js';
+import { batchSize, timeoutSeconds, timerSeconds, wholeNumber } from '../option-parsers.js';
 import { abortOnInterrupt } from '../terminal.js';
 import { refuse, refuseStray } from '../usage.js';
 
@@ -24,6 +24,7 @@ interface Options extends ModelOptions {
   idleCache: number;
   maxPromptTokens?: number;
   bodyLimit: number;
+  requestTimeout: number;
   grace: number;
 }
 
@@ -69,6 +70,12 @@ export function serveCommand(): Command {
     .option('--max-prompt-tokens <number>', 'most tokens of a prompt (default: what the model takes)', wholeNumber(1))
     .option('--body-limit <bytes>', 'most bytes of a request', wholeNumber(1), 2 ** 20)
     .option(
+      '--request-timeout <seconds>',
+      'time in which a request has to arrive, headers and body; the answer may take longer',
+      timeoutSeconds,
+      REQUEST_TIMEOUT / 1000,
+    )
+    .option(
       '--grace <seconds>',
       'time that requests in flight get to end when the server is stopped',
       timerSeconds,
@@ -103,7 +110,10 @@ async function run(folder: string, options: Options, command: Command): Promise<
       const stock = options.stock || options.compareStock || false;
       served.push(await open(options.compare, compareName, { ...options, stock }, options));
     }
-    const { app, close } = createServer([first, ...served.slice(1)], { apiKey, maxPromptTokens, bodyLimit });
+    const { app, close } = createServer([first, ...served.slice(1)], {
+      ...{ apiKey, maxPromptTokens, bodyLimit },
+      requestTimeout: 1000 * options.requestTimeout,
+    });
     const address = await app.listen({ host, port }).catch((cause: Error) => {
       throw cannotListen(host, port, cause);
     });

@@ -48,7 +48,8 @@ export function loadModel(file: string): LoadedModel {
 }
 
 /**
- * As {@link loadModel}, for a model that a session is to run: what is wrong with its files, ONNX Runtime says less clearly, and in its log too.
+ * As {@link loadModel}, with an error that says what to do. Of the files of a model that a session is to run, ONNX
+ * Runtime says less clearly what is wrong, and in its log too.
  * @param name what the error calls the model.
  * @param anew how to make the model anew.
  */
@@ -62,6 +63,11 @@ export function loadWhole(file: string, name: string, anew: string): LoadedModel
       { cause },
     );
   }
+}
+
+/** As {@link loadWhole}, for the model that is to be inspected or rewritten. */
+export function loadInput(file: string): LoadedModel {
+  return loadWhole(file, `the model ${file}`, 'export it again, or name another .onnx file');
 }
 
 function attachExternal(tensor: TensorProto, external: ExternalData, files: Set<string>): void {

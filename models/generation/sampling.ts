@@ -74,7 +74,10 @@ export class Sampler {
 
   private draw(scores: Float32Array): number {
     const { temperature, topK, topP } = this.options;
-    const top = scores[argmax(scores)] as number;
+    const likeliest = argmax(scores);
+    const top = scores[likeliest] as number;
+    // Without a finite largest one there are no weights to draw by.
+    if (!Number.isFinite(top)) throw notFinite(scores, likeliest);
     const candidates = topK > 0 ? largest(scores, topK) : undefined;
     const count = candidates?.length ?? scores.length;
     const weights = scratch(count);
@@ -85,8 +88,6 @@ export class Sampler {
       weights[i] = weight;
       sum += weight;
     }
-    // Without a finite largest one, or with NaN among them, there are no weights to draw by.
-    if (Number.isNaN(sum)) throw notFinite(scores, scores.findIndex(Number.isNaN));
     if (topP >= 1) {
       const drawn = pick(weights, count, this.random.next() * sum);
       return candidates ? (candidates[drawn] as number) : drawn;
@@ -105,12 +106,11 @@ export class Sampler {
   }
 }
 
-/** @param token one whose score is at fault; below 0: the largest one's is. */
+/** @param token whose score is at fault. */
 function notFinite(scores: Float32Array, token: number): ModelFolderError {
-  const at = token < 0 ? argmax(scores) : token;
   return new ModelFolderError(
     'TENSOR',
-    `the model gave logit ${scores[at]} for token ${at}, expected finite numbers; run 'flashllm verify' on the model`,
+    `the model gave logit ${scores[token]} for token ${token}, expected finite numbers; run 'flashllm verify' on the model`,
   );
 }
 
@@ -132,10 +132,18 @@ function pick(weights: Float64Array, count: number, target: number): number {
   return count - 1;
 }
 
-/** Index of the largest number, the first of equals. */
+/** Index of the largest number, the first of equals; of the first NaN where there is one: nothing is larger. */
 export function argmax(values: Float32Array): number {
   let best = 0;
-  for (let i = 1; i < values.length; i++) if ((values[i] as number) > (values[best] as number)) best = i;
+  let top = values[0] as number;
+  for (let i = 1; i < values.length; i++) {
+    const value = values[i] as number;
+    if (value <= top) continue;
+    // Neither smaller nor equal: larger, or one of the two is NaN.
+    if (Number.isNaN(top)) break;
+    best = i;
+    top = value;
+  }
   return best;
 }
 

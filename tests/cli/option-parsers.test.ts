@@ -15,6 +15,7 @@ import {
   share,
   shareBelowOne,
   threadCount,
+  timeoutSeconds,
   timerSeconds,
   wholeNumber,
 } from '../../cli/option-parsers.js';
@@ -64,6 +65,7 @@ test('counts that no machine, batch or timer could have are refused', (t) => {
   t.deepEqual(refuses(threadCount, '0', '1', '1024', '1025'), ['0', '1025']);
   t.deepEqual(refuses(batchSize, '0', '1', '4096', '4097'), ['0', '4097']);
   t.deepEqual(refuses(timerSeconds, '0', '2147483', '2147484'), ['2147484']);
+  t.deepEqual(refuses(timeoutSeconds, '0', '1', '2147483', '2147484'), ['0', '2147484']);
   const batches = benchCommand().options.find(({ long }) => long === '--batch');
   t.deepEqual(batches?.parseArg?.('1, 8,32', undefined), [1, 8, 32]);
   for (const list of ['', '1,', '1,x', '5000'])

@@ -108,6 +108,27 @@ test('verify says of a damaged model which it is, what is wrong with it and what
   );
 });
 
+test('rewrite and inspect say of a damaged model, or of a file that is none, what is wrong and what to do', async (t) => {
+  const folder = tempFolder();
+  t.is((await flashllm('rewrite', fixture, '-o', folder, '--sparsity', '0.7')).code, 0);
+  const cut = path.join(folder, path.basename(fixture));
+  truncateSync(`${cut}_data`, 1000);
+  const letter = path.join(folder, 'letter.txt');
+  writeFileSync(letter, 'a letter, not a model');
+  const output = path.join(folder, 'output');
+  for (const [model, what] of [
+    [cut, /: external data of tensor .* are outside .*_data \(1000 bytes\)\. Copy/],
+    [letter, /letter\.txt: .*: the file is no ONNX model\. Copy/],
+  ] as const)
+    for (const line of [['rewrite', '-o', output], ['rewrite', '--dry-run'], ['inspect']]) {
+      const { code, stdout, stderr } = await flashllm(...line, model);
+      t.deepEqual([code, stdout], [1, ''], line.join(' '));
+      t.regex(stderr, what);
+      t.regex(stderr, /error.*: the model .* is damaged or incomplete\. .* again, or name another \.onnx file\n$/);
+    }
+  t.false(existsSync(output));
+});
+
 test('verify names a path without a model, models that do not belong together, and inputs that it cannot read', async (t) => {
   const folder = tempFolder();
   const fail = async (...args: string[]) => {

@@ -64,8 +64,9 @@ test('greedy takes the likeliest; penalties and bans change which that is; the l
   t.throws(() => greedy({}).sample(Float32Array.of(1, 2), [0, 1]), { message: /-Infinity/ });
 });
 
-test('nothing is drawn by logits that are not finite; tokens without a chance may have −∞', (t) => {
-  for (const options of [{}, { topK: 3 }, { topP: 0.9 }, { topK: 3, topP: 0.9 }]) {
+test('no token is chosen by logits that are not finite; those without a chance may have −∞', (t) => {
+  const greedy = [{ temperature: 0 }, { topK: 1 }, { temperature: 0, presencePenalty: 1 }];
+  for (const options of [...greedy, {}, { topK: 3 }, { topP: 0.9 }, { topK: 3, topP: 0.9 }]) {
     const sampler = () => new Sampler(resolveOptions({ temperature: 1, seed: 1, ...options }, 2), []);
     for (const bad of [Number.POSITIVE_INFINITY, Number.NaN])
       t.throws(() => sampler().sample(Float32Array.of(1, 2, bad, 4, 5, 6, 0)), {
@@ -116,6 +117,7 @@ test('the largest of any numbers, falling, the first of equals', (t) => {
       t.is(argmax(scores), sorted[0] as number);
     }),
   );
+  t.is(argmax(Float32Array.of(1, Number.NaN, 2, Number.NaN, Number.POSITIVE_INFINITY)), 1);
 });
 
 test('options out of range are refused by name', (t) => {

@@ -1,6 +1,6 @@
 // The HTTP server, over a real socket, with the official client of OpenAI's API and with plain requests.
 import { rm } from 'node:fs/promises';
-import type { AddressInfo } from 'node:net';
+import { type AddressInfo, connect } from 'node:net';
 import test, { type ExecutionContext } from 'ava';
 import OpenAI from 'openai';
 import { Generation } from '../../models/generation/generation.js';
@@ -247,6 +247,54 @@ test('a text that ends when another of its request has just failed does not brin
     body: JSON.stringify({ prompt: 'a', n: 2, stream: true }),
   });
   t.regex(await response.text(), /it stumbled/);
+});
+
+test('a request that does not arrive in time ends its connection, headers or body; a long answer is not cut', async (t) => {
+  const requestTimeout = 500;
+  const text = new Generation();
+  const start = () => {
+    text.sink.piece({ tokenId: 3, text: 'b' });
+    setTimeout(
+      () => text.sink.end({ tokenIds: [2, 3], promptTokens: 1, text: 'b', finishReason: 'stop' }),
+      3 * requestTimeout,
+    );
+    return [text];
+  };
+  const generator = { scheduler: model.generator.scheduler, start } as unknown as TextGenerator;
+  const server = createServer([{ name: 'm', model: { ...model, generator }, maxPositions: 9 }], { requestTimeout });
+  const address = await server.app.listen({ host: '127.0.0.1', port: 0 });
+  t.teardown(() => server.close(0));
+  const json = { 'content-type': 'application/json' };
+  const body = JSON.stringify({ prompt: 'a', stream: true });
+  const long = fetch(`${address}/v1/completions`, { method: 'POST', headers: json, body });
+  const { port } = server.app.server.address() as AddressInfo;
+  const head = 'POST /v1/completions HTTP/1.1\r\nhost: a\r\ncontent-type: application/json\r\n';
+  for (const [sent, more] of [
+    [head, 'x'],
+    [`${head}content-length: 1000\r\n\r\n`, ' '],
+  ] as const) {
+    const socket = connect(port, '127.0.0.1').setEncoding('utf8');
+    socket.write(sent);
+    // Never silent for long: only the time since its first byte tells that it is late.
+    const dripping = setInterval(() => socket.write(more), 100);
+    let held = false;
+    const patience = setTimeout(() => {
+      held = true;
+      socket.destroy();
+    }, 20 * requestTimeout);
+    let answer = '';
+    socket.on('data', (part) => {
+      answer += part;
+    });
+    // A byte that meets the closed connection resets it, and the answer may be lost.
+    socket.on('error', () => {});
+    await new Promise((closed) => socket.once('close', closed));
+    clearInterval(dripping);
+    clearTimeout(patience);
+    t.false(held);
+    t.regex(answer, /^(HTTP\/1\.1 408 |$)/);
+  }
+  t.regex(await (await long).text(), /"finish_reason":"stop".*\n\ndata: \[DONE\]\n\n$/);
 });
 
 test('closing lets requests end; when the grace is over it ends them with an error', async (t) => {
