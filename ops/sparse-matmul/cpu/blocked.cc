@@ -17,8 +17,8 @@ namespace {
 
 // Columns of X that are transposed and multiplied at once: 4 tiles share each list.
 constexpr int64_t kMaxColumns = 4 * kMaxTile;
-// Rows of a task at most. More share what is read of X, which is larger than a second-level cache where K is; fewer keep their
-// sums in it: 128 KB for kMaxColumns columns.
+// Rows of a task at most. More share what is read of X, which is larger than a second-level cache where K is; fewer
+// keep their sums in it: 128 KB for kMaxColumns columns.
 constexpr int64_t kTaskRows = 128;
 // Rows that are listed before they are multiplied where there is one tile; with several, all rows of the task are.
 constexpr int64_t kGroupRows = 16;
@@ -106,6 +106,7 @@ class BlockedSparseMatMul final : public SparseMatMul {
     view_.values = static_cast<const uint8_t*>(weight.values);
     view_.type = weight.value_type;
     view_.dense = weight.nnz > elements_ / 5 * 2;
+    view_.sparse = Sparsity() >= kernels_.gather_from;
     if (Sparsity() >= kernels_.index_from && 64 * view_.words <= kMaxIndexed) MakeIndex();
   }
 

@@ -18,7 +18,8 @@ struct WeightView {
   int64_t words;          // 64-bit words in a row of the bitmap
   const uint8_t* values;  // at any address
   ValueType type;
-  bool dense;  // more than 2 of 5 weights are stored
+  bool dense;   // more than 2 of 5 weights are stored
+  bool sparse;  // from Kernels::gather_from on
 };
 
 /// Rows, and words of their bitmaps, that are multiplied at once.
@@ -53,11 +54,15 @@ struct Kernels {
   /// From which sparsity on `list` and `accumulate` beat `expand`, for 1 to kMaxExpandColumns columns; measured.
   double skip_from[kMaxExpandColumns];
 
+  /// From which sparsity on `expand` of few columns takes the X to the values instead of putting these between zeros
+  /// (WeightView::sparse); measured. More than 1: never.
+  double gather_from;
+
   /// From which sparsity on the positions of all nonzeros are kept beside the weight, two bytes each, so that `list` is
   /// not called at run time; measured: below it, reading them takes longer than listing.
   double index_from;
 
-  /// Few columns. Expands the range in registers and multiplies it with x [columns, 64·words], zero past K.
+  /// Few columns. Decodes the range in registers and multiplies it with x [columns, 64·words], zero past K.
   /// out [row_end - row_begin, columns] is added to.
   void (*expand)(const WeightView& weight, const ExpandRange& range, const float* x, int64_t columns, float* out);
 

@@ -4,12 +4,14 @@ namespace flashllm::test {
 
 const std::vector<Pattern>& AllPatterns() {
   static const std::vector<Pattern> patterns = {Pattern::kUniform,   Pattern::kClustered, Pattern::kOneDenseRow,
-                                                Pattern::kEmptyRows, Pattern::kEmpty,     Pattern::kFull};
+                                                Pattern::kEmptyRows, Pattern::kEmpty,     Pattern::kFull,
+                                                Pattern::kDenseRow};
   return patterns;
 }
 
 std::string NameOf(Pattern pattern) {
-  static const char* const names[] = {"uniform", "clustered", "one dense row", "empty rows", "empty", "full"};
+  static const char* const names[] = {"uniform", "clustered", "one dense row",           "empty rows",
+                                      "empty",   "full",      "a dense row among others"};
   return names[static_cast<int>(pattern)];
 }
 
@@ -22,6 +24,7 @@ std::vector<float> RandomDense(int64_t rows, int64_t columns, double sparsity, P
       bool stored = share(random) >= sparsity;
       if (pattern == Pattern::kClustered) stored = (k / 37 + r / 5) % 3 == 0;
       if (pattern == Pattern::kOneDenseRow) stored = r == rows / 2;
+      if (pattern == Pattern::kDenseRow) stored = stored || r == rows / 2;
       if (pattern == Pattern::kEmptyRows) stored = stored && r % 2 == 1;
       if (pattern == Pattern::kEmpty) stored = false;
       if (pattern == Pattern::kFull) stored = true;

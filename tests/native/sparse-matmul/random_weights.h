@@ -10,7 +10,7 @@
 
 namespace flashllm::test {
 
-enum class Pattern { kUniform, kClustered, kOneDenseRow, kEmptyRows, kEmpty, kFull };
+enum class Pattern { kUniform, kClustered, kOneDenseRow, kEmptyRows, kEmpty, kFull, kDenseRow };
 
 const std::vector<Pattern>& AllPatterns();
 std::string NameOf(Pattern pattern);

@@ -204,7 +204,9 @@ TEST_CASE("every pattern, value type and type of X") {
   for (Pattern pattern : AllPatterns()) {
     for (ValueType value_type : kValueTypes) {
       for (ElementType type : {ElementType::kFloat32, ElementType::kFloat16}) {
-        for (int64_t n : {1, 3, 8, 20}) CheckEverywhere({70, 200, n, 0.7, pattern, value_type, type});
+        for (double sparsity : {0.7, 0.85}) {
+          for (int64_t n : {1, 2, 3, 4, 8, 20}) CheckEverywhere({70, 200, n, sparsity, pattern, value_type, type});
+        }
       }
     }
   }
