@@ -111,7 +111,9 @@ async function run(folder: string, options: Options, command: Command): Promise<
       served.push(await open(options.compare, compareName, { ...options, stock }, options));
     }
     const { app, close } = createServer([first, ...served.slice(1)], {
-      ...{ apiKey, maxPromptTokens, bodyLimit },
+      apiKey,
+      maxPromptTokens,
+      bodyLimit,
       requestTimeout: 1000 * options.requestTimeout,
     });
     const address = await app.listen({ host, port }).catch((cause: Error) => {

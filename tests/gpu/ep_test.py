@@ -57,6 +57,19 @@ def random_weight(generator, rows, columns, sparsity, dtype=np.float16):
     return weight
 
 
+def check_products(session, generator, weight, tokens, what):
+    """Products of float16 with each number of `tokens` against float64, and twice the same.
+
+    |error| <= 1e-3 of the largest |Y| and half a unit of float16.
+    """
+    for count in tokens:
+        x = generator.uniform(-1, 1, (1, count, weight.shape[1])).astype(np.float16)
+        expected = x.astype(np.float64) @ weight.astype(np.float64).T
+        found, again = (session.run(None, {"X": x})[0] for _ in range(2))
+        check(np.array_equal(found.view(np.uint16), again.view(np.uint16)), f"{what}, N={count}: two runs differ")
+        close(found, expected, 1e-3 * np.abs(expected).max(), 2**-10, f"{what}, N={count}")
+
+
 @section
 def devices(_):
     """The provider shows the GPU with its memory."""
@@ -99,11 +112,7 @@ def expanded(_):
         session = None  # and its memory with it
         options = {"expanded_megabytes": str(megabytes)}
         session, held[megabytes] = session_and_memory(sparse_matmul_model(weight), options, ON_GPU_ONLY)
-        for tokens in (1, 64, 65, 300):
-            x = generator.uniform(-1, 1, (1, tokens, 1024)).astype(np.float16)
-            expected = x.astype(np.float64) @ weight.astype(np.float64).T
-            found = session.run(None, {"X": x})[0]
-            close(found, expected, 1e-3 * np.abs(expected).max(), 2**-10, f"{megabytes} MB, N={tokens}")
+        check_products(session, generator, weight, (1, 64, 65, 300), f"{megabytes} MB")
     print(f"    the provider holds {held[0]} MB without the option, {held[2]} MB with 2 and {held[4]} MB with 4")
     rounding = 0.11  # of both figures, to a tenth
     check(abs(held[2] - held[0]) < rounding, "2 MB were taken for a copy that needs 3, or memory was not given back")
@@ -121,11 +130,7 @@ def compact(_):
     for option in ("0", "1"):
         session = None  # and its memory with it
         session, held[option] = session_and_memory(model, {"compact_weights": option}, ON_GPU_ONLY)
-        for tokens in (1, 16, 64, 300):
-            x = generator.uniform(-1, 1, (1, tokens, columns)).astype(np.float16)
-            expected = x.astype(np.float64) @ weight.astype(np.float64).T
-            found = session.run(None, {"X": x})[0]
-            close(found, expected, 1e-3 * np.abs(expected).max(), 2**-10, f"compact_weights {option}, N={tokens}")
+        check_products(session, generator, weight, (1, 16, 64, 300), f"compact_weights {option}")
     print(f"    the provider holds {held['0']} MB without the option and {held['1']} MB with it")
     check(held["0"] - held["1"] > 2, "compact weights do not take less memory")
 
@@ -137,12 +142,7 @@ def one_sequence(models):
     generator = np.random.default_rng(6)
     weight = random_weight(generator, 1500, 1344, 0.8)
     session = gpu_session(sparse_matmul_model(weight), options, ON_GPU_ONLY)
-    for tokens in (1, 2, 3, 9, 40, 300):
-        x = generator.uniform(-1, 1, (1, tokens, 1344)).astype(np.float16)
-        expected = x.astype(np.float64) @ weight.astype(np.float64).T
-        found = session.run(None, {"X": x})[0]
-        close(found, expected, 1e-3 * np.abs(expected).max(), 2**-10, f"N={tokens}")
-        check(np.array_equal(found, session.run(None, {"X": x})[0]), f"N={tokens}: two runs differ")
+    check_products(session, generator, weight, (1, 2, 3, 9, 40, 300), "one sequence")
     path = os.path.join(models, "sparse80", "model.onnx")
     reference, decoder = OptReference(path), Decoder(gpu_session(path, options, ON_GPU_ONLY))
     for lengths in ([1], [2], [7], [40], [5, 17]):
@@ -163,11 +163,7 @@ def jagged_too(_):
         session = None  # and its memory with it
         options = {"jagged_megabytes": str(megabytes), "expected_batch": "8"}
         session, held[megabytes] = session_and_memory(sparse_matmul_model(weight), options, ON_GPU_ONLY)
-        for tokens in (1, 2, 3, 40):
-            x = generator.uniform(-1, 1, (1, tokens, columns)).astype(np.float16)
-            expected = x.astype(np.float64) @ weight.astype(np.float64).T
-            found = session.run(None, {"X": x})[0]
-            close(found, expected, 1e-3 * np.abs(expected).max(), 2**-10, f"{megabytes} MB, N={tokens}")
+        check_products(session, generator, weight, (1, 2, 3, 40), f"{megabytes} MB")
     print(f"    the provider holds {held[0]} MB without the option, {held[2]} MB with 2 and {held[40]} MB with 40")
     rounding = 0.11  # of both figures, to a tenth
     check(abs(held[2] - held[0]) < rounding, "2 MB were taken for a layout that needs more, or memory was not given back")

@@ -1,5 +1,5 @@
-// The kernels on column layouts, and on the jagged one: one translation unit a team, value type and kind of columns, so
-// that they compile side by side.
+// The kernels on column layouts: one translation unit a team, value type and kind of columns, so that they compile side
+// by side.
 #pragma once
 
 #include "ops/sparse-matmul/cuda/spmm.h"
@@ -21,13 +21,11 @@ using LaunchColumns = cudaError_t(const WeightPlan& plan, const void* layout, co
                                   cudaStream_t stream);
 LaunchColumns LaunchHalvesF16, LaunchWordsF16, LaunchHalvesBf16, LaunchWordsBf16;
 LaunchColumns LaunchGroupHalves, LaunchGroupWords;
-LaunchColumns LaunchJagged;
 
 /// Raises the kernels' limits of shared memory on the current device; the first also fills info->clusters, those
 /// of groups take back info->encode_tensor_map where there are none.
 using PrepareColumns = cudaError_t(DeviceInfo* info);
 PrepareColumns PrepareHalvesF16, PrepareWordsF16, PrepareHalvesBf16, PrepareWordsBf16;
 PrepareColumns PrepareGroupHalves, PrepareGroupWords;
-PrepareColumns PrepareJagged;
 
 }  // namespace flashllm::cuda

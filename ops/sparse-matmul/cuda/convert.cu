@@ -1,7 +1,7 @@
 // Canonical parts -> column layout (layout.h), on the device. Runs once at load.
 #include <cuda_fp16.h>
 
-#include "ops/sparse-matmul/cuda/convert.h"
+#include "ops/sparse-matmul/cuda/jagged.h"
 #include "ops/sparse-matmul/cuda/layout.h"
 #include "ops/sparse-matmul/cuda/partition.cuh"
 #include "ops/sparse-matmul/cuda/spmm.h"
@@ -430,6 +430,29 @@ Source MakeSource(const WeightPlan& plan, const DeviceParts& parts, const void* 
   return source;
 }
 
+/// Of Measure and Convert, what the device does for Layout::kColumns; as MeasureJagged and ConvertJagged (jagged.h).
+cudaError_t MeasureColumns(const WeightPlan& plan, const DeviceParts& parts, void* staging, cudaStream_t stream) {
+  const Source source = MakeSource(plan, parts, staging);
+  const int runs = RunCount(plan);
+  CountPrefixes<<<static_cast<unsigned>((source.rows * 32ll + kThreads - 1) / kThreads), kThreads, 0, stream>>>(source);
+  const auto measure = plan.columns == Columns::kHalves ? MeasureRuns<Columns::kHalves> : MeasureRuns<Columns::kWords>;
+  measure<<<(runs + 3) / 4, 128, 0, stream>>>(MakePartition(plan), runs, source);
+  PlaceRuns<<<1, 32, 0, stream>>>(MakePartition(plan), runs, plan.columns, source);
+  return cudaGetLastError();
+}
+
+cudaError_t ConvertColumns(const WeightPlan& plan, const DeviceParts& parts, const void* staging, void* layout,
+                           cudaStream_t stream) {
+  const Source source = MakeSource(plan, parts, staging);
+  const int runs = RunCount(plan);
+  const bool floats = parts.value_type == ValueType::kFloat32;
+  const auto fill = plan.columns == Columns::kHalves
+                        ? (floats ? FillRuns<Columns::kHalves, float> : FillRuns<Columns::kHalves, uint16_t>)
+                        : (floats ? FillRuns<Columns::kWords, float> : FillRuns<Columns::kWords, uint16_t>);
+  fill<<<(runs + 3) / 4, 128, 0, stream>>>(MakePartition(plan), runs, source, static_cast<uint8_t*>(layout));
+  return cudaGetLastError();
+}
+
 }  // namespace
 
 cudaError_t CheckHalfExact(const float* values, int64_t count, void* scratch, cudaStream_t stream, bool* exact) {
@@ -447,18 +470,10 @@ cudaError_t CheckHalfExact(const float* values, int64_t count, void* scratch, cu
 }
 
 cudaError_t Measure(const DeviceParts& parts, void* staging, cudaStream_t stream, WeightPlan* plan) {
-  if (plan->layout == Layout::kJagged) return MeasureJagged(parts, staging, stream, plan);
-  if (plan->layout != Layout::kColumns) return cudaErrorInvalidValue;
-  const Source source = MakeSource(*plan, parts, staging);
-  const int runs = RunCount(*plan);
-  CountPrefixes<<<static_cast<unsigned>((source.rows * 32ll + kThreads - 1) / kThreads), kThreads, 0, stream>>>(source);
-  const auto measure = plan->columns == Columns::kHalves ? MeasureRuns<Columns::kHalves> : MeasureRuns<Columns::kWords>;
-  measure<<<(runs + 3) / 4, 128, 0, stream>>>(MakePartition(*plan), runs, source);
-  PlaceRuns<<<1, 32, 0, stream>>>(MakePartition(*plan), runs, plan->columns, source);
-  cudaError_t error = cudaGetLastError();
+  if (plan->layout == Layout::kCanonical) return cudaErrorInvalidValue;
+  cudaError_t error = (plan->layout == Layout::kJagged ? MeasureJagged : MeasureColumns)(*plan, parts, staging, stream);
   if (error == cudaSuccess)
-    error = cudaMemcpyAsync(&plan->layout_bytes, source.layout_bytes, sizeof(plan->layout_bytes),
-                            cudaMemcpyDeviceToHost, stream);
+    error = cudaMemcpyAsync(&plan->layout_bytes, staging, sizeof(plan->layout_bytes), cudaMemcpyDeviceToHost, stream);
   if (error == cudaSuccess) error = cudaStreamSynchronize(stream);
   plan->stream_bytes = plan->layout_bytes;
   return error;
@@ -467,18 +482,10 @@ cudaError_t Measure(const DeviceParts& parts, void* staging, cudaStream_t stream
 cudaError_t Convert(const WeightPlan& plan, const DeviceParts& parts, const void* staging, void* layout,
                     cudaStream_t stream) {
   if (plan.layout == Layout::kCanonical || plan.layout_bytes == 0) return cudaErrorInvalidValue;
-  if (plan.layout == Layout::kJagged) return ConvertJagged(plan, parts, staging, layout, stream);
-  const Source source = MakeSource(plan, parts, staging);
-  const int runs = RunCount(plan);
   // What no lane reads stays zero: the same weight gives the same bytes.
-  cudaError_t error = cudaMemsetAsync(layout, 0, plan.layout_bytes, stream);
+  const cudaError_t error = cudaMemsetAsync(layout, 0, plan.layout_bytes, stream);
   if (error != cudaSuccess) return error;
-  const bool floats = parts.value_type == ValueType::kFloat32;
-  const auto fill = plan.columns == Columns::kHalves
-                        ? (floats ? FillRuns<Columns::kHalves, float> : FillRuns<Columns::kHalves, uint16_t>)
-                        : (floats ? FillRuns<Columns::kWords, float> : FillRuns<Columns::kWords, uint16_t>);
-  fill<<<(runs + 3) / 4, 128, 0, stream>>>(MakePartition(plan), runs, source, static_cast<uint8_t*>(layout));
-  return cudaGetLastError();
+  return (plan.layout == Layout::kJagged ? ConvertJagged : ConvertColumns)(plan, parts, staging, layout, stream);
 }
 
 }  // namespace flashllm::cuda

@@ -43,9 +43,4 @@ __device__ __forceinline__ void StoreEight(uint16_t* to, uint4 words, int count,
   }
 }
 
-/// Expand (expand.h) of Layout::kJagged.
-cudaError_t ExpandJagged(const WeightPlan& plan, const void* layout, int first_block, int end_block,
-                         const DenseTarget& target, bool programmatic, cudaStream_t stream);
-cudaError_t PrepareExpandJagged(const DeviceInfo& info);
-
 }  // namespace flashllm::cuda

@@ -8,6 +8,7 @@
 #include "ops/dense-matmul/cuda/epilogue.cuh"
 #include "ops/sparse-matmul/cuda/column_run.cuh"
 #include "ops/sparse-matmul/cuda/dense_target.cuh"
+#include "ops/sparse-matmul/cuda/jagged.h"
 
 namespace flashllm::cuda {
 namespace {

@@ -2,7 +2,7 @@
 #include <algorithm>
 
 #include "ops/cuda/launch.h"
-#include "ops/sparse-matmul/cuda/column_launch.h"
+#include "ops/sparse-matmul/cuda/jagged.h"
 #include "ops/sparse-matmul/cuda/jagged_kernel.cuh"
 
 namespace flashllm::cuda {

@@ -1,7 +1,7 @@
 // Canonical parts -> jagged layout (jagged_layout.h), on the device. Runs once at load.
 #include <cuda_fp16.h>
 
-#include "ops/sparse-matmul/cuda/convert.h"
+#include "ops/sparse-matmul/cuda/jagged.h"
 #include "ops/sparse-matmul/cuda/jagged_layout.h"
 
 namespace flashllm::cuda {
@@ -16,7 +16,7 @@ struct JaggedSource {
   const int32_t* row_offsets;  // [rows + 1]
   const void* values;
   JaggedPartition partition;
-  int row_words, window_words, rows, blocks;
+  int row_words, window_words, blocks;
   // What Measure leaves in the staging memory.
   int64_t* layout_bytes;
   uint32_t* prefix;      // [rows, windows] stored values of the row before the window; kFillsGap
@@ -291,7 +291,6 @@ JaggedSource MakeSource(const WeightPlan& plan, const DeviceParts& parts, const 
   source.partition = MakeJaggedPartition(plan);
   source.row_words = static_cast<int>(BitmapRowBytes(plan.in_features) / 4);
   source.window_words = plan.window_k / 32;
-  source.rows = static_cast<int>(plan.out_features);
   source.blocks = plan.blocks;
   const int64_t segments = plan.out_features * source.partition.windows;
   source.layout_bytes = static_cast<int64_t*>(const_cast<void*>(staging));
@@ -306,27 +305,18 @@ JaggedSource MakeSource(const WeightPlan& plan, const DeviceParts& parts, const 
 
 }  // namespace
 
-cudaError_t MeasureJagged(const DeviceParts& parts, void* staging, cudaStream_t stream, WeightPlan* plan) {
-  const JaggedSource source = MakeSource(*plan, parts, staging);
-  const dim3 grid((source.partition.most_rows * 32 + kThreads - 1) / kThreads, plan->blocks);
+cudaError_t MeasureJagged(const WeightPlan& plan, const DeviceParts& parts, void* staging, cudaStream_t stream) {
+  const JaggedSource source = MakeSource(plan, parts, staging);
+  const dim3 grid((source.partition.most_rows * 32 + kThreads - 1) / kThreads, plan.blocks);
   CountSegments<<<grid, kThreads, 0, stream>>>(source);
-  OrderSegments<<<plan->blocks, kOrderThreads, 0, stream>>>(source);
-  PlaceBlocks<<<1, 1, 0, stream>>>(source, RunTableBytes(plan->blocks));
-  cudaError_t error = cudaGetLastError();
-  if (error == cudaSuccess)
-    error = cudaMemcpyAsync(&plan->layout_bytes, source.layout_bytes, sizeof(plan->layout_bytes),
-                            cudaMemcpyDeviceToHost, stream);
-  if (error == cudaSuccess) error = cudaStreamSynchronize(stream);
-  plan->stream_bytes = plan->layout_bytes;
-  return error;
+  OrderSegments<<<plan.blocks, kOrderThreads, 0, stream>>>(source);
+  PlaceBlocks<<<1, 1, 0, stream>>>(source, RunTableBytes(plan.blocks));
+  return cudaGetLastError();
 }
 
 cudaError_t ConvertJagged(const WeightPlan& plan, const DeviceParts& parts, const void* staging, void* layout,
                           cudaStream_t stream) {
   const JaggedSource source = MakeSource(plan, parts, staging);
-  // What no lane reads stays zero: the same weight gives the same bytes.
-  const cudaError_t error = cudaMemsetAsync(layout, 0, plan.layout_bytes, stream);
-  if (error != cudaSuccess) return error;
   int most = 0;
   for (int block = 0; block < plan.blocks; ++block) most = std::max(most, source.partition.Slabs(block));
   const dim3 grid((most * 32 + kThreads - 1) / kThreads, plan.blocks);

@@ -2,6 +2,7 @@
 // slab's entries over zeros in shared memory, and writes them out row by row.
 #include "ops/cuda/launch.h"
 #include "ops/sparse-matmul/cuda/dense_target.cuh"
+#include "ops/sparse-matmul/cuda/jagged.h"
 #include "ops/sparse-matmul/cuda/jagged_stream.cuh"
 
 namespace flashllm::cuda {

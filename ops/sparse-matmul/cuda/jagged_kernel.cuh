@@ -17,6 +17,7 @@ struct JaggedParams {
 
 constexpr int kJaggedThreads = kJaggedWarps * 32;
 static_assert(kMaxBlockRows <= kJaggedThreads, "a thread a row at the end");
+
 /// X of kN columns as the gather takes it: [k][column] in float16, zeros beyond the last column and the last k.
 template <int kN>
 __device__ __forceinline__ void LoadX(const ProductParams& p, int column0, __half* to) {

@@ -96,7 +96,7 @@ inline JaggedPartition MakeJaggedPartition(const WeightPlan& plan) {
   return partition;
 }
 
-/// What MeasureJagged (convert.h) leaves for ConvertJagged: the layout's bytes; values before every segment, and its
+/// What MeasureJagged (jagged.h) leaves for ConvertJagged: the layout's bytes; values before every segment, and its
 /// word; where slabs, runs and row blocks lie.
 inline int64_t JaggedStagingBytes(const WeightPlan& plan) {
   const JaggedPartition partition = MakeJaggedPartition(plan);

@@ -7,6 +7,7 @@
 #include "ops/cuda/tensor_map.h"
 #include "ops/sparse-matmul/cuda/column_launch.h"
 #include "ops/sparse-matmul/cuda/generic.cuh"
+#include "ops/sparse-matmul/cuda/jagged.h"
 
 namespace flashllm::cuda {
 namespace {

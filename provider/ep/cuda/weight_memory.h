@@ -37,8 +37,7 @@ std::optional<cuda::PlanOptions> JaggedCopy(const PackedWeight& weight, const cu
                                             const cuda::PlanOptions& options, cuda::ElementType type);
 
 /// Whether a session may lay its weights out as is fastest: of the memory that compact layouts, and what is `kept`
-/// besides, would leave of the `free` bytes, at least half must remain, for caches and
-/// runs.
+/// besides, would leave of the `free` bytes, at least half must remain, for caches and runs.
 bool FastestFit(const WeightMemory& weights, const KeptBytes& kept, int64_t free);
 
 }  // namespace flashllm::ep
