@@ -1,5 +1,13 @@
 import { createHash, timingSafeEqual } from 'node:crypto';
-import Fastify, { type FastifyError, type FastifyInstance, type FastifyReply, type FastifyRequest } from 'fastify';
+import { STATUS_CODES } from 'node:http';
+import type { Socket } from 'node:net';
+import Fastify, {
+  type ConnectionError,
+  type FastifyError,
+  type FastifyInstance,
+  type FastifyReply,
+  type FastifyRequest,
+} from 'fastify';
 import { type Generation, ModelFolderError, QueueFullError, type Scheduler, type TextModel } from '../models/index.js';
 import { Completion } from './completions.js';
 import { ApiError, errorBody } from './errors.js';
@@ -24,7 +32,10 @@ export interface ServerOptions {
   readonly maxPromptTokens?: number | undefined;
   /** Most bytes of a request's body; default 1 MiB. */
   readonly bodyLimit?: number | undefined;
-  /** Most milliseconds, from 1, that a request may take to arrive, headers and body; default {@link REQUEST_TIMEOUT}. */
+  /**
+   * Most milliseconds, from 1, that a request may take to arrive, headers and body; default {@link REQUEST_TIMEOUT}. A
+   * later one gets status 408.
+   */
   readonly requestTimeout?: number | undefined;
 }
 
@@ -65,6 +76,8 @@ export function createServer(
   const schedulers = new Map(served.map(({ name, model }) => [name, model.generator.scheduler]));
   const metrics = new Metrics(schedulers);
   const requestTimeout = options.requestTimeout ?? REQUEST_TIMEOUT;
+  // A request whose body is at fault fails too, of a lost connection as far as Fastify can tell.
+  const faults = new WeakMap<Socket, ApiError>();
   const app = Fastify({
     bodyLimit: options.bodyLimit ?? 2 ** 20,
     requestTimeout,
@@ -82,11 +95,19 @@ export function createServer(
       const api = toApiError(error);
       void reply.code(api.status).send(errorBody(api));
     },
+    // What does not arrive whole, or is not HTTP, is found before there is a request that could be answered.
+    clientErrorHandler: (error, socket) => {
+      if (error.code === 'ECONNRESET' || socket.destroyed) return;
+      const api = connectionFault(error, requestTimeout);
+      faults.set(socket, api);
+      if (socket.writable) socket.write(rawResponse(api));
+      socket.destroy(error);
+    },
   });
   const inFlight = new Set<AbortController>();
   let closing = false;
   app.setErrorHandler((error: FastifyError, request, reply) => {
-    const api = toApiError(error);
+    const api = faults.get(request.raw.socket) ?? toApiError(error);
     if (api.status === 429) void reply.header('retry-after', '1');
     if (request.routeOptions.url === '/v1/completions') metrics.requests.inc({ status: String(api.status) });
     return reply.code(api.status).send(errorBody(api));
@@ -238,6 +259,26 @@ function keyCheck(apiKey: string) {
         'invalid_api_key',
       );
   };
+}
+
+/** What Node found wrong with the bytes of a connection. */
+function connectionFault({ code }: ConnectionError, requestTimeout: number): ApiError {
+  if (code === 'ERR_HTTP_REQUEST_TIMEOUT')
+    return new ApiError(408, `the request did not arrive within ${requestTimeout / 1000} s, headers and body`);
+  if (code === 'HPE_HEADER_OVERFLOW') return new ApiError(431, 'the headers of the request are too long');
+  return new ApiError(400, 'the request is not valid HTTP');
+}
+
+/** An error's response as it is sent where there is no request to reply to; the connection ends with it. */
+function rawResponse(error: ApiError): string {
+  const body = JSON.stringify(errorBody(error));
+  const headers = [
+    `HTTP/1.1 ${error.status} ${STATUS_CODES[error.status]}`,
+    'content-type: application/json; charset=utf-8',
+    `content-length: ${Buffer.byteLength(body)}`,
+    'connection: close',
+  ];
+  return `${headers.join('\r\n')}\r\n\r\n${body}`;
 }
 
 function toApiError(error: Error & Partial<FastifyError>): ApiError {

@@ -297,6 +297,43 @@ test('a request that does not arrive in time ends its connection, headers or bod
   t.regex(await (await long).text(), /"finish_reason":"stop".*\n\ndata: \[DONE\]\n\n$/);
 });
 
+test('a request that is late or is not HTTP gets an error in OpenAI’s form; those for completions are counted', async (t) => {
+  const { app, url } = await serve(t, {}, { requestTimeout: 500 });
+  const { port } = app.server.address() as AddressInfo;
+  const post = (path: string) => `POST ${path} HTTP/1.1\r\nhost: a\r\ncontent-type: application/json\r\n`;
+  const late = /did not arrive within 0\.5 s/;
+  for (const [sent, status, reason] of [
+    [post('/v1/completions'), 408, late],
+    [`${post('/v1/completions')}content-length: 9\r\n\r\n{`, 408, late],
+    [`${post('/nowhere')}content-length: 9\r\n\r\n{`, 408, late],
+    [`${post('/v1/completions')}transfer-encoding: chunked\r\n\r\nnone\r\n`, 400, /not valid HTTP/],
+    ['hello\r\n', 400, /not valid HTTP/],
+    [`${post('/v1/completions')}x: ${'x'.repeat(2 ** 15)}`, 431, /too long/],
+  ] as const) {
+    const socket = connect(port, '127.0.0.1').setEncoding('utf8');
+    t.teardown(() => socket.destroy());
+    let answer = '';
+    socket.on('data', (part) => {
+      answer += part;
+    });
+    socket.on('error', () => {});
+    socket.write(sent);
+    await new Promise((closed) => socket.once('close', closed));
+    const [head = '', body = ''] = answer.split('\r\n\r\n');
+    t.regex(head, new RegExp(`^HTTP/1\\.1 ${status} `), sent.slice(0, 200));
+    t.regex(head, new RegExp(`content-length: ${body.length}\r\n`));
+    const { error } = JSON.parse(body);
+    t.like(error, { type: 'invalid_request_error', param: null, code: null });
+    t.regex(error.message, reason);
+  }
+  const metrics = await (await fetch(`${url}/metrics`)).text();
+  // Headers that do not arrive do not tell what they were for.
+  t.deepEqual(metrics.match(/flashllm_requests_total.*\}.*/g), [
+    'flashllm_requests_total{status="408"} 1',
+    'flashllm_requests_total{status="400"} 1',
+  ]);
+});
+
 test('closing lets requests end; when the grace is over it ends them with an error', async (t) => {
   const gentle = await serve(t);
   const short = gentle.post({ ...greedy, prompt: 'Call me', max_tokens: 20, stream: true });
