@@ -202,27 +202,46 @@ void RunArgMax(DataType type, const std::vector<double>& values, int64_t rows, i
   const std::vector<double> exact = Decode(x.bytes(), type);
   std::vector<double> expected;
   for (int64_t row = 0; row < rows; ++row) {
-    int64_t best = -1;
-    for (int64_t c = 0; c < width; ++c) {
-      const double value = exact[row * (width + stride) + c];
-      if (!std::isnan(value) && (best < 0 || value > exact[row * (width + stride) + best])) best = c;
-    }
-    expected.push_back(static_cast<double>(std::max<int64_t>(0, best)));
+    const auto first = exact.begin() + row * (width + stride), last = first + width;
+    const auto nan = std::find_if(first, last, [](double value) { return std::isnan(value); });
+    expected.push_back(static_cast<double>((nan != last ? nan : std::max_element(first, last)) - first));
   }
   CompareExact(what, Decode(bytes, DataType::kInt64), expected);
+}
+
+/// NaNs of both signs in all but the last of six rows, with `gap` NaNs after each row, which are not part of it.
+std::vector<double> WithNaNs(DataType type, int64_t width, int64_t gap) {
+  const double nan = std::nan("");
+  std::vector<double> values;
+  for (int64_t row = 0; row < 6; ++row) {
+    std::vector<double> x = Random(width, type, static_cast<uint32_t>(row)).values;
+    x[width / 2] = INFINITY;
+    if (row == 0) x[width - 1] = nan;
+    if (row == 1) x[0] = x[width - 1] = -nan;
+    if (row == 2) x[width / 3] = nan, x[width / 3 * 2] = -nan;
+    if (row == 3)
+      for (int64_t c = width / 5; c < width; c += 7) x[c] = c % 2 == 0 ? nan : -nan;
+    if (row == 4) x.assign(width, nan);
+    values.insert(values.end(), x.begin(), x.end());
+    values.insert(values.end(), gap, nan);
+  }
+  return values;
 }
 
 void RunArgMaxes() {
   const double nan = std::nan("");
   for (DataType type : {DataType::kFloat16, DataType::kFloat32}) {
-    RunArgMax(type, {nan, -INFINITY, -INFINITY}, 1, 0, "of infinities");
-    RunArgMax(type, {nan, nan}, 1, 0, "of nothing");
-    RunArgMax(type, {-3, -1, nan, -1, -1, -7}, 1, 0, "of a tie");
+    RunArgMax(type, {-INFINITY, -INFINITY, -INFINITY}, 1, 0, "of infinities");
+    RunArgMax(type, {-INFINITY, nan, INFINITY, nan}, 1, 0, "of NaNs and infinities");
+    RunArgMax(type, {-3, -1, -2, -1, -1, -7}, 1, 0, "of a tie");
     RunArgMax(type, std::vector<double>(50272, 2.0), 1, 0, "of equals");
+    RunArgMax(type, std::vector<double>(50272, -INFINITY), 1, 0, "of many infinities");
     for (int64_t width : {1, 31, 33, 1024, 8192, 50272, 50265}) {
       // float16 has few values here, so the largest comes many times.
       RunArgMax(type, Random(5 * width, type, 1).values, 5, 0, "[5, " + std::to_string(width) + "]");
       RunArgMax(type, Random(3 * (width + 8), type, 2).values, 3, 8, "[3, " + std::to_string(width) + "] with gaps");
+      RunArgMax(type, WithNaNs(type, width, 0), 6, 0, "[6, " + std::to_string(width) + "] with NaNs");
+      RunArgMax(type, WithNaNs(type, width, 8), 6, 8, "[6, " + std::to_string(width) + "] with NaNs and gaps");
     }
   }
 }

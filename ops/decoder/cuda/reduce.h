@@ -43,7 +43,7 @@ struct SoftmaxArgs {
 
 cudaError_t LaunchSoftmax(const SoftmaxArgs& args, cudaStream_t stream);
 
-/// y[r] = the lowest index of row r's largest element. NaN loses against every number.
+/// y[r] = the lowest index of row r's largest element; of its first NaN where it has one.
 struct ArgMaxArgs {
   const void* x = nullptr;  // [rows, width], width > 0
   int64_t* y = nullptr;     // [rows]

@@ -36,19 +36,21 @@ __global__ void __launch_bounds__(kRowThreads) SoftmaxKernel(const __grid_consta
     y[c] = Element<T>::Store(expf(Element<T>::Load(x[c]) - largest) / sum);
 }
 
-/// A value and where it is; index -1: none yet.
+/// Whether `a` is above `b`: NaN is above every number, as where the host chooses greedily, and no NaN above another.
+__device__ __forceinline__ bool Above(float a, float b) { return b == b && !(a <= b); }
+
+/// A value and where it is; index -1: nothing above -∞ yet.
 struct Candidate {
   float value = -INFINITY;
   int64_t index = -1;
 
-  /// NaN is never taken.
+  /// Indices rise from call to call.
   __device__ __forceinline__ void Offer(float other, int64_t at) {
-    if (other > value || (index < 0 && other == value)) value = other, index = at;
+    if (Above(other, value)) value = other, index = at;
   }
 
   __device__ __forceinline__ void Merge(float other, int64_t at) {
-    if (at < 0) return;
-    if (index < 0 || other > value || (other == value && at < index)) value = other, index = at;
+    if (Above(other, value) || (at < index && !Above(value, other))) value = other, index = at;
   }
 
   __device__ __forceinline__ void MergeWarp() {
@@ -84,6 +86,7 @@ __global__ void __launch_bounds__(kRowThreads) ArgMaxKernel(const __grid_constan
   best = Candidate();
   if (lane < warps) best.Merge(values[lane], indices[lane]);
   best.MergeWarp();
+  // A row of -∞ alone.
   if (lane == 0) p.y[blockIdx.x] = best.index < 0 ? 0 : best.index;
 }
 
