@@ -35,7 +35,7 @@ struct Settings {
   std::vector<std::string> matrices = {"fc1", "fc2", "o", "qkv"};
   std::vector<double> sparsities = {0.5, 0.6, 0.7, 0.8, 0.9};
   std::vector<int> columns = {1, 8, 16, 32, 64}, clusters = {0};
-  int layout = -1, columns_kind = -1, team = -1, expected = kSame;
+  int layout = -1, columns_kind = -1, team = -1, row_groups = 0, expected = kSame;
   bool cublas = true, peers = true;
 };
 
@@ -49,7 +49,8 @@ Settings Parse(int argc, char** argv) {
   options.Add("--clusters", &s.clusters, "thread blocks that share K: 1, 2, 4, or 0 to choose (0)");
   options.Add("--columns", &s.columns_kind, "kind of columns: 0 halves, 1 words, -1 to choose (-1)");
   options.Add("--layout", &s.layout, "1 columns, 2 jagged, -1 to choose (-1)");
-  options.Add("--team", &s.team, "warps of a K lane: 0 one, 1 four, -1 to choose (-1)");
+  options.Add("--team", &s.team, "0 a warp, 1 four, 2 four with a tile each, -1 to choose (-1)");
+  options.Add("--row-groups", &s.row_groups, "row blocks of a thread block: 1, 2, 4, or 0 to choose (0)");
   options.Add("--expected", &s.expected,
               "columns for which weights are laid out: -1 as many as are timed, 0 for 1 to 32 alike, or a number (-1)");
   options.Add("--json", &s.json, "file to write, anew after every row");
@@ -163,13 +164,15 @@ class Bench {
     options.layout = settings_.layout;
     options.columns = settings_.columns_kind;
     options.team = settings_.team;
-    std::map<std::tuple<cuda::Layout, cuda::Team, int, cuda::Columns>, PackedWeights> layouts;
+    options.row_groups = settings_.row_groups;
+    std::map<std::tuple<cuda::Layout, cuda::Team, int, int, cuda::Columns>, PackedWeights> layouts;
     for (int n : settings_.columns) {
       options.expected_n = settings_.expected == kSame ? n : settings_.expected;
       cuda::WeightPlan plan;
       Check(cuda::MakePlan(weight.view(), gpu_.sparse, options, &plan), "MakePlan");
       const PackedWeights& packed =
-          layouts.try_emplace({plan.layout, plan.team, plan.cluster, plan.columns}, weight, gpu_, options)
+          layouts
+              .try_emplace({plan.layout, plan.team, plan.cluster, plan.row_groups, plan.columns}, weight, gpu_, options)
               .first->second;
       cuda::MatMulArgs args;
       args.x = matrix.x, args.y = matrix.y, args.n = n;
@@ -230,7 +233,8 @@ class Bench {
     row.Number("sparsity", sparsity, 2)
         .Integer("cluster", plan.cluster)
         .Text("kernel", kernel)
-        .Integer("teamWarps", TeamWarps(plan.team));
+        .Integer("teamWarps", TeamWarps(plan.team))
+        .Integer("rowGroups", plan.row_groups);
     row.Number("cublasUs", cublas, 2).Number("cublasLtUs", cublas_lt, 2);
     row.Number("plainUs", plain, 2).Number("pdlUs", pdl, 2);
     row.Number("streamBytes", plan.stream_bytes, 0).Number("bitmapBytes", canonical_bytes, 0);
@@ -241,9 +245,9 @@ class Bench {
       means_.Add(n, sparsity, "cublasLt", cublas / cublas_lt);
     }
     std::printf(
-        "%-4s s=%.2f N=%-4d %-7s team %d cluster %d err %.2f | plain %8.2f us roof %.2f | PDL %8.2f us roof %.2f",
-        matrix.name.c_str(), sparsity, n, kernel, TeamWarps(plan.team), plan.cluster, worst, plain, roof / plain, pdl,
-        roof / pdl);
+        "%-4s s=%.2f N=%-4d %-7s team %d x %d cluster %d err %.2f | plain %8.2f us roof %.2f | PDL %8.2f us roof %.2f",
+        matrix.name.c_str(), sparsity, n, kernel, TeamWarps(plan.team), plan.row_groups, plan.cluster, worst, plain,
+        roof / plain, pdl, roof / pdl);
     if (peers_.has_cublas) {
       std::printf(" | cuBLAS %8.2f us x%.2f, PDL x%.2f", cublas, cublas / plain, cublas / pdl);
     }

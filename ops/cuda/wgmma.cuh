@@ -38,9 +38,10 @@ template <int kColumns>
 __device__ __forceinline__ void Wgmma(float (&d)[kColumns / 2], uint64_t a, uint64_t b, bool accumulate);
 
 /// The names of so many registers of d, from %0 on.
-#define FLASHLLM_NAMES_32                                 \
-  "%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15" \
-  ","                                                     \
+#define FLASHLLM_NAMES_16 "%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15"
+#define FLASHLLM_NAMES_32 \
+  FLASHLLM_NAMES_16       \
+  ","                     \
   "%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,%27,%28,%29,%30,%31"
 #define FLASHLLM_NAMES_40 FLASHLLM_NAMES_32 ",%32,%33,%34,%35,%36,%37,%38,%39"
 #define FLASHLLM_NAMES_48 FLASHLLM_NAMES_40 ",%40,%41,%42,%43,%44,%45,%46,%47"
@@ -100,6 +101,7 @@ __device__ __forceinline__ void WgmmaFromRegisters(float* d, const uint32_t (&a)
                  : __VA_ARGS__                                                                                    \
                  : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));                                           \
   }
+FLASHLLM_WGMMA_A(32, FLASHLLM_NAMES_16, "%16,%17,%18,%19", "%20", FLASHLLM_F8(d, 0), FLASHLLM_F8(d, 8))
 FLASHLLM_WGMMA_A(64, FLASHLLM_NAMES_32, "%32,%33,%34,%35", "%36", FLASHLLM_F32(d, 0))
 FLASHLLM_WGMMA_A(80, FLASHLLM_NAMES_40, "%40,%41,%42,%43", "%44", FLASHLLM_F32(d, 0), FLASHLLM_F8(d, 32))
 FLASHLLM_WGMMA_A(96, FLASHLLM_NAMES_48, "%48,%49,%50,%51", "%52", FLASHLLM_F32(d, 0), FLASHLLM_F8(d, 32),
@@ -118,6 +120,7 @@ FLASHLLM_WGMMA_A(128, FLASHLLM_NAMES_64, "%64,%65,%66,%67", "%68", FLASHLLM_F32(
 #undef FLASHLLM_NAMES_48
 #undef FLASHLLM_NAMES_40
 #undef FLASHLLM_NAMES_32
+#undef FLASHLLM_NAMES_16
 #undef FLASHLLM_F32
 #undef FLASHLLM_F8
 #endif

@@ -19,7 +19,7 @@ class RunReader {
  public:
   /// `first_tile`: of the run in a panel.
   RunReader(const cuda::WeightPlan& plan, const std::vector<uint8_t>& layout, int64_t run, int block, int first_tile)
-      : plan_(plan), layout_(layout), block_(block), warp_tile_(first_tile), ring_(cuda::kRingRows * 128, 0xee) {
+      : plan_(plan), layout_(layout), block_(block), warp_tile_(first_tile), ring_(plan.ring_rows * 128, 0xee) {
     record_ = reinterpret_cast<const uint32_t*>(layout.data()) + run * plan.record_words;
     masks_ = record_[0] * int64_t{16}, values_ = record_[1] * int64_t{128};
     for (int l = 0; l < 32; ++l) at_[l][0] = 4 * l, at_[l][1] = 4 * l + 2;
@@ -33,7 +33,11 @@ class RunReader {
       const int panel_tiles = (panel + 1) * tiles / panels - panel * tiles / panels;
       depth_ = group() ? (panel_tiles + 3) / 4 : panel_tiles;
       own_ = group() ? (panel_tiles - warp_tile_ + 3) / 4 : panel_tiles;
-      units_ = depth_ > 4 ? 1 : depth_ > 2 ? 2 : depth_ > 1 ? 4 : 8;
+      units_ = depth_ > 4                                                        ? 1
+               : depth_ > 2                                                      ? 2
+               : depth_ > 1 || (plan_.team == cuda::Team::kRowGroup && !words()) ? 4
+                                                                                 : 8;
+      if (plan_.team == cuda::Team::kRowGroup && own_ == 0) continue;
       for (int unit = first_unit; unit < end_unit; unit += units_) {
         if (!Copy() || !EnterStage()) return false;
         for (int lane = 0; lane < 32; ++lane) {
@@ -46,7 +50,7 @@ class RunReader {
   }
 
  private:
-  bool group() const { return plan_.team == cuda::Team::kWarpgroup; }
+  bool group() const { return plan_.team != cuda::Team::kWarp; }
   bool words() const { return plan_.columns == cuda::Columns::kWords; }
 
   /// All copies that may start once `done_` stages have been read.
@@ -54,7 +58,7 @@ class RunReader {
     for (; issued_ < static_cast<int>(record_[2]); ++issued_) {
       const uint32_t copy = record_[3 + issued_];
       const int rows = copy & 255, again = copy >> 8 & 255, at = copy >> 16 & 255, lag = copy >> 24 & 15;
-      if (lag < 1 || lag > cuda::kStageSlots || at + again + rows > cuda::kRingRows) return false;
+      if (lag < 1 || lag > cuda::kStageSlots || at + again + rows > plan_.ring_rows) return false;
       if (issued_ >= done_ + lag) break;
       const int64_t bytes = 48 + 128 * (copy >> 28), from = values_ - again * 128, size = (again + rows) * 128;
       if (masks_ + bytes > plan_.layout_bytes || from < 0 || from + size > plan_.layout_bytes) return false;
@@ -150,7 +154,8 @@ inline bool DecodeColumns(const cuda::WeightPlan& plan, const std::vector<uint8_
       }
       const int64_t pairs = (units + 1) / 2, end = std::min((lane + 1) * pairs / lanes * 2, units);
       for (int warp = 0; warp < 4; ++warp) {
-        RunReader reader(plan, layout, (block * lanes + lane) * 4 + warp, block, (warp + lane) % 4);
+        RunReader reader(plan, layout, (block * lanes + lane) * 4 + warp, block,
+                         (warp + lane + block % plan.row_groups) % 4);
         if (!reader.Read(lane * pairs / lanes * 2, end, dense)) return false;
       }
     }

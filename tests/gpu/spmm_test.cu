@@ -54,17 +54,18 @@ struct Case {
   bool bias = false, relu = false, residual = false, programmatic = false, canonical = false;
   int columns = -1;  // a Columns; -1: as the plan chooses
   int team = -1;     // a Team; the same
-  int layout = -1;   // a Layout; the same
+  int row_groups = 0;
+  int layout = -1;  // a Layout; the same
 };
 
 std::string Describe(const Case& c) {
   char text[240];
   std::snprintf(text, sizeof(text),
                 "M=%lld K=%lld N=%lld %s weights=%d x=%d cluster=%d bias=%d relu=%d residual=%d pdl=%d canonical=%d "
-                "columns=%d team=%d layout=%d",
+                "columns=%d team=%d row_groups=%d layout=%d",
                 static_cast<long long>(c.m), static_cast<long long>(c.k), static_cast<long long>(c.n),
                 c.pattern.c_str(), static_cast<int>(c.weights), static_cast<int>(c.type), c.cluster, c.bias, c.relu,
-                c.residual, c.programmatic, c.canonical, c.columns, c.team, c.layout);
+                c.residual, c.programmatic, c.canonical, c.columns, c.team, c.row_groups, c.layout);
   return text;
 }
 
@@ -115,6 +116,7 @@ void Run(const cuda::DeviceInfo& device, const Case& c) {
   options.cluster = c.cluster;
   options.columns = c.columns;
   options.team = c.team;
+  options.row_groups = c.row_groups;
   options.layout = c.layout;
   if (c.weights == ValueType::kFloat32 && !c.canonical) {
     Buffer scratch(4);
@@ -134,6 +136,10 @@ void Run(const cuda::DeviceInfo& device, const Case& c) {
   const bool has_groups = device.compute_capability >= 90 && device.shared_bytes >= 220 << 10 &&
                           plan.layout == Layout::kColumns && plan.value_type == ValueType::kFloat16;
   if (c.team == 1 && has_groups != (plan.team == cuda::Team::kWarpgroup)) return Fail(c, "the plan chose other teams");
+  // Where nonzeros lie in few rows, a row block would have more tiles than warps.
+  if (c.team == 2 && has_groups && c.pattern != "one-row" && c.pattern != "corner" && c.pattern != "tiles" &&
+      (plan.team != cuda::Team::kRowGroup || plan.row_groups != c.row_groups))
+    return Fail(c, "the plan chose no row groups");
   Buffer staging(plan.layout != Layout::kCanonical ? plan.staging_bytes : 0);
   if (plan.layout != Layout::kCanonical) {
     staging.Poison();
@@ -341,6 +347,8 @@ void RunAll(const cuda::DeviceInfo& device, bool quick) {
   // Few thread blocks with many panels each: runs long enough for the ring to go round.
   cuda::DeviceInfo few = device;
   few.clusters[0] = 2, few.clusters[1] = few.clusters[2] = 1;
+  cuda::DeviceInfo one = few;  // row groups of two row blocks: it takes two tiles for them
+  one.clusters[0] = 1;
   for (const char* pattern : patterns) {
     for (int64_t n : {8, 16, 27, 50}) {
       for (int columns : {0, 1}) {
@@ -360,6 +368,30 @@ void RunAll(const cuda::DeviceInfo& device, bool quick) {
   };
   for (const char* pattern : patterns) run_wide(450, pattern);
   for (int64_t m : {350, 220, 90}) run_wide(m, "uniform50");
+  // Row groups: of a few thread blocks, whose warps have a tile each, or not.
+  const auto run_row_groups = [&](int64_t m, int64_t k, int64_t n, int row_groups, int cluster, const char* pattern) {
+    for (int columns : {0, 1}) {
+      Case c{m, k, n, pattern, half, ElementType::kFloat16, cluster, true, n == 64, n > 8, n == 128};
+      c.columns = columns, c.team = 2, c.row_groups = row_groups;
+      Run(few, c);
+    }
+  };
+  for (const char* pattern : patterns) {
+    for (int64_t n : {20, 64, 100}) run_row_groups(440, quick ? 1000 : 6000, n, 4, 1, pattern);
+    run_row_groups(200, quick ? 1000 : 6000, 50, 4, 4, pattern);
+    run_row_groups(120, quick ? 1000 : 6000, 128, 2, 2, pattern);
+  }
+  for (int64_t m : {130, 200, 250, 330, 512}) {
+    for (int64_t n : {5, 33, 190}) run_row_groups(m, 1000, n, 4, 1, "uniform80");
+  }
+  for (int64_t n : {2, 9, 31, 32, 33, 63, 64, 65, 127, 128, 129, 300}) {
+    for (int64_t k : {1, 31, 64, 72, 161, 520}) {
+      if (n % 2 == 0)
+        run_row_groups(250, k, n, 4, 1, "uniform50");
+      else
+        run_row_groups(100, k, n, 2, 2, "uniform50");
+    }
+  }
   // Jagged: runs that go round in their rings, row blocks of as many rows as there can be, an X of which one column
   // fits, and other GPUs' shared memory.
   const auto run_jagged = [](const cuda::DeviceInfo& on, int64_t m, int64_t k, int64_t n, const char* pattern) {
@@ -387,6 +419,7 @@ void RunAll(const cuda::DeviceInfo& device, bool quick) {
   for (ValueType type : {half, bf16}) {
     for (int team : {0, 1}) RunNonFinite(device, type, team);
   }
+  RunNonFinite(one, half, 2);
   RunNonFinite(device, half, -1, static_cast<int>(Layout::kJagged));
   RunInfiniteBehindWindow(device);
 }
@@ -398,6 +431,17 @@ void RunTiny(const cuda::DeviceInfo& device) {
       for (ValueType type : {ValueType::kFloat16, ValueType::kBFloat16}) {
         Case c{300, 200, n, "uniform50", type, ElementType::kFloat16, cluster, true, true, true};
         for (c.team = 0; c.team <= (type == ValueType::kFloat16); ++c.team) Run(device, c);
+      }
+    }
+  }
+  cuda::DeviceInfo few = device;
+  few.clusters[0] = few.clusters[1] = few.clusters[2] = 1;
+  for (int cluster : {1, 2, 4}) {
+    for (int64_t n : {27, 50, 100}) {
+      for (int columns : {0, 1}) {
+        Case c{120, 520, n, "uniform50", ValueType::kFloat16, ElementType::kFloat16, cluster, true, true, true};
+        c.columns = columns, c.team = 2;
+        for (c.row_groups = 2; c.row_groups <= 4; c.row_groups += 2) Run(few, c);
       }
     }
   }

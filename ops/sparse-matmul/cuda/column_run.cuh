@@ -22,18 +22,18 @@ inline ColumnParams MakeParams(const WeightPlan& plan, const void* layout, const
 }
 
 /// A run on its way through its warp.
-template <Columns kColumns>
+template <Columns kColumns, Team kTeam = Team::kWarpgroup>
 struct RunState {
-  Stream stream;
+  Stream<kTeam> stream;
   Cursor<kColumns> cursor;
   int first_unit, end_unit;
 
   /// Run `index` of the layout, over these units. It begins with stream.Start().
   __device__ __forceinline__ RunState(const ColumnParams& p, int index, int first_unit, int end_unit, uint32_t ring,
-                                      uint32_t barriers)
+                                      uint32_t barriers, int ring_bytes = kRingBytes)
       : stream(p.layout,
                reinterpret_cast<const uint32_t*>(p.layout) + static_cast<int64_t>(index) * p.partition.record_words,
-               p.partition.record_words, ring, barriers),
+               p.partition.record_words, ring, ring_bytes, barriers),
         cursor(ring, threadIdx.x & 31),
         first_unit(first_unit),
         end_unit(end_unit) {}
@@ -45,7 +45,7 @@ struct RunState {
     const uint32_t block = stream.Enter();
     const uint2 header = ptx::LoadShared64(block);
     const uint32_t column = ptx::LoadShared8(block + 16 + (threadIdx.x & 31));
-    if constexpr (kRagged && PacksMasks(kColumns, kDepth)) {
+    if constexpr (kRagged && PacksMasks(kColumns, kTeam, kDepth)) {
       if (all) {
         LoadMasks<kWords>(block, masks);
       } else {

@@ -28,6 +28,7 @@ struct Source {
   uint32_t* prefix;    // [rows, units] stored values of the row before the unit
   int64_t row_words;
   int rows, units;
+  int ring_rows;  // of shared memory, of a run
 };
 
 __device__ __forceinline__ uint32_t Word(const Source& s, int row, int unit) {
@@ -115,6 +116,8 @@ class Walk {
   int column = threadIdx.x & 31;
   int end = 0;  // row after the last that a lane has read
 
+  __device__ explicit Walk(int ring_rows) : ring_rows_(ring_rows) {}
+
   struct Stage {
     int32_t shift;
     uint32_t jump;
@@ -140,7 +143,7 @@ class Walk {
     }
     const int rows = end - before;
     int again = 0, at = before - origin_;
-    if (end - origin_ > kRingRows) {
+    if (end - origin_ > ring_rows_) {
       stage.shift = (origin_ - first_) * kValueRowBytes;
       again = before - first_, at = 0;
       origin_ = first_;
@@ -203,6 +206,7 @@ class Walk {
     return kStageSlots;
   }
 
+  const int ring_rows_;
   int first_ = 0;                                                              // of the window
   int origin_ = 0;                                                             // the row at the ring's start
   int window_begin_[kStageSlots - 1] = {}, window_end_[kStageSlots - 1] = {};  // of the last stages, in the ring
@@ -220,17 +224,20 @@ using StageMasks = uint32_t[kStageTiles];
 template <Columns kColumns, typename Visit>
 __device__ int WalkRun(const Run& run, const Source& s, const Visit& visit) {
   const int lane = threadIdx.x & 31, g = lane >> 2, t = lane & 3;
-  Walk<kColumns> walk;
+  Walk<kColumns> walk(s.ring_rows);
   for (int index = 0; index < run.panels; ++index) {
     const RunPanel panel = PanelOf(run, index);
-    for (int unit0 = run.first_unit; unit0 < run.end_unit; unit0 += StageUnits(panel.depth)) {
+    const int stages = panel.Stages(run.end_unit - run.first_unit, kColumns, run.team);
+    for (int i = 0; i < stages; ++i) {
+      const int unit0 = run.first_unit + i * StageUnits(kColumns, run.team, panel.depth);
       StageMasks masks;
       int count[2] = {0, 0};
 #pragma unroll
       for (int q = 0; q < kStageTiles; ++q) {
         const Place place = PlaceOf(q, panel.depth);
         const int row = FirstRow(run, panel, place) + g, unit = unit0 + place.unit;
-        const bool mine = q < panel.depth * StageUnits(panel.depth) && place.index < panel.own && unit < run.end_unit;
+        const bool mine = q < panel.depth * StageUnits(kColumns, run.team, panel.depth) && place.index < panel.own &&
+                          unit < run.end_unit;
         masks[q] = mine ? FragmentMasks(run.team, Word(s, row, unit), Word(s, row + 8, unit), t) : 0;
         if (kColumns == Columns::kHalves) {
           count[0] += __popc(masks[q] & 0x5555), count[1] += __popc(masks[q] & 0xaaaa);
@@ -239,7 +246,7 @@ __device__ int WalkRun(const Run& run, const Source& s, const Visit& visit) {
           count[1] = count[0];
         }
       }
-      const auto stage = walk.Enter(count, MaskWords(kColumns, panel.depth, panel.own));
+      const auto stage = walk.Enter(count, MaskWords(kColumns, run.team, panel.depth, panel.own));
       visit(panel, unit0, masks, stage, walk);
       walk.Leave(count);
     }
@@ -284,9 +291,9 @@ __global__ void __launch_bounds__(32)
       uint32_t all = 0;
       for (int i = 0; i < run.panels; ++i) {
         const RunPanel panel = PanelOf(run, i);
-        const int stages = StagesOf(run.end_unit - run.first_unit, panel.depth);
+        const int stages = panel.Stages(run.end_unit - run.first_unit, columns, run.team);
         all += stages;
-        bytes += static_cast<int64_t>(stages) * MaskBlockBytes(MaskWords(columns, panel.depth, panel.own));
+        bytes += static_cast<int64_t>(stages) * MaskBlockBytes(MaskWords(columns, run.team, panel.depth, panel.own));
       }
       s.heads[index].stages = all;
     }
@@ -379,7 +386,7 @@ __global__ void __launch_bounds__(128)
   WalkRun<kColumns>(run, s,
                     [&](const RunPanel& panel, int unit0, const StageMasks& masks,
                         const typename Walk<kColumns>::Stage& stage, const Walk<kColumns>& walk) {
-                      const int words = MaskWords(kColumns, panel.depth, panel.own);
+                      const int words = MaskWords(kColumns, run.team, panel.depth, panel.own);
                       auto* const header = reinterpret_cast<StageHeader*>(block);
                       if (lane == 0) {
                         *copy = stage.copy;
@@ -398,7 +405,7 @@ __global__ void __launch_bounds__(128)
                         const TileValues<From> tile(s, run.team, FirstRow(run, panel, place), unit0 + place.unit);
                         FillTile<kColumns>(tile, masks[q], walk, at, values + 4 * walk.column);
                       }
-                      if (panel.own < panel.depth && PacksMasks(kColumns, panel.depth))
+                      if (panel.own < panel.depth && PacksMasks(kColumns, run.team, panel.depth))
                         PackMasks(panel.depth, mask_words);
 #pragma unroll
                       for (int w = 0; w < 4; ++w) {
@@ -423,6 +430,7 @@ Source MakeSource(const WeightPlan& plan, const DeviceParts& parts, const void* 
   source.row_words = BitmapRowBytes(plan.in_features) / 4;
   source.rows = static_cast<int>(plan.out_features);
   source.units = static_cast<int>((plan.in_features + kUnitK - 1) / kUnitK);
+  source.ring_rows = plan.ring_rows;
   source.layout_bytes = static_cast<int64_t*>(const_cast<void*>(staging));
   source.heads = reinterpret_cast<RunHead*>(source.layout_bytes + 1);
   source.run_rows = reinterpret_cast<uint32_t*>(source.heads + RunCount(plan));

@@ -68,7 +68,9 @@ double Bandwidth(int memory_gbs) { return kReachable * (memory_gbs > 0 ? memory_
 const Constants& ConstantsOf(const LayoutChoice& choice, int n) {
   const int bucket = n <= 8 ? 8 : n <= 16 ? 16 : n <= 32 ? 32 : n <= 64 ? 64 : 128;
   return *std::find_if(std::begin(kConstants), std::end(kConstants), [&](const Constants& c) {
-    return c.team == choice.team && c.columns == choice.columns && c.n == bucket;
+    // Row groups, which are taken where they are asked for, have no constants of their own yet.
+    const Team team = choice.team == Team::kRowGroup ? Team::kWarpgroup : choice.team;
+    return c.team == team && c.columns == choice.columns && c.n == bucket;
   });
 }
 
@@ -107,7 +109,8 @@ double ProductTime(const WeightShape& shape, const LayoutChoice& choice, int64_t
     const int tiles = PanelTile(panel + 1, panels, busiest) - PanelTile(panel, panels, busiest);
     const int depth = PanelDepth(choice.team, tiles);
     const double counted = tiles + c.deepest * (depth * TeamWarps(choice.team) - tiles);
-    nanoseconds += units * (counted * (c.tile + c.nonzeros * shape.density) + c.stage / StageUnits(depth));
+    nanoseconds += units * (counted * (c.tile + c.nonzeros * shape.density) +
+                            c.stage / StageUnits(choice.columns, choice.team, depth));
   }
   const double reading = LayoutBytes(shape, choice.columns) * c.stream / Bandwidth(memory_gbs);
   // Where both take about as long, each delays the other.

@@ -12,6 +12,7 @@ struct LayoutChoice {
   Team team = Team::kWarp;
   int cluster = 1;
   Columns columns = Columns::kHalves;
+  int row_groups = 1;
 };
 
 /// The shape of a weight, as far as its time depends on it.

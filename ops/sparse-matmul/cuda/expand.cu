@@ -16,7 +16,7 @@ namespace {
 struct ExpandParams {
   ColumnParams columns;  // of which X and Y are not used
   DenseTarget dense;
-  int first_block;
+  int first_run, end_run;
 };
 
 FLASHLLM_HD constexpr int ExpandBarrierBytes(int warps) { return (warps * kRunBarrierBytes + 127) / 128 * 128; }
@@ -36,7 +36,7 @@ __device__ __forceinline__ void StoreUnit(const ExpandParams& p, const uint32_t 
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
     uint32_t words[4] = {a[0][half], a[0][2 + half], a[1][half], a[1][2 + half]};
-    if constexpr (kTeam == Team::kWarpgroup) TransposeQuad(words, lane);
+    if constexpr (kTeam != Team::kWarp) TransposeQuad(words, lane);
     StoreRow(p.dense, row + (lane >> 2) + 8 * half, k + 8 * (lane & 3),
              make_uint4(words[0], words[1], words[2], words[3]));
   }
@@ -45,8 +45,8 @@ __device__ __forceinline__ void StoreUnit(const ExpandParams& p, const uint32_t 
 /// Places kPlace and following of a stage that begins with `unit0`.
 template <Columns kColumns, Team kTeam, int kDepth, int kPlace = 0, int kWords>
 __device__ __forceinline__ void StorePlaces(const ExpandParams& p, const uint32_t (&masks)[kWords],
-                                            RunState<kColumns>& run, const RunPanel& panel, int unit0) {
-  if constexpr (kPlace < kDepth * StageUnits(kDepth)) {
+                                            RunState<kColumns, kTeam>& run, const RunPanel& panel, int unit0) {
+  if constexpr (kPlace < kDepth * StageUnits(kColumns, kTeam, kDepth)) {
     constexpr Place kAt = PlaceOf(kPlace, kDepth);
     // What lies beyond the lane's units is another lane's to write.
     if (kAt.index < panel.own && unit0 + kAt.unit < run.end_unit) {
@@ -61,11 +61,14 @@ __device__ __forceinline__ void StorePlaces(const ExpandParams& p, const uint32_
 
 /// A run's share of a panel of depth kDepth.
 template <Columns kColumns, Team kTeam, int kDepth>
-__device__ __forceinline__ void ExpandPanel(const ExpandParams& p, RunState<kColumns>& run, const RunPanel& panel) {
+__device__ __forceinline__ void ExpandPanel(const ExpandParams& p, RunState<kColumns, kTeam>& run,
+                                            const RunPanel& panel) {
+  const int stages = panel.Stages(run.end_unit - run.first_unit, kColumns, kTeam);
 #pragma unroll 1
-  for (int unit0 = run.first_unit; unit0 < run.end_unit; unit0 += StageUnits(kDepth)) {
-    uint32_t masks[AllMaskWords(kColumns, kDepth)];
-    run.template Enter<kDepth, kTeam == Team::kWarpgroup>(panel.own == kDepth, masks);
+  for (int i = 0; i < stages; ++i) {
+    const int unit0 = run.first_unit + i * StageUnits(kColumns, kTeam, kDepth);
+    uint32_t masks[AllMaskWords(kColumns, kTeam, kDepth)];
+    run.template Enter<kDepth, kTeam != Team::kWarp>(panel.own == kDepth, masks);
     StorePlaces<kColumns, kTeam, kDepth>(p, masks, run, panel, unit0);
     run.stream.Leave();
   }
@@ -77,11 +80,13 @@ __global__ void __launch_bounds__(kWarps * 32, 1) ExpandColumns(const __grid_con
   const Partition& cut = p.columns.partition;
   // The shuffle tells the compiler that the whole warp has one value.
   const int warp = __shfl_sync(0xffffffffu, threadIdx.x / 32, 0);
-  const int index = (p.first_block * cut.cluster + blockIdx.x) * kWarps + warp;
+  const int index = p.first_run + blockIdx.x * kWarps + warp;
+  if (index >= p.end_run) return;
   const uint32_t barriers = ptx::SharedAddress(shared), runs = barriers + ExpandBarrierBytes(kWarps);
   const Run run = RunOf(cut, index);
-  RunState<kColumns> state(p.columns, index, run.first_unit, run.end_unit, runs + warp * kRunBytes,
-                           barriers + warp * kRunBarrierBytes);
+  RunState<kColumns, kTeam> state(p.columns, index, run.first_unit, run.end_unit,
+                                  runs + warp * RunBytes(kTeam, cut.ring_rows), barriers + warp * kRunBarrierBytes,
+                                  cut.ring_rows * kValueRowBytes);
   state.stream.Start();
 #if __CUDA_ARCH__ >= 900
   ptx::LaunchDependents();
@@ -96,42 +101,45 @@ __global__ void __launch_bounds__(kWarps * 32, 1) ExpandColumns(const __grid_con
 
 template <Columns kColumns, Team kTeam, int kWarps>
 struct ExpandInstance {
-  static constexpr int kSharedBytes = ExpandBarrierBytes(kWarps) + kWarps * kRunBytes;
+  static int SharedBytes(int ring_rows) { return ExpandBarrierBytes(kWarps) + kWarps * RunBytes(kTeam, ring_rows); }
 
-  static cudaError_t Launch(const ExpandParams& params, int blocks, bool programmatic, cudaStream_t stream) {
+  static cudaError_t Launch(const ExpandParams& params, bool programmatic, cudaStream_t stream) {
     LaunchShape shape;
-    shape.grid = dim3(blocks);
+    shape.grid = dim3((params.end_run - params.first_run + kWarps - 1) / kWarps);
     shape.threads = kWarps * 32;
-    shape.shared_bytes = kSharedBytes;
+    shape.shared_bytes = SharedBytes(params.columns.partition.ring_rows);
     shape.programmatic = programmatic;
     return LaunchKernel(ExpandColumns<kColumns, kTeam, kWarps>, shape, params, stream);
   }
 
   static cudaError_t Prepare(const DeviceInfo& info) {
-    if (kSharedBytes > info.shared_bytes) return cudaSuccess;  // MakePlan does not choose it there
+    if (SharedBytes(kRingRows) > info.shared_bytes) return cudaSuccess;  // MakePlan does not choose it there
     return cudaFuncSetAttribute(ExpandColumns<kColumns, kTeam, kWarps>, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                kSharedBytes);
+                                info.shared_bytes);
   }
 };
 
 template <Columns kColumns>
 struct ExpandInstances {
   using Groups = ExpandInstance<kColumns, Team::kWarpgroup, 16>;
+  using RowGroups = ExpandInstance<kColumns, Team::kRowGroup, 4>;
   using SixteenLanes = ExpandInstance<kColumns, Team::kWarp, 16>;
   using EightLanes = ExpandInstance<kColumns, Team::kWarp, 8>;
   using FourLanes = ExpandInstance<kColumns, Team::kWarp, 4>;
 
-  static cudaError_t Launch(const ExpandParams& params, const WeightPlan& plan, int blocks, bool programmatic,
+  static cudaError_t Launch(const ExpandParams& params, const WeightPlan& plan, bool programmatic,
                             cudaStream_t stream) {
-    const auto launch = plan.team == Team::kWarpgroup ? Groups::Launch
-                        : plan.lanes == 4             ? FourLanes::Launch
-                        : plan.lanes == 8             ? EightLanes::Launch
-                                                      : SixteenLanes::Launch;
-    return launch(params, blocks, programmatic, stream);
+    const auto launch = plan.team == Team::kWarpgroup  ? Groups::Launch
+                        : plan.team == Team::kRowGroup ? RowGroups::Launch
+                        : plan.lanes == 4              ? FourLanes::Launch
+                        : plan.lanes == 8              ? EightLanes::Launch
+                                                       : SixteenLanes::Launch;
+    return launch(params, programmatic, stream);
   }
 
   static cudaError_t Prepare(const DeviceInfo& info) {
-    for (auto prepare : {Groups::Prepare, SixteenLanes::Prepare, EightLanes::Prepare, FourLanes::Prepare}) {
+    for (auto prepare :
+         {Groups::Prepare, RowGroups::Prepare, SixteenLanes::Prepare, EightLanes::Prepare, FourLanes::Prepare}) {
       const cudaError_t error = prepare(info);
       if (error != cudaSuccess) return error;
     }
@@ -159,11 +167,11 @@ cudaError_t Expand(const WeightPlan& plan, const void* layout, int first_block, 
   ExpandParams params = {};
   params.columns = MakeParams(plan, layout, none);
   params.dense = target;
-  params.first_block = first_block;
-  const int blocks = (end_block - first_block) * plan.cluster;
+  const int block_runs = RunCount(plan) / plan.blocks;
+  params.first_run = first_block * block_runs, params.end_run = end_block * block_runs;
   const auto launch = plan.columns == Columns::kHalves ? ExpandInstances<Columns::kHalves>::Launch
                                                        : ExpandInstances<Columns::kWords>::Launch;
-  return launch(params, plan, blocks, programmatic, stream);
+  return launch(params, plan, programmatic, stream);
 }
 
 cudaError_t PrepareExpand(const DeviceInfo& info) {

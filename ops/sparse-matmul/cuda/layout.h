@@ -2,15 +2,16 @@
 //
 // A weight is cut into 16-row tiles; a row block (one thread block, or one cluster) owns consecutive tiles, in panels
 // of at most PanelTiles(). K is cut into units of 32, and into K lanes: LaneUnit(q) .. LaneUnit(q + 1). A K lane has a
-// team, one warp or the four of a warpgroup (Team); of a panel's tiles a warp of the four takes every fourth, from
-// FirstTile() on. A *run* is what one warp decodes: its tiles of a row block's panels, one panel after the other, over
-// one K lane. A panel's *depth* is the number of tiles of a warp that has most. A *stage* is StageUnits() units of a
-// panel; where the lane ends before the stage does, the rest is empty. A run has two streams.
+// team, one warp or four (Team); of a panel's tiles a warp of the four takes every fourth, from FirstTile() on. Of
+// Team::kRowGroup that is one: a row block is one panel, and a thread block has WeightPlan::row_groups row blocks. A
+// *run* is what one warp decodes: its tiles of a row block's panels, one panel after the other, over one K lane. A
+// panel's *depth* is the number of tiles of a warp that has most. A *stage* is StageUnits() units of a panel; where the
+// lane ends before the stage does, the rest is empty. A run has two streams.
 //
 // Lane (g = lane / 4, t = lane % 4) owns in a tile and k16-step s of a unit the A fragment of mma.m16n8k16 (and of
 // wgmma): half h of its register r is the element at row g + 8 (r & 1) and, of the unit, at
 //   Team::kWarp       k = 8 t + 4 s + 2 (r >> 1) + h: its B fragments of a unit are 16 contiguous bytes of X
-//   Team::kWarpgroup  k = 16 s + 2 t + 8 (r >> 1) + h, as the instruction has it: X is in shared memory
+//   else              k = 16 s + 2 t + 8 (r >> 1) + h, as the instruction has it: X is in shared memory
 // A *slot* is what the lane reads at once:
 //   Columns::kHalves  a slot is an element: 16 bits in the stream where it is not zero
 //   Columns::kWords   a slot is a register: 32 bits where either half is not zero. More bytes, half the work; for few
@@ -51,12 +52,13 @@ constexpr int kTileRows = 16;
 constexpr int kUnitK = 32;
 constexpr int kStageTiles = 8;  // tiles x units of a stage in one run, at most
 constexpr int kValueRowBytes = 128;
-/// Rows that a stage may touch: what one without a zero takes where all lanes begin level.
-constexpr int kWindowRows = 64;
-static_assert(kWindowRows == 8 * kStageTiles, "eight rows a tile and unit, with either kind of columns");
-/// Rows of shared memory that a run has.
-constexpr int kRingRows = 79;
-static_assert(kWindowRows <= kRingRows && kRingRows < 256, "a window fits in the ring, its places in bytes");
+/// Rows that a stage may touch: what one without a zero takes where all lanes begin level, eight rows a tile and unit
+/// with either kind of columns.
+constexpr int kWindowRows = 8 * kStageTiles;
+/// Rows of shared memory that a run has (WeightPlan::ring_rows): so many, but with Team::kRowGroup as many as there is
+/// room for. Places in the ring are bytes.
+constexpr int kRingRows = 79, kMostRingRows = 255;
+static_assert(kWindowRows <= kRingRows, "a window fits in the ring");
 /// Stages of a run in flight or in use.
 constexpr int kStageSlots = 4;
 
@@ -90,10 +92,10 @@ struct RunRecord {
 };
 static_assert(sizeof(RunRecord) == 16, "the layout in memory");
 
-FLASHLLM_HD constexpr int TeamWarps(Team team) { return team == Team::kWarpgroup ? 4 : 1; }
+FLASHLLM_HD constexpr int TeamWarps(Team team) { return team == Team::kWarp ? 1 : 4; }
 
 /// Tiles of a panel, at most: what a warp has registers for the sums of.
-FLASHLLM_HD constexpr int PanelTiles(Team team) { return team == Team::kWarpgroup ? 16 : 8; }
+FLASHLLM_HD constexpr int PanelTiles(Team team) { return team == Team::kWarp ? 8 : team == Team::kWarpgroup ? 16 : 4; }
 
 FLASHLLM_HD constexpr int PanelDepth(Team team, int panel_tiles) {
   return (panel_tiles + TeamWarps(team) - 1) / TeamWarps(team);
@@ -102,7 +104,7 @@ FLASHLLM_HD constexpr int PanelDepth(Team team, int panel_tiles) {
 /// The first tile of a panel that a warp of the team has. That of a warpgroup's turns with the K lane, so that
 /// where one warp has a tile more than another, a multiprocessor's four schedulers do not.
 FLASHLLM_HD constexpr int FirstTile(Team team, int warp, int lane) {
-  return team == Team::kWarpgroup ? (warp + lane) & 3 : 0;
+  return team == Team::kWarp ? 0 : (warp + lane) & 3;
 }
 
 /// How many tiles that warp has.
@@ -120,10 +122,18 @@ FLASHLLM_HD int LaneUnit(Team team, int lane, int lanes, int units) {
 /// First tile of panel `panel` of the `panels` that `tiles` tiles are cut into.
 FLASHLLM_HD int PanelTile(int panel, int panels, int tiles) { return panel * tiles / panels; }
 
-/// Units of a stage of a panel of this depth.
-FLASHLLM_HD constexpr int StageUnits(int depth) { return depth > 4 ? 1 : depth > 2 ? 2 : depth > 1 ? 4 : 8; }
+/// Units of a stage of a panel of this depth. Row groups have half as much in a stage: more stages, in less memory.
+FLASHLLM_HD constexpr int StageUnits(Columns columns, Team team, int depth) {
+  return team == Team::kRowGroup ? (columns == Columns::kHalves ? 4 : 8)
+         : depth > 4             ? 1
+         : depth > 2             ? 2
+         : depth > 1             ? 4
+                                 : 8;
+}
 
-FLASHLLM_HD constexpr int StagesOf(int units, int depth) { return (units + StageUnits(depth) - 1) / StageUnits(depth); }
+FLASHLLM_HD constexpr int StagesOf(int units, Columns columns, Team team, int depth) {
+  return (units + StageUnits(columns, team, depth) - 1) / StageUnits(columns, team, depth);
+}
 
 /// What fragments 2 q and 2 q + 1 of a stage are of, q < depth * StageUnits(depth).
 struct Place {
@@ -136,19 +146,19 @@ FLASHLLM_HD constexpr Place PlaceOf(int q, int depth) { return {q % depth, q / d
 FLASHLLM_HD constexpr int TileSlots(Columns columns) { return columns == Columns::kHalves ? 16 : 8; }
 
 /// Mask words of a lane for a stage.
-FLASHLLM_HD constexpr int AllMaskWords(Columns columns, int depth) {
-  return (depth * StageUnits(depth) * TileSlots(columns) + 31) / 32;
+FLASHLLM_HD constexpr int AllMaskWords(Columns columns, Team team, int depth) {
+  return (depth * StageUnits(columns, team, depth) * TileSlots(columns) + 31) / 32;
 }
 
 /// Whether a run with a tile less than the panel's depth stores a mask word less: where a word is two tiles of a unit,
 /// two of its words have an empty half and become one.
-FLASHLLM_HD constexpr bool PacksMasks(Columns columns, int depth) {
-  return columns == Columns::kHalves && StageUnits(depth) == 2;
+FLASHLLM_HD constexpr bool PacksMasks(Columns columns, Team team, int depth) {
+  return columns == Columns::kHalves && StageUnits(columns, team, depth) == 2;
 }
 
 /// Mask words of a lane for a stage of a run with `own` of the panel's `depth` tiles.
-FLASHLLM_HD constexpr int MaskWords(Columns columns, int depth, int own) {
-  return AllMaskWords(columns, depth) - (own < depth && PacksMasks(columns, depth) ? 1 : 0);
+FLASHLLM_HD constexpr int MaskWords(Columns columns, Team team, int depth, int own) {
+  return AllMaskWords(columns, team, depth) - (own < depth && PacksMasks(columns, team, depth) ? 1 : 0);
 }
 
 /// A stage's mask words for memory, if PacksMasks and the last tile is missing, and back.
@@ -183,5 +193,22 @@ FLASHLLM_HD constexpr int MaskWordAt(int words, int word, int lane) {
          : words > 1 && word < 2 ? first + 8 * lane + 4 * word
                                  : first + 128 * (words - 1) + 4 * lane;
 }
+
+/// A run's shared memory: the ring of value rows, then a mask block for each stage in flight.
+FLASHLLM_HD constexpr int MaskSlotBytes(Team team) {
+  return (MaskBlockBytes(AllMaskWords(Columns::kHalves, team, 1)) + 63) / 64 * 64;
+}
+FLASHLLM_HD constexpr int RunBytes(Team team, int ring_rows) {
+  return ring_rows * kValueRowBytes + kStageSlots * MaskSlotBytes(team);
+}
+
+/// Shared memory of the runs of a thread block with row groups, of those warps that have a tile.
+constexpr int kRowGroupRunsBytes = 162 << 10;
+/// What that leaves each of so many.
+FLASHLLM_HD constexpr int RowGroupRingRows(int runs) {
+  const int rows = (kRowGroupRunsBytes / runs - kStageSlots * MaskSlotBytes(Team::kRowGroup)) / kValueRowBytes;
+  return rows < kMostRingRows ? rows : kMostRingRows;
+}
+static_assert(RowGroupRingRows(16) >= kWindowRows, "a window fits in the ring");
 
 }  // namespace flashllm::cuda

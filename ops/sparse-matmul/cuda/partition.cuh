@@ -16,6 +16,8 @@ struct Partition {
   int lanes;                     // K lanes of a thread block
   int units;                     // of 32 k
   int cluster;                   // thread blocks of a row block
+  int row_groups;                // row blocks of a thread block
+  int ring_rows;                 // value rows of a run in shared memory
   int record_words;              // of a RunRecord
   int lane_unit[kMaxLanes + 1];  // first unit of each K lane of a row block
   uint16_t tile_start[kMaxBlocks + 1];
@@ -28,6 +30,8 @@ inline Partition MakePartition(const WeightPlan& plan) {
   partition.lanes = plan.lanes;
   partition.units = static_cast<int>((plan.in_features + kUnitK - 1) / kUnitK);
   partition.cluster = plan.cluster;
+  partition.row_groups = plan.row_groups;
+  partition.ring_rows = plan.ring_rows;
   partition.record_words = plan.record_words;
   const int lanes = plan.lanes * plan.cluster;
   for (int lane = 0; lane <= lanes; ++lane)
@@ -57,7 +61,7 @@ FLASHLLM_HD Run RunOf(const Partition& cut, int index) {
   run.panels = cut.panel_start[block + 1] - cut.panel_start[block];
   run.first_tile = cut.tile_start[block];
   run.tiles = cut.tile_start[block + 1] - run.first_tile;
-  run.warp_tile = FirstTile(cut.team, index % warps, lane);
+  run.warp_tile = FirstTile(cut.team, index % warps, lane + block % cut.row_groups);
   run.first_unit = cut.lane_unit[lane];
   run.end_unit = cut.lane_unit[lane + 1];
   return run;
@@ -67,6 +71,11 @@ FLASHLLM_HD Run RunOf(const Partition& cut, int index) {
 struct RunPanel {
   int first_tile;  // of the weight
   int depth, own;
+
+  /// Stages over so many units. A row group's warp without a tile has none.
+  FLASHLLM_HD int Stages(int units, Columns columns, Team team) const {
+    return team == Team::kRowGroup && own == 0 ? 0 : StagesOf(units, columns, team, depth);
+  }
 };
 FLASHLLM_HD RunPanel PanelOf(const Run& run, int panel) {
   const int begin = PanelTile(panel, run.panels, run.tiles),

@@ -1,6 +1,7 @@
 // How a weight is cut over the thread blocks of one GPU, and the memory that its layout takes. Host arithmetic only.
 #include <algorithm>
 #include <cmath>
+#include <functional>
 #include <limits>
 
 #include "ops/sparse-matmul/cuda/cost.h"
@@ -17,10 +18,12 @@ constexpr double kWordsDensity = 0.41;
 
 int BlocksOf(const DeviceInfo& device, int cluster) { return std::max(1, device.clusters[cluster / 2]); }
 
-/// A cluster's row block is one panel, so that its blocks exchange sums once.
-bool Fits(int64_t tiles, const DeviceInfo& device, Team team, int cluster) {
-  return cluster == 1 ||
-         (device.compute_capability >= 90 && tiles <= int64_t{BlocksOf(device, cluster)} * PanelTiles(team));
+/// A cluster's row block is one panel, so that its blocks exchange sums once; and so is a row group, of at least a
+/// tile.
+bool Fits(int64_t tiles, const DeviceInfo& device, Team team, int cluster, int row_groups = 1) {
+  const int64_t row_blocks = int64_t{BlocksOf(device, cluster)} * row_groups;
+  if (team == Team::kRowGroup && (tiles < row_blocks || tiles > row_blocks * PanelTiles(team))) return false;
+  return cluster == 1 || (device.compute_capability >= 90 && tiles <= row_blocks * PanelTiles(team));
 }
 
 /// The time that counts: of so many columns, or where nobody knows how many, of 8, 16 and 32 alike.
@@ -32,27 +35,50 @@ double ExpectedTime(const WeightShape& shape, const LayoutChoice& choice, const 
   return std::cbrt(product);
 }
 
-/// The fastest of what fits and what was asked for.
+/// Teams with clusters of so many thread blocks that a weight could have, and row blocks of a thread block.
+std::vector<LayoutChoice> Teams(int64_t tiles, const DeviceInfo& device, bool has_groups) {
+  std::vector<LayoutChoice> teams;
+  for (int cluster : {1, 2, 4}) {
+    if (Fits(tiles, device, Team::kWarp, cluster)) teams.push_back({Team::kWarp, cluster});
+    if (!has_groups) continue;
+    if (Fits(tiles, device, Team::kWarpgroup, cluster)) teams.push_back({Team::kWarpgroup, cluster});
+    for (int row_groups : {2, 4}) {
+      if (Fits(tiles, device, Team::kRowGroup, cluster, row_groups))
+        teams.push_back({Team::kRowGroup, cluster, Columns::kHalves, row_groups});
+    }
+  }
+  return teams;
+}
+
+/// The fastest of what fits and what was asked for. A team, a cluster and row groups that were asked for and cannot be
+/// are as if they had not been.
 LayoutChoice Choose(const WeightShape& shape, const WeightPlan& plan, const PlanOptions& options) {
   const DeviceInfo& device = plan.device;
   const bool has_groups = device.compute_capability >= 90 && device.encode_tensor_map != nullptr && plan.lanes == 16 &&
                           plan.value_type == ValueType::kFloat16;
+  std::vector<LayoutChoice> teams = Teams(shape.tiles, device, has_groups);
+  const auto keep = [&](const auto& suits) {
+    const bool any = std::any_of(teams.begin(), teams.end(), suits);
+    if (any) teams.erase(std::remove_if(teams.begin(), teams.end(), std::not_fn(suits)), teams.end());
+    return any;
+  };
+  if (options.team >= 0)
+    keep([&](const LayoutChoice& c) { return c.team == static_cast<Team>(options.team); });
+  else
+    keep([&](const LayoutChoice& c) { return c.team != Team::kRowGroup; });
+  if (options.row_groups != 0) keep([&](const LayoutChoice& c) { return c.row_groups == options.row_groups; });
+  if (options.cluster != 0 && !keep([&](const LayoutChoice& c) { return c.cluster == options.cluster; }))
+    keep([&](const LayoutChoice& c) { return c.cluster == 1; });
   LayoutChoice best;
   double least = std::numeric_limits<double>::infinity();
-  for (Team team : {Team::kWarp, Team::kWarpgroup}) {
-    if (team == Team::kWarpgroup ? !has_groups || options.team == 0 : has_groups && options.team == 1) continue;
-    // A cluster that was asked for and does not fit is none.
-    const int asked = options.cluster != 0 && Fits(shape.tiles, device, team, options.cluster) ? options.cluster : 1;
-    for (int cluster : {1, 2, 4}) {
-      if (!Fits(shape.tiles, device, team, cluster) || (options.cluster != 0 && cluster != asked)) continue;
-      for (Columns columns : {Columns::kHalves, Columns::kWords}) {
-        if (options.columns >= 0 ? columns != static_cast<Columns>(options.columns)
-                                 : columns == Columns::kWords && shape.density > kWordsDensity)
-          continue;
-        const LayoutChoice choice{team, cluster, columns};
-        const double time = ExpectedTime(shape, choice, device, options.expected_n);
-        if (time < least) best = choice, least = time;
-      }
+  for (LayoutChoice choice : teams) {
+    for (Columns columns : {Columns::kHalves, Columns::kWords}) {
+      if (options.columns >= 0 ? columns != static_cast<Columns>(options.columns)
+                               : columns == Columns::kWords && shape.density > kWordsDensity)
+        continue;
+      choice.columns = columns;
+      const double time = ExpectedTime(shape, choice, device, options.expected_n);
+      if (time < least) best = choice, least = time;
     }
   }
   return best;
@@ -83,7 +109,9 @@ std::vector<uint16_t> CutByBytes(const PackedWeight& weight, int64_t tiles, int 
 /// Cuts the tiles into row blocks and panels for clusters of so many thread blocks.
 void CutRows(const PackedWeight& weight, int64_t tiles, int cluster, WeightPlan* plan) {
   plan->cluster = cluster;
-  plan->blocks = static_cast<int>(std::min<int64_t>({tiles, BlocksOf(plan->device, cluster), kMaxBlocks}));
+  const int64_t blocks =
+      std::min<int64_t>({tiles, int64_t{BlocksOf(plan->device, cluster)} * plan->row_groups, kMaxBlocks});
+  plan->blocks = static_cast<int>(blocks / plan->row_groups * plan->row_groups);
   plan->tile_start = CutByBytes(weight, tiles, plan->blocks);
   plan->panel_start.assign(plan->blocks + 1, 0);
   const int panel_tiles = PanelTiles(plan->team);
@@ -94,6 +122,14 @@ void CutRows(const PackedWeight& weight, int64_t tiles, int cluster, WeightPlan*
   }
 }
 
+/// Tiles of the thread block that has most.
+int MostTiles(const WeightPlan& plan) {
+  int most = 0;
+  for (int block = 0; block < plan.blocks; block += plan.row_groups)
+    most = std::max(most, plan.tile_start[block + plan.row_groups] - plan.tile_start[block]);
+  return most;
+}
+
 /// Stages of the longest run.
 int MostStages(const WeightPlan& plan) {
   const Partition partition = MakePartition(plan);
@@ -102,7 +138,7 @@ int MostStages(const WeightPlan& plan) {
     const Run run = RunOf(partition, index);
     int stages = 0;
     for (int panel = 0; panel < run.panels; ++panel)
-      stages += StagesOf(run.end_unit - run.first_unit, PanelOf(run, panel).depth);
+      stages += PanelOf(run, panel).Stages(run.end_unit - run.first_unit, plan.columns, plan.team);
     most = std::max(most, stages);
   }
   return most;
@@ -216,7 +252,8 @@ WeightPlan ChooseLayout(const PackedWeight& weight, const DeviceInfo& device, co
   plan.team = choice.team;
   plan.cluster = choice.cluster;
   plan.columns = choice.columns;
-  if (plan.team == Team::kWarpgroup) plan.lanes = 4;
+  plan.row_groups = choice.row_groups;
+  if (plan.team != Team::kWarp) plan.lanes = 4 / plan.row_groups;
   const JaggedCut cut = CutJagged(weight, device);
   if (cut.blocks > 0 && TakesJagged(shape, choice, cut, plan, options)) {
     plan.layout = Layout::kJagged;
@@ -259,7 +296,12 @@ cudaError_t MakePlan(const PackedWeight& weight, const DeviceInfo& device, const
   const WeightShape shape = ShapeOf(weight);
   CutRows(weight, shape.tiles, plan->cluster, plan);
   // Sparse rows make for a block of many tiles.
+  if (plan->team == Team::kRowGroup && plan->panel_start[plan->blocks] > plan->blocks) {
+    plan->team = Team::kWarpgroup, plan->row_groups = 1, plan->lanes = 4;
+    CutRows(weight, shape.tiles, 1, plan);
+  }
   if (plan->cluster > 1 && plan->panel_start[plan->blocks] > plan->blocks) CutRows(weight, shape.tiles, 1, plan);
+  plan->ring_rows = plan->team == Team::kRowGroup ? RowGroupRingRows(MostTiles(*plan) * plan->lanes) : kRingRows;
   plan->record_words = (3 + MostStages(*plan) + 3) / 4 * 4;
   // The layout's bytes, then of every run where its streams lie and its value rows, then a count for every (row, unit).
   plan->staging_bytes = 8 + (weight.out_features * shape.units + RunCount(*plan) * 4) * 4;

@@ -56,7 +56,7 @@ cudaError_t LaunchSlice(const WeightPlan& plan, const void* layout, const Device
                         cudaStream_t stream) {
   if (plan.layout == Layout::kCanonical) return LaunchCanonical(plan, parts, args, stream);
   if (plan.layout == Layout::kJagged) return LaunchJagged(plan, layout, args, stream);
-  if (plan.team == Team::kWarpgroup) {
+  if (plan.team != Team::kWarp) {
     return (plan.columns == Columns::kWords ? LaunchGroupWords : LaunchGroupHalves)(plan, layout, args, stream);
   }
   const bool bf16 = plan.value_type == ValueType::kBFloat16;

@@ -7,21 +7,23 @@
 
 namespace flashllm::cuda {
 
-/// A run's shared memory: the ring of value rows, then a mask block for each stage in flight.
 constexpr int kRingBytes = kRingRows * kValueRowBytes;
-constexpr int kMaskSlotBytes = (MaskBlockBytes(4) + 63) / 64 * 64;
-constexpr int kRunBytes = kRingBytes + kStageSlots * kMaskSlotBytes;
-static_assert(kRunBytes % kValueRowBytes == 0, "a column's place is its address in a row");
+constexpr int kRunBytes = RunBytes(Team::kWarp, kRingRows);
+static_assert(MaskSlotBytes(Team::kWarp) == MaskSlotBytes(Team::kWarpgroup), "the same of both");
+static_assert(kStageSlots * MaskSlotBytes(Team::kWarp) % kValueRowBytes == 0 &&
+                  kStageSlots * MaskSlotBytes(Team::kRowGroup) % kValueRowBytes == 0,
+              "a column's place is its address in a row");
 /// A barrier for each stage in flight.
 constexpr int kRunBarrierBytes = kStageSlots * 8;
 
 /// A run's stages, in their order. All lanes of its warp call every function together; no other warp may use it.
+template <Team kTeam>
 class Stream {
  public:
-  /// `record`: the run's RunRecord, of so many words. `ring`, `barriers`: its shared memory.
+  /// `record`: the run's RunRecord, of so many words. `ring`, of so many bytes, `barriers`: its shared memory.
   __device__ __forceinline__ Stream(const uint8_t* layout, const uint32_t* record, int record_words, uint32_t ring,
-                                    uint32_t barriers)
-      : layout_(layout), record_(record), ring_(ring), barriers_(barriers) {
+                                    int ring_bytes, uint32_t barriers)
+      : layout_(layout), record_(record), ring_(ring), slots_(ring + ring_bytes), barriers_(barriers) {
     const int lane = threadIdx.x & 31;
     // Two loads at once: what lies beyond the run's stages is never used.
     const uint4 head = __ldg(reinterpret_cast<const uint4*>(record));
@@ -41,7 +43,7 @@ class Stream {
   __device__ __forceinline__ uint32_t Enter() const {
     const uint32_t slot = done_ % kStageSlots;
     ptx::BarrierWait(barriers_ + 8 * slot, done_ / kStageSlots & 1);
-    return ring_ + kRingBytes + slot * kMaskSlotBytes;
+    return slots_ + slot * MaskSlotBytes(kTeam);
   }
 
   /// The stage has been read: starts the copies of all for which there is room now.
@@ -56,7 +58,7 @@ class Stream {
     while (issued_ < stages_ && issued_ < done_ + (copy_ >> 24 & 15)) {
       const uint32_t rows = copy_ & 255, again = copy_ >> 8 & 255, at = copy_ >> 16 & 255;
       const uint32_t mask_bytes = MaskBlockBytes(copy_ >> 28), slot = issued_ % kStageSlots;
-      ptx::CopyPair(ring_ + kRingBytes + slot * kMaskSlotBytes, layout_ + static_cast<int64_t>(masks_) * 16, mask_bytes,
+      ptx::CopyPair(slots_ + slot * MaskSlotBytes(kTeam), layout_ + static_cast<int64_t>(masks_) * 16, mask_bytes,
                     ring_ + at * kValueRowBytes, layout_ + static_cast<int64_t>(values_ - again) * kValueRowBytes,
                     (rows + again) * kValueRowBytes, barriers_ + 8 * slot);
       masks_ += mask_bytes / 16, values_ += rows;
@@ -73,7 +75,7 @@ class Stream {
 
   const uint8_t* layout_;
   const uint32_t* record_;
-  uint32_t ring_, barriers_;
+  uint32_t ring_, slots_, barriers_;
   uint32_t masks_, values_, stages_, copy_, copies_, issued_ = 0, done_ = 0;
 };
 

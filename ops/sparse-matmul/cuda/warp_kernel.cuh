@@ -255,10 +255,10 @@ template <Columns kColumns, int kTiles, int kNTiles, bool kBf16>
 __device__ __forceinline__ void DecodePanel(RunState<kColumns>& run, XReader<kNTiles>& x_reader,
                                             uint32_t (&raw)[kNTiles][4], float (&acc)[kWarpPanelTiles][kNTiles][4]) {
 #pragma unroll 1
-  for (int stages = StagesOf(run.end_unit - run.first_unit, kTiles); stages > 0; --stages) {
-    uint32_t masks[AllMaskWords(kColumns, kTiles)];
+  for (int stages = StagesOf(run.end_unit - run.first_unit, kColumns, Team::kWarp, kTiles); stages > 0; --stages) {
+    uint32_t masks[AllMaskWords(kColumns, Team::kWarp, kTiles)];
     run.template Enter<kTiles, false>(true, masks);
-    ForEach<StageUnits(kTiles)>([&](auto unit) {
+    ForEach<StageUnits(kColumns, Team::kWarp, kTiles)>([&](auto unit) {
       XFragments<kNTiles, kBf16> x;
       SetX<kNTiles, kBf16>(x, raw);
       x_reader.Next(raw);

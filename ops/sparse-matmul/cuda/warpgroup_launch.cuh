@@ -6,6 +6,7 @@
 #include "ops/cuda/launch.h"
 #include "ops/cuda/tensor_map.h"
 #include "ops/sparse-matmul/cuda/column_launch.h"
+#include "ops/sparse-matmul/cuda/row_group_kernel.cuh"
 #include "ops/sparse-matmul/cuda/warpgroup_kernel.cuh"
 #include "ops/sparse-matmul/cuda/wide_kernel.cuh"
 
@@ -31,7 +32,8 @@ struct GroupInstance {
       }
     }
     LaunchShape shape;
-    shape.grid = dim3(plan.blocks * plan.cluster, static_cast<unsigned>((args.n + kWidth - 1) / kWidth));
+    shape.grid =
+        dim3(plan.blocks / plan.row_groups * plan.cluster, static_cast<unsigned>((args.n + kWidth - 1) / kWidth));
     shape.threads = Shape::kThreads;
     shape.shared_bytes = Shape::kSharedBytes;
     shape.cluster = plan.cluster;
@@ -60,8 +62,15 @@ struct GroupInstances {
   using N32 = Instance<4, 4>;
   using N64 = Instance<8, 2>;
   using N128 = GroupInstance<WideShape, WideMatMul<kColumns>>;
+  /// Of layouts with so many row blocks a thread block.
+  template <int kNTiles, int kRowGroups>
+  using RowGroups =
+      GroupInstance<RowGroupShape<kColumns, kNTiles, kRowGroups>, RowGroupMatMul<kColumns, kNTiles, kRowGroups>>;
 
   static cudaError_t Launch(const WeightPlan& plan, const void* layout, const MatMulArgs& args, cudaStream_t stream) {
+    if (plan.team == Team::kRowGroup) {
+      return (plan.row_groups == 2 ? LaunchRowGroups<2> : LaunchRowGroups<4>)(plan, layout, args, stream);
+    }
     // Blocks of 128 columns; what is left of 64 or fewer goes by a kernel for so many.
     const int64_t left = args.n % N128::kWidth <= N64::kWidth ? args.n % N128::kWidth : 0, wide = args.n - left;
     if (!TakesWideColumns(plan) || wide == 0) return LaunchNarrow(plan, layout, args, stream);
@@ -70,6 +79,15 @@ struct GroupInstances {
     MatMulArgs last = SliceColumns(plan, args, wide, left);
     last.programmatic = true;  // the kernel before writes nothing that it reads ahead of its wait
     return LaunchNarrow(plan, layout, last, stream);
+  }
+
+  template <int kRowGroups>
+  static cudaError_t LaunchRowGroups(const WeightPlan& plan, const void* layout, const MatMulArgs& args,
+                                     cudaStream_t stream) {
+    const auto launch = args.n <= 32   ? RowGroups<4, kRowGroups>::Launch
+                        : args.n <= 64 ? RowGroups<8, kRowGroups>::Launch
+                                       : RowGroups<16, kRowGroups>::Launch;
+    return launch(plan, layout, args, stream);
   }
 
   static cudaError_t LaunchNarrow(const WeightPlan& plan, const void* layout, const MatMulArgs& args,
@@ -83,7 +101,9 @@ struct GroupInstances {
 
   static cudaError_t Prepare(DeviceInfo* info) {
     bool exists = info->compute_capability >= 90;
-    for (auto prepare : {N8::Prepare, N16::Prepare, N32::Prepare, N64::Prepare, N128::Prepare}) {
+    for (auto prepare : {N8::Prepare, N16::Prepare, N32::Prepare, N64::Prepare, N128::Prepare, RowGroups<4, 2>::Prepare,
+                         RowGroups<8, 2>::Prepare, RowGroups<16, 2>::Prepare, RowGroups<4, 4>::Prepare,
+                         RowGroups<8, 4>::Prepare, RowGroups<16, 4>::Prepare}) {
       if (!exists) break;
       const cudaError_t error = prepare(&exists);
       if (error != cudaSuccess) return error;

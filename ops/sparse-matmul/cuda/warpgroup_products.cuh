@@ -21,10 +21,11 @@ class Panel<Products::kAlone, kColumns, kDepth, kNTiles, kGroups> {
                                                 XConsumer<GroupShape<kNTiles, kGroups>>& x, Sums& acc) {
     PartialSums sums = {};
 #pragma unroll 1
-    for (int stages = StagesOf(run.end_unit - run.first_unit, kDepth); stages > 0; --stages) {
+    for (int stages = StagesOf(run.end_unit - run.first_unit, kColumns, Team::kWarpgroup, kDepth); stages > 0;
+         --stages) {
       SpanFragments b[kAhead];
       Load<0>(x, b[0]);
-      uint32_t masks[AllMaskWords(kColumns, kDepth)];
+      uint32_t masks[AllMaskWords(kColumns, Team::kWarpgroup, kDepth)];
       run.template Enter<kDepth, true>(has_last, masks);
       ForEach<kSpans>([&](auto index) {
         constexpr int kSpan = decltype(index)::value;
@@ -45,7 +46,8 @@ class Panel<Products::kAlone, kColumns, kDepth, kNTiles, kGroups> {
 
  private:
   /// A span is what X is in registers for at once: a unit, or two of a single tile.
-  static constexpr int kSpanUnits = kDepth == 1 ? 2 : 1, kSpans = StageUnits(kDepth) / kSpanUnits;
+  static constexpr int kSpanUnits = kDepth == 1 ? 2 : 1,
+                       kSpans = StageUnits(kColumns, Team::kWarpgroup, kDepth) / kSpanUnits;
   static constexpr int kSpanFragments = 2 * kDepth * kSpanUnits;
   using SpanFragments = UnitFragments<kNTiles>[kSpanUnits];
   /// As far as there are registers: spans of X; fragments decoded together (the more, the less they wait for each
@@ -108,8 +110,9 @@ class Panel<Products::kTogether, kColumns, kDepth, kNTiles, kGroups> {
     Fragments a = {};
     uint64_t chunk = 0;
 #pragma unroll 1
-    for (int stages = StagesOf(run.end_unit - run.first_unit, kDepth); stages > 0; --stages) {
-      uint32_t masks[AllMaskWords(kColumns, kDepth)];
+    for (int stages = StagesOf(run.end_unit - run.first_unit, kColumns, Team::kWarpgroup, kDepth); stages > 0;
+         --stages) {
+      uint32_t masks[AllMaskWords(kColumns, Team::kWarpgroup, kDepth)];
       run.template Enter<kDepth, true>(has_last, masks);
       Multiply(masks, chunk, has_last, x, run.cursor, a, acc);
       run.stream.Leave();
@@ -127,7 +130,7 @@ class Panel<Products::kTogether, kColumns, kDepth, kNTiles, kGroups> {
   static __device__ __forceinline__ void Multiply(const uint32_t (&masks)[kWords], uint64_t chunk, bool has_last,
                                                   XConsumer<GroupShape<kNTiles, kGroups>>& x, Cursor<kColumns>& cursor,
                                                   Fragments& a, Sums& acc) {
-    if constexpr (kPlace < kDepth * StageUnits(kDepth)) {
+    if constexpr (kPlace < kDepth * StageUnits(kColumns, Team::kWarpgroup, kDepth)) {
       constexpr Place kAt = PlaceOf(kPlace, kDepth);
       constexpr int kOfChunk = kPlace % (kDepth * kChunkUnits), kBuffer = kPlace % kBuffers;
       ptx::WgmmaWait<kBuffers - 1>();  // this buffer's fragments have been read

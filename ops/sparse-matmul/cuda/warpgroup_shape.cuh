@@ -23,6 +23,8 @@ constexpr Products kProducts = kNTiles <= 4 ? Products::kAlone : Products::kToge
 /// registers for more warps.
 template <int kNTiles, int kGroups>
 struct GroupShape {
+  static constexpr Team kTeam = Team::kWarpgroup;
+  static constexpr Columns kColumns = Columns::kHalves;  // of either kind as many units
   static constexpr int kWarps = kGroups * kGroupWarps, kThreads = 32 * (kWarps + kGroupWarps);  // X has a group
   // The group that brings X leaves its registers to the others.
   static constexpr int kProducerRegisters = 24, kConsumerRegisters = kGroups == 4 ? 112 : 240;

@@ -63,7 +63,8 @@ class XProducer {
     for (int lane = first_lane_; lane < first_lane_ + Shape::kRuns; ++lane) {
       const int first = cut.lane_unit[lane], end = cut.lane_unit[lane + 1];
       // Whole stages, the last of which may lack units.
-      const int chunks = StagesOf(end - first, depth) * (StageUnits(depth) / kChunkUnits);
+      const int chunks = StagesOf(end - first, Shape::kColumns, Shape::kTeam, depth) *
+                         (StageUnits(Shape::kColumns, Shape::kTeam, depth) / kChunkUnits);
       for (int i = 0; i < chunks; ++i) {
         const int k = first * kUnitK + i * kChunkK;
         Bring(k < end * kUnitK ? k : p_.columns.k);  // zeros beyond the lane
@@ -152,6 +153,11 @@ class XConsumer {
 
   /// The warp has read the chunk that it waited for last.
   __device__ __forceinline__ void Release() { Arrive(1); }
+
+  /// The same, if it has waited for any.
+  __device__ __forceinline__ void ReleaseLast() {
+    if (number_ > 0) Arrive(1);
+  }
 
   /// The warp has read the chunk before the one that it waited for last, if there was one.
   __device__ __forceinline__ void ReleasePrevious() {

@@ -50,10 +50,11 @@ template <Columns kColumns, int kDepth>
 class WideRun {
  public:
   static __device__ __forceinline__ void Decode(RunState<kColumns>& run, bool has_last, UnitWriter& units) {
-    constexpr int kUnits = StageUnits(kDepth);
+    constexpr int kUnits = StageUnits(kColumns, Team::kWarpgroup, kDepth);
 #pragma unroll 1
-    for (int stages = StagesOf(run.end_unit - run.first_unit, kDepth); stages > 0; --stages) {
-      uint32_t masks[AllMaskWords(kColumns, kDepth)];
+    for (int stages = StagesOf(run.end_unit - run.first_unit, kColumns, Team::kWarpgroup, kDepth); stages > 0;
+         --stages) {
+      uint32_t masks[AllMaskWords(kColumns, Team::kWarpgroup, kDepth)];
       run.template Enter<kDepth, true>(has_last, masks);
       ForEach<kUnits>([&](auto index) {
         constexpr int kUnit = decltype(index)::value, kFirst = 2 * kDepth * kUnit;

@@ -31,7 +31,8 @@ struct WideWork {
   /// How many units that run decodes: whole stages.
   __device__ __forceinline__ int Units(const Partition& cut, int decoder, int run) const {
     const int lane = LaneOf(decoder, run);
-    return StagesOf(cut.lane_unit[lane + 1] - cut.lane_unit[lane], depth) * StageUnits(depth);
+    return StagesOf(cut.lane_unit[lane + 1] - cut.lane_unit[lane], WideShape::kColumns, Team::kWarpgroup, depth) *
+           StageUnits(WideShape::kColumns, Team::kWarpgroup, depth);
   }
 };
 

@@ -8,6 +8,8 @@ namespace flashllm::cuda {
 /// Two K lanes at a time have a warpgroup that decodes (a *decoder*); two more multiply (*multipliers*), 64 columns
 /// each.
 struct WideShape {
+  static constexpr Team kTeam = Team::kWarpgroup;
+  static constexpr Columns kColumns = Columns::kHalves;  // of either kind as many units
   static constexpr int kDecoders = 2, kDecoderWarps = kDecoders * kGroupWarps;
   static constexpr int kRuns = kGroupLanes / kDecoders;  // of a decoding warp, one after the other
   static constexpr int kMultipliers = 2, kMultiplierWarps = kMultipliers * kGroupWarps;
