@@ -16,12 +16,17 @@ import numpy as np
 from scipy.optimize import least_squares
 
 HIDDEN = {"opt-1.3b": 2048, "opt-6.7b": 4096, "opt-13b": 5120, "opt-30b": 7168}
-MEASURED = ("2026-11-28-h100-spmm-layouts.json", "2026-11-29-h200-spmm-wide-layouts.json")  # 8 to 64 columns; 128
+MEASURED = (
+    "2026-11-28-h100-spmm-layouts.json",  # 8 to 64 columns
+    "2026-11-29-h200-spmm-wide-layouts.json",  # 128
+    "2026-11-29-h200-spmm-row-groups-layouts.json",  # 32 to 128
+)
 BLOCKS = {1: 132, 2: 66, 4: 30}  # row blocks of an H100 or H200, by the thread blocks of a cluster
+ROW_GROUPS = "row groups"  # a team of four warps with a tile each
 PANEL_TILES = {1: 8, 4: 16}  # by the warps of a team
 PADDING = 1.04
 LARGE_CLUSTER = 1.03
-NAMES = {1: "kWarp", 4: "kWarpgroup", "halves": "kHalves", "words": "kWords"}
+NAMES = {1: "kWarp", 4: "kWarpgroup", ROW_GROUPS: "kRowGroup", "halves": "kHalves", "words": "kWords"}
 
 FIRST = [12, 5, 0.3, 10, 5, 3, 2, 3, 1, 1.05]
 LEAST = [0, 0, 0, 0, 0, 0, -2, -2, 0, 0.95]
@@ -34,19 +39,23 @@ def shape(model, matrix):
     return {"qkv": (3 * hidden, hidden), "o": (hidden, hidden), "fc1": (4 * hidden, hidden), "fc2": (hidden, 4 * hidden)}[matrix]
 
 
-def features(model, matrix, sparsity, team, kind, cluster, bytes_per_ns):
+def features(model, matrix, sparsity, team, kind, cluster, bytes_per_ns, row_groups):
     """What the constants are multiplied with. `bytes_per_ns`: what the run's reading kernel reached, 0.92 of the data sheet."""
     rows, columns = shape(model, matrix)
     tiles, units = -(-rows // 16), -(-columns // 32)
     busiest = -(-tiles // min(tiles, BLOCKS[cluster]))
-    panels = -(-busiest // PANEL_TILES[team])
     share = units / cluster
-    stages = missing = 0
-    for panel in range(panels):
-        own = (panel + 1) * busiest // panels - panel * busiest // panels
-        depth = -(-own // team)
-        stages += share / (1 if depth > 4 else 2 if depth > 2 else 4 if depth > 1 else 8)
-        missing += share * (depth * team - own)
+    if team == ROW_GROUPS:
+        panels, stages = 1, share / (4 if kind == "halves" else 8)
+        missing = share * (4 * row_groups - busiest)
+    else:
+        panels = -(-busiest // PANEL_TILES[team])
+        stages = missing = 0
+        for panel in range(panels):
+            own = (panel + 1) * busiest // panels - panel * busiest // panels
+            depth = -(-own // team)
+            stages += share / (1 if depth > 4 else 2 if depth > 2 else 4 if depth > 1 else 8)
+            missing += share * (depth * team - own)
     density = 1 - sparsity
     values = 2 * density if kind == "halves" else 2 * (1 - sparsity**2)
     masks = 1 / 8 if kind == "halves" else 1 / 16
@@ -69,13 +78,15 @@ def main():
     for path in sys.argv[1:] or [os.path.join(results, name) for name in MEASURED]:
         with open(path, encoding="utf8") as file:
             run = json.load(file)
-        for model, matrix, sparsity, n, team, kind, cluster, plain, _ in run["rows"]:
-            at = features(model, matrix, sparsity, team, kind, cluster, run["readBandwidthGBs"])
+        for model, matrix, sparsity, n, team, kind, cluster, plain, _, *groups in run["rows"]:
+            if groups:
+                team = ROW_GROUPS
+            at = features(model, matrix, sparsity, team, kind, cluster, run["readBandwidthGBs"], *(groups or [1]))
             kinds[team, kind, n].append((at, plain))
-            products[model, n, sparsity, matrix].append((team, kind, at, plain))
+            products[run["gpu"], model, n, sparsity, matrix].append((team, kind, at, plain))
 
     fitted, checks = {}, []
-    for (team, kind, n), measured in sorted(kinds.items()):
+    for (team, kind, n), measured in sorted(kinds.items(), key=lambda item: (str(item[0][0]), *item[0][1:])):
         times = np.array([time for _, time in measured])
 
         def predictions(constants, measured=measured):
@@ -98,15 +109,15 @@ def main():
     print("\n".join(checks))
 
     slower = collections.defaultdict(list)
-    for (model, n, _, _), layouts in products.items():
+    for (gpu, model, n, _, _), layouts in products.items():
 
         def expected(layout, n=n):
             team, kind, at, _ = layout
             return predict(fitted[team, kind, n], at) * (LARGE_CLUSTER if at[-1] == 4 else 1)
 
-        slower[model, n].append(np.log(min(layouts, key=expected)[3] / min(layout[3] for layout in layouts)))
-    for (model, n), logs in sorted(slower.items()):
-        print(f"{model} N={n}: {100 * (np.exp(np.mean(logs)) - 1):.1f} % slower than the fastest")
+        slower[gpu, model, n].append(np.log(min(layouts, key=expected)[3] / min(layout[3] for layout in layouts)))
+    for (gpu, model, n), logs in sorted(slower.items()):
+        print(f"{gpu}, {model} N={n}: {100 * (np.exp(np.mean(logs)) - 1):.1f} % slower than the fastest")
 
 
 if __name__ == "__main__":

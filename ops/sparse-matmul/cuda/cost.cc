@@ -12,14 +12,16 @@ namespace {
 /// Constants of a kind of layout and a number of columns, fitted on an H100 to plain launches of 2,146 products:
 /// OPT-1.3B's to OPT-30B's matrices at 50 to 90 % zeros, all teams and clusters, by bench/spmm/fit_cost.py. They are
 /// off by 3 to 11 %, and what they choose is on average 1 % slower than the fastest. Those of 128 columns, in row
-/// blocks of one panel, come from 56 products of OPT-30B's matrices on an H200. The script has the formula of
-/// ProductTime() once more; tests/native/sparse-matmul/cost_test.cc fails where the two differ.
+/// blocks of one panel, come from 56 products of OPT-30B's matrices on an H200, and those of row groups from 594 of
+/// 13B's and 30B's there, off by 2 to 5 %. The script has the formula of ProductTime() once more;
+/// tests/native/sparse-matmul/cost_test.cc fails where the two differ.
 struct Constants {
   Team team;
   Columns columns;
   int n;
   // Nanoseconds of a tile and unit without and of one full of nonzeros (added to the former); how much of a tile that
-  // only some warps of a team have counts for all; of a stage; of a panel's unit, for its X.
+  // only some warps of a team have, or of a thread block with row groups, counts for all; of a stage; of a panel's
+  // unit, for its X.
   double tile, nonzeros, deepest, stage, unit;
   // Microseconds of a launch; of a cluster of 2 and 4; of a panel's sums.
   double launch, cluster2, cluster4, panel;
@@ -44,6 +46,12 @@ constexpr Constants kConstants[] = {
     {Team::kWarpgroup, Columns::kWords, 32, 9.6, 13.92, 0.2, 25.44, 32.67, 3.65, 2.18, 5.28, 1.34, 1.09},
     {Team::kWarpgroup, Columns::kWords, 64, 17.58, 21.16, 0.75, 3.38, 7.83, 4.29, 2.2, 3.43, 1.71, 1.15},
     {Team::kWarpgroup, Columns::kWords, 128, 17.42, 16.25, 0.95, 0, 135.37, 3.55, -2, 4.17, 1.85, 1.3},
+    {Team::kRowGroup, Columns::kHalves, 32, 20.06, 0.34, 0.58, 22.67, 15.16, 2.56, 1.71, 1.84, 0.83, 1.03},
+    {Team::kRowGroup, Columns::kHalves, 64, 21.36, 0.15, 0.57, 24.73, 17.99, 3.57, 1.4, 2.15, 1.31, 1.25},
+    {Team::kRowGroup, Columns::kHalves, 128, 29.55, 4.96, 0.58, 12.04, 11.8, 3.92, 1.24, 2.66, 1.57, 1.3},
+    {Team::kRowGroup, Columns::kWords, 32, 12.95, 0, 0.57, 17.31, 10.62, 3.14, 1.84, 2.49, 1.08, 1.13},
+    {Team::kRowGroup, Columns::kWords, 64, 15.14, 3.81, 0.55, 7.29, 4.1, 3.71, 1.67, 2.35, 1.43, 1.22},
+    {Team::kRowGroup, Columns::kWords, 128, 23.48, 9.25, 0.62, 8.55, 10.31, 4.68, 1.43, 2.04, 1.81, 1.3},
 };
 /// Clusters of 4, which leave some multiprocessors idle, are taken where they are expected to be faster by this much.
 constexpr double kLargeCluster = 1.03;
@@ -66,11 +74,11 @@ constexpr JaggedConstants kJaggedConstants[] = {{3.94, 1.119, 0.0797}, {4.78, 1.
 double Bandwidth(int memory_gbs) { return kReachable * (memory_gbs > 0 ? memory_gbs : kUnknownMemoryGbs); }
 
 const Constants& ConstantsOf(const LayoutChoice& choice, int n) {
-  const int bucket = n <= 8 ? 8 : n <= 16 ? 16 : n <= 32 ? 32 : n <= 64 ? 64 : 128;
+  // Row groups have no kernels for fewer than 32 columns.
+  const int least = choice.team == Team::kRowGroup ? 32 : 8;
+  const int bucket = n <= least ? least : n <= 16 ? 16 : n <= 32 ? 32 : n <= 64 ? 64 : 128;
   return *std::find_if(std::begin(kConstants), std::end(kConstants), [&](const Constants& c) {
-    // Row groups, which are taken where they are asked for, have no constants of their own yet.
-    const Team team = choice.team == Team::kRowGroup ? Team::kWarpgroup : choice.team;
-    return c.team == team && c.columns == choice.columns && c.n == bucket;
+    return c.team == choice.team && c.columns == choice.columns && c.n == bucket;
   });
 }
 
@@ -97,18 +105,20 @@ double LayoutBytes(const WeightShape& shape, Columns columns) {
 
 double ProductTime(const WeightShape& shape, const LayoutChoice& choice, int64_t blocks, int memory_gbs, int n) {
   blocks = std::min(blocks, shape.tiles);
-  const int busiest = static_cast<int>((shape.tiles + blocks - 1) / blocks), most = PanelTiles(choice.team);
-  const int panels = (busiest + most - 1) / most;
+  // A thread block's row groups are one panel here: their warps have a tile each.
+  const bool one_tile = choice.team == Team::kRowGroup;
+  const int busiest = static_cast<int>((shape.tiles + blocks - 1) / blocks);
+  const int most = PanelTiles(choice.team) * choice.row_groups, panels = (busiest + most - 1) / most;
   // More than 64 columns are decoded for once (TakesWideColumns), or for 64 at a time.
-  const bool wide = choice.team == Team::kWarpgroup && panels == 1;
+  const bool wide = choice.team != Team::kWarp && panels == 1;
   const Constants& c = ConstantsOf(choice, wide ? n : std::min(n, 64));
   const int decodings = n > 64 && !wide ? 2 : 1;
   const double units = static_cast<double>(shape.units) / choice.cluster;
   double nanoseconds = units * panels * c.unit;
   for (int panel = 0; panel < panels; ++panel) {
     const int tiles = PanelTile(panel + 1, panels, busiest) - PanelTile(panel, panels, busiest);
-    const int depth = PanelDepth(choice.team, tiles);
-    const double counted = tiles + c.deepest * (depth * TeamWarps(choice.team) - tiles);
+    const int depth = PanelDepth(choice.team, tiles), deep = one_tile ? choice.row_groups : depth;
+    const double counted = tiles + c.deepest * (deep * TeamWarps(choice.team) - tiles);
     nanoseconds += units * (counted * (c.tile + c.nonzeros * shape.density) +
                             c.stage / StageUnits(choice.columns, choice.team, depth));
   }

@@ -13,6 +13,9 @@
 namespace flashllm::cuda {
 namespace {
 
+/// Row groups are for more columns than these.
+constexpr int kFewColumns = 32;
+
 /// Density up to which words were measured, and are considered.
 constexpr double kWordsDensity = 0.41;
 
@@ -64,7 +67,7 @@ LayoutChoice Choose(const WeightShape& shape, const WeightPlan& plan, const Plan
   };
   if (options.team >= 0)
     keep([&](const LayoutChoice& c) { return c.team == static_cast<Team>(options.team); });
-  else
+  else if (options.expected_n <= kFewColumns)
     keep([&](const LayoutChoice& c) { return c.team != Team::kRowGroup; });
   if (options.row_groups != 0) keep([&](const LayoutChoice& c) { return c.row_groups == options.row_groups; });
   if (options.cluster != 0 && !keep([&](const LayoutChoice& c) { return c.cluster == options.cluster; }))

@@ -80,7 +80,7 @@ int CheckCut(const WeightPlan& plan) {
       CHECK(panel.depth >= 1);
       CHECK(panel.depth <= PanelDepth(plan.team, PanelTiles(plan.team)));
       CHECK((panel.own == panel.depth || panel.own == panel.depth - 1));
-      stages += StagesOf(run.end_unit - run.first_unit, panel.depth);
+      stages += panel.Stages(run.end_unit - run.first_unit, plan.columns, plan.team);
       for (int tile = 0; tile < panel.own; ++tile)
         seen.at(panel.first_tile + tile * TeamWarps(plan.team)) += run.end_unit - run.first_unit;
     }
@@ -136,9 +136,11 @@ TEST_CASE("row blocks have about equal bytes, and a cluster's row block stays on
 
 namespace {
 
-/// A choice as a number: 100 for words, 10 for each thread block of a cluster, 1 for each warp of a team.
+/// A choice as a number: 1,000 for each row block of a thread block that has several, 100 for words, 10 for each thread
+/// block of a cluster, 1 for each warp of a team.
 int Choice(const WeightPlan& plan) {
-  return (plan.columns == Columns::kWords ? 100 : 0) + plan.cluster * 10 + TeamWarps(plan.team);
+  return (plan.row_groups > 1 ? 1000 * plan.row_groups : 0) + (plan.columns == Columns::kWords ? 100 : 0) +
+         plan.cluster * 10 + TeamWarps(plan.team);
 }
 
 }  // namespace
@@ -160,6 +162,56 @@ TEST_CASE("a plan is what was measured as fastest for the expected columns, wher
   CHECK(chosen(5120, 5120, 0.1, 8) == 111);    // OPT-13B: o
   CHECK(chosen(2048, 2048, 0.5, 32) == 14);    // OPT-1.3B: o
   CHECK(chosen(2048, 2048, 0.1, 32) == 114);
+}
+
+TEST_CASE("row groups are for more than 32 columns, where weights have tiles for their warps") {
+  DeviceInfo gpu = Gpu(90, 132, 227, true);
+  gpu.clusters[2] = 30, gpu.memory_gbs = 4917;  // an H200
+  const auto chosen = [&](int64_t in, int64_t out, double density, int expected_n, int team = -1) {
+    PlanOptions options;
+    options.expected_n = expected_n, options.team = team;
+    const WeightPlan plan = Plan(gpu, in, Even(out, in, density), options);
+    CheckCut(plan);
+    CHECK(plan.lanes * plan.row_groups == 4);
+    CHECK(plan.blocks % plan.row_groups == 0);
+    return Choice(plan);
+  };
+  CHECK(chosen(7168, 28672, 0.5, 64) == 4014);   // OPT-30B: fc1; 95 us, 121 with one row block
+  CHECK(chosen(7168, 28672, 0.1, 64) == 4114);   // 60, 76
+  CHECK(chosen(28672, 7168, 0.5, 64) == 2024);   // fc2; 91, 122
+  CHECK(chosen(7168, 7168, 0.1, 64) == 2124);    // o; 20, 26
+  CHECK(chosen(7168, 28672, 0.5, 32) == 14);
+  CHECK(chosen(7168, 28672, 0.5, 0) == 14);
+  CHECK(chosen(512, 512, 0.2, 64) < 1000);  // 32 tiles are fewer than row blocks of as many thread blocks
+  CHECK(chosen(7168, 28672, 0.5, 8, 2) == 4014);
+  CHECK(chosen(512, 512, 0.2, 8, 2) < 1000);
+  // A row block of which nonzeros make more than four tiles: the weight has other teams.
+  std::vector<int32_t> rows(7168, 0);
+  std::fill(rows.begin(), rows.begin() + 896, 7168);
+  PlanOptions options;
+  options.team = 2;
+  const WeightPlan plan = Plan(gpu, 7168, rows, options);
+  CheckCut(plan);
+  CHECK(plan.team == Team::kWarpgroup);
+  CHECK(plan.lanes == 4);
+  CHECK(plan.row_groups == 1);
+}
+
+TEST_CASE("runs of row groups share out shared memory") {
+  for (int runs = 1; runs <= 16; ++runs) {
+    const int rows = RowGroupRingRows(runs);
+    CHECK(rows >= kWindowRows);
+    CHECK(rows <= kMostRingRows);
+    CHECK(runs * RunBytes(Team::kRowGroup, rows) <= kRowGroupRunsBytes);
+  }
+  DeviceInfo gpu = Gpu(90, 132, 227, true);
+  PlanOptions options;
+  options.team = 2;
+  CHECK(Plan(gpu, 7168, Even(28672, 7168, 0.5), options).ring_rows == RowGroupRingRows(14));
+  options.cluster = 2;
+  CHECK(Plan(gpu, 28672, Even(7168, 28672, 0.5), options).ring_rows == RowGroupRingRows(7 * 2));
+  options.team = 1;
+  CHECK(Plan(gpu, 7168, Even(28672, 7168, 0.5), options).ring_rows == kRingRows);
 }
 
 TEST_CASE("without an expectation a plan loses little with 8, 16 and 32 columns") {
@@ -296,7 +348,7 @@ TEST_CASE("a jagged layout's rows are cut into even blocks that shared memory an
   CHECK(Plan(gpu, 40000, Even(300, 40000, 0.2), options).columns_at_once == 1);
   // X does not fit, there are too many rows, the values are of another type, or shared memory is small.
   CHECK(Plan(gpu, 100000, Even(300, 100000, 0.2), options).layout == Layout::kColumns);
-  CHECK(Plan(gpu, 16, Even(200000, 16, 0.5), options).layout == Layout::kColumns);
+  CHECK(Plan(gpu, 16, Even(400000, 16, 0.5), options).layout == Layout::kColumns);
   CHECK(Plan(gpu, 512, Even(300, 512, 0.2), options, ValueType::kBFloat16).layout == Layout::kColumns);
   CHECK(Plan(Gpu(89, 128, 99), 4096, Even(300, 4096, 0.2), options).layout == Layout::kColumns);
 }
@@ -385,7 +437,7 @@ namespace {
 template <int kDepth>
 void CheckPacking() {
   uint32_t words[4] = {}, state = 12345;
-  for (int i = 0; i < 2 * kDepth * StageUnits(kDepth); ++i) {  // fragments
+  for (int i = 0; i < 2 * kDepth * StageUnits(Columns::kHalves, Team::kWarpgroup, kDepth); ++i) {  // fragments
     if (PlaceOf(i / 2, kDepth).index + 1 == kDepth) continue;
     for (int byte = 0; byte < 4; ++byte) {
       state = state * 1664525 + 1013904223;
@@ -395,7 +447,7 @@ void CheckPacking() {
   uint32_t stored[4], found[kDepth] = {};
   std::copy_n(words, 4, stored);
   PackMasks(kDepth, stored);
-  std::copy_n(stored, MaskWords(Columns::kHalves, kDepth, kDepth - 1), found);
+  std::copy_n(stored, MaskWords(Columns::kHalves, Team::kWarpgroup, kDepth, kDepth - 1), found);
   UnpackMasks<kDepth>(found);
   for (int i = 0; i < kDepth; ++i) CHECK(found[i] == words[i]);
 }
@@ -403,8 +455,11 @@ void CheckPacking() {
 }  // namespace
 
 TEST_CASE("mask words of a run that is a tile short take a word less and come back whole") {
-  static_assert(MaskWords(Columns::kHalves, 4, 3) == 3 && MaskWords(Columns::kHalves, 3, 2) == 2, "a word less");
-  static_assert(MaskWords(Columns::kWords, 4, 3) == 2 && MaskWords(Columns::kHalves, 2, 1) == 4, "none less");
+  constexpr Team kTeam = Team::kWarpgroup;
+  static_assert(MaskWords(Columns::kHalves, kTeam, 4, 3) == 3 && MaskWords(Columns::kHalves, kTeam, 3, 2) == 2,
+                "a word less");
+  static_assert(MaskWords(Columns::kWords, kTeam, 4, 3) == 2 && MaskWords(Columns::kHalves, kTeam, 2, 1) == 4,
+                "none less");
   CheckPacking<3>();
   CheckPacking<4>();
 }
