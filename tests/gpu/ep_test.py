@@ -153,6 +153,23 @@ def one_sequence(models):
 
 
 @section
+def many_sequences(models):
+    """Weights laid out for 64 sequences: products of few and many tokens, and whole graphs, within the usual bounds."""
+    options = {"expected_batch": "64"}
+    generator = np.random.default_rng(8)
+    for rows, columns, sparsity in ((9000, 1344, 0.5), (2100, 4096, 0.9)):
+        session = gpu_session(sparse_matmul_model(weight := random_weight(generator, rows, columns, sparsity)), options, ON_GPU_ONLY)
+        check_products(session, generator, weight, (1, 20, 64, 65, 128, 300), f"many sequences, {rows} x {columns}")
+    path = os.path.join(models, "sparse80", "model.onnx")
+    reference, decoder = OptReference(path), Decoder(gpu_session(path, options, ON_GPU_ONLY))
+    for lengths in ([1], [40], [5, 17]):
+        ids, mask, positions = sequences(generator, reference.vocabulary, lengths)
+        logits, _ = decoder.run(ids, mask, positions)
+        expected = reference.logits(ids, mask, positions)
+        close(logits[mask == 1], expected[mask == 1], 0.06, 0.01, f"sparse80 {lengths}")
+
+
+@section
 def jagged_too(_):
     """Weights are kept for one sequence too where the option allows it (some 4 MB here), and give the same products."""
     generator = np.random.default_rng(8)
