@@ -122,7 +122,8 @@ FLASHLLM_HD int LaneUnit(Team team, int lane, int lanes, int units) {
 /// First tile of panel `panel` of the `panels` that `tiles` tiles are cut into.
 FLASHLLM_HD int PanelTile(int panel, int panels, int tiles) { return panel * tiles / panels; }
 
-/// Units of a stage of a panel of this depth. Row groups have half as much in a stage: more stages, in less memory.
+/// Units of a stage of a panel of this depth. Row groups have half as many of halves: their stages come one by one into
+/// a ring that holds few whole ones (docs/kernels.md); words are fewer rows.
 FLASHLLM_HD constexpr int StageUnits(Columns columns, Team team, int depth) {
   return team == Team::kRowGroup ? (columns == Columns::kHalves ? 4 : 8)
          : depth > 4             ? 1

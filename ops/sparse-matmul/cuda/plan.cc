@@ -13,7 +13,7 @@
 namespace flashllm::cuda {
 namespace {
 
-/// Row groups are for more columns than these.
+/// Row groups are considered for more columns than these: with fewer, sums leave teams of four warps their registers.
 constexpr int kFewColumns = 32;
 
 /// Density up to which words were measured, and are considered.

@@ -81,7 +81,7 @@ struct PlanOptions {
   int expected_n = 0;            // columns of X for which the plan is to be fastest; 0: 1 to 32 alike
   int cluster = 0;               // 1, 2 or 4 where such a row block is one panel; 0 chooses
   int columns = -1;              // a Columns, or a jagged layout of no more bytes; -1 chooses
-  int row_groups = 0;            // 2 or 4 with Team::kRowGroup; 0 chooses
+  int row_groups = 0;            // row blocks of a thread block, 2 or 4 with Team::kRowGroup; 0 chooses
   int team = -1;                 // a Team; -1 chooses, and where the GPU or the weight does not have one, the other
   bool float32_is_half = false;  // every float32 value is exact in float16 (CheckHalfExact): lay out as float16
 };
