@@ -70,6 +70,17 @@ def check_products(session, generator, weight, tokens, what):
         close(found, expected, 1e-3 * np.abs(expected).max(), 2**-10, f"{what}, N={count}")
 
 
+def check_prompts(models, options, generator, prompts):
+    """Logits of batches of prompts of these lengths, of a model of 80 % zeros in a session with these options."""
+    path = os.path.join(models, "sparse80", "model.onnx")
+    reference, decoder = OptReference(path), Decoder(gpu_session(path, options, ON_GPU_ONLY))
+    for lengths in prompts:
+        ids, mask, positions = sequences(generator, reference.vocabulary, lengths)
+        logits, _ = decoder.run(ids, mask, positions)
+        expected = reference.logits(ids, mask, positions)
+        close(logits[mask == 1], expected[mask == 1], 0.06, 0.01, f"sparse80 {lengths}")
+
+
 @section
 def devices(_):
     """The provider shows the GPU with its memory."""
@@ -143,13 +154,7 @@ def one_sequence(models):
     weight = random_weight(generator, 1500, 1344, 0.8)
     session = gpu_session(sparse_matmul_model(weight), options, ON_GPU_ONLY)
     check_products(session, generator, weight, (1, 2, 3, 9, 40, 300), "one sequence")
-    path = os.path.join(models, "sparse80", "model.onnx")
-    reference, decoder = OptReference(path), Decoder(gpu_session(path, options, ON_GPU_ONLY))
-    for lengths in ([1], [2], [7], [40], [5, 17]):
-        ids, mask, positions = sequences(generator, reference.vocabulary, lengths)
-        logits, _ = decoder.run(ids, mask, positions)
-        expected = reference.logits(ids, mask, positions)
-        close(logits[mask == 1], expected[mask == 1], 0.06, 0.01, f"sparse80 {lengths}")
+    check_prompts(models, options, generator, ([1], [2], [7], [40], [5, 17]))
 
 
 @section
@@ -158,15 +163,10 @@ def many_sequences(models):
     options = {"expected_batch": "64"}
     generator = np.random.default_rng(8)
     for rows, columns, sparsity in ((9000, 1344, 0.5), (2100, 4096, 0.9)):
-        session = gpu_session(sparse_matmul_model(weight := random_weight(generator, rows, columns, sparsity)), options, ON_GPU_ONLY)
+        weight = random_weight(generator, rows, columns, sparsity)
+        session = gpu_session(sparse_matmul_model(weight), options, ON_GPU_ONLY)
         check_products(session, generator, weight, (1, 20, 64, 65, 128, 300), f"many sequences, {rows} x {columns}")
-    path = os.path.join(models, "sparse80", "model.onnx")
-    reference, decoder = OptReference(path), Decoder(gpu_session(path, options, ON_GPU_ONLY))
-    for lengths in ([1], [40], [5, 17]):
-        ids, mask, positions = sequences(generator, reference.vocabulary, lengths)
-        logits, _ = decoder.run(ids, mask, positions)
-        expected = reference.logits(ids, mask, positions)
-        close(logits[mask == 1], expected[mask == 1], 0.06, 0.01, f"sparse80 {lengths}")
+    check_prompts(models, options, generator, ([1], [40], [5, 17]))
 
 
 @section

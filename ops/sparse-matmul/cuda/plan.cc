@@ -218,13 +218,19 @@ WeightShape ShapeOf(const PackedWeight& weight) {
   return WeightShapeOf(weight.out_features, weight.in_features, weight.nnz);
 }
 
-/// Whether a weight is laid out jagged, where `choice` is the best of its column layouts.
-bool TakesJagged(const WeightShape& shape, const LayoutChoice& choice, const JaggedCut& cut, const WeightPlan& plan,
-                 const PlanOptions& options) {
+/// Whether a weight may be laid out jagged: where that was asked for, or the columns to expect were told and nothing of
+/// a column layout was asked for.
+bool MayBeJagged(const WeightPlan& plan, const PlanOptions& options) {
   if (plan.value_type != ValueType::kFloat16) return false;
   if (options.layout >= 0) return options.layout == static_cast<int>(Layout::kJagged);
-  // Only for few columns that are known to be all; who asks for a kind of columns asks for few bytes.
-  if (options.expected_n == 0 || options.team >= 0 || options.cluster != 0) return false;
+  return options.expected_n != 0 && options.team < 0 && options.cluster == 0;
+}
+
+/// Whether a weight that MayBeJagged is laid out so, where `choice` is the best of its column layouts.
+bool TakesJagged(const WeightShape& shape, const LayoutChoice& choice, const JaggedCut& cut, const WeightPlan& plan,
+                 const PlanOptions& options) {
+  if (cut.blocks == 0 || options.layout >= 0) return cut.blocks > 0;
+  // Who asks for a kind of columns asks for few bytes.
   if (options.columns >= 0 && JaggedBytes(shape, cut.window_k) > LayoutBytes(shape, choice.columns)) return false;
   return JaggedTime(shape, cut.window_k, cut.columns, plan.device.memory_gbs, options.expected_n) <
          ExpectedTime(shape, choice, plan.device, options.expected_n);
@@ -257,11 +263,11 @@ WeightPlan ChooseLayout(const PackedWeight& weight, const DeviceInfo& device, co
   plan.columns = choice.columns;
   plan.row_groups = choice.row_groups;
   if (plan.team != Team::kWarp) plan.lanes = 4 / plan.row_groups;
-  const JaggedCut cut = CutJagged(weight, device);
-  if (cut.blocks > 0 && TakesJagged(shape, choice, cut, plan, options)) {
+  const JaggedCut cut = MayBeJagged(plan, options) ? CutJagged(weight, device) : JaggedCut();
+  if (TakesJagged(shape, choice, cut, plan, options)) {
     plan.layout = Layout::kJagged;
     plan.window_k = cut.window_k;
-    plan.team = Team::kWarp, plan.cluster = 1, plan.columns = Columns::kHalves;  // of columns
+    plan.team = Team::kWarp, plan.cluster = plan.row_groups = 1, plan.columns = Columns::kHalves;  // of columns
   }
   return plan;
 }
