@@ -49,8 +49,8 @@ Settings Parse(int argc, char** argv) {
   options.Add("--clusters", &s.clusters, "thread blocks that share K: 1, 2, 4, or 0 to choose (0)");
   options.Add("--columns", &s.columns_kind, "kind of columns: 0 halves, 1 words, -1 to choose (-1)");
   options.Add("--layout", &s.layout, "1 columns, 2 jagged, -1 to choose (-1)");
-  options.Add("--team", &s.team, "0 a warp, 1 four, 2 four with a tile each, -1 to choose (-1)");
-  options.Add("--row-groups", &s.row_groups, "row blocks of a thread block: 1, 2, 4, or 0 to choose (0)");
+  options.Add("--team", &s.team, "0 a warp, 1 four, 2 four with a tile each, 3 the same by threes, -1 to choose (-1)");
+  options.Add("--row-groups", &s.row_groups, "row blocks of a thread block: 1, 2, 3, 4, or 0 to choose (0)");
   options.Add("--expected", &s.expected,
               "columns for which weights are laid out: -1 as many as are timed, 0 for 1 to 32 alike, or a number (-1)");
   options.Add("--json", &s.json, "file to write, anew after every row");

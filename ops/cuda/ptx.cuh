@@ -129,11 +129,12 @@ __device__ __forceinline__ bool ElectLane() {
 /// What it reads is the first to leave the cache (9.7.9.15): weights, keys and values come once a step, and what comes
 /// between is more than the cache holds; X and what a kernel leaves to the next one may stay.
 __device__ __forceinline__ void BulkCopy(uint32_t destination, const void* source, uint32_t bytes, uint32_t barrier) {
+  // What createpolicy.fractional.L2::evict_first gives for all of the addresses, at each use by six instructions.
+  constexpr uint64_t kEvictFirst = 0x12f0000000000000;
   asm volatile(
-      "{\n.reg .b64 once;\ncreatepolicy.fractional.L2::evict_first.b64 once,1.0;\n"
-      "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint [%0],[%1],%2,[%3],once;\n}" ::
-          "r"(destination),
-      "l"(source), "r"(bytes), "r"(barrier)
+      "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint [%0],[%1],%2,[%3],%4;" ::"r"(
+          destination),
+      "l"(source), "r"(bytes), "r"(barrier), "l"(kEvictFirst)
       : "memory");
 }
 /// Arrives once and makes the barrier's phase wait for `bytes` of copies too (9.7.13.15.13).

@@ -14,76 +14,80 @@
 namespace flashllm::test {
 
 /// Reads one run of a column layout back on the host, by layout.h's words alone: copies stages into a ring as early as
-/// they may be and lets 32 lanes read it. False where a lane reads what is not there, or shares a column.
+/// the record and the headers let it and has 32 lanes read it. False where a lane reads what is not there, or shares a
+/// column.
 class RunReader {
  public:
   /// `first_tile`: of the run in a panel.
   RunReader(const cuda::WeightPlan& plan, const std::vector<uint8_t>& layout, int64_t run, int block, int first_tile)
       : plan_(plan), layout_(layout), block_(block), warp_tile_(first_tile), ring_(plan.ring_rows * 128, 0xee) {
-    record_ = reinterpret_cast<const uint32_t*>(layout.data()) + run * plan.record_words;
-    masks_ = record_[0] * int64_t{16}, values_ = record_[1] * int64_t{128};
+    std::memcpy(&record_, layout.data() + run * sizeof(record_), sizeof(record_));
+    masks_ = record_.masks * int64_t{16}, values_ = record_.values * int64_t{128};
     for (int l = 0; l < 32; ++l) at_[l][0] = 4 * l, at_[l][1] = 4 * l + 2;
   }
 
   bool Read(int first_unit, int end_unit, std::vector<float>* dense) {
     const int tiles = plan_.tile_start[block_ + 1] - plan_.tile_start[block_];
     const int panels = plan_.panel_start[block_ + 1] - plan_.panel_start[block_];
+    for (cuda::StageCopy copy : record_.first) {
+      if (!Copy(copy)) return false;
+    }
     for (int panel = 0; panel < panels; ++panel) {
       first_tile_ = plan_.tile_start[block_] + panel * tiles / panels + warp_tile_;
       const int panel_tiles = (panel + 1) * tiles / panels - panel * tiles / panels;
       depth_ = group() ? (panel_tiles + 3) / 4 : panel_tiles;
       own_ = group() ? (panel_tiles - warp_tile_ + 3) / 4 : panel_tiles;
-      units_ = depth_ > 4                                                        ? 1
-               : depth_ > 2                                                      ? 2
-               : depth_ > 1 || (plan_.team == cuda::Team::kRowGroup && !words()) ? 4
-                                                                                 : 8;
-      if (plan_.team == cuda::Team::kRowGroup && own_ == 0) continue;
+      const bool triplet = plan_.team == cuda::Team::kRowTriplet,
+                 groups = triplet || plan_.team == cuda::Team::kRowGroup;
+      units_ = depth_ > 4 ? 1 : depth_ > 2 ? 2 : depth_ > 1 || triplet || (groups && !words()) ? 4 : 8;
+      if (groups && own_ == 0) continue;
       for (int unit = first_unit; unit < end_unit; unit += units_) {
-        if (!Copy() || !EnterStage()) return false;
+        if (issued_ == done_ || !EnterStage()) return false;
         for (int lane = 0; lane < 32; ++lane) {
           if (!ReadLane(lane, unit, end_unit, dense)) return false;
         }
         ++done_;
+        for (cuda::StageCopy copy : header_.next) {
+          if (!Copy(copy)) return false;
+        }
       }
     }
-    return done_ == static_cast<int>(record_[2]);
+    return done_ == issued_;
   }
 
  private:
   bool group() const { return plan_.team != cuda::Team::kWarp; }
   bool words() const { return plan_.columns == cuda::Columns::kWords; }
 
-  /// All copies that may start once `done_` stages have been read.
-  bool Copy() {
-    for (; issued_ < static_cast<int>(record_[2]); ++issued_) {
-      const uint32_t copy = record_[3 + issued_];
-      const int rows = copy & 255, again = copy >> 8 & 255, at = copy >> 16 & 255, lag = copy >> 24 & 15;
-      if (lag < 1 || lag > cuda::kStageSlots || at + again + rows > plan_.ring_rows) return false;
-      if (issued_ >= done_ + lag) break;
-      const int64_t bytes = 48 + 128 * (copy >> 28), from = values_ - again * 128, size = (again + rows) * 128;
-      if (masks_ + bytes > plan_.layout_bytes || from < 0 || from + size > plan_.layout_bytes) return false;
-      slots_[issued_ % cuda::kStageSlots].assign(&layout_[masks_], &layout_[masks_] + bytes);
-      std::copy_n(layout_.begin() + from, size, ring_.begin() + at * 128);
-      masks_ += bytes, values_ += rows * 128;
-    }
-    return issued_ > done_;
+  /// Copies the next stage, if `copy` names one. False where it cannot be, or has no slot yet.
+  bool Copy(cuda::StageCopy copy) {
+    if (copy.bits == 0) return true;
+    const int rows = copy.bits & 255, again = copy.bits >> 8 & 255, at = copy.bits >> 16 & 255;
+    if (issued_ - done_ >= cuda::kStageSlots || at + again + rows > plan_.ring_rows) return false;
+    const int64_t bytes = 16 * (copy.bits >> 24), from = values_ - again * 128, size = (again + rows) * 128;
+    if (bytes < int64_t{sizeof(cuda::StageHeader)} || masks_ + bytes > plan_.layout_bytes || from < 0 ||
+        from + size > plan_.layout_bytes)
+      return false;
+    slots_[issued_++ % cuda::kStageSlots].assign(&layout_[masks_], &layout_[masks_] + bytes);
+    std::copy_n(layout_.begin() + from, size, ring_.begin() + at * 128);
+    masks_ += bytes, values_ += rows * 128;
+    return true;
   }
 
   const std::vector<uint8_t>& stage() const { return slots_[done_ % cuda::kStageSlots]; }
 
   bool EnterStage() {
-    cuda::StageHeader header;
-    std::memcpy(&header, stage().data(), sizeof(header));
+    std::memcpy(&header_, stage().data(), sizeof(header_));
     int from[32][2];
     std::memcpy(from, at_, sizeof(from));
     uint32_t columns = 0;
     for (int l = 0; l < 32; ++l) {
-      const int lane = header.column[l] % 32, exchange = header.column[l] / 32;
+      const int lane = header_.column[l] % 32, exchange = header_.column[l] / 32;
       columns |= 1u << lane;
       for (int h = 0; h < 2; ++h) {
-        int at = from[lane][h ^ exchange] + header.shift;
+        int at = from[lane][h ^ exchange] + header_.shift;
         const int place = (at % 128 + 128) % 128;
-        if (header.jump != 0) at = std::max<int>(at - place, (header.jump - 1) * 128) + place;
+        if (header_.jump != 0) at = std::max<int>(at - place, (header_.jump - 1) * 128) + place;
         at_[l][h] = at;
       }
     }
@@ -134,7 +138,8 @@ class RunReader {
   const cuda::WeightPlan& plan_;
   const std::vector<uint8_t>& layout_;
   const int block_, warp_tile_;
-  const uint32_t* record_;
+  cuda::RunRecord record_;
+  cuda::StageHeader header_;  // of the stage that is read
   std::vector<uint8_t> ring_, slots_[cuda::kStageSlots];
   int64_t masks_, values_;
   int issued_ = 0, done_ = 0, first_tile_ = 0, depth_ = 0, own_ = 0, units_ = 0;

@@ -137,8 +137,8 @@ void Run(const cuda::DeviceInfo& device, const Case& c) {
                           plan.layout == Layout::kColumns && plan.value_type == ValueType::kFloat16;
   if (c.team == 1 && has_groups != (plan.team == cuda::Team::kWarpgroup)) return Fail(c, "the plan chose other teams");
   // Where nonzeros lie in few rows, a row block would have more tiles than warps.
-  if (c.team == 2 && has_groups && c.pattern != "one-row" && c.pattern != "corner" && c.pattern != "tiles" &&
-      (plan.team != cuda::Team::kRowGroup || plan.row_groups != c.row_groups))
+  if (c.team >= 2 && has_groups && c.pattern != "one-row" && c.pattern != "corner" && c.pattern != "tiles" &&
+      (static_cast<int>(plan.team) != c.team || plan.row_groups != c.row_groups))
     return Fail(c, "the plan chose no row groups");
   Buffer staging(plan.layout != Layout::kCanonical ? plan.staging_bytes : 0);
   if (plan.layout != Layout::kCanonical) {
@@ -374,7 +374,7 @@ void RunAll(const cuda::DeviceInfo& device, bool quick) {
   const auto run_row_groups = [&](int64_t m, int64_t k, int64_t n, int row_groups, int cluster, const char* pattern) {
     for (int columns : {0, 1}) {
       Case c{m, k, n, pattern, half, ElementType::kFloat16, cluster, true, n == 64, n > 8, n == 128};
-      c.columns = columns, c.team = 2, c.row_groups = row_groups;
+      c.columns = columns, c.team = row_groups == 3 ? 3 : 2, c.row_groups = row_groups;
       Run(few, c);
     }
   };
@@ -382,9 +382,14 @@ void RunAll(const cuda::DeviceInfo& device, bool quick) {
     for (int64_t n : {20, 64, 100}) run_row_groups(440, quick ? 1000 : 6000, n, 4, 1, pattern);
     run_row_groups(200, quick ? 1000 : 6000, 50, 4, 4, pattern);
     run_row_groups(120, quick ? 1000 : 6000, 128, 2, 2, pattern);
+    for (int64_t n : {8, 16, 20, 64, 100}) run_row_groups(350, quick ? 1000 : 6000, n, 3, 1, pattern);
+    run_row_groups(150, quick ? 1000 : 6000, 50, 3, 4, pattern);
   }
   for (int64_t m : {130, 200, 250, 330, 512}) {
-    for (int64_t n : {5, 33, 190}) run_row_groups(m, 1000, n, 4, 1, "uniform80");
+    for (int64_t n : {5, 12, 33, 190}) run_row_groups(m, 1000, n, 4, 1, "uniform80");
+  }
+  for (int64_t m : {96, 130, 200, 250, 384}) {
+    for (int64_t n : {5, 12, 33, 190}) run_row_groups(m, 1000, n, 3, 1, "uniform80");
   }
   for (int64_t n : {2, 9, 31, 32, 33, 63, 64, 65, 127, 128, 129, 300}) {
     for (int64_t k : {1, 31, 64, 72, 161, 520}) {
@@ -392,6 +397,8 @@ void RunAll(const cuda::DeviceInfo& device, bool quick) {
         run_row_groups(250, k, n, 4, 1, "uniform50");
       else
         run_row_groups(100, k, n, 2, 2, "uniform50");
+      run_row_groups(300, k, n, 3, 1, "uniform50");
+      if (n % 3 == 0) run_row_groups(150, k, n, 3, 2, "uniform50");
     }
   }
   // Jagged: runs that go round in their rings, row blocks of as many rows as there can be, an X of which one column

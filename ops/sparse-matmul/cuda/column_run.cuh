@@ -31,20 +31,21 @@ struct RunState {
   /// Run `index` of the layout, over these units. It begins with stream.Start().
   __device__ __forceinline__ RunState(const ColumnParams& p, int index, int first_unit, int end_unit, uint32_t ring,
                                       uint32_t barriers, int ring_bytes = kRingBytes)
-      : stream(p.layout,
-               reinterpret_cast<const uint32_t*>(p.layout) + static_cast<int64_t>(index) * p.partition.record_words,
-               p.partition.record_words, ring, ring_bytes, barriers),
+      : stream(p.layout, reinterpret_cast<const RunRecord*>(p.layout) + index, ring, ring_bytes, barriers),
         cursor(ring, threadIdx.x & 31),
         first_unit(first_unit),
-        end_unit(end_unit) {}
+        end_unit(end_unit) {
+    asm volatile("mov.u32 %0,%%laneid;" : "=r"(lane_));  // read once: nothing else keeps the compiler from it
+  }
 
   /// Waits for the next stage of a panel of depth kDepth and reads the lane's mask words. `all`: else, which takes a
   /// kRagged, the run has a tile less.
   template <int kDepth, bool kRagged, int kWords>
   __device__ __forceinline__ void Enter(bool all, uint32_t (&masks)[kWords]) {
     const uint32_t block = stream.Enter();
-    const uint2 header = ptx::LoadShared64(block);
-    const uint32_t column = ptx::LoadShared8(block + 16 + (threadIdx.x & 31));
+    const uint4 header = ptx::LoadShared128(block);
+    const uint32_t column = ptx::LoadShared8(block + 16 + lane_);
+    next_[0] = header.z, next_[1] = header.w;
     if constexpr (kRagged && PacksMasks(kColumns, kTeam, kDepth)) {
       if (all) {
         LoadMasks<kWords>(block, masks);
@@ -58,21 +59,25 @@ struct RunState {
     cursor.Enter(stream.ring(), header.x, header.y, column);
   }
 
+  /// The stage has been read: starts the copies for which there is room now.
+  __device__ __forceinline__ void Leave() { stream.Leave(next_); }
+
  private:
+  uint32_t lane_, next_[kNextCopies];
+
   /// The first kCount words of a stage that has so many.
   template <int kCount, int kWords>
-  static __device__ __forceinline__ void LoadMasks(uint32_t block, uint32_t (&masks)[kWords]) {
-    const int lane = threadIdx.x & 31;
+  __device__ __forceinline__ void LoadMasks(uint32_t block, uint32_t (&masks)[kWords]) const {
     if constexpr (kCount == 4) {
-      const uint4 words = ptx::LoadShared128(block + MaskWordAt(4, 0, 0) + 16 * lane);
+      const uint4 words = ptx::LoadShared128(block + MaskWordAt(4, 0, 0) + 16 * lane_);
       masks[0] = words.x, masks[1] = words.y, masks[2] = words.z, masks[3] = words.w;
     } else if constexpr (kCount > 0) {
       if constexpr (kCount > 1) {
-        const uint2 words = ptx::LoadShared64(block + MaskWordAt(kCount, 0, 0) + 8 * lane);
+        const uint2 words = ptx::LoadShared64(block + MaskWordAt(kCount, 0, 0) + 8 * lane_);
         masks[0] = words.x, masks[1] = words.y;
       }
       if constexpr (kCount != 2)
-        masks[kCount - 1] = ptx::LoadShared32(block + MaskWordAt(kCount, kCount - 1, 0) + 4 * lane);
+        masks[kCount - 1] = ptx::LoadShared32(block + MaskWordAt(kCount, kCount - 1, 0) + 4 * lane_);
     }
   }
 };

@@ -14,7 +14,7 @@ constexpr uint32_t kAllLanes = 0xffffffffu;
 
 /// What a RunRecord begins with.
 struct RunHead {
-  uint32_t masks, values, stages;
+  uint32_t masks, values;
 };
 
 struct Source {
@@ -116,13 +116,14 @@ class Walk {
   int column = threadIdx.x & 31;
   int end = 0;  // row after the last that a lane has read
 
-  __device__ explicit Walk(int ring_rows) : ring_rows_(ring_rows) {}
+  __device__ Walk(int ring_rows, int window_rows) : ring_rows_(ring_rows), window_rows_(window_rows) {}
 
   struct Stage {
     int32_t shift;
     uint32_t jump;
     uint8_t column;  // this lane's in the header
     StageCopy copy;
+    int lag;  // how many stages before this one the copy may not overtake
   };
 
   /// Enters a stage in which the lane has `count` nonzero slots in each chain. Afterwards row[] is where they begin.
@@ -134,10 +135,10 @@ class Walk {
     first_ = max(first_, __reduce_min_sync(kAllLanes, min(row[0], row[1])));
     end = max(before, Last(count));
     bool jump = false;
-    if (end - first_ > kWindowRows) {
+    if (end - first_ > window_rows_) {
       // Now it fits. Lanes that stay end where they did, those that jump at most a full stage's rows behind `first_`;
       // and if that is `before`, every lane begins there.
-      first_ = max(first_, min(end - kWindowRows, before));
+      first_ = max(first_, min(end - window_rows_, before));
       jump = Jump();
       end = max(before, Last(count));
     }
@@ -149,7 +150,8 @@ class Walk {
       origin_ = first_;
     }
     if (jump) stage.jump = 1 + first_ - origin_;
-    stage.copy = StageCopy::Make(rows, again, at, mask_words, Lag(at, at + again + rows));
+    stage.copy = StageCopy::Make(rows, again, at, MaskBlockBytes(mask_words));
+    stage.lag = Lag(at, at + again + rows);
 #pragma unroll
     for (int i = kStageSlots - 2; i > 0; --i)
       window_begin_[i] = window_begin_[i - 1], window_end_[i] = window_end_[i - 1];
@@ -206,7 +208,7 @@ class Walk {
     return kStageSlots;
   }
 
-  const int ring_rows_;
+  const int ring_rows_, window_rows_;
   int first_ = 0;                                                              // of the window
   int origin_ = 0;                                                             // the row at the ring's start
   int window_begin_[kStageSlots - 1] = {}, window_end_[kStageSlots - 1] = {};  // of the last stages, in the ring
@@ -224,7 +226,7 @@ using StageMasks = uint32_t[kStageTiles];
 template <Columns kColumns, typename Visit>
 __device__ int WalkRun(const Run& run, const Source& s, const Visit& visit) {
   const int lane = threadIdx.x & 31, g = lane >> 2, t = lane & 3;
-  Walk<kColumns> walk(s.ring_rows);
+  Walk<kColumns> walk(s.ring_rows, WindowRows(run.team));
   for (int index = 0; index < run.panels; ++index) {
     const RunPanel panel = PanelOf(run, index);
     const int stages = panel.Stages(run.end_unit - run.first_unit, kColumns, run.team);
@@ -282,20 +284,17 @@ __device__ __forceinline__ int64_t AlignToRow(int64_t bytes) {
 /// copy to it waits for those of the weights that are loaded meanwhile.
 __global__ void __launch_bounds__(32)
     PlaceRuns(const __grid_constant__ Partition p, int runs, Columns columns, Source s) {
-  int64_t at = AlignToRow(static_cast<int64_t>(runs) * p.record_words * sizeof(uint32_t)), sum = 0;
+  int64_t at = AlignToRow(static_cast<int64_t>(runs) * sizeof(RunRecord)), sum = 0;
   for (int first = 0; first < runs; first += 32, at += sum) {
     const int index = first + threadIdx.x;
     int64_t bytes = 0;
     if (index < runs) {
       const Run run = RunOf(p, index);
-      uint32_t all = 0;
       for (int i = 0; i < run.panels; ++i) {
         const RunPanel panel = PanelOf(run, i);
         const int stages = panel.Stages(run.end_unit - run.first_unit, columns, run.team);
-        all += stages;
         bytes += static_cast<int64_t>(stages) * MaskBlockBytes(MaskWords(columns, run.team, panel.depth, panel.own));
       }
-      s.heads[index].stages = all;
     }
     const int64_t before = SumBefore(bytes, &sum);
     if (index < runs) s.heads[index].masks = static_cast<uint32_t>((at + before) / 16);
@@ -370,30 +369,54 @@ __device__ __forceinline__ void FillTile(const TileValues<From>& values, uint32_
   }
 }
 
+/// Says of every stage's copy where it is begun: in the header of the last stage that it waits for, or of a later one
+/// where that header is full, or one of the run's first.
+class CopyWriter {
+ public:
+  __device__ explicit CopyWriter(RunRecord* record) : record_(record) {}
+
+  /// The next stage, and where its header lies. One lane calls it.
+  __device__ void Add(StageCopy copy, int lag, StageHeader* header) {
+    // Copies keep the order of stages.
+    if (stage_ - lag > after_) after_ = stage_ - lag, taken_ = 0;
+    if (after_ >= 0 && taken_ == kNextCopies) ++after_, taken_ = 0;
+    if (after_ < 0) {
+      record_->first[stage_] = copy;
+    } else {
+      headers_[after_ % kStageSlots]->next[taken_++] = copy;
+    }
+    headers_[stage_++ % kStageSlots] = header;
+  }
+
+ private:
+  RunRecord* const record_;
+  StageHeader* headers_[kStageSlots];  // of the last stages
+  int stage_ = 0;
+  int after_ = -1, taken_ = 0;  // the stage whose header is written next, and how many copies it has
+};
+
 template <Columns kColumns, typename From>
 __global__ void __launch_bounds__(128)
     FillRuns(const __grid_constant__ Partition p, int runs, Source s, uint8_t* layout) {
   const int index = (blockIdx.x * 128 + threadIdx.x) / 32, lane = threadIdx.x & 31;
   if (index >= runs) return;
   const Run run = RunOf(p, index);
-  auto* const record =
-      reinterpret_cast<RunRecord*>(layout + static_cast<int64_t>(index) * p.record_words * sizeof(uint32_t));
+  RunRecord* const record = reinterpret_cast<RunRecord*>(layout) + index;
   const RunHead head = s.heads[index];
-  if (lane == 0) record->masks = head.masks, record->values = head.values, record->stages = head.stages;
+  if (lane == 0) record->masks = head.masks, record->values = head.values;
   uint8_t* block = layout + static_cast<int64_t>(head.masks) * 16;
   uint8_t* const values = layout + static_cast<int64_t>(head.values) * kValueRowBytes;
-  StageCopy* copy = record->copies;
+  CopyWriter copies(record);
   WalkRun<kColumns>(run, s,
                     [&](const RunPanel& panel, int unit0, const StageMasks& masks,
                         const typename Walk<kColumns>::Stage& stage, const Walk<kColumns>& walk) {
                       const int words = MaskWords(kColumns, run.team, panel.depth, panel.own);
                       auto* const header = reinterpret_cast<StageHeader*>(block);
                       if (lane == 0) {
-                        *copy = stage.copy;
+                        copies.Add(stage.copy, stage.lag, header);
                         header->shift = stage.shift;
                         header->jump = stage.jump;
                       }
-                      ++copy;
                       header->column[lane] = stage.column;
                       int at[2] = {walk.row[0], walk.row[1]};
                       uint32_t mask_words[4] = {};

@@ -52,6 +52,10 @@ constexpr Constants kConstants[] = {
     {Team::kRowGroup, Columns::kWords, 32, 12.95, 0, 0.57, 17.31, 10.62, 3.14, 1.84, 2.49, 1.08, 1.13},
     {Team::kRowGroup, Columns::kWords, 64, 15.14, 3.81, 0.55, 7.29, 4.1, 3.71, 1.67, 2.35, 1.43, 1.22},
     {Team::kRowGroup, Columns::kWords, 128, 23.48, 9.25, 0.62, 8.55, 10.31, 4.68, 1.43, 2.04, 1.81, 1.3},
+    {Team::kRowTriplet, Columns::kHalves, 32, 20.06, 0.34, 0.58, 22.67, 15.16, 2.56, 1.71, 1.84, 0.83, 1.03},
+    {Team::kRowTriplet, Columns::kHalves, 64, 21.36, 0.15, 0.57, 24.73, 17.99, 3.57, 1.4, 2.15, 1.31, 1.25},
+    {Team::kRowTriplet, Columns::kWords, 32, 12.95, 0, 0.57, 17.31, 10.62, 3.14, 1.84, 2.49, 1.08, 1.13},
+    {Team::kRowTriplet, Columns::kWords, 64, 15.14, 3.81, 0.55, 7.29, 4.1, 3.71, 1.67, 2.35, 1.43, 1.22},
 };
 /// Clusters of 4, which leave some multiprocessors idle, are taken where they are expected to be faster by this much.
 constexpr double kLargeCluster = 1.03;
@@ -74,8 +78,7 @@ constexpr JaggedConstants kJaggedConstants[] = {{3.94, 1.119, 0.0797}, {4.78, 1.
 double Bandwidth(int memory_gbs) { return kReachable * (memory_gbs > 0 ? memory_gbs : kUnknownMemoryGbs); }
 
 const Constants& ConstantsOf(const LayoutChoice& choice, int n) {
-  // Row groups have no kernels for fewer than 32 columns.
-  const int least = choice.team == Team::kRowGroup ? 32 : 8;
+  const int least = HasRowGroups(choice.team) ? 32 : 8;  // row groups are not considered for fewer
   const int bucket = n <= least ? least : n <= 16 ? 16 : n <= 32 ? 32 : n <= 64 ? 64 : 128;
   return *std::find_if(std::begin(kConstants), std::end(kConstants), [&](const Constants& c) {
     return c.team == choice.team && c.columns == choice.columns && c.n == bucket;
@@ -106,11 +109,11 @@ double LayoutBytes(const WeightShape& shape, Columns columns) {
 double ProductTime(const WeightShape& shape, const LayoutChoice& choice, int64_t blocks, int memory_gbs, int n) {
   blocks = std::min(blocks, shape.tiles);
   // A thread block's row groups are one panel here: their warps have a tile each.
-  const bool one_tile = choice.team == Team::kRowGroup;
+  const bool one_tile = HasRowGroups(choice.team);
   const int busiest = static_cast<int>((shape.tiles + blocks - 1) / blocks);
   const int most = PanelTiles(choice.team) * choice.row_groups, panels = (busiest + most - 1) / most;
   // More than 64 columns are decoded for once (TakesWideColumns), or for 64 at a time.
-  const bool wide = choice.team != Team::kWarp && panels == 1;
+  const bool wide = choice.team != Team::kWarp && choice.team != Team::kRowTriplet && panels == 1;
   const Constants& c = ConstantsOf(choice, wide ? n : std::min(n, 64));
   const int decodings = n > 64 && !wide ? 2 : 1;
   const double units = static_cast<double>(shape.units) / choice.cluster;

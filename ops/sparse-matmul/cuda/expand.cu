@@ -70,7 +70,7 @@ __device__ __forceinline__ void ExpandPanel(const ExpandParams& p, RunState<kCol
     uint32_t masks[AllMaskWords(kColumns, kTeam, kDepth)];
     run.template Enter<kDepth, kTeam != Team::kWarp>(panel.own == kDepth, masks);
     StorePlaces<kColumns, kTeam, kDepth>(p, masks, run, panel, unit0);
-    run.stream.Leave();
+    run.Leave();
   }
 }
 
@@ -123,23 +123,25 @@ template <Columns kColumns>
 struct ExpandInstances {
   using Groups = ExpandInstance<kColumns, Team::kWarpgroup, 16>;
   using RowGroups = ExpandInstance<kColumns, Team::kRowGroup, 4>;
+  using RowTriplets = ExpandInstance<kColumns, Team::kRowTriplet, 8>;
   using SixteenLanes = ExpandInstance<kColumns, Team::kWarp, 16>;
   using EightLanes = ExpandInstance<kColumns, Team::kWarp, 8>;
   using FourLanes = ExpandInstance<kColumns, Team::kWarp, 4>;
 
   static cudaError_t Launch(const ExpandParams& params, const WeightPlan& plan, bool programmatic,
                             cudaStream_t stream) {
-    const auto launch = plan.team == Team::kWarpgroup  ? Groups::Launch
-                        : plan.team == Team::kRowGroup ? RowGroups::Launch
-                        : plan.lanes == 4              ? FourLanes::Launch
-                        : plan.lanes == 8              ? EightLanes::Launch
-                                                       : SixteenLanes::Launch;
+    const auto launch = plan.team == Team::kWarpgroup    ? Groups::Launch
+                        : plan.team == Team::kRowGroup   ? RowGroups::Launch
+                        : plan.team == Team::kRowTriplet ? RowTriplets::Launch
+                        : plan.lanes == 4                ? FourLanes::Launch
+                        : plan.lanes == 8                ? EightLanes::Launch
+                                                         : SixteenLanes::Launch;
     return launch(params, programmatic, stream);
   }
 
   static cudaError_t Prepare(const DeviceInfo& info) {
-    for (auto prepare :
-         {Groups::Prepare, RowGroups::Prepare, SixteenLanes::Prepare, EightLanes::Prepare, FourLanes::Prepare}) {
+    for (auto prepare : {Groups::Prepare, RowGroups::Prepare, RowTriplets::Prepare, SixteenLanes::Prepare,
+                         EightLanes::Prepare, FourLanes::Prepare}) {
       const cudaError_t error = prepare(info);
       if (error != cudaSuccess) return error;
     }

@@ -2,8 +2,8 @@
 //
 // A weight is cut into 16-row tiles; a row block (one thread block, or one cluster) owns consecutive tiles, in panels
 // of at most PanelTiles(). K is cut into units of 32, and into K lanes: LaneUnit(q) .. LaneUnit(q + 1). A K lane has a
-// team, one warp or four (Team); of a panel's tiles a warp of the four takes every fourth, from FirstTile() on. Of
-// Team::kRowGroup that is one: a row block is one panel, and a thread block has WeightPlan::row_groups row blocks. A
+// team, one warp or four (Team); of a panel's tiles a warp of the four takes every fourth, from FirstTile() on. Where
+// the team HasRowGroups that is one: a row block is one panel, and a thread block has WeightPlan::row_groups of them. A
 // *run* is what one warp decodes: its tiles of a row block's panels, one panel after the other, over one K lane. A
 // panel's *depth* is the number of tiles of a warp that has most. A *stage* is StageUnits() units of a panel; where the
 // lane ends before the stage does, the rest is empty. A run has two streams.
@@ -32,8 +32,8 @@
 // window of rows that is hardly longer than the stage itself, and little is padding. A lane that would yet fall out of
 // the window jumps ahead to its first row.
 //
-// In shared memory a stage's window is contiguous. The converter knows what is where in the ring, and so says in
-// advance, for every stage, which rows to copy where, and after which earlier stage (StageCopy).
+// In shared memory a stage's window is contiguous. The converter knows what is where in the ring, and so says in every
+// stage's header which stages may be copied once it has been read, and which rows go where (StageCopy).
 #pragma once
 
 #include <cstdint>
@@ -54,45 +54,51 @@ constexpr int kStageTiles = 8;  // tiles x units of a stage in one run, at most
 constexpr int kValueRowBytes = 128;
 /// Rows that a stage may touch: what one without a zero takes where all lanes begin level, eight rows a tile and unit
 /// with either kind of columns.
-constexpr int kWindowRows = 8 * kStageTiles;
-/// Rows of shared memory that a run has (WeightPlan::ring_rows): so many, but with Team::kRowGroup as many as there is
-/// room for. Places in the ring are bytes.
+FLASHLLM_HD constexpr int WindowRows(Team team) {
+  return 8 * (team == Team::kRowTriplet ? kStageTiles / 2 : kStageTiles);
+}
+/// Rows of shared memory that a run has (WeightPlan::ring_rows): so many, but with row groups as many as there is room
+/// for. Places in the ring are bytes.
 constexpr int kRingRows = 79, kMostRingRows = 255;
-static_assert(kWindowRows <= kRingRows, "a window fits in the ring");
+static_assert(WindowRows(Team::kWarp) <= kRingRows, "a window fits in the ring");
 /// Stages of a run in flight or in use.
 constexpr int kStageSlots = 4;
 
+/// How a stage comes into shared memory, one byte each, from the lowest: value rows that are new; rows before them that
+/// are copied again (the window moves to the ring's start); the ring's row to which both go; the mask block, in 16
+/// bytes. 0: nothing is copied.
+struct StageCopy {
+  uint32_t bits;
+
+  static FLASHLLM_HD constexpr StageCopy Make(int rows, int again, int at, int mask_bytes) {
+    return {static_cast<uint32_t>(rows | again << 8 | at << 16 | mask_bytes / 16 << 24)};
+  }
+};
+
+/// Copies that a stage may let begin: one, but more where a window has left its place at last.
+constexpr int kNextCopies = 2;
+
 struct StageHeader {
-  int32_t shift;  // bytes by which the window has moved in the ring
-  uint32_t jump;  // 1 + row of the ring to which lanes behind it jump; 0: there are none
-  uint32_t reserved[2];
-  uint8_t column[32];  // for each lane: the lane that had its column before; + 32 if its halves trade places
+  int32_t shift;                // bytes by which the window has moved in the ring
+  uint32_t jump;                // 1 + row of the ring to which lanes behind it jump; 0: there are none
+  StageCopy next[kNextCopies];  // what is copied next, in the order of stages, once this stage has been read
+  uint8_t column[32];           // for each lane: the lane that had its column before; + 32 if its halves trade places
 };
 static_assert(sizeof(StageHeader) == 48, "the layout in memory");
 constexpr uint32_t kExchange = 32;
 
-/// How a stage comes into shared memory, one byte each, from the lowest: value rows that are new; rows before them that
-/// are copied again (the window moves to the ring's start); the ring's row to which both go; 16 * mask words + how many
-/// stages before this one the copy may not overtake.
-struct StageCopy {
-  uint32_t bits;
-
-  static FLASHLLM_HD constexpr StageCopy Make(int rows, int again, int at, int mask_words, int lag) {
-    return {static_cast<uint32_t>(rows | again << 8 | at << 16 | (mask_words << 4 | lag) << 24)};
-  }
-};
-
-/// The layout begins with a record for every run, of WeightPlan::record_words words, in order of row block, K lane,
-/// warp.
+/// The layout begins with a record for every run, in order of row block, K lane, warp.
 struct RunRecord {
-  uint32_t masks;   // from the layout's start, in 16 bytes
-  uint32_t values;  // from the layout's start, in kValueRowBytes
-  uint32_t stages;
-  StageCopy copies[1];  // [stages]
+  uint32_t masks;                // from the layout's start, in 16 bytes
+  uint32_t values;               // from the layout's start, in kValueRowBytes
+  StageCopy first[kStageSlots];  // what is copied before a stage has been read
+  uint32_t reserved[2];
 };
-static_assert(sizeof(RunRecord) == 16, "the layout in memory");
+static_assert(sizeof(RunRecord) == 32, "the layout in memory");
 
 FLASHLLM_HD constexpr int TeamWarps(Team team) { return team == Team::kWarp ? 1 : 4; }
+
+FLASHLLM_HD constexpr bool HasRowGroups(Team team) { return team == Team::kRowGroup || team == Team::kRowTriplet; }
 
 /// Tiles of a panel, at most: what a warp has registers for the sums of.
 FLASHLLM_HD constexpr int PanelTiles(Team team) { return team == Team::kWarp ? 8 : team == Team::kWarpgroup ? 16 : 4; }
@@ -123,13 +129,15 @@ FLASHLLM_HD int LaneUnit(Team team, int lane, int lanes, int units) {
 FLASHLLM_HD int PanelTile(int panel, int panels, int tiles) { return panel * tiles / panels; }
 
 /// Units of a stage of a panel of this depth. Row groups have half as many of halves: their stages come one by one into
-/// a ring that holds few whole ones (docs/kernels.md); words are fewer rows.
+/// a ring that holds few whole ones (docs/kernels.md); words are fewer rows. Rings of 24 warps have no room for more of
+/// either.
 FLASHLLM_HD constexpr int StageUnits(Columns columns, Team team, int depth) {
-  return team == Team::kRowGroup ? (columns == Columns::kHalves ? 4 : 8)
-         : depth > 4             ? 1
-         : depth > 2             ? 2
-         : depth > 1             ? 4
-                                 : 8;
+  return team == Team::kRowTriplet ? 4
+         : team == Team::kRowGroup ? (columns == Columns::kHalves ? 4 : 8)
+         : depth > 4               ? 1
+         : depth > 2               ? 2
+         : depth > 1               ? 4
+                                   : 8;
 }
 
 FLASHLLM_HD constexpr int StagesOf(int units, Columns columns, Team team, int depth) {
@@ -210,6 +218,9 @@ FLASHLLM_HD constexpr int RowGroupRingRows(int runs) {
   const int rows = (kRowGroupRunsBytes / runs - kStageSlots * MaskSlotBytes(Team::kRowGroup)) / kValueRowBytes;
   return rows < kMostRingRows ? rows : kMostRingRows;
 }
-static_assert(RowGroupRingRows(16) >= kWindowRows, "a window fits in the ring");
+static_assert(RowGroupRingRows(16) >= WindowRows(Team::kRowGroup) &&
+                  RowGroupRingRows(24) >= WindowRows(Team::kRowTriplet),
+              "a window fits in the ring");
+static_assert(MaskSlotBytes(Team::kRowTriplet) == MaskSlotBytes(Team::kRowGroup), "the same of both");
 
 }  // namespace flashllm::cuda

@@ -18,7 +18,6 @@ struct Partition {
   int cluster;                   // thread blocks of a row block
   int row_groups;                // row blocks of a thread block
   int ring_rows;                 // value rows of a run in shared memory
-  int record_words;              // of a RunRecord
   int lane_unit[kMaxLanes + 1];  // first unit of each K lane of a row block
   uint16_t tile_start[kMaxBlocks + 1];
   uint16_t panel_start[kMaxBlocks + 1];
@@ -32,7 +31,6 @@ inline Partition MakePartition(const WeightPlan& plan) {
   partition.cluster = plan.cluster;
   partition.row_groups = plan.row_groups;
   partition.ring_rows = plan.ring_rows;
-  partition.record_words = plan.record_words;
   const int lanes = plan.lanes * plan.cluster;
   for (int lane = 0; lane <= lanes; ++lane)
     partition.lane_unit[lane] = LaneUnit(plan.team, lane, lanes, partition.units);
@@ -74,7 +72,7 @@ struct RunPanel {
 
   /// Stages over so many units. A row group's warp without a tile has none.
   FLASHLLM_HD int Stages(int units, Columns columns, Team team) const {
-    return team == Team::kRowGroup && own == 0 ? 0 : StagesOf(units, columns, team, depth);
+    return HasRowGroups(team) && own == 0 ? 0 : StagesOf(units, columns, team, depth);
   }
 };
 FLASHLLM_HD RunPanel PanelOf(const Run& run, int panel) {

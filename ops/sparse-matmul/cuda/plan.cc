@@ -25,7 +25,7 @@ int BlocksOf(const DeviceInfo& device, int cluster) { return std::max(1, device.
 /// tile.
 bool Fits(int64_t tiles, const DeviceInfo& device, Team team, int cluster, int row_groups = 1) {
   const int64_t row_blocks = int64_t{BlocksOf(device, cluster)} * row_groups;
-  if (team == Team::kRowGroup && (tiles < row_blocks || tiles > row_blocks * PanelTiles(team))) return false;
+  if (HasRowGroups(team) && (tiles < row_blocks || tiles > row_blocks * PanelTiles(team))) return false;
   return cluster == 1 || (device.compute_capability >= 90 && tiles <= row_blocks * PanelTiles(team));
 }
 
@@ -45,9 +45,10 @@ std::vector<LayoutChoice> Teams(int64_t tiles, const DeviceInfo& device, bool ha
     if (Fits(tiles, device, Team::kWarp, cluster)) teams.push_back({Team::kWarp, cluster});
     if (!has_groups) continue;
     if (Fits(tiles, device, Team::kWarpgroup, cluster)) teams.push_back({Team::kWarpgroup, cluster});
-    for (int row_groups : {2, 4}) {
-      if (Fits(tiles, device, Team::kRowGroup, cluster, row_groups))
-        teams.push_back({Team::kRowGroup, cluster, Columns::kHalves, row_groups});
+    for (int row_groups : {2, 3, 4}) {
+      const Team team = row_groups == 3 ? Team::kRowTriplet : Team::kRowGroup;
+      if (Fits(tiles, device, team, cluster, row_groups))
+        teams.push_back({team, cluster, Columns::kHalves, row_groups});
     }
   }
   return teams;
@@ -67,8 +68,10 @@ LayoutChoice Choose(const WeightShape& shape, const WeightPlan& plan, const Plan
   };
   if (options.team >= 0)
     keep([&](const LayoutChoice& c) { return c.team == static_cast<Team>(options.team); });
-  else if (options.expected_n <= kFewColumns)
-    keep([&](const LayoutChoice& c) { return c.team != Team::kRowGroup; });
+  else
+    keep([&](const LayoutChoice& c) { return c.team != Team::kRowTriplet; });
+  if (options.team < 0 && options.expected_n <= kFewColumns)
+    keep([&](const LayoutChoice& c) { return !HasRowGroups(c.team); });
   if (options.row_groups != 0) keep([&](const LayoutChoice& c) { return c.row_groups == options.row_groups; });
   if (options.cluster != 0 && !keep([&](const LayoutChoice& c) { return c.cluster == options.cluster; }))
     keep([&](const LayoutChoice& c) { return c.cluster == 1; });
@@ -130,20 +133,6 @@ int MostTiles(const WeightPlan& plan) {
   int most = 0;
   for (int block = 0; block < plan.blocks; block += plan.row_groups)
     most = std::max(most, plan.tile_start[block + plan.row_groups] - plan.tile_start[block]);
-  return most;
-}
-
-/// Stages of the longest run.
-int MostStages(const WeightPlan& plan) {
-  const Partition partition = MakePartition(plan);
-  int most = 0;
-  for (int index = 0; index < RunCount(plan); ++index) {
-    const Run run = RunOf(partition, index);
-    int stages = 0;
-    for (int panel = 0; panel < run.panels; ++panel)
-      stages += PanelOf(run, panel).Stages(run.end_unit - run.first_unit, plan.columns, plan.team);
-    most = std::max(most, stages);
-  }
   return most;
 }
 
@@ -262,7 +251,7 @@ WeightPlan ChooseLayout(const PackedWeight& weight, const DeviceInfo& device, co
   plan.cluster = choice.cluster;
   plan.columns = choice.columns;
   plan.row_groups = choice.row_groups;
-  if (plan.team != Team::kWarp) plan.lanes = 4 / plan.row_groups;
+  if (plan.team != Team::kWarp) plan.lanes = (plan.team == Team::kRowTriplet ? 6 : 4) / plan.row_groups;
   const JaggedCut cut = MayBeJagged(plan, options) ? CutJagged(weight, device) : JaggedCut();
   if (TakesJagged(shape, choice, cut, plan, options)) {
     plan.layout = Layout::kJagged;
@@ -305,13 +294,12 @@ cudaError_t MakePlan(const PackedWeight& weight, const DeviceInfo& device, const
   const WeightShape shape = ShapeOf(weight);
   CutRows(weight, shape.tiles, plan->cluster, plan);
   // Sparse rows make for a block of many tiles.
-  if (plan->team == Team::kRowGroup && plan->panel_start[plan->blocks] > plan->blocks) {
+  if (HasRowGroups(plan->team) && plan->panel_start[plan->blocks] > plan->blocks) {
     plan->team = Team::kWarpgroup, plan->row_groups = 1, plan->lanes = 4;
     CutRows(weight, shape.tiles, 1, plan);
   }
   if (plan->cluster > 1 && plan->panel_start[plan->blocks] > plan->blocks) CutRows(weight, shape.tiles, 1, plan);
-  plan->ring_rows = plan->team == Team::kRowGroup ? RowGroupRingRows(MostTiles(*plan) * plan->lanes) : kRingRows;
-  plan->record_words = (3 + MostStages(*plan) + 3) / 4 * 4;
+  plan->ring_rows = HasRowGroups(plan->team) ? RowGroupRingRows(MostTiles(*plan) * plan->lanes) : kRingRows;
   // The layout's bytes, then of every run where its streams lie and its value rows, then a count for every (row, unit).
   plan->staging_bytes = 8 + (weight.out_features * shape.units + RunCount(*plan) * 4) * 4;
   return cudaSuccess;

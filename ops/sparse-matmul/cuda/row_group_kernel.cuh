@@ -30,32 +30,77 @@ struct OwnTile {
   }
 };
 
+/// A warp's place in its K lane's chunks of X. Where those of a stage lie is found once.
+template <typename Shape>
+class StageChunks {
+ public:
+  static constexpr int kCount = StageUnits(Shape::kColumns, Shape::kTeam, 1) / kChunkUnits;  // of a stage
+
+  __device__ __forceinline__ StageChunks(const uint8_t* shared, int lane) : ring_(shared, lane, 1) {}
+
+  /// The chunks that follow are those of the next stage.
+  __device__ __forceinline__ void Enter() {
+    const uint32_t slot = kCount < kSlots ? number_ % kSlots : 0;
+    full_ = ring_.barriers + slot * 16;
+    chunk_ = ptx::MatrixDescriptor(ring_.chunks + slot * Shape::kChunkBytes);
+    round_ = number_ / kSlots;
+    number_ += kCount;
+  }
+
+  /// Waits for the stage's chunk kChunk and describes it.
+  template <int kChunk>
+  __device__ __forceinline__ uint64_t Wait() const {
+    ptx::BarrierWait(full_ + kChunk % kSlots * 16, round_ + kChunk / kSlots & 1);
+    return chunk_ + kChunk % kSlots * (Shape::kChunkBytes >> 4);
+  }
+
+  /// The warp has read the chunk before kChunk, if there was one.
+  template <int kChunk>
+  __device__ __forceinline__ void ReleaseBefore() {
+    if constexpr (kChunk == 0) {
+      if (last_ != 0 && ptx::ElectLane()) ptx::BarrierArrive(last_);
+    } else {
+      if (ptx::ElectLane()) ptx::BarrierArrive(full_ + (kChunk - 1) % kSlots * 16 + 8);
+    }
+    if constexpr (kChunk + 1 == kCount) last_ = full_ + kChunk % kSlots * 16 + 8;
+  }
+
+ private:
+  static constexpr uint32_t kSlots = Shape::kSlots;
+  static_assert(kSlots % kCount == 0 || kCount % kSlots == 0, "a stage's chunks follow each other");
+
+  const XRing<Shape> ring_;
+  uint32_t number_ = 0, round_ = 0, full_ = 0, last_ = 0;
+  uint64_t chunk_ = 0;
+};
+
 /// sums += the run's tile x X. Without a tile its warp takes part with zeros: it reads no stream.
-template <typename Shape, Columns kColumns>
-__device__ __forceinline__ void MultiplyTile(RunState<kColumns, Team::kRowGroup>& run, bool exists, XConsumer<Shape>& x,
-                                             typename Shape::Sums& sums) {
-  constexpr int kChunkFragments = 2 * kChunkUnits,
-                kStageChunks = StageUnits(kColumns, Team::kRowGroup, 1) / kChunkUnits;
-  // A chunk's fragments are decoded while those before are multiplied, if there are registers for both.
-  constexpr int kBuffers = Shape::kWidth > 64 ? 1 : 2;
+template <typename Shape>
+__device__ __forceinline__ void MultiplyTile(RunState<Shape::kColumns, Shape::kTeam>& run, bool exists,
+                                             StageChunks<Shape>& x, typename Shape::Sums& sums) {
+  constexpr Columns kColumns = Shape::kColumns;
+  constexpr Team kTeam = Shape::kTeam;
+  constexpr int kChunkFragments = 2 * kChunkUnits;
+  constexpr int kBuffers = Shape::kFragmentBuffers;
   uint32_t a[kBuffers][kChunkFragments][4] = {};
 #pragma unroll 1
-  for (int stages = StagesOf(run.end_unit - run.first_unit, kColumns, Team::kRowGroup, 1); stages > 0; --stages) {
-    uint32_t masks[AllMaskWords(kColumns, Team::kRowGroup, 1)];
+  for (int stages = StagesOf(run.end_unit - run.first_unit, kColumns, kTeam, 1); stages > 0; --stages) {
+    uint32_t masks[AllMaskWords(kColumns, kTeam, 1)];
+    x.Enter();
     if (exists) run.template Enter<1, false>(true, masks);
-    ForEach<kStageChunks>([&](auto index) {
+    ForEach<StageChunks<Shape>::kCount>([&](auto index) {
       constexpr int kChunk = decltype(index)::value, kFirst = kChunk * kChunkFragments;
       uint32_t (&fragments)[kChunkFragments][4] = a[kChunk % kBuffers];
       if constexpr (kBuffers == 1) {
         ptx::WgmmaWait<0>();
-        x.ReleaseLast();
+        x.template ReleaseBefore<kChunk>();
       }
       if (exists) GatherFragments<kColumns, kFirst, kChunkFragments>(masks, run.cursor, fragments);
       if constexpr (kBuffers > 1) {
         ptx::WgmmaWait<0>();
-        x.ReleaseLast();
+        x.template ReleaseBefore<kChunk>();
       }
-      const uint64_t chunk = ptx::MatrixDescriptor(x.Wait());
+      const uint64_t chunk = x.template Wait<kChunk>();
       // Whatever writes a fragment must come before the fence, or the compiler adds one at each product.
 #pragma unroll
       for (int f = 0; f < kChunkFragments; ++f) {
@@ -72,7 +117,7 @@ __device__ __forceinline__ void MultiplyTile(RunState<kColumns, Team::kRowGroup>
       }
       ptx::WgmmaCommit();
     });
-    if (exists) run.stream.Leave();
+    if (exists) run.Leave();
   }
   ptx::WgmmaWait<0>();
 }
@@ -157,19 +202,18 @@ __global__ void __launch_bounds__(RowGroupShape<kColumns, kNTiles, kRowGroups>::
   const OwnTile own(cut, ptx::ClusterIndex() * kRowGroups + group / Shape::kLanes,
                     rank * Shape::kLanes + group % Shape::kLanes, warp % kGroupWarps);
   const int index = (own.row_block * Shape::kLanes * cut.cluster + own.lane) * kGroupWarps + warp % kGroupWarps;
-  RunState<kColumns, Team::kRowGroup> run(p.columns, index, cut.lane_unit[own.lane], cut.lane_unit[own.lane + 1],
-                                          ptx::SharedAddress(shared) + own.Number(cut, Shape::kLanes, kRowGroups) *
-                                                                           RunBytes(Team::kRowGroup, cut.ring_rows),
-                                          ptx::SharedAddress(shared) + Shape::kBarriersAt + warp * kRunBarrierBytes,
-                                          cut.ring_rows * kValueRowBytes);
+  RunState<kColumns, Shape::kTeam> run(
+      p.columns, index, cut.lane_unit[own.lane], cut.lane_unit[own.lane + 1],
+      ptx::SharedAddress(shared) + own.Number(cut, Shape::kLanes, kRowGroups) * RunBytes(Shape::kTeam, cut.ring_rows),
+      ptx::SharedAddress(shared) + Shape::kBarriersAt + warp * kRunBarrierBytes, cut.ring_rows * kValueRowBytes);
   if (own.exists) run.stream.Start();
   ptx::GrowRegisters<Shape::kConsumerRegisters>();
-  XConsumer<Shape> x(shared, group % Shape::kLanes, 1);
   ptx::NamedSync(kStartBarrier, Shape::kStartThreads);
   ptx::LaunchDependents();
   ptx::WaitForPrevious();  // the residual and Y are the previous kernel's; the weights above are not
   typename Shape::Sums sums = {};
-  MultiplyTile<Shape, kColumns>(run, own.exists, x, sums);
+  StageChunks<Shape> x(shared, group % Shape::kLanes);
+  MultiplyTile(run, own.exists, x, sums);
   StoreRowGroups<Shape, kRowGroups>(p.columns, sums, shared, column0);
 #else
   __trap();  // Prepare finds out

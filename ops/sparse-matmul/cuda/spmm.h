@@ -47,8 +47,8 @@ enum class Columns : uint8_t { kHalves, kWords };
 
 /// Which warps decode a K lane of a kColumns layout: one, all rows of it; the four of a warpgroup, a fourth of the rows
 /// each (sm_90a); or four with a tile of 16 rows each, where a thread block has several row blocks (sm_90a), for tens
-/// of columns.
-enum class Team : uint8_t { kWarp, kWarpgroup, kRowGroup };
+/// of columns: two or four, 16 warps in all, or three, 24 warps.
+enum class Team : uint8_t { kWarp, kWarpgroup, kRowGroup, kRowTriplet };
 
 constexpr int kMaxBlocks = 640;  // row blocks; of a kColumns layout at most one for every warpgroup of a GPU
 
@@ -60,7 +60,7 @@ struct WeightPlan {
   DeviceInfo device;
   int cluster = 1;                    // thread blocks that share a row block and cut K among themselves
   int blocks = 0;                     // row blocks; the grid has blocks / row_groups * cluster thread blocks
-  int row_groups = 1;                 // Team::kRowGroup: row blocks of a thread block; else 1
+  int row_groups = 1;                 // row blocks of a thread block, where the team has row groups; else 1
   int window_k = 0;                   // kJagged: k of a segment
   int columns_at_once = 0;            // kJagged: columns of X for which a thread block has shared memory, one or two
   std::vector<int32_t> row_start;     // kJagged: [blocks + 1] first row of each row block
@@ -70,7 +70,6 @@ struct WeightPlan {
   int lanes = 16;  // K lanes of a thread block
   Columns columns = Columns::kHalves;
   int ring_rows = 0;          // kColumns: value rows of a run in shared memory
-  int record_words = 0;       // of each run's record (layout.h)
   int64_t staging_bytes = 0;  // device memory that Measure and Convert need
   int64_t layout_bytes = 0;   // device memory of the layout; set by Measure
   int64_t stream_bytes = 0;   // bytes that one multiplication streams; set by Measure
@@ -81,7 +80,7 @@ struct PlanOptions {
   int expected_n = 0;            // columns of X for which the plan is to be fastest; 0: 1 to 32 alike
   int cluster = 0;               // 1, 2 or 4 where such a row block is one panel; 0 chooses
   int columns = -1;              // a Columns, or a jagged layout of no more bytes; -1 chooses
-  int row_groups = 0;            // row blocks of a thread block, 2 or 4 with Team::kRowGroup; 0 chooses
+  int row_groups = 0;            // row blocks of a thread block, 2 or 4 with Team::kRowGroup, else 3; 0 chooses
   int team = -1;                 // a Team; -1 chooses, and where the GPU or the weight does not have one, the other
   bool float32_is_half = false;  // every float32 value is exact in float16 (CheckHalfExact): lay out as float16
 };
@@ -138,9 +137,11 @@ struct MatMulArgs {
 /// Whether a plan's layout computes with X of this type; where not, keep or make a kCanonical plan.
 bool Supports(const WeightPlan& plan, ElementType type);
 
-/// Whether Launch decodes the weight once for 128 columns, not 64 or 32: four warps, row blocks of one panel.
+/// Whether Launch decodes the weight once for 128 columns, not 64 or 32: four warps, row blocks of one panel, no more
+/// than 16 warps.
 inline bool TakesWideColumns(const WeightPlan& plan) {
-  return plan.layout == Layout::kColumns && plan.team != Team::kWarp && plan.panel_start[plan.blocks] == plan.blocks;
+  return plan.layout == Layout::kColumns && plan.team != Team::kWarp && plan.team != Team::kRowTriplet &&
+         plan.panel_start[plan.blocks] == plan.blocks;
 }
 
 /// Enqueues the multiplication: one kernel (two where a plan that TakesWideColumns has up to 64 columns more than a

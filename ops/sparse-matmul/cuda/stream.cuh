@@ -20,22 +20,25 @@ constexpr int kRunBarrierBytes = kStageSlots * 8;
 template <Team kTeam>
 class Stream {
  public:
-  /// `record`: the run's RunRecord, of so many words. `ring`, of so many bytes, `barriers`: its shared memory.
-  __device__ __forceinline__ Stream(const uint8_t* layout, const uint32_t* record, int record_words, uint32_t ring,
-                                    int ring_bytes, uint32_t barriers)
-      : layout_(layout), record_(record), ring_(ring), slots_(ring + ring_bytes), barriers_(barriers) {
+  /// `ring`, of so many bytes, `barriers`: its shared memory.
+  __device__ __forceinline__ Stream(const uint8_t* layout, const RunRecord* record, uint32_t ring, int ring_bytes,
+                                    uint32_t barriers)
+      : layout_(layout), ring_(ring), slots_(ring + ring_bytes), barriers_(barriers) {
+    const uint4* const words = reinterpret_cast<const uint4*>(record);
+    const uint4 head = __ldg(words), more = __ldg(words + 1);
+    masks_ = head.x, values_ = head.y;
+    first_[0] = head.z, first_[1] = head.w, first_[2] = more.x, first_[3] = more.y;
     const int lane = threadIdx.x & 31;
-    // Two loads at once: what lies beyond the run's stages is never used.
-    const uint4 head = __ldg(reinterpret_cast<const uint4*>(record));
-    copies_ = 3 + lane < record_words ? __ldg(record + 3 + lane) : 0;
-    masks_ = head.x, values_ = head.y, stages_ = head.z, copy_ = head.w;
     if (lane < kStageSlots) ptx::BarrierInit(barriers_ + 8 * lane, ptx::kCopyArrivals);
     ptx::BarrierInitFence();
     __syncwarp();
   }
 
   /// Starts the first copies: the ring is the stream's from now on.
-  __device__ __forceinline__ void Start() { Issue(); }
+  __device__ __forceinline__ void Start() {
+#pragma unroll
+    for (uint32_t copy : first_) Issue(copy);
+  }
 
   __device__ __forceinline__ uint32_t ring() const { return ring_; }
 
@@ -46,37 +49,31 @@ class Stream {
     return slots_ + slot * MaskSlotBytes(kTeam);
   }
 
-  /// The stage has been read: starts the copies of all for which there is room now.
-  __device__ __forceinline__ void Leave() {
+  /// The stage, whose header says what is copied next, has been read.
+  __device__ __forceinline__ void Leave(const uint32_t (&next)[kNextCopies]) {
     __syncwarp();
     ++done_;
-    Issue();
+#pragma unroll
+    for (uint32_t copy : next) Issue(copy);
   }
 
  private:
-  __device__ __forceinline__ void Issue() {
-    while (issued_ < stages_ && issued_ < done_ + (copy_ >> 24 & 15)) {
-      const uint32_t rows = copy_ & 255, again = copy_ >> 8 & 255, at = copy_ >> 16 & 255;
-      const uint32_t mask_bytes = MaskBlockBytes(copy_ >> 28), slot = issued_ % kStageSlots;
-      ptx::CopyPair(slots_ + slot * MaskSlotBytes(kTeam), layout_ + static_cast<int64_t>(masks_) * 16, mask_bytes,
-                    ring_ + at * kValueRowBytes, layout_ + static_cast<int64_t>(values_ - again) * kValueRowBytes,
-                    (rows + again) * kValueRowBytes, barriers_ + 8 * slot);
-      masks_ += mask_bytes / 16, values_ += rows;
-      if (++issued_ % 32 == 0) LoadCopies(issued_);
-      copy_ = __shfl_sync(0xffffffffu, copies_, issued_ % 32);
-    }
+  /// `copy`: a StageCopy's bits, of which all lanes have the same.
+  __device__ __forceinline__ void Issue(uint32_t copy) {
+    copy = __reduce_or_sync(0xffffffffu, copy);  // tells the compiler so
+    if (copy == 0) return;
+    const uint32_t rows = copy & 255, again = copy >> 8 & 255, at = copy >> 16 & 255, mask_units = copy >> 24;
+    const uint32_t slot = issued_++ % kStageSlots;
+    ptx::CopyPair(slots_ + slot * MaskSlotBytes(kTeam), layout_ + static_cast<int64_t>(masks_) * 16, mask_units * 16,
+                  ring_ + at * kValueRowBytes, layout_ + static_cast<int64_t>(values_ - again) * kValueRowBytes,
+                  (rows + again) * kValueRowBytes, barriers_ + 8 * slot);
+    masks_ += mask_units, values_ += rows;
   }
 
-  /// Each lane one of the next 32.
-  __device__ __forceinline__ void LoadCopies(uint32_t first) {
-    const uint32_t stage = first + (threadIdx.x & 31);
-    copies_ = stage < stages_ ? __ldg(record_ + 3 + stage) : 0;
-  }
-
+  static_assert(kStageSlots == 4 && kNextCopies == 2, "a record is read as eight words, a header as four and columns");
   const uint8_t* layout_;
-  const uint32_t* record_;
   uint32_t ring_, slots_, barriers_;
-  uint32_t masks_, values_, stages_, copy_, copies_, issued_ = 0, done_ = 0;
+  uint32_t masks_, values_, first_[kStageSlots], issued_ = 0, done_ = 0;
 };
 
 }  // namespace flashllm::cuda

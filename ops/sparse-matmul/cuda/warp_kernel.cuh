@@ -67,6 +67,7 @@ class XReader {
     begin_ = p.x + static_cast<int64_t>(column) * p.k + lane_k_;
 #pragma unroll
     for (int j = 0; j < kNTiles; ++j) offset_[j] = (min(first_column + (lane >> 2) + 8 * j, p.n - 1) - column) * p.k;
+    asm volatile("mov.u32 %0,%%ctaid.z;" : "=r"(zero_));
   }
 
   /// Units first to end - 1 come next, then zeros.
@@ -75,8 +76,18 @@ class XReader {
     left_ = min(end * kUnitK, k_) - first * kUnitK - lane_k_;
   }
 
-  /// Reads the next unit.
+  /// Reads the next unit, once `raw`, the one before, has arrived. Else the compiler lets the first product that needs
+  /// that one wait for both: loads share a scoreboard.
   __device__ __forceinline__ void Next(uint32_t (&raw)[kNTiles][4]) {
+    uint32_t arrived = 0;
+#pragma unroll
+    for (int j = 0; j < kNTiles; ++j) arrived |= raw[j][0];
+    left_ += static_cast<int>(arrived & zero_);
+    First(raw);
+  }
+
+  /// Reads the first unit after Seek.
+  __device__ __forceinline__ void First(uint32_t (&raw)[kNTiles][4]) {
     uint4 v[kNTiles];
 #pragma unroll
     for (int j = 0; j < kNTiles; ++j) v[j] = make_uint4(0, 0, 0, 0);
@@ -107,6 +118,7 @@ class XReader {
 
   const __half *at_ = nullptr, *begin_;
   int left_ = 0, offset_[kNTiles];
+  uint32_t zero_;  // which the compiler does not know
   const int lane_k_, k_;
   const bool aligned_;
 };
@@ -265,7 +277,7 @@ __device__ __forceinline__ void DecodePanel(RunState<kColumns>& run, XReader<kNT
       constexpr int kFirst = 2 * kTiles * decltype(unit)::value;
       DecodeTiles<kColumns, kFirst, kTiles, kNTiles, kBf16>(masks, x, run.cursor, acc);
     });
-    run.stream.Leave();
+    run.Leave();
   }
 }
 
@@ -301,7 +313,7 @@ __global__ void __launch_bounds__(kWarps * 32, 1) WarpMatMul(const __grid_consta
   XReader<kNTiles> x_reader(p, column0, threadIdx.x & 31);
   uint32_t raw[kNTiles][4];
   x_reader.Seek(run.first_unit, run.end_unit);
-  x_reader.Next(raw);
+  x_reader.First(raw);
   const int first_tile = cut.tile_start[row_block], block_tiles = cut.tile_start[row_block + 1] - first_tile;
   const int panels = cut.panel_start[row_block + 1] - cut.panel_start[row_block];
   for (int panel = 0; panel < panels; ++panel) {
@@ -317,7 +329,7 @@ __global__ void __launch_bounds__(kWarps * 32, 1) WarpMatMul(const __grid_consta
         run = other, other = kept;
       }
       x_reader.Seek(run.first_unit, run.end_unit);
-      x_reader.Next(raw);
+      x_reader.First(raw);
     }
     panel_sum.Finish(acc, (first_tile + begin) * kTileRows, tiles, panel + 1 == panels);
   }

@@ -62,14 +62,20 @@ struct GroupInstances {
   using N32 = Instance<4, 4>;
   using N64 = Instance<8, 2>;
   using N128 = GroupInstance<WideShape, WideMatMul<kColumns>>;
+  /// Accumulator tiles for which the warps of so many row blocks have registers.
+  template <int kRowGroups>
+  static constexpr int kMostRowGroupColumns = kRowGroups == 3 ? 8 : 16;
   /// Of layouts with so many row blocks a thread block.
   template <int kNTiles, int kRowGroups>
   using RowGroups =
       GroupInstance<RowGroupShape<kColumns, kNTiles, kRowGroups>, RowGroupMatMul<kColumns, kNTiles, kRowGroups>>;
 
   static cudaError_t Launch(const WeightPlan& plan, const void* layout, const MatMulArgs& args, cudaStream_t stream) {
-    if (plan.team == Team::kRowGroup) {
-      return (plan.row_groups == 2 ? LaunchRowGroups<2> : LaunchRowGroups<4>)(plan, layout, args, stream);
+    if (HasRowGroups(plan.team)) {
+      const auto launch = plan.row_groups == 2   ? LaunchRowGroups<2>
+                          : plan.row_groups == 3 ? LaunchRowGroups<3>
+                                                 : LaunchRowGroups<4>;
+      return launch(plan, layout, args, stream);
     }
     // Blocks of 128 columns; what is left of 64 or fewer goes by a kernel for so many.
     const int64_t left = args.n % N128::kWidth <= N64::kWidth ? args.n % N128::kWidth : 0, wide = args.n - left;
@@ -84,9 +90,11 @@ struct GroupInstances {
   template <int kRowGroups>
   static cudaError_t LaunchRowGroups(const WeightPlan& plan, const void* layout, const MatMulArgs& args,
                                      cudaStream_t stream) {
-    const auto launch = args.n <= 32   ? RowGroups<4, kRowGroups>::Launch
+    const auto launch = args.n <= 8    ? RowGroups<1, kRowGroups>::Launch
+                        : args.n <= 16 ? RowGroups<2, kRowGroups>::Launch
+                        : args.n <= 32 ? RowGroups<4, kRowGroups>::Launch
                         : args.n <= 64 ? RowGroups<8, kRowGroups>::Launch
-                                       : RowGroups<16, kRowGroups>::Launch;
+                                       : RowGroups<kMostRowGroupColumns<kRowGroups>, kRowGroups>::Launch;
     return launch(plan, layout, args, stream);
   }
 
@@ -99,11 +107,21 @@ struct GroupInstances {
     return launch(plan, layout, args, stream);
   }
 
+  template <int kRowGroups>
+  static cudaError_t PrepareRowGroups(bool* exists) {
+    for (auto prepare :
+         {RowGroups<1, kRowGroups>::Prepare, RowGroups<2, kRowGroups>::Prepare, RowGroups<4, kRowGroups>::Prepare,
+          RowGroups<8, kRowGroups>::Prepare, RowGroups<kMostRowGroupColumns<kRowGroups>, kRowGroups>::Prepare}) {
+      const cudaError_t error = prepare(exists);
+      if (error != cudaSuccess || !*exists) return error;
+    }
+    return cudaSuccess;
+  }
+
   static cudaError_t Prepare(DeviceInfo* info) {
     bool exists = info->compute_capability >= 90;
-    for (auto prepare : {N8::Prepare, N16::Prepare, N32::Prepare, N64::Prepare, N128::Prepare, RowGroups<4, 2>::Prepare,
-                         RowGroups<8, 2>::Prepare, RowGroups<16, 2>::Prepare, RowGroups<4, 4>::Prepare,
-                         RowGroups<8, 4>::Prepare, RowGroups<16, 4>::Prepare}) {
+    for (auto prepare : {N8::Prepare, N16::Prepare, N32::Prepare, N64::Prepare, N128::Prepare, PrepareRowGroups<2>,
+                         PrepareRowGroups<3>, PrepareRowGroups<4>}) {
       if (!exists) break;
       const cudaError_t error = prepare(&exists);
       if (error != cudaSuccess) return error;

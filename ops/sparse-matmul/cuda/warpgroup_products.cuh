@@ -34,7 +34,7 @@ class Panel<Products::kAlone, kColumns, kDepth, kNTiles, kGroups> {
         Multiply<kSpan * kSpanFragments, (kSpan + 1) * kSpanFragments>(masks, b[kSpan % kAhead], has_last, run.cursor,
                                                                        sums);
       });
-      run.stream.Leave();
+      run.Leave();
     }
 #pragma unroll
     for (int i = 0; i < kDepth * kNTiles * 4; ++i) {
@@ -115,7 +115,7 @@ class Panel<Products::kTogether, kColumns, kDepth, kNTiles, kGroups> {
       uint32_t masks[AllMaskWords(kColumns, Team::kWarpgroup, kDepth)];
       run.template Enter<kDepth, true>(has_last, masks);
       Multiply(masks, chunk, has_last, x, run.cursor, a, acc);
-      run.stream.Leave();
+      run.Leave();
     }
     ptx::WgmmaWait<0>();
   }

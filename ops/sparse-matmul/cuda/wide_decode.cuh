@@ -60,7 +60,7 @@ class WideRun {
         constexpr int kUnit = decltype(index)::value, kFirst = 2 * kDepth * kUnit;
         units.Begin();
         Store<kFirst, kFirst + 2 * kDepth>(masks, has_last, run.cursor, units);
-        if constexpr (kUnit + 1 == kUnits) run.stream.Leave();
+        if constexpr (kUnit + 1 == kUnits) run.Leave();
         units.End();
       });
     }
