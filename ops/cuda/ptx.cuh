@@ -11,6 +11,14 @@ __device__ __forceinline__ uint32_t SharedAddress(const void* pointer) {
   return static_cast<uint32_t>(__cvta_generic_to_shared(pointer));
 }
 
+/// 0, which the compiler does not know: no grid of ours has a third axis. What is combined with it waits for what it is
+/// combined with.
+__device__ __forceinline__ uint32_t OpaqueZero() {
+  uint32_t zero;
+  asm volatile("mov.u32 %0,%%ctaid.z;" : "=r"(zero));
+  return zero;
+}
+
 /// mma.m16n8k16, fp32 accumulators (9.7.14). A row-major fragments, B column-major.
 template <bool kBf16>
 __device__ __forceinline__ void Mma(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {

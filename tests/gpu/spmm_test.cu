@@ -181,7 +181,7 @@ void Run(const cuda::DeviceInfo& device, const Case& c) {
 /// Weights times an infinite X must be infinite, not NaN, also where a K lane's last stage reaches beyond the lane; and
 /// a NaN in X must come through ReLU.
 void RunNonFinite(const cuda::DeviceInfo& device, ValueType type, int team, int layout_number = -1) {
-  constexpr int kRows = 32, kInfinite = 70, kNan = 9;
+  constexpr int kRows = 48, kInfinite = 70, kNan = 9;
   constexpr int64_t kK = 320;
   const Packed w = MakePacked(kRows, kK, "full", type, 3);
   Buffer bitmap(w.bitmap.data(), w.bitmap.size()), offsets(w.row_offsets.data(), w.row_offsets.size() * 4),
@@ -197,9 +197,9 @@ void RunNonFinite(const cuda::DeviceInfo& device, ValueType type, int team, int 
   Check(cuda::Measure(parts, staging.get(), nullptr, &plan), "Measure");
   Buffer layout(plan.layout_bytes);
   Check(cuda::Convert(plan, parts, staging.get(), layout.get(), nullptr), "Convert");
-  if (team == 2 && device.encode_tensor_map != nullptr && plan.team != cuda::Team::kRowGroup)
+  if (team >= 2 && device.encode_tensor_map != nullptr && static_cast<int>(plan.team) != team)
     return Fail({kRows, kK, 2, "full", type}, "the plan chose no row groups");
-  for (const int64_t n : {2, 20, 40}) {
+  for (const int64_t n : {2, 12, 20, 40}) {
     std::vector<uint16_t> x(n * kK, 0);
     x[kInfinite] = 0x7c00;  // column 0: one infinity
     x[kK + kNan] = 0x7e00;  // column 1: one NaN
@@ -281,6 +281,56 @@ void RunInfiniteBehindWindow(const cuda::DeviceInfo& device) {
     std::memcpy(&got, &bytes[row * 2], 2);
     ++checked;
     if (got != 0x7c00) return Fail(c, "an infinite X behind a window gave a finite or NaN output");
+  }
+}
+
+__global__ void CountDifferences(const uint32_t* a, const uint32_t* b, int64_t words, int* differ) {
+  const int64_t stride = static_cast<int64_t>(gridDim.x) * blockDim.x;
+  for (int64_t i = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x; i < words; i += stride) {
+    if (a[i] != b[i]) atomicAdd(differ, 1);
+  }
+}
+
+/// Thousands of launches of a weight whose X comes and goes quickly: a copy that overtakes a load of what it writes
+/// over does so once in ten thousand launches or less.
+void RunManyTimes(const cuda::DeviceInfo& device, int64_t m, int64_t k, const char* pattern) {
+  constexpr int kLaunches = 3000, kMostColumns = 64;
+  const Packed w = MakePacked(m, k, pattern, ValueType::kFloat16, 7);
+  const Tensor x(kMostColumns * k, ElementType::kFloat16, 11);
+  Buffer bitmap(w.bitmap.data(), w.bitmap.size()), offsets(w.row_offsets.data(), w.row_offsets.size() * 4),
+      values(w.values.data(), w.values.size()), x_device(x.bytes.data(), x.bytes.size());
+  const cuda::DeviceParts parts{static_cast<const uint8_t*>(bitmap.get()), static_cast<const int32_t*>(offsets.get()),
+                                values.get(), ValueType::kFloat16};
+  Buffer first(kMostColumns * m * 2), y(kMostColumns * m * 2);
+  for (int team : {0, 1, 2, 3}) {
+    cuda::PlanOptions options;
+    options.team = team, options.layout = static_cast<int>(Layout::kColumns);
+    cuda::WeightPlan plan;
+    Check(cuda::MakePlan(w.view(), device, options, &plan), "MakePlan");
+    Buffer staging(plan.staging_bytes);
+    Check(cuda::Measure(parts, staging.get(), nullptr, &plan), "Measure");
+    Buffer layout(plan.layout_bytes);
+    Check(cuda::Convert(plan, parts, staging.get(), layout.get(), nullptr), "Convert");
+    for (const int64_t n : {8, 16, 32, kMostColumns}) {
+      const int none = 0;
+      Buffer differ(&none, sizeof(none));
+      cuda::MatMulArgs args;
+      args.x = x_device.get(), args.n = n;
+      for (int i = 0; i < kLaunches; ++i) {
+        args.y = i == 0 ? first.get() : y.get();
+        args.programmatic = i % 2 == 1;
+        Check(cuda::Launch(plan, layout.get(), parts, args, nullptr), "Launch");
+        CountDifferences<<<64, 256>>>(static_cast<const uint32_t*>(first.get()), static_cast<const uint32_t*>(args.y),
+                                      n * m / 2, static_cast<int*>(differ.get()));
+      }
+      const std::vector<uint8_t> bytes = differ.Read();
+      int count;
+      std::memcpy(&count, bytes.data(), sizeof(count));
+      checked += kLaunches * n * m;
+      Case c{m, k, n, pattern, ValueType::kFloat16};
+      c.team = team;
+      if (count != 0) Fail(c, "of many launches some differ");
+    }
   }
 }
 
@@ -382,8 +432,8 @@ void RunAll(const cuda::DeviceInfo& device, bool quick) {
     for (int64_t n : {20, 64, 100}) run_row_groups(440, quick ? 1000 : 6000, n, 4, 1, pattern);
     run_row_groups(200, quick ? 1000 : 6000, 50, 4, 4, pattern);
     run_row_groups(120, quick ? 1000 : 6000, 128, 2, 2, pattern);
-    for (int64_t n : {8, 16, 20, 64, 100}) run_row_groups(350, quick ? 1000 : 6000, n, 3, 1, pattern);
-    run_row_groups(150, quick ? 1000 : 6000, 50, 3, 4, pattern);
+    for (int64_t n : {8, 16, 20, 64, 100}) run_row_groups(350, quick ? 1000 : 3000, n, 3, 1, pattern);
+    run_row_groups(150, quick ? 1000 : 3000, 50, 3, 4, pattern);
   }
   for (int64_t m : {130, 200, 250, 330, 512}) {
     for (int64_t n : {5, 12, 33, 190}) run_row_groups(m, 1000, n, 4, 1, "uniform80");
@@ -428,9 +478,11 @@ void RunAll(const cuda::DeviceInfo& device, bool quick) {
   for (ValueType type : {half, bf16}) {
     for (int team : {0, 1}) RunNonFinite(device, type, team);
   }
-  RunNonFinite(one, half, 2);
+  for (int team : {2, 3}) RunNonFinite(one, half, team);
   RunNonFinite(device, half, -1, static_cast<int>(Layout::kJagged));
   RunInfiniteBehindWindow(device);
+  RunManyTimes(device, 8192, 2048, "uniform50");
+  RunManyTimes(device, 2048, 8192, "uniform80");
 }
 
 /// Every kernel instance once or twice, with and without clusters.
@@ -446,11 +498,14 @@ void RunTiny(const cuda::DeviceInfo& device) {
   cuda::DeviceInfo few = device;
   few.clusters[0] = few.clusters[1] = few.clusters[2] = 1;
   for (int cluster : {1, 2, 4}) {
-    for (int64_t n : {27, 50, 100}) {
+    for (int64_t n : {8, 16, 27, 50, 100}) {
       for (int columns : {0, 1}) {
         Case c{120, 520, n, "uniform50", ValueType::kFloat16, ElementType::kFloat16, cluster, true, true, true};
-        c.columns = columns, c.team = 2;
-        for (c.row_groups = 2; c.row_groups <= 4; c.row_groups += 2) Run(few, c);
+        c.columns = columns;
+        for (c.row_groups = 2; c.row_groups <= 4; ++c.row_groups) {
+          c.team = c.row_groups == 3 ? 3 : 2;
+          Run(few, c);
+        }
       }
     }
   }

@@ -157,11 +157,14 @@ class Attend {
   /// First position of this warp's i-th chunk.
   __device__ __forceinline__ int ChunkStart(int i) const { return first_ + (i * kDecodeWarps + warp_) * kChunk; }
 
-  __device__ __forceinline__ void Fetch(int i) {
+  /// `last`: what was read last of the chunk whose place it takes. It waits for that: a copy must not overtake loads
+  /// that are issued and queued.
+  __device__ __forceinline__ void Fetch(int i, uint32_t last = 0) {
     const int start = ChunkStart(i), count = min(kChunk, past_end_ - start);
     if (count <= 0) return;
     const int64_t from = start * p_.head_dim;
-    ring_.Fetch(i, past_key_ + from, past_value_ + from, static_cast<uint32_t>(count * p_.head_dim * 2));
+    ring_.Fetch(i, past_key_ + from, past_value_ + from,
+                static_cast<uint32_t>(count * p_.head_dim * 2) | (last & zero_));
   }
 
   __device__ __forceinline__ void Chunk(int i, const float (&query)[8], Partial<8>* partial) {
@@ -179,7 +182,7 @@ class Attend {
       at.keys[u] = ring_.Key(i, row), at.values[u] = ring_.Value(i, row);
     }
     __syncwarp();  // everybody has read: the stage may be filled again
-    Fetch(i + kStages);
+    Fetch(i + kStages, at.values[kAhead - 1].w);
     at.Score(query, biases);
 #pragma unroll
     for (int u = 0; u < kAhead; ++u) {
@@ -208,6 +211,7 @@ class Attend {
 
   const AttentionArgs& p_;
   const Ring ring_;
+  const uint32_t zero_ = ptx::OpaqueZero();
   const int warp_ = threadIdx.x / kWarpLanes, group_ = threadIdx.x % kWarpLanes / kLanes, lane_ = threadIdx.x % kLanes;
   int first_, end_;      // of the block's positions
   int past_, past_end_;  // positions of the past; the end of those that this block takes

@@ -67,7 +67,6 @@ class XReader {
     begin_ = p.x + static_cast<int64_t>(column) * p.k + lane_k_;
 #pragma unroll
     for (int j = 0; j < kNTiles; ++j) offset_[j] = (min(first_column + (lane >> 2) + 8 * j, p.n - 1) - column) * p.k;
-    asm volatile("mov.u32 %0,%%ctaid.z;" : "=r"(zero_));
   }
 
   /// Units first to end - 1 come next, then zeros.
@@ -118,7 +117,7 @@ class XReader {
 
   const __half *at_ = nullptr, *begin_;
   int left_ = 0, offset_[kNTiles];
-  uint32_t zero_;  // which the compiler does not know
+  const uint32_t zero_ = ptx::OpaqueZero();
   const int lane_k_, k_;
   const bool aligned_;
 };

@@ -31,8 +31,12 @@ class Panel<Products::kAlone, kColumns, kDepth, kNTiles, kGroups> {
         constexpr int kSpan = decltype(index)::value;
         if constexpr (kAhead > 1 && kSpan + 1 < kSpans) Load<kSpan + 1>(x, b[(kSpan + 1) % kAhead]);
         if constexpr (kAhead == 1 && kSpan > 0) Load<kSpan>(x, b[0]);
-        Multiply<kSpan * kSpanFragments, (kSpan + 1) * kSpanFragments>(masks, b[kSpan % kAhead], has_last, run.cursor,
-                                                                       sums);
+        Multiply<kSpan * kSpanFragments, (kSpan + 1) * kSpanFragments>(
+            masks, b[kSpan % kAhead], has_last, run.cursor, sums, [&] {
+              if constexpr (kAhead == 1) Release<kSpan, kSpan>(x, b[0]);
+              if constexpr (kAhead > 1 && kSpan == 0) Release<0, 1>(x, b[0]);
+              if constexpr (kAhead > 1 && kSpan + 1 < kSpans) Release<kSpan + 1, kSpan + 1>(x, b[(kSpan + 1) % kAhead]);
+            });
       });
       run.Leave();
     }
@@ -56,20 +60,31 @@ class Panel<Products::kAlone, kColumns, kDepth, kNTiles, kGroups> {
   static constexpr int kTileSums = kNTiles == 1 ? 2 : 1;
   using PartialSums = float[kTileSums][kGroupDepth][kNTiles][4];
 
-  /// The X of a span. The first of a chunk waits for it, the last releases it.
+  /// The X of a span. The first of a chunk waits for it.
   template <int kSpan>
   static __device__ __forceinline__ void Load(XConsumer<GroupShape<kNTiles, kGroups>>& x, SpanFragments& b) {
     constexpr int kFirst = kSpan * kSpanUnits % kChunkUnits;
     if constexpr (kFirst == 0) x.Wait();
 #pragma unroll
     for (int unit = 0; unit < kSpanUnits; ++unit) x.Read(kFirst + unit, b[unit]);
-    if constexpr (kFirst + kSpanUnits == kChunkUnits) x.Release();
   }
 
-  /// Fragments kFragment to kEnd - 1 of the stage, which are a span's.
-  template <int kFragment, int kEnd, int kWords>
+  static FLASHLLM_HD constexpr int ChunkOf(int span) { return span * kSpanUnits / kChunkUnits; }
+
+  /// The last span of a chunk gives it back. kLoaded: the last span that has been read.
+  template <int kSpan, int kLoaded>
+  static __device__ __forceinline__ void Release(const XConsumer<GroupShape<kNTiles, kGroups>>& x,
+                                                 const SpanFragments& b) {
+    if constexpr (ChunkOf(kSpan + 1) > ChunkOf(kSpan))
+      x.Release(1 + ChunkOf(kLoaded) - ChunkOf(kSpan), b[kSpanUnits - 1][kNTiles - 1][3]);
+  }
+
+  /// Fragments kFragment to kEnd - 1 of the stage, which are a span's. Behind the first of them, when what was read of
+  /// X has arrived, calls `release`.
+  template <int kFragment, int kEnd, int kWords, typename Body>
   static __device__ __forceinline__ void Multiply(const uint32_t (&masks)[kWords], const SpanFragments& b,
-                                                  bool has_last, Cursor<kColumns>& cursor, PartialSums& sums) {
+                                                  bool has_last, Cursor<kColumns>& cursor, PartialSums& sums,
+                                                  const Body& release) {
     if constexpr (kFragment < kEnd) {
       constexpr int kCount = FragmentsTogether(kColumns, kFragment, kEnd - kFragment, kMost);
       // Those of the last tile end the group.
@@ -79,7 +94,8 @@ class Panel<Products::kAlone, kColumns, kDepth, kNTiles, kGroups> {
       } else if constexpr (kLast < kCount) {
         MultiplyGroup<kFragment, kCount - kLast>(masks, b, cursor, sums);
       }
-      Multiply<kFragment + kCount, kEnd>(masks, b, has_last, cursor, sums);
+      release();
+      Multiply<kFragment + kCount, kEnd>(masks, b, has_last, cursor, sums, [] {});
     }
   }
 

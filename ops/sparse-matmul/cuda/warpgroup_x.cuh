@@ -151,25 +151,21 @@ class XConsumer {
     }
   }
 
-  /// The warp has read the chunk that it waited for last.
-  __device__ __forceinline__ void Release() { Arrive(1); }
-
-  /// The same, if it has waited for any.
-  __device__ __forceinline__ void ReleaseLast() {
-    if (number_ > 0) Arrive(1);
+  /// The warp has read the chunk before the last `back` - 1 that it waited for; `last` is what it read of it last. The
+  /// arrival waits for that: else it may overtake loads that are issued and queued, and the next chunk them.
+  __device__ __forceinline__ void Release(int back, uint32_t last) const {
+    const uint32_t barrier = ring_.Empty(number_ - back) | (last & zero_);
+    if (ptx::ElectLane()) ptx::BarrierArrive(barrier);
   }
 
-  /// The warp has read the chunk before the one that it waited for last, if there was one.
-  __device__ __forceinline__ void ReleasePrevious() {
-    if (number_ > 1) Arrive(2);
+  /// The products with the chunk before the one that it waited for last, if there was one, are done.
+  __device__ __forceinline__ void ReleasePrevious() const {
+    if (number_ > 1 && ptx::ElectLane()) ptx::BarrierArrive(ring_.Empty(number_ - 2));
   }
 
  private:
-  __device__ __forceinline__ void Arrive(uint32_t back) {
-    if (ptx::ElectLane()) ptx::BarrierArrive(ring_.Empty(number_ - back));
-  }
-
   const XRing<Shape> ring_;
+  const uint32_t zero_ = ptx::OpaqueZero();
   uint32_t number_ = 0;
 };
 
