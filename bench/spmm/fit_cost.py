@@ -1,6 +1,6 @@
 """Fits the constants of ops/sparse-matmul/cuda/cost.cc to measured times and prints them as its table has them.
 
-    python bench/spmm/fit_cost.py [bench/results/2026-11-28-h100-spmm-layouts.json ...]
+    python bench/spmm/fit_cost.py [bench/results/2026-11-29-h200-spmm-layouts.json ...]
 
 Then it prints the table of tests/native/sparse-matmul/cost_test.cc, which holds ProductTime() to the formula of this file, and by how
 much what the constants choose is slower than the fastest layout that was measured: the geometric mean of a model's four matrices at 50
@@ -17,16 +17,15 @@ from scipy.optimize import least_squares
 
 HIDDEN = {"opt-1.3b": 2048, "opt-6.7b": 4096, "opt-13b": 5120, "opt-30b": 7168}
 MEASURED = (
-    "2026-11-28-h100-spmm-layouts.json",  # 8 to 64 columns
+    "2026-11-29-h200-spmm-layouts.json",  # 8 to 64 columns, of row groups 32 to 128
     "2026-11-29-h200-spmm-wide-layouts.json",  # 128
-    "2026-11-29-h200-spmm-row-groups-layouts.json",  # 32 to 128
 )
 BLOCKS = {1: 132, 2: 66, 4: 30}  # row blocks of an H100 or H200, by the thread blocks of a cluster
-ROW_GROUPS = "row groups"  # a team of four warps with a tile each
+ROW_GROUPS, TRIPLETS = "row groups", "row triplets"  # teams of four warps with a tile each
 PANEL_TILES = {1: 8, 4: 16}  # by the warps of a team
 PADDING = 1.04
 LARGE_CLUSTER = 1.03
-NAMES = {1: "kWarp", 4: "kWarpgroup", ROW_GROUPS: "kRowGroup", "halves": "kHalves", "words": "kWords"}
+NAMES = {1: "kWarp", 4: "kWarpgroup", ROW_GROUPS: "kRowGroup", TRIPLETS: "kRowTriplet", "halves": "kHalves", "words": "kWords"}
 
 FIRST = [12, 5, 0.3, 10, 5, 3, 2, 3, 1, 1.05]
 LEAST = [0, 0, 0, 0, 0, 0, -2, -2, 0, 0.95]
@@ -45,8 +44,8 @@ def features(model, matrix, sparsity, team, kind, cluster, bytes_per_ns, row_gro
     tiles, units = -(-rows // 16), -(-columns // 32)
     busiest = -(-tiles // min(tiles, BLOCKS[cluster]))
     share = units / cluster
-    if team == ROW_GROUPS:
-        panels, stages = 1, share / (4 if kind == "halves" else 8)
+    if team in (ROW_GROUPS, TRIPLETS):
+        panels, stages = 1, share / (8 if team == ROW_GROUPS and kind == "words" else 4)
         missing = share * (4 * row_groups - busiest)
     else:
         panels = -(-busiest // PANEL_TILES[team])
@@ -78,10 +77,11 @@ def main():
     for path in sys.argv[1:] or [os.path.join(results, name) for name in MEASURED]:
         with open(path, encoding="utf8") as file:
             run = json.load(file)
-        for model, matrix, sparsity, n, team, kind, cluster, plain, _, *groups in run["rows"]:
-            if groups:
-                team = ROW_GROUPS
-            at = features(model, matrix, sparsity, team, kind, cluster, run["readBandwidthGBs"], *(groups or [1]))
+        for model, matrix, sparsity, n, team, kind, cluster, plain, _, *rest in run["rows"]:
+            groups = rest[0] if rest else 1
+            if groups > 1:
+                team = TRIPLETS if groups == 3 else ROW_GROUPS
+            at = features(model, matrix, sparsity, team, kind, cluster, run["readBandwidthGBs"], groups)
             kinds[team, kind, n].append((at, plain))
             products[run["gpu"], model, n, sparsity, matrix].append((team, kind, at, plain))
 

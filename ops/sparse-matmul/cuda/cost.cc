@@ -9,12 +9,11 @@
 namespace flashllm::cuda {
 namespace {
 
-/// Constants of a kind of layout and a number of columns, fitted on an H100 to plain launches of 2,146 products:
-/// OPT-1.3B's to OPT-30B's matrices at 50 to 90 % zeros, all teams and clusters, by bench/spmm/fit_cost.py. They are
-/// off by 3 to 11 %, and what they choose is on average 1 % slower than the fastest. Those of 128 columns, in row
-/// blocks of one panel, come from 56 products of OPT-30B's matrices on an H200, and those of row groups from 594 of
-/// 13B's and 30B's there, off by 2 to 5 %. The script has the formula of ProductTime() once more;
-/// tests/native/sparse-matmul/cost_test.cc fails where the two differ.
+/// Constants of a kind of layout and a number of columns, fitted on H200s to plain launches of 2,304 products:
+/// OPT-1.3B's, 13B's and 30B's matrices at 50 to 90 % zeros, all teams and clusters, by bench/spmm/fit_cost.py. They
+/// are off by 2 to 8 %, and what they choose is on average 1 % slower than the fastest. Those of 128 columns without
+/// row groups, in row blocks of one panel, come from 56 products of OPT-30B's matrices. The script has the formula of
+/// ProductTime() once more; tests/native/sparse-matmul/cost_test.cc fails where the two differ.
 struct Constants {
   Team team;
   Columns columns;
@@ -28,34 +27,34 @@ struct Constants {
   double stream;  // bytes that are read, in bytes of masks and values
 };
 constexpr Constants kConstants[] = {
-    {Team::kWarp, Columns::kHalves, 8, 9.66, 10.36, 0, 16.04, 5.95, 5.11, 2.69, 2.37, 0, 1.11},
-    {Team::kWarp, Columns::kHalves, 16, 11.05, 16.4, 0, 13.01, 12.34, 5.83, 3.34, 3.11, 0.1, 1.1},
-    {Team::kWarp, Columns::kHalves, 32, 11.85, 21.65, 0, 34.47, 22.58, 2.75, 9.72, 12.86, 6, 1.12},
-    {Team::kWarp, Columns::kHalves, 64, 31.93, 60, 0, 4.21, 32.41, 12, 12, 16, 6, 1.3},
-    {Team::kWarp, Columns::kWords, 8, 3.6, 26.43, 0, 18.16, 9.47, 3.52, 2.6, 2.48, 0.83, 1.04},
-    {Team::kWarp, Columns::kWords, 16, 4.5, 28.62, 0, 22.2, 12.62, 3.63, 3.02, 2.97, 2.42, 1.12},
-    {Team::kWarp, Columns::kWords, 32, 5.37, 29.42, 0, 37.64, 31.2, 1.09, 9.94, 13.71, 6, 1.23},
-    {Team::kWarp, Columns::kWords, 64, 22.51, 60, 0, 56.97, 42.85, 10.2, 12, 16, 5.08, 1.3},
-    {Team::kWarpgroup, Columns::kHalves, 8, 11.11, 10.93, 0.32, 25.17, 11.85, 3.16, 2.07, 2.91, 1.05, 1.07},
-    {Team::kWarpgroup, Columns::kHalves, 16, 12.26, 8.73, 0.27, 21.68, 20.93, 3.46, 1.94, 3.73, 1.19, 1.08},
-    {Team::kWarpgroup, Columns::kHalves, 32, 15.35, 12.02, 0.22, 0, 30.64, 3.84, 2.18, 5.26, 1.4, 1.06},
-    {Team::kWarpgroup, Columns::kHalves, 64, 25.36, 10.08, 0.83, 0, 0.67, 4.42, 2.26, 3.36, 1.84, 1.3},
+    {Team::kWarp, Columns::kHalves, 8, 9.29, 8.6, 0, 20.09, 4.9, 4.76, 2.38, 1.96, 0.03, 1.07},
+    {Team::kWarp, Columns::kHalves, 16, 11.05, 11.1, 0, 19.05, 7.07, 4.35, 3.05, 2.63, 1.62, 1.04},
+    {Team::kWarp, Columns::kHalves, 32, 12.49, 7.45, 0, 41.56, 23.27, 6.05, 8.74, 12.09, 3.27, 0.95},
+    {Team::kWarp, Columns::kHalves, 64, 26.9, 14.63, 0, 80, 38.76, 12, 12, 16, 6, 1.3},
+    {Team::kWarp, Columns::kWords, 8, 2.85, 20.33, 0, 14.69, 10.85, 3.75, 2.31, 2.07, 0.55, 1.02},
+    {Team::kWarp, Columns::kWords, 16, 5.41, 22, 0, 16.24, 8.76, 4.11, 2.99, 2.69, 1.79, 1},
+    {Team::kWarp, Columns::kWords, 32, 7.45, 23.09, 0, 12.1, 22.1, 3.43, 9.3, 13.2, 5.09, 0.95},
+    {Team::kWarp, Columns::kWords, 64, 11.04, 52.22, 0, 64.62, 24.37, 12, 12, 16, 6, 1.3},
+    {Team::kWarpgroup, Columns::kHalves, 8, 12.06, 7.37, 0.32, 15.46, 13.2, 2.92, 1.43, 2.44, 0.96, 0.96},
+    {Team::kWarpgroup, Columns::kHalves, 16, 13.06, 5.9, 0.28, 19.42, 20.64, 3.13, 1.47, 3.64, 1.11, 1.02},
+    {Team::kWarpgroup, Columns::kHalves, 32, 16.67, 5.32, 0.27, 0, 26.55, 4.2, 1.28, 4.76, 1.13, 1.24},
+    {Team::kWarpgroup, Columns::kHalves, 64, 25.37, 12.38, 0.8, 12.78, 0, 4.28, 1.8, 3, 1.7, 1.3},
     {Team::kWarpgroup, Columns::kHalves, 128, 21.7, 16.89, 1, 0, 124.96, 4.93, -2, 4.29, 0.52, 1.3},
-    {Team::kWarpgroup, Columns::kWords, 8, 4.05, 20.58, 0.23, 80, 13.83, 2.79, 2.04, 3.11, 0.93, 1.07},
-    {Team::kWarpgroup, Columns::kWords, 16, 7.41, 12.21, 0.35, 19.21, 22.73, 3.39, 1.99, 4.01, 0.76, 1.08},
-    {Team::kWarpgroup, Columns::kWords, 32, 9.6, 13.92, 0.2, 25.44, 32.67, 3.65, 2.18, 5.28, 1.34, 1.09},
-    {Team::kWarpgroup, Columns::kWords, 64, 17.58, 21.16, 0.75, 3.38, 7.83, 4.29, 2.2, 3.43, 1.71, 1.15},
+    {Team::kWarpgroup, Columns::kWords, 8, 6.24, 11.55, 0.47, 28.69, 12.76, 2.78, 1.41, 2.45, 0.89, 1.05},
+    {Team::kWarpgroup, Columns::kWords, 16, 8.24, 7.47, 0.39, 0, 23.19, 0.14, 1.38, 3.61, 4.09, 1.06},
+    {Team::kWarpgroup, Columns::kWords, 32, 10.46, 10.54, 0.27, 0, 30.5, 3.63, 1.38, 4.91, 1.36, 1.09},
+    {Team::kWarpgroup, Columns::kWords, 64, 17.28, 20.71, 0.73, 4.69, 11.14, 4.11, 1.88, 3.22, 1.62, 1.3},
     {Team::kWarpgroup, Columns::kWords, 128, 17.42, 16.25, 0.95, 0, 135.37, 3.55, -2, 4.17, 1.85, 1.3},
-    {Team::kRowGroup, Columns::kHalves, 32, 20.06, 0.34, 0.58, 22.67, 15.16, 2.56, 1.71, 1.84, 0.83, 1.03},
-    {Team::kRowGroup, Columns::kHalves, 64, 21.36, 0.15, 0.57, 24.73, 17.99, 3.57, 1.4, 2.15, 1.31, 1.25},
-    {Team::kRowGroup, Columns::kHalves, 128, 29.55, 4.96, 0.58, 12.04, 11.8, 3.92, 1.24, 2.66, 1.57, 1.3},
-    {Team::kRowGroup, Columns::kWords, 32, 12.95, 0, 0.57, 17.31, 10.62, 3.14, 1.84, 2.49, 1.08, 1.13},
-    {Team::kRowGroup, Columns::kWords, 64, 15.14, 3.81, 0.55, 7.29, 4.1, 3.71, 1.67, 2.35, 1.43, 1.22},
-    {Team::kRowGroup, Columns::kWords, 128, 23.48, 9.25, 0.62, 8.55, 10.31, 4.68, 1.43, 2.04, 1.81, 1.3},
-    {Team::kRowTriplet, Columns::kHalves, 32, 20.06, 0.34, 0.58, 22.67, 15.16, 2.56, 1.71, 1.84, 0.83, 1.03},
-    {Team::kRowTriplet, Columns::kHalves, 64, 21.36, 0.15, 0.57, 24.73, 17.99, 3.57, 1.4, 2.15, 1.31, 1.25},
-    {Team::kRowTriplet, Columns::kWords, 32, 12.95, 0, 0.57, 17.31, 10.62, 3.14, 1.84, 2.49, 1.08, 1.13},
-    {Team::kRowTriplet, Columns::kWords, 64, 15.14, 3.81, 0.55, 7.29, 4.1, 3.71, 1.67, 2.35, 1.43, 1.22},
+    {Team::kRowGroup, Columns::kHalves, 32, 19.56, 0.96, 0.55, 41.41, 8.54, 2.76, 1.62, 1.63, 0.94, 0.95},
+    {Team::kRowGroup, Columns::kHalves, 64, 20.57, 0.71, 0.56, 23.13, 15.89, 3.63, 1.28, 1.83, 1.53, 1.26},
+    {Team::kRowGroup, Columns::kHalves, 128, 28.03, 5.69, 0.57, 14.17, 16.99, 4.09, 1.17, 2.48, 1.59, 1.3},
+    {Team::kRowGroup, Columns::kWords, 32, 11.61, 0, 0.55, 18.38, 11.65, 3.37, 1.72, 2.07, 1.22, 1.11},
+    {Team::kRowGroup, Columns::kWords, 64, 14.13, 3.69, 0.53, 14.86, 8.91, 3.62, 1.73, 2.29, 1.3, 1.25},
+    {Team::kRowGroup, Columns::kWords, 128, 22.79, 11.82, 0.61, 8.89, 10.09, 4.78, 1.14, 1.55, 2.01, 1.3},
+    {Team::kRowTriplet, Columns::kHalves, 32, 13.23, 1.27, 0.14, 80, 60, 2.94, 2.23, 3.81, 1.05, 1.15},
+    {Team::kRowTriplet, Columns::kHalves, 64, 14.43, 2.64, 0.23, 80, 60, 4.08, 1.57, 4.76, 1.6, 1.3},
+    {Team::kRowTriplet, Columns::kWords, 32, 11.98, 0, 0.44, 20.31, 13.09, 2.99, 1.51, 4.09, 1.09, 1.08},
+    {Team::kRowTriplet, Columns::kWords, 64, 9.18, 4.66, 0.28, 80, 60, 3.16, 1.47, 5.85, 1.42, 1.15},
 };
 /// Clusters of 4, which leave some multiprocessors idle, are taken where they are expected to be faster by this much.
 constexpr double kLargeCluster = 1.03;

@@ -13,8 +13,12 @@
 namespace flashllm::cuda {
 namespace {
 
-/// Row groups are considered for more columns than these: with fewer, sums leave teams of four warps their registers.
-constexpr int kFewColumns = 32;
+/// Row groups are considered for more columns than these: with fewer, products hide behind the decoding of teams that
+/// share out tiles more evenly.
+constexpr int kFewColumns = 16;
+/// And where their K lanes have as many units as this: of OPT-1.3B's weights with fewer, teams of four warps begin and
+/// end sooner.
+constexpr int64_t kLeastLaneUnits = 32;
 
 /// Density up to which words were measured, and are considered.
 constexpr double kWordsDensity = 0.41;
@@ -37,6 +41,9 @@ double ExpectedTime(const WeightShape& shape, const LayoutChoice& choice, const 
   for (int n : {8, 16, 32}) product *= ProductTime(shape, choice, blocks, device.memory_gbs, n);
   return std::cbrt(product);
 }
+
+/// K lanes of a thread block with teams of four warps.
+int Lanes(Team team, int row_groups) { return (team == Team::kRowTriplet ? 6 : 4) / row_groups; }
 
 /// Teams with clusters of so many thread blocks that a weight could have, and row blocks of a thread block.
 std::vector<LayoutChoice> Teams(int64_t tiles, const DeviceInfo& device, bool has_groups) {
@@ -69,9 +76,10 @@ LayoutChoice Choose(const WeightShape& shape, const WeightPlan& plan, const Plan
   if (options.team >= 0)
     keep([&](const LayoutChoice& c) { return c.team == static_cast<Team>(options.team); });
   else
-    keep([&](const LayoutChoice& c) { return c.team != Team::kRowTriplet; });
-  if (options.team < 0 && options.expected_n <= kFewColumns)
-    keep([&](const LayoutChoice& c) { return !HasRowGroups(c.team); });
+    keep([&](const LayoutChoice& c) {
+      return !HasRowGroups(c.team) || (options.expected_n > kFewColumns &&
+                                       shape.units >= kLeastLaneUnits * c.cluster * Lanes(c.team, c.row_groups));
+    });
   if (options.row_groups != 0) keep([&](const LayoutChoice& c) { return c.row_groups == options.row_groups; });
   if (options.cluster != 0 && !keep([&](const LayoutChoice& c) { return c.cluster == options.cluster; }))
     keep([&](const LayoutChoice& c) { return c.cluster == 1; });
@@ -251,7 +259,7 @@ WeightPlan ChooseLayout(const PackedWeight& weight, const DeviceInfo& device, co
   plan.cluster = choice.cluster;
   plan.columns = choice.columns;
   plan.row_groups = choice.row_groups;
-  if (plan.team != Team::kWarp) plan.lanes = (plan.team == Team::kRowTriplet ? 6 : 4) / plan.row_groups;
+  if (plan.team != Team::kWarp) plan.lanes = Lanes(plan.team, plan.row_groups);
   const JaggedCut cut = MayBeJagged(plan, options) ? CutJagged(weight, device) : JaggedCut();
   if (TakesJagged(shape, choice, cut, plan, options)) {
     plan.layout = Layout::kJagged;
