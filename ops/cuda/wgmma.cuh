@@ -27,8 +27,9 @@ __device__ __forceinline__ void WgmmaWait() {
   asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(kPending) : "memory");
 }
 
-#define FLASHLLM_F4(d, i) "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3])
-#define FLASHLLM_F8(d, i) FLASHLLM_F4(d, i), FLASHLLM_F4(d, i + 4)
+#define FLASHLLM_F8(d, i)                                                                                     \
+  "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3]), "+f"(d[i + 4]), "+f"(d[i + 5]), "+f"(d[i + 6]), \
+      "+f"(d[i + 7])
 #define FLASHLLM_F32(d, i) FLASHLLM_F8(d, i), FLASHLLM_F8(d, i + 8), FLASHLLM_F8(d, i + 16), FLASHLLM_F8(d, i + 24)
 
 /// d[64, kColumns] = a[64, 16] . b[kColumns, 16]^T + (accumulate ? d : 0) by a warpgroup. A thread's d[4 j + 2 h + i]
@@ -37,8 +38,6 @@ template <int kColumns>
 __device__ __forceinline__ void Wgmma(float (&d)[kColumns / 2], uint64_t a, uint64_t b, bool accumulate);
 
 /// The names of so many registers of d, from %0 on.
-#define FLASHLLM_NAMES_4 "%0,%1,%2,%3"
-#define FLASHLLM_NAMES_8 FLASHLLM_NAMES_4 ",%4,%5,%6,%7"
 #define FLASHLLM_NAMES_16 "%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15"
 #define FLASHLLM_NAMES_32 \
   FLASHLLM_NAMES_16       \
@@ -102,8 +101,6 @@ __device__ __forceinline__ void WgmmaFromRegisters(float* d, const uint32_t (&a)
                  : __VA_ARGS__                                                                                    \
                  : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));                                           \
   }
-FLASHLLM_WGMMA_A(8, FLASHLLM_NAMES_4, "%4,%5,%6,%7", "%8", FLASHLLM_F4(d, 0))
-FLASHLLM_WGMMA_A(16, FLASHLLM_NAMES_8, "%8,%9,%10,%11", "%12", FLASHLLM_F8(d, 0))
 FLASHLLM_WGMMA_A(32, FLASHLLM_NAMES_16, "%16,%17,%18,%19", "%20", FLASHLLM_F8(d, 0), FLASHLLM_F8(d, 8))
 FLASHLLM_WGMMA_A(64, FLASHLLM_NAMES_32, "%32,%33,%34,%35", "%36", FLASHLLM_F32(d, 0))
 FLASHLLM_WGMMA_A(80, FLASHLLM_NAMES_40, "%40,%41,%42,%43", "%44", FLASHLLM_F32(d, 0), FLASHLLM_F8(d, 32))
@@ -124,11 +121,8 @@ FLASHLLM_WGMMA_A(128, FLASHLLM_NAMES_64, "%64,%65,%66,%67", "%68", FLASHLLM_F32(
 #undef FLASHLLM_NAMES_40
 #undef FLASHLLM_NAMES_32
 #undef FLASHLLM_NAMES_16
-#undef FLASHLLM_NAMES_8
-#undef FLASHLLM_NAMES_4
 #undef FLASHLLM_F32
 #undef FLASHLLM_F8
-#undef FLASHLLM_F4
 #endif
 
 }  // namespace flashllm::cuda::ptx

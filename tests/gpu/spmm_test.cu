@@ -9,6 +9,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <thread>
 
 #include "ops/sparse-matmul/cuda/spmm.h"
 #include "tests/gpu/device_buffer.h"
@@ -73,34 +74,53 @@ void Fail(const Case& c, const std::string& why) {
   if (++failures <= 20) std::fprintf(stderr, "FAILED %s: %s\n", Describe(c).c_str(), why.c_str());
 }
 
+/// What is wrong with column n of Y, or nothing.
+std::string CompareColumn(const Case& c, int64_t n, const Packed& w, const Tensor& x, const Tensor& bias,
+                          const Tensor& residual, const std::vector<uint8_t>& y) {
+  for (int64_t m = 0; m < c.m; ++m) {
+    double sum = 0, size = 0;
+    for (int64_t k = 0; k < c.k; ++k) {
+      const double product = static_cast<double>(w.dense[m * c.k + k]) * x.exact[n * c.k + k];
+      sum += product;
+      size += std::abs(product);
+    }
+    if (c.bias) sum += bias.exact[m], size += std::abs(bias.exact[m]);
+    if (c.relu && sum < 0) sum = 0;
+    if (c.residual) sum += residual.exact[n * c.m + m], size += std::abs(residual.exact[n * c.m + m]);
+    float got;
+    uint16_t bits;
+    if (c.type == ElementType::kFloat32)
+      std::memcpy(&got, &y[(n * c.m + m) * 4], 4);
+    else
+      std::memcpy(&bits, &y[(n * c.m + m) * 2], 2), got = FromBits16(bits, ValueType::kFloat16);
+    // Half an ulp of the output's type, and float32 accumulation: a few ulps of the sum of magnitudes.
+    const double bound = (c.type == ElementType::kFloat32 ? 1.2e-7 : 4.9e-4) * std::abs(sum) + 4e-6 * size + 6e-8;
+    if (std::abs(got - sum) <= bound) continue;  // NaN fails
+    char why[160];
+    std::snprintf(why, sizeof(why), "Y[%lld, %lld] = %g, expected %g within %g", static_cast<long long>(n),
+                  static_cast<long long>(m), got, sum, bound);
+    return why;
+  }
+  return "";
+}
+
+/// All columns, by as many threads as are worth it.
 void CompareElements(const Case& c, const Packed& w, const Tensor& x, const Tensor& bias, const Tensor& residual,
                      const std::vector<uint8_t>& y) {
-  for (int64_t n = 0; n < c.n; ++n) {
-    for (int64_t m = 0; m < c.m; ++m) {
-      double sum = 0, size = 0;
-      for (int64_t k = 0; k < c.k; ++k) {
-        const double product = static_cast<double>(w.dense[m * c.k + k]) * x.exact[n * c.k + k];
-        sum += product;
-        size += std::abs(product);
-      }
-      if (c.bias) sum += bias.exact[m], size += std::abs(bias.exact[m]);
-      if (c.relu && sum < 0) sum = 0;
-      if (c.residual) sum += residual.exact[n * c.m + m], size += std::abs(residual.exact[n * c.m + m]);
-      float got;
-      uint16_t bits;
-      if (c.type == ElementType::kFloat32)
-        std::memcpy(&got, &y[(n * c.m + m) * 4], 4);
-      else
-        std::memcpy(&bits, &y[(n * c.m + m) * 2], 2), got = FromBits16(bits, ValueType::kFloat16);
-      // Half an ulp of the output's type, and float32 accumulation: a few ulps of the sum of magnitudes.
-      const double bound = (c.type == ElementType::kFloat32 ? 1.2e-7 : 4.9e-4) * std::abs(sum) + 4e-6 * size + 6e-8;
-      ++checked;
-      if (std::abs(got - sum) <= bound) continue;  // NaN fails
-      char why[160];
-      std::snprintf(why, sizeof(why), "Y[%lld, %lld] = %g, expected %g within %g", static_cast<long long>(n),
-                    static_cast<long long>(m), got, sum, bound);
-      return Fail(c, why);
-    }
+  constexpr int64_t kProductsOfThread = 1 << 22;
+  const int64_t most = std::min<int64_t>(std::max(1u, std::thread::hardware_concurrency()), c.n);
+  const int64_t count = std::clamp<int64_t>(c.m * c.n * c.k / kProductsOfThread, 1, most);
+  std::vector<std::string> wrong(c.n);
+  const auto compare = [&](int64_t first) {
+    for (int64_t n = first; n < c.n; n += count) wrong[n] = CompareColumn(c, n, w, x, bias, residual, y);
+  };
+  std::vector<std::thread> threads;
+  for (int64_t first = 1; first < count; ++first) threads.emplace_back(compare, first);
+  compare(0);
+  for (std::thread& thread : threads) thread.join();
+  checked += c.m * c.n;
+  for (const std::string& why : wrong) {
+    if (!why.empty()) return Fail(c, why);
   }
 }
 
@@ -527,6 +547,7 @@ int main(int argc, char** argv) {
     return 77;
   }
   cuda::DeviceInfo device;
+  std::setvbuf(stdout, nullptr, _IOLBF, 0);
   test::Check(cuda::GetDeviceInfo(0, &device), "GetDeviceInfo");
   std::printf("compute capability %d, %d multiprocessors, clusters %d %d %d\n", device.compute_capability,
               device.sm_count, device.clusters[0], device.clusters[1], device.clusters[2]);

@@ -25,7 +25,7 @@ struct RowGroupShape {
 
   // X, as XRing and XProducer have it: a ring for every K lane, which its warpgroups share.
   static constexpr int kRuns = 1;
-  static constexpr bool kXByLoads = kNTiles <= 2;
+  static constexpr bool kXByLoads = false;
   static constexpr int kXReaders = kRowGroups * kGroupWarps;
   static constexpr int kChunkBytes = kWidth * kChunkK * 2, kXBytes = 64 << 10;
   static constexpr int kFit = kXBytes / (kLanes * kChunkBytes), kMost = kGroups == 4 ? 16 : 8;  // as barriers fit

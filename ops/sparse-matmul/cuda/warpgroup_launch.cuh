@@ -64,7 +64,7 @@ struct GroupInstances {
   using N128 = GroupInstance<WideShape, WideMatMul<kColumns>>;
   /// Accumulator tiles for which the warps of so many row blocks have registers.
   template <int kRowGroups>
-  static constexpr int kMostRowGroupColumns = kRowGroups == 3 ? 8 : 16;
+  static constexpr int kMostRowGroupTiles = kRowGroups == 3 ? 8 : 16;
   /// Of layouts with so many row blocks a thread block.
   template <int kNTiles, int kRowGroups>
   using RowGroups =
@@ -90,11 +90,9 @@ struct GroupInstances {
   template <int kRowGroups>
   static cudaError_t LaunchRowGroups(const WeightPlan& plan, const void* layout, const MatMulArgs& args,
                                      cudaStream_t stream) {
-    const auto launch = args.n <= 8    ? RowGroups<1, kRowGroups>::Launch
-                        : args.n <= 16 ? RowGroups<2, kRowGroups>::Launch
-                        : args.n <= 32 ? RowGroups<4, kRowGroups>::Launch
+    const auto launch = args.n <= 32   ? RowGroups<4, kRowGroups>::Launch
                         : args.n <= 64 ? RowGroups<8, kRowGroups>::Launch
-                                       : RowGroups<kMostRowGroupColumns<kRowGroups>, kRowGroups>::Launch;
+                                       : RowGroups<kMostRowGroupTiles<kRowGroups>, kRowGroups>::Launch;
     return launch(plan, layout, args, stream);
   }
 
@@ -109,9 +107,8 @@ struct GroupInstances {
 
   template <int kRowGroups>
   static cudaError_t PrepareRowGroups(bool* exists) {
-    for (auto prepare :
-         {RowGroups<1, kRowGroups>::Prepare, RowGroups<2, kRowGroups>::Prepare, RowGroups<4, kRowGroups>::Prepare,
-          RowGroups<8, kRowGroups>::Prepare, RowGroups<kMostRowGroupColumns<kRowGroups>, kRowGroups>::Prepare}) {
+    for (auto prepare : {RowGroups<4, kRowGroups>::Prepare, RowGroups<8, kRowGroups>::Prepare,
+                         RowGroups<kMostRowGroupTiles<kRowGroups>, kRowGroups>::Prepare}) {
       const cudaError_t error = prepare(exists);
       if (error != cudaSuccess || !*exists) return error;
     }
