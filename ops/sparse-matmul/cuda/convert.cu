@@ -369,21 +369,18 @@ __device__ __forceinline__ void FillTile(const TileValues<From>& values, uint32_
   }
 }
 
-/// Says of every stage's copy where it is begun: in the header of the last stage that it waits for, or of a later one
-/// where that header is full, or one of the run's first.
+/// Writes every stage's copy where it is begun.
 class CopyWriter {
  public:
   __device__ explicit CopyWriter(RunRecord* record) : record_(record) {}
 
   /// The next stage, and where its header lies. One lane calls it.
   __device__ void Add(StageCopy copy, int lag, StageHeader* header) {
-    // Copies keep the order of stages.
-    if (stage_ - lag > after_) after_ = stage_ - lag, taken_ = 0;
-    if (after_ >= 0 && taken_ == kNextCopies) ++after_, taken_ = 0;
-    if (after_ < 0) {
-      record_->first[stage_] = copy;
+    const CopyPlaces::Place place = places_.Next(lag);
+    if (place.after < 0) {
+      record_->first[place.number] = copy;
     } else {
-      headers_[after_ % kStageSlots]->next[taken_++] = copy;
+      headers_[place.after % kStageSlots]->next[place.number] = copy;
     }
     headers_[stage_++ % kStageSlots] = header;
   }
@@ -391,8 +388,8 @@ class CopyWriter {
  private:
   RunRecord* const record_;
   StageHeader* headers_[kStageSlots];  // of the last stages
+  CopyPlaces places_;
   int stage_ = 0;
-  int after_ = -1, taken_ = 0;  // the stage whose header is written next, and how many copies it has
 };
 
 template <Columns kColumns, typename From>

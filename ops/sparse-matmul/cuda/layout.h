@@ -87,6 +87,28 @@ struct StageHeader {
 static_assert(sizeof(StageHeader) == 48, "the layout in memory");
 constexpr uint32_t kExchange = 32;
 
+/// Where a run's copies are begun, in the order of its stages: by the header of the last stage that a copy waits for,
+/// or of a later one where that header is full, or by the run's record.
+class CopyPlaces {
+ public:
+  struct Place {
+    int after;   // the stage once which has been read the copy begins; -1: none, the record has it
+    int number;  // of that header's copies, or of the record's
+  };
+
+  /// Of the next stage, whose copy may not overtake the stage `lag` before it, 1 to kStageSlots.
+  FLASHLLM_HD Place Next(int lag) {
+    const int stage = stage_++;
+    if (stage - lag > after_) after_ = stage - lag, taken_ = 0;
+    if (after_ >= 0 && taken_ == kNextCopies) ++after_, taken_ = 0;
+    if (after_ < 0) return {-1, stage};
+    return {after_, taken_++};
+  }
+
+ private:
+  int stage_ = 0, after_ = -1, taken_ = 0;  // the next stage; the header that is filled, and how many copies it has
+};
+
 /// The layout begins with a record for every run, in order of row block, K lane, warp.
 struct RunRecord {
   uint32_t masks;                // from the layout's start, in 16 bytes

@@ -2,6 +2,7 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
+#include <random>
 #include <vector>
 
 #include "doctest/doctest.h"
@@ -219,6 +220,29 @@ TEST_CASE("runs of row groups share out shared memory") {
   CHECK(Plan(gpu, 28672, Even(7168, 28672, 0.5), options).ring_rows == RowGroupRingRows(7 * 2));
   options.team = 1;
   CHECK(Plan(gpu, 7168, Even(28672, 7168, 0.5), options).ring_rows == kRingRows);
+}
+
+TEST_CASE("every stage is copied before it is read and after what it waits for, in order, however far stages wait") {
+  std::mt19937 random(5);
+  for (int run = 0; run < 2000; ++run) {
+    const int stages = 1 + static_cast<int>(random() % 40), most = 1 + run % kStageSlots;
+    CopyPlaces places;
+    std::vector<int> copies(static_cast<size_t>(stages) + 1, 0);  // begun by the record, then by each stage
+    int before = -1;
+    for (int stage = 0; stage < stages; ++stage) {
+      const int lag = 1 + static_cast<int>(random() % most);
+      const CopyPlaces::Place place = places.Next(lag);
+      CAPTURE(stages);
+      CAPTURE(stage);
+      REQUIRE(place.after >= before);               // the order of stages
+      REQUIRE(place.after >= stage - lag);          // what it waits for has been read
+      REQUIRE(place.after < stage);                 // before it is read itself
+      REQUIRE(place.after >= stage - kStageSlots);  // and there is a slot for it
+      REQUIRE(place.number == copies[static_cast<size_t>(place.after) + 1]++);
+      REQUIRE(place.number < (place.after < 0 ? kStageSlots : kNextCopies));
+      before = place.after;
+    }
+  }
 }
 
 TEST_CASE("without an expectation a plan loses little with 8, 16 and 32 columns") {
