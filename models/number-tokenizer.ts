@@ -6,6 +6,7 @@ import { loadTokenizer, type Tokenizer } from './tokenizer.js';
 export const numberTokenizer: Tokenizer = {
   encode: (text) => text.split(/\s+/).filter(Boolean).map(Number),
   decode: (ids) => ids.map((id) => `${id} `).join(''),
+  textOf: (id) => `${id} `,
 };
 
 /** The folder's tokenizer; numbers where it has no file of one. */

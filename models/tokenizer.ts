@@ -10,6 +10,11 @@ export interface Tokenizer {
   encode(text: string, options?: { readonly special?: boolean }): number[];
   /** Text of ids, special tokens left out. Bytes of an unfinished character come out as U+FFFD. */
   decode(ids: readonly number[]): string;
+  /**
+   * What an id adds to the text of any whole characters before it, where that does not depend on them; undefined where it
+   * does, or where the id ends within a character. Left out by a tokenizer of which this is not known.
+   */
+  textOf?(id: number): string | undefined;
 }
 
 /**
@@ -28,13 +33,33 @@ export async function loadTokenizer(folder: string): Promise<Tokenizer> {
       cause,
     });
   }
+  const decode = (ids: readonly number[]): string =>
+    // An empty list is an error to the library.
+    ids.length === 0
+      ? ''
+      : tokenizer.decode([...ids], { skip_special_tokens: true, clean_up_tokenization_spaces: false });
   return {
     encode: (text, { special = true } = {}) => tokenizer.encode(text, { add_special_tokens: special }).ids,
-    // An empty list is an error to the library.
-    decode: (ids) =>
-      ids.length === 0
-        ? ''
-        : tokenizer.decode([...ids], { skip_special_tokens: true, clean_up_tokenization_spaces: false }),
+    decode,
+    ...(joinsBytes(definition) ? { textOf: wholeTexts(decode) } : {}),
+  };
+}
+
+/** Whether a text is its tokens' bytes, one after the other: so it is with byte-level BPE, OPT's. */
+function joinsBytes({ decoder }: Record<string, unknown>): boolean {
+  return (decoder as { type?: unknown } | null | undefined)?.type === 'ByteLevel';
+}
+
+/** Texts of single ids, each decoded once; undefined for one that alone is no whole characters. */
+function wholeTexts(decode: Tokenizer['decode']): (id: number) => string | undefined {
+  const texts = new Map<number, string | undefined>();
+  return (id) => {
+    const known = texts.get(id);
+    if (known !== undefined || texts.has(id)) return known;
+    const text = decode([id]);
+    const whole = text.includes('\ufffd') ? undefined : text;
+    texts.set(id, whole);
+    return whole;
   };
 }
 

@@ -23,10 +23,15 @@ interface Prefill {
   done: number;
 }
 
+/** A sequence that decodes, and which row of the cache is its own. */
+interface RowSlot extends Slot {
+  row: number;
+}
+
 /** A decoding step that has been started. */
 interface Flight {
   /** What its rows, one after the other, were for. */
-  readonly slots: readonly (Slot | undefined)[];
+  readonly slots: readonly (RowSlot | undefined)[];
   readonly result: Promise<NextTokens>;
 }
 
@@ -44,7 +49,7 @@ interface RowInput {
  * anew before it counts.
  */
 export class RowBatch implements Batch {
-  private readonly slots: (Slot | undefined)[] = [];
+  private readonly slots: (RowSlot | undefined)[] = [];
   private prefilling: Prefill | undefined;
   /** The next step, where it was started before what the last one gave was read. */
   private ahead: Flight | undefined;
@@ -66,7 +71,7 @@ export class RowBatch implements Batch {
   }
 
   get decoding(): ScheduledSequence[] {
-    return this.slots.flatMap((slot) => (slot ? [slot.sequence] : []));
+    return this.slots.filter((slot) => slot !== undefined).map(({ sequence }) => sequence);
   }
 
   get cacheBytes(): number {
@@ -110,7 +115,7 @@ export class RowBatch implements Batch {
     for (const [row, sequence] of members.entries()) {
       const token = sequence && next(sequence, row);
       if (token !== undefined && sequence)
-        this.slots[first + row] = { sequence, token, length: sequence.prompt.length };
+        this.slots[first + row] = { sequence, token, length: sequence.prompt.length, row: first + row };
     }
   }
 
@@ -163,23 +168,33 @@ export class RowBatch implements Batch {
     if (!flight) return;
     const { likeliest, logits } = await flight.result.catch((error: unknown) => {
       throw new StepError(
-        flight.slots.flatMap((slot) => (slot && this.slots.includes(slot) ? [slot.sequence] : [])),
+        this.live(flight).map(({ slot }) => slot.sequence),
         error,
       );
     });
     // The array is the next step's, too.
     const tokens = likeliest && Array.from(likeliest, Number);
-    // But for those that were cancelled during the step.
-    const live = flight.slots.flatMap((slot, i) => (slot && this.slots.includes(slot) ? [{ slot, i }] : []));
+    const live = this.live(flight);
     if (tokens) await this.runAhead(live, tokens, more);
     for (const { slot, i } of live) {
-      const row = this.slots.indexOf(slot);
-      if (row < 0) continue;
+      if (!this.holds(slot)) continue;
       const token = choose(slot.sequence, logits?.at(i, 0), tokens?.[i]);
-      if (token === undefined) this.slots[row] = undefined;
+      if (token === undefined) this.slots[slot.row] = undefined;
       else if (logits) this.advance(slot, token);
       await breathe();
     }
+  }
+
+  /** Those that a step computed for, and their rows in it, but for who was cancelled meanwhile. */
+  private live({ slots }: Flight): { readonly slot: RowSlot; readonly i: number }[] {
+    const live: { slot: RowSlot; i: number }[] = [];
+    for (const [i, slot] of slots.entries()) if (slot && this.holds(slot)) live.push({ slot, i });
+    return live;
+  }
+
+  /** Whether the sequence is still in the batch. */
+  private holds(slot: RowSlot): boolean {
+    return this.slots[slot.row] === slot;
   }
 
   /** Starts a step over all sequences, if there are any. */
@@ -207,7 +222,7 @@ export class RowBatch implements Batch {
    * device need not wait for JavaScript. What it gives to a sequence that ends with this token is dropped.
    */
   private async runAhead(
-    live: readonly { readonly slot: Slot; readonly i: number }[],
+    live: readonly { readonly slot: RowSlot; readonly i: number }[],
     tokens: readonly number[],
     more: boolean,
   ): Promise<void> {
@@ -221,7 +236,7 @@ export class RowBatch implements Batch {
   }
 
   /** The token that was fed is in the cache now, and `token` comes next. */
-  private advance(slot: Slot, token: number): void {
+  private advance(slot: RowSlot, token: number): void {
     slot.length++;
     slot.token = token;
   }
@@ -294,8 +309,9 @@ export class RowBatch implements Batch {
       if (!slot || to < 0) return;
       await this.cache.move(from, to, slot.length);
       // Not if it was cancelled meanwhile.
-      if (this.slots[from] !== slot) continue;
+      if (!this.holds(slot)) continue;
       this.slots[to] = slot;
+      slot.row = to;
       this.slots[from] = undefined;
     }
   }

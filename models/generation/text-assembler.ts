@@ -9,17 +9,23 @@ const LONGEST_REST = 3;
 /**
  * Turns tokens into text piece by piece. A token may hold part of a character only, and a token's text may depend on
  * the one before it: so the tail since the last whole character is decoded with and without the new token, and the
- * difference is new.
+ * difference is new. Where the tokenizer knows what a token adds, nothing is decoded.
  */
 export class TextAssembler {
   private readonly ids: number[] = [];
   private prefix = 0;
   private read = 0;
 
-  constructor(private readonly tokenizer: Pick<Tokenizer, 'decode'>) {}
+  constructor(private readonly tokenizer: Pick<Tokenizer, 'decode' | 'textOf'>) {}
 
   /** The text that this token completes. */
   push(id: number): string {
+    const known = this.read === this.ids.length ? this.tokenizer.textOf?.(id) : undefined;
+    if (known !== undefined) {
+      // What comes next does not depend on what is whole.
+      this.ids.length = this.prefix = this.read = 0;
+      return known;
+    }
     this.ids.push(id);
     const text = this.advance(false);
     return text === '' && this.ids.length - this.read >= MOST_HELD ? this.release() : text;

@@ -118,6 +118,23 @@ test('characters of several tokens come out whole', async (t) => {
   t.false(pieces.some((piece) => piece.includes('\ufffd')));
 });
 
+test('what a token adds is known of whole characters alone, and is what decoding gives', async (t) => {
+  const { TextAssembler } = await import('../../models/generation/text-assembler.js');
+  const { tokenizer, decoder } = model();
+  const { textOf } = tokenizer;
+  if (!textOf) return t.fail('a byte-level tokenizer knows it');
+  const ids = Array.from({ length: decoder.vocabulary as number }, (_, id) => id);
+  const unknown = ids.filter((id) => textOf(id) === undefined);
+  // Bytes that alone are no character are 0x80 to 0xff; merged ones there are few.
+  t.true(unknown.length >= 128 && unknown.length < ids.length / 10, `${unknown.length}`);
+  t.true(unknown.every((id) => tokenizer.decode([id]).includes('\ufffd')));
+  for (const step of [1, 2311, 4447]) {
+    const mixed = ids.map((i) => (i * step) % ids.length);
+    const assembler = new TextAssembler(tokenizer);
+    t.is([...mixed.map((id) => assembler.push(id)), assembler.flush()].join(''), tokenizer.decode(mixed));
+  }
+});
+
 test('perplexity of the held-out text, and by hand on a few tokens', async (t) => {
   const { tokenizer, decoder } = model();
   const ids = tokenizer.encode(await readFile(shippedHeldOutText(), 'utf8')).slice(0, 4096);

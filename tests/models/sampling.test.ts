@@ -187,6 +187,40 @@ test('pieces together are the text, whatever its bytes: also a character that be
   );
 });
 
+test('pieces are the same where the tokenizer knows what a token adds', (t) => {
+  const words = [
+    [0xef, 0xbf, 0xbd],
+    [0xff],
+    [0xf0, 0x9f],
+    [0x98],
+    [0x80],
+    [0x61],
+    [0x62, 0xf0],
+    [...Buffer.from('😀')],
+    [],
+  ];
+  const decode = (ids: readonly number[]) =>
+    new TextDecoder('utf-8', { ignoreBOM: true }).decode(Uint8Array.from(ids.flatMap((id) => words[id] ?? [])));
+  const textOf = (id: number) => (decode([id]).includes('\ufffd') ? undefined : decode([id]));
+  t.deepEqual(
+    words.map((_, id) => textOf(id)).filter((text) => text !== undefined),
+    ['a', '😀', ''],
+  );
+  fc.assert(
+    fc.property(fc.array(fc.nat(words.length - 1), { maxLength: 40 }), (ids) => {
+      const assembler = new TextAssembler({ decode, textOf });
+      t.is([...ids.map((id) => assembler.push(id)), assembler.flush()].join(''), decode(ids));
+    }),
+    { numRuns: 2000 },
+  );
+  // A whole character is not held back, whatever came before it, nor what is whole decoded again.
+  const once = new TextAssembler({ decode: () => t.fail() as never, textOf });
+  t.deepEqual(
+    [5, 7, 8, 5].map((id) => once.push(id)),
+    ['a', '😀', '', 'a'],
+  );
+});
+
 test('the quick exponential equals Math.exp', (t) => {
   let worst = 0;
   for (let x = 0; x < 43; x += 0.000137) worst = Math.max(worst, Math.abs(negativeExponential(x) / Math.exp(-x) - 1));
