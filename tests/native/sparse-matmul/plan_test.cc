@@ -390,17 +390,20 @@ TEST_CASE("a jagged layout's rows are cut into even blocks that shared memory an
 }
 
 TEST_CASE("a jagged layout is for one or two columns that are known to be all, where it is faster") {
-  DeviceInfo gpu = Gpu(90, 132, 227, true);
-  gpu.memory_gbs = 4800;
+  const DeviceInfo gpu = H200();
   const auto layout = [&](int64_t in, int64_t out, double density, int expected_n, bool compact = false) {
     PlanOptions options;
     options.expected_n = expected_n;
     if (compact) options.columns = static_cast<int>(Columns::kHalves);
     return Plan(gpu, in, Even(out, in, density), options).layout;
   };
-  CHECK(layout(7168, 28672, 0.2, 1) == Layout::kJagged);   // OPT-30B: fc1; 31 us, in columns 47
-  CHECK(layout(7168, 28672, 0.1, 2) == Layout::kJagged);   // 24, 35
+  CHECK(layout(7168, 28672, 0.2, 1) == Layout::kJagged);  // OPT-30B: fc1; 31 us, in columns 47
+  CHECK(layout(7168, 28672, 0.1, 2) == Layout::kJagged);  // 24, 35
+  CHECK(layout(7168, 28672, 0.5, 1) == Layout::kJagged);  // 65, 68
+  CHECK(layout(7168, 28672, 0.4, 2) == Layout::kJagged);  // 54, 59
+  CHECK(layout(7168, 28672, 0.5, 2) == Layout::kColumns);
   CHECK(layout(28672, 7168, 0.2, 1) == Layout::kJagged);   // fc2; 31, 49
+  CHECK(layout(28672, 7168, 0.5, 1) == Layout::kJagged);   // 66, 71
   CHECK(layout(28672, 7168, 0.2, 2) == Layout::kColumns);  // of which one column of X fits; 61, 49
   CHECK(layout(4096, 4096, 0.2, 1) == Layout::kJagged);    // OPT-6.7B: o; 7.1, 7.6
   for (int expected_n : {0, 8, 16}) CHECK(layout(7168, 28672, 0.2, expected_n) == Layout::kColumns);
