@@ -25,7 +25,7 @@ namespace flashllm::bench {
 namespace {
 
 constexpr int64_t kVocabulary = 50272;  // OPT's
-constexpr int kMostPacked = 640;        // columns up to which the packed weight is multiplied as it is, too
+constexpr int kMostPacked = 4096;       // columns up to which the packed weight is multiplied as it is, too
 
 struct Settings {
   std::string model = "opt-30b", json, commit = "unknown";
@@ -33,6 +33,7 @@ struct Settings {
   std::vector<int> columns = {1024, 4096};
   std::vector<double> sparsities;
   int64_t scratch_mib = 0;
+  int expected = 0;
   bool cublas = true, dense = true, sm80 = false;
 };
 
@@ -51,6 +52,7 @@ Settings Parse(int argc, char** argv) {
   options.Add("--n", &s.columns, "columns of X (1024,4096)");
   options.Add("--sparsity", &s.sparsities, "shares of zeros of weights whose prefill is timed too (none)");
   options.Add("--scratch-mib", &s.scratch_mib, "scratch of prefill in MiB, 0 for what PrefillScratchBytes says (0)");
+  options.Add("--expected", &s.expected, "columns for which sparse weights are laid out, 0 for 1 to 32 alike (0)");
   options.Add("--json", &s.json, "file to write, anew after every row");
   options.Add("--commit", &s.commit, "what the file says was measured");
   options.AddFlag("--sm80", &s.sm80, true, "time the kernels of sm_80 too");
@@ -133,7 +135,9 @@ class Bench {
   }
 
   void RunPrefill(const std::string& name, const Workload& w, double sparsity, const __half* x, __half* y) {
-    const PackedWeights packed(w, gpu_, {});
+    cuda::PlanOptions options;
+    options.expected_n = settings_.expected;
+    const PackedWeights packed(w, gpu_, options);
     const cuda::WeightPlan& plan = packed.plan();
     const Rotation dense(w.dense, w.m * w.k * 2);
     MeasureExpansion(name, packed, sparsity);

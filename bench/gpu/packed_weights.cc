@@ -26,7 +26,7 @@ PackedWeights::PackedWeights(const Workload& w, const Gpu& gpu, const cuda::Plan
   scratch_ = std::make_unique<Memory>(scratch_bytes_);
 }
 
-bool PackedWeights::IsPrefill(int64_t n) const { return scratch_ != nullptr && n >= cuda::PrefillColumns(plan_); }
+bool PackedWeights::IsPrefill(int64_t n) const { return scratch_ != nullptr && cuda::PrefillIsFaster(plan_, n); }
 
 void PackedWeights::Multiply(int i, const cuda::MatMulArgs& args, cudaStream_t stream) const {
   if (IsPrefill(args.n)) {

@@ -172,7 +172,8 @@ void RunAll(const cuda::DeviceInfo& info, const cuda::DenseDevice& device, bool 
       quick ? std::vector<std::pair<int64_t, int64_t>>{{65, 136}, {33, 192}}
             : std::vector<std::pair<int64_t, int64_t>>{{1, 1},     {17, 33},   {65, 136},  {515, 264},
                                                        {515, 320}, {2300, 64}, {150, 1344}};
-  cuda::PlanOptions halves, words, jagged, row_groups, row_triplets;
+  cuda::PlanOptions halves, words, jagged, row_groups, row_triplets, many;
+  many.expected_n = 256;
   halves.columns = static_cast<int>(cuda::Columns::kHalves), words.columns = static_cast<int>(cuda::Columns::kWords);
   jagged.layout = static_cast<int>(cuda::Layout::kJagged);
   row_groups.team = static_cast<int>(cuda::Team::kRowGroup), row_groups.row_groups = 2;
@@ -191,10 +192,10 @@ void RunAll(const cuda::DeviceInfo& info, const cuda::DenseDevice& device, bool 
     for (const char* pattern : {"uniform50", "uniform95", "full", "empty", "one-row", "tiles", "corner"})
       RunWeight(info, device, m, k, pattern, ValueType::kFloat16, 0, jagged);
     for (int columns : {0, 1}) {
-      row_groups.columns = row_triplets.columns = columns;
+      row_groups.columns = row_triplets.columns = many.columns = columns;
       for (const char* pattern : {"uniform50", "uniform95", "full"}) {
         for (int cluster : {1, 2}) {
-          for (const cuda::PlanOptions& options : {row_groups, row_triplets})
+          for (const cuda::PlanOptions& options : {row_groups, row_triplets, many})
             RunWeight(few, device, m, k, pattern, ValueType::kFloat16, cluster, options);
         }
       }

@@ -57,16 +57,17 @@ struct Case {
   int team = -1;     // a Team; the same
   int row_groups = 0;
   int layout = -1;  // a Layout; the same
+  int expected = 0;
 };
 
 std::string Describe(const Case& c) {
-  char text[240];
+  char text[256];
   std::snprintf(text, sizeof(text),
                 "M=%lld K=%lld N=%lld %s weights=%d x=%d cluster=%d bias=%d relu=%d residual=%d pdl=%d canonical=%d "
-                "columns=%d team=%d row_groups=%d layout=%d",
+                "columns=%d team=%d row_groups=%d layout=%d expected=%d",
                 static_cast<long long>(c.m), static_cast<long long>(c.k), static_cast<long long>(c.n),
                 c.pattern.c_str(), static_cast<int>(c.weights), static_cast<int>(c.type), c.cluster, c.bias, c.relu,
-                c.residual, c.programmatic, c.canonical, c.columns, c.team, c.row_groups, c.layout);
+                c.residual, c.programmatic, c.canonical, c.columns, c.team, c.row_groups, c.layout, c.expected);
   return text;
 }
 
@@ -138,6 +139,7 @@ void Run(const cuda::DeviceInfo& device, const Case& c) {
   options.team = c.team;
   options.row_groups = c.row_groups;
   options.layout = c.layout;
+  options.expected_n = c.expected;
   if (c.weights == ValueType::kFloat32 && !c.canonical) {
     Buffer scratch(4);
     Check(cuda::CheckHalfExact(static_cast<const float*>(values.get()), w.nnz, scratch.get(), nullptr,
@@ -160,6 +162,7 @@ void Run(const cuda::DeviceInfo& device, const Case& c) {
   if (c.team >= 2 && has_groups && c.pattern != "one-row" && c.pattern != "corner" && c.pattern != "tiles" &&
       (static_cast<int>(plan.team) != c.team || plan.row_groups != c.row_groups))
     return Fail(c, "the plan chose no row groups");
+  if (c.expected > 128 && has_groups && !cuda::TakesManyColumns(plan)) return Fail(c, "the plan is for fewer columns");
   Buffer staging(plan.layout != Layout::kCanonical ? plan.staging_bytes : 0);
   if (plan.layout != Layout::kCanonical) {
     staging.Poison();
@@ -200,7 +203,7 @@ void Run(const cuda::DeviceInfo& device, const Case& c) {
 
 /// Weights times an infinite X must be infinite, not NaN, also where a K lane's last stage reaches beyond the lane; and
 /// a NaN in X must come through ReLU.
-void RunNonFinite(const cuda::DeviceInfo& device, ValueType type, int team, int layout_number = -1) {
+void RunNonFinite(const cuda::DeviceInfo& device, ValueType type, int team, int layout_number = -1, int expected = 0) {
   constexpr int kRows = 48, kInfinite = 70, kNan = 9;
   constexpr int64_t kK = 320;
   const Packed w = MakePacked(kRows, kK, "full", type, 3);
@@ -212,6 +215,7 @@ void RunNonFinite(const cuda::DeviceInfo& device, ValueType type, int team, int 
   cuda::PlanOptions options;
   options.team = team;
   options.layout = layout_number;
+  options.expected_n = expected;
   Check(cuda::MakePlan(w.view(), device, options, &plan), "MakePlan");
   Buffer staging(plan.staging_bytes);
   Check(cuda::Measure(parts, staging.get(), nullptr, &plan), "Measure");
@@ -219,7 +223,7 @@ void RunNonFinite(const cuda::DeviceInfo& device, ValueType type, int team, int 
   Check(cuda::Convert(plan, parts, staging.get(), layout.get(), nullptr), "Convert");
   if (team >= 2 && device.encode_tensor_map != nullptr && static_cast<int>(plan.team) != team)
     return Fail({kRows, kK, 2, "full", type}, "the plan chose no row groups");
-  for (const int64_t n : {2, 12, 20, 40}) {
+  for (const int64_t n : {2, 12, 20, 40, 150, 250}) {
     std::vector<uint16_t> x(n * kK, 0);
     x[kInfinite] = 0x7c00;  // column 0: one infinity
     x[kK + kNan] = 0x7e00;  // column 1: one NaN
@@ -229,7 +233,7 @@ void RunNonFinite(const cuda::DeviceInfo& device, ValueType type, int team, int 
     Check(cuda::Launch(plan, layout.get(), parts, args, nullptr), "Launch");
     const std::vector<uint8_t> bytes = y.Read();
     Case c{kRows, kK, n, "full", type};
-    c.team = team, c.layout = layout_number;
+    c.team = team, c.layout = layout_number, c.expected = expected;
     for (int m = 0; m < kRows; ++m) {
       uint16_t inf_bits, nan_bits;
       std::memcpy(&inf_bits, &bytes[m * 2], 2), std::memcpy(&nan_bits, &bytes[(kRows + m) * 2], 2);
@@ -314,7 +318,11 @@ __global__ void CountDifferences(const uint32_t* a, const uint32_t* b, int64_t w
 /// Thousands of launches of a weight whose X comes and goes quickly: a copy that overtakes a load of what it writes
 /// over does so once in ten thousand launches or less.
 void RunManyTimes(const cuda::DeviceInfo& device, int64_t m, int64_t k, const char* pattern) {
-  constexpr int kLaunches = 3000, kMostColumns = 64;
+  constexpr int kLaunches = 3000, kMostColumns = 512;
+  struct Plan {
+    int team, expected;
+    std::vector<int64_t> columns;
+  };
   const Packed w = MakePacked(m, k, pattern, ValueType::kFloat16, 7);
   const Tensor x(kMostColumns * k, ElementType::kFloat16, 11);
   Buffer bitmap(w.bitmap.data(), w.bitmap.size()), offsets(w.row_offsets.data(), w.row_offsets.size() * 4),
@@ -322,16 +330,21 @@ void RunManyTimes(const cuda::DeviceInfo& device, int64_t m, int64_t k, const ch
   const cuda::DeviceParts parts{static_cast<const uint8_t*>(bitmap.get()), static_cast<const int32_t*>(offsets.get()),
                                 values.get(), ValueType::kFloat16};
   Buffer first(kMostColumns * m * 2), y(kMostColumns * m * 2);
-  for (int team : {0, 1, 2, 3}) {
+  std::vector<Plan> plans = {{0, 0, {8, 16, 32, 64}}};
+  if (device.compute_capability >= 90 && device.encode_tensor_map != nullptr) {
+    for (int team : {1, 2, 3}) plans.push_back({team, 0, {8, 16, 32, 64}});
+    plans.push_back({-1, 256, {192, 256, kMostColumns}});
+  }
+  for (const auto& [team, expected, columns] : plans) {
     cuda::PlanOptions options;
-    options.team = team, options.layout = static_cast<int>(Layout::kColumns);
+    options.team = team, options.layout = static_cast<int>(Layout::kColumns), options.expected_n = expected;
     cuda::WeightPlan plan;
     Check(cuda::MakePlan(w.view(), device, options, &plan), "MakePlan");
     Buffer staging(plan.staging_bytes);
     Check(cuda::Measure(parts, staging.get(), nullptr, &plan), "Measure");
     Buffer layout(plan.layout_bytes);
     Check(cuda::Convert(plan, parts, staging.get(), layout.get(), nullptr), "Convert");
-    for (const int64_t n : {8, 16, 32, kMostColumns}) {
+    for (const int64_t n : columns) {
       const int none = 0;
       Buffer differ(&none, sizeof(none));
       cuda::MatMulArgs args;
@@ -348,7 +361,7 @@ void RunManyTimes(const cuda::DeviceInfo& device, int64_t m, int64_t k, const ch
       std::memcpy(&count, bytes.data(), sizeof(count));
       checked += kLaunches * n * m;
       Case c{m, k, n, pattern, ValueType::kFloat16};
-      c.team = team;
+      c.team = team, c.expected = expected;
       if (count != 0) Fail(c, "of many launches some differ");
     }
   }
@@ -471,6 +484,32 @@ void RunAll(const cuda::DeviceInfo& device, bool quick) {
       if (n % 3 == 0) run_row_groups(150, k, n, 3, 2, "uniform50");
     }
   }
+  // More than 128 columns at once: of layouts for fewer, and of row blocks that are full, of which a thread block has
+  // several, one after the other. Odd rows of Y, K lanes without a unit, columns that are left.
+  const auto run_many = [&](const cuda::DeviceInfo& on, int64_t m, int64_t k, int64_t n, int cluster,
+                            const char* pattern) {
+    for (int columns : {0, 1}) {
+      Case c{m, k, n, pattern, half, ElementType::kFloat16, cluster, n % 4 != 0, n % 3 == 0, n % 2 == 0, n % 5 == 0};
+      c.columns = columns, c.expected = 256;
+      Run(on, c);
+    }
+  };
+  for (const char* pattern : patterns) {
+    for (int64_t n : {150, 250, 300}) run_row_groups(440, quick ? 1000 : 3000, n, 4, 1, pattern);
+    run_row_groups(120, quick ? 1000 : 3000, 200, 2, 2, pattern);
+    run_many(few, 650, quick ? 1000 : 3000, 256, 1, pattern);
+    run_many(few, 300, quick ? 1000 : 3000, 180, 2, pattern);
+    run_many(few, 300, quick ? 1000 : 3000, 250, 4, pattern);
+  }
+  for (int64_t n : {1, 20, 64, 128, 129, 192, 193, 255, 257, 320, 384, 449, 512, 700})
+    run_many(few, 351, 520, n, n % 2 == 0 ? 1 : 2, "uniform50");
+  for (int64_t k : {8, 32, 40, 64, 72, 136, 264, 776}) {
+    for (int cluster : {1, 2, 4}) run_many(device, 250, k, 200 + k % 7 * 16, cluster, "uniform80");
+  }
+  for (int64_t m : {17, 33, 64, 97, 128, 129, 1001}) {
+    for (int64_t n : {160, 260}) run_many(few, m, 328, n, 1 << m % 3, "uniform50");
+  }
+  run_many(device, 5000, quick ? 136 : 1280, 300, 0, "uniform80");
   // Jagged: runs that go round in their rings, row blocks of as many rows as there can be, an X of which one column
   // fits, and other GPUs' shared memory.
   const auto run_jagged = [](const cuda::DeviceInfo& on, int64_t m, int64_t k, int64_t n, const char* pattern) {
@@ -499,6 +538,7 @@ void RunAll(const cuda::DeviceInfo& device, bool quick) {
     for (int team : {0, 1}) RunNonFinite(device, type, team);
   }
   for (int team : {2, 3}) RunNonFinite(one, half, team);
+  RunNonFinite(device, half, -1, -1, 256);
   RunNonFinite(device, half, -1, static_cast<int>(Layout::kJagged));
   RunInfiniteBehindWindow(device);
   RunManyTimes(device, 8192, 2048, "uniform50");
@@ -526,6 +566,15 @@ void RunTiny(const cuda::DeviceInfo& device) {
           c.team = c.row_groups == 3 ? 3 : 2;
           Run(few, c);
         }
+      }
+    }
+  }
+  for (int cluster : {1, 2, 4}) {
+    for (int64_t n : {160, 250}) {
+      for (int columns : {0, 1}) {
+        Case c{300, 520, n, "uniform50", ValueType::kFloat16, ElementType::kFloat16, cluster, true, true, true};
+        c.columns = columns, c.expected = 256;
+        Run(few, c);
       }
     }
   }

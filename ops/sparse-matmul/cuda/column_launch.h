@@ -21,11 +21,13 @@ using LaunchColumns = cudaError_t(const WeightPlan& plan, const void* layout, co
                                   cudaStream_t stream);
 LaunchColumns LaunchHalvesF16, LaunchWordsF16, LaunchHalvesBf16, LaunchWordsBf16;
 LaunchColumns LaunchGroupHalves, LaunchGroupWords;
+/// Of a plan that TakesManyColumns (layout.h), X aligned to 16 bytes.
+LaunchColumns LaunchManyHalves, LaunchManyWords;
 
 /// Raises the kernels' limits of shared memory on the current device; the first also fills info->clusters, those
 /// of groups take back info->encode_tensor_map where there are none.
 using PrepareColumns = cudaError_t(DeviceInfo* info);
 PrepareColumns PrepareHalvesF16, PrepareWordsF16, PrepareHalvesBf16, PrepareWordsBf16;
-PrepareColumns PrepareGroupHalves, PrepareGroupWords;
+PrepareColumns PrepareGroupHalves, PrepareGroupWords, PrepareManyHalves, PrepareManyWords;
 
 }  // namespace flashllm::cuda

@@ -73,6 +73,21 @@ struct JaggedConstants {
 };
 constexpr JaggedConstants kJaggedConstants[] = {{3.94, 1.119, 0.0797}, {4.78, 1.206, 0.0885}};
 
+/// More than 128 columns: nanoseconds of a unit of a pair of row blocks, for the products of a column, and to decode
+/// with no nonzeros and with all (added to the former), of which the longer counts; microseconds of a launch, and of a
+/// pair of row blocks, with its outputs and, in a cluster, its sums' exchange.
+struct ManyColumnsConstants {
+  double column, empty[2], nonzeros[2];  // of halves, of words
+  double launch, pair, exchange;
+};
+constexpr ManyColumnsConstants kManyColumns = {1.3, {343, 60}, {133, 560}, 3, 9, 1};
+/// Columns that a thread block has at a time: few, or as many as there are registers for.
+constexpr int kManyFewer = 192, kManyMost = 256;
+
+/// Expansion moves so much of the bandwidth that reading reaches, a dense product so many multiplications and additions
+/// a microsecond: within 10 % of the same products.
+constexpr double kExpansionReach = 0.8, kDenseRate = 700e6;
+
 /// Bytes a nanosecond.
 double Bandwidth(int memory_gbs) { return kReachable * (memory_gbs > 0 ? memory_gbs : kUnknownMemoryGbs); }
 
@@ -114,7 +129,7 @@ double ProductTime(const WeightShape& shape, const LayoutChoice& choice, int64_t
   // More than 64 columns are decoded for once (TakesWideColumns), or for 64 at a time.
   const bool wide = choice.team != Team::kWarp && choice.team != Team::kRowTriplet && panels == 1;
   const Constants& c = ConstantsOf(choice, wide ? n : std::min(n, 64));
-  const int decodings = n > 64 && !wide ? 2 : 1;
+  const int at_once = wide ? 128 : 64, decodings = (n + at_once - 1) / at_once;
   const double units = static_cast<double>(shape.units) / choice.cluster;
   double nanoseconds = units * panels * c.unit;
   for (int panel = 0; panel < panels; ++panel) {
@@ -129,6 +144,30 @@ double ProductTime(const WeightShape& shape, const LayoutChoice& choice, int64_t
   const double both = std::sqrt(std::hypot(nanoseconds * nanoseconds, reading * reading)) * 1e-3;
   const double exchange = choice.cluster == 1 ? 0 : choice.cluster == 2 ? c.cluster2 : c.cluster4;
   return decodings * (both + c.launch + exchange + c.panel * panels) * (choice.cluster == 4 ? kLargeCluster : 1);
+}
+
+double ManyColumnsTime(const WeightShape& shape, const LayoutChoice& choice, int64_t pairs, int64_t at_once,
+                       int64_t n) {
+  const ManyColumnsConstants& c = kManyColumns;
+  const int kind = choice.columns == Columns::kWords;
+  const double decoding = c.empty[kind] + c.nonzeros[kind] * shape.density;
+  const double pair = c.pair + (choice.cluster > 1 ? c.exchange : 0);
+  const double units = static_cast<double>(shape.units) / choice.cluster;
+  const auto blocks = [&](int64_t count, int width) {
+    const double products = c.column * width;
+    // Where both take about as long, each delays the other.
+    const double unit = std::sqrt(std::hypot(products * products, decoding * decoding)) * 1e-3;
+    return (pairs * count + at_once - 1) / at_once * (pair + units * unit);
+  };
+  const int64_t left = n % kManyMost;
+  return c.launch + blocks(n / kManyMost, kManyMost) +
+         (left > 0 ? blocks(1, left <= kManyFewer ? kManyFewer : kManyMost) : 0);
+}
+
+double ExpansionTime(const WeightShape& shape, Columns columns, int memory_gbs, int64_t n) {
+  const double elements = static_cast<double>(shape.tiles) * kTileRows * shape.units * kUnitK;
+  const double expansion = (LayoutBytes(shape, columns) + 2 * elements) / (kExpansionReach * Bandwidth(memory_gbs));
+  return 2 * kDenseLaunch + expansion * 1e-3 + std::max(DenseTime(shape, memory_gbs), 2 * elements * n / kDenseRate);
 }
 
 double JaggedBytes(const WeightShape& shape, int window_k) {

@@ -32,9 +32,17 @@ double LayoutBytes(const WeightShape& shape, Columns columns);
 /// The same of a jagged layout with windows of so many k.
 double JaggedBytes(const WeightShape& shape, int window_k);
 
-/// Microseconds of one multiplication of `n` columns, with more than 128 as with 128. `blocks`: row blocks of the
-/// choice's clusters that the GPU runs at once.
+/// Microseconds of one multiplication of `n` columns, of more than 128 as decoded for every 128 or 64. `blocks`: row
+/// blocks of the choice's clusters that the GPU runs at once.
 double ProductTime(const WeightShape& shape, const LayoutChoice& choice, int64_t blocks, int memory_gbs, int n);
+
+/// The same of more than 128 columns by the kernel that decodes a weight once for 256 (TakesManyColumns): of so many
+/// pairs of row blocks, of which the GPU's thread blocks, or clusters, have `at_once` at a time.
+double ManyColumnsTime(const WeightShape& shape, const LayoutChoice& choice, int64_t pairs, int64_t at_once, int64_t n);
+
+/// The same by expansion of a column layout and a dense product (prefill.h), on a GPU like those of 9.0 with 132
+/// multiprocessors.
+double ExpansionTime(const WeightShape& shape, Columns columns, int memory_gbs, int64_t n);
 
 /// The same on a jagged layout, of which a launch takes `at_once` columns, one or two.
 double JaggedTime(const WeightShape& shape, int window_k, int at_once, int memory_gbs, int n);

@@ -245,4 +245,17 @@ static_assert(RowGroupRingRows(16) >= WindowRows(Team::kRowGroup) &&
               "a window fits in the ring");
 static_assert(MaskSlotBytes(Team::kRowTriplet) == MaskSlotBytes(Team::kRowGroup), "the same of both");
 
+/// The kernel for more than 128 columns of layouts with row groups: its runs at a time, its shared memory, and what of
+/// it is for neither runs nor X.
+constexpr int kManyColumnsRuns = 8, kManyColumnsSharedBytes = 227 << 10, kManyColumnsOtherBytes = 17 << 10;
+
+/// Whether Launch decodes a weight once for 256 columns: layouts of 16 warps with row groups, whose rings leave room
+/// for two chunks of X, and X that TMA can read.
+inline bool TakesManyColumns(const WeightPlan& plan) {
+  constexpr int kTwoChunks = 2 * 256 * 64 * 2;
+  return plan.layout == Layout::kColumns && plan.team == Team::kRowGroup && plan.in_features % 8 == 0 &&
+         kManyColumnsRuns * RunBytes(plan.team, plan.ring_rows) + kTwoChunks + kManyColumnsOtherBytes <=
+             kManyColumnsSharedBytes;
+}
+
 }  // namespace flashllm::cuda

@@ -20,6 +20,9 @@ constexpr int kFewColumns = 16;
 /// end sooner.
 constexpr int64_t kLeastLaneUnits = 32;
 
+/// For more columns than these a weight has row blocks for a kernel that decodes it once for 256, where it can.
+constexpr int kMostWideColumns = 128;
+
 /// Columns are taken in place of a jagged layout where they are expected to be faster by this much: of few zeros, where
 /// both are level, the jagged layout's estimate is the longer one.
 constexpr double kInPlaceOfJagged = 1.03;
@@ -67,10 +70,7 @@ std::vector<LayoutChoice> Teams(int64_t tiles, const DeviceInfo& device, bool ha
 
 /// The fastest of what fits and what was asked for. A team, a cluster and row groups that were asked for and cannot be
 /// are as if they had not been.
-LayoutChoice Choose(const WeightShape& shape, const WeightPlan& plan, const PlanOptions& options) {
-  const DeviceInfo& device = plan.device;
-  const bool has_groups = device.compute_capability >= 90 && device.encode_tensor_map != nullptr && plan.lanes == 16 &&
-                          plan.value_type == ValueType::kFloat16;
+LayoutChoice Choose(const WeightShape& shape, const DeviceInfo& device, bool has_groups, const PlanOptions& options) {
   std::vector<LayoutChoice> teams = Teams(shape.tiles, device, has_groups);
   const auto keep = [&](const auto& suits) {
     const bool any = std::any_of(teams.begin(), teams.end(), suits);
@@ -102,6 +102,37 @@ LayoutChoice Choose(const WeightShape& shape, const WeightPlan& plan, const Plan
   return best;
 }
 
+/// Pairs of row blocks of as many tiles as there can be.
+int64_t FullPairs(int64_t tiles) {
+  const int pair = 2 * PanelTiles(Team::kRowGroup);
+  return (tiles + pair - 1) / pair;
+}
+
+/// Whether a weight is laid out for more columns than kMostWideColumns, in full row blocks, however many the GPU runs
+/// at once: one that is not full takes as long (TakesManyColumns).
+bool IsForManyColumns(const WeightShape& shape, const WeightPlan& plan, const PlanOptions& options, bool has_groups) {
+  return options.expected_n > kMostWideColumns && has_groups && plan.in_features % 8 == 0 &&
+         (options.team < 0 || options.team == static_cast<int>(Team::kRowGroup)) &&
+         (options.row_groups == 0 || options.row_groups == 2) && shape.tiles > 1 &&
+         2 * FullPairs(shape.tiles) <= kMaxBlocks;
+}
+
+/// The fastest way to cut K for so many columns. Words, where nothing else was asked for: memory has time.
+LayoutChoice ChooseForManyColumns(const WeightShape& shape, const DeviceInfo& device, const PlanOptions& options) {
+  LayoutChoice best;
+  double least = std::numeric_limits<double>::infinity();
+  for (int cluster : {1, 2, 4}) {
+    if (options.cluster != 0 ? cluster != options.cluster : shape.units < kLeastLaneUnits * 2 * cluster && cluster > 1)
+      continue;
+    const LayoutChoice choice = {Team::kRowGroup, cluster,
+                                 options.columns >= 0 ? static_cast<Columns>(options.columns) : Columns::kWords, 2};
+    const double time =
+        ManyColumnsTime(shape, choice, FullPairs(shape.tiles), BlocksOf(device, cluster), options.expected_n);
+    if (time < least) best = choice, least = time;
+  }
+  return best;
+}
+
 /// Cuts the tiles into `blocks` runs of about equal bytes; every block gets at least one tile (there are at least as
 /// many tiles).
 std::vector<uint16_t> CutByBytes(const PackedWeight& weight, int64_t tiles, int blocks) {
@@ -124,13 +155,25 @@ std::vector<uint16_t> CutByBytes(const PackedWeight& weight, int64_t tiles, int 
   return start;
 }
 
-/// Cuts the tiles into row blocks and panels for clusters of so many thread blocks.
+/// As many tiles for every block, but one.
+std::vector<uint16_t> CutEvenly(int64_t tiles, int blocks) {
+  std::vector<uint16_t> start(blocks + 1);
+  for (int block = 0; block <= blocks; ++block) start[block] = static_cast<uint16_t>(tiles * block / blocks);
+  return start;
+}
+
+/// Cuts the tiles into row blocks and panels for clusters of so many thread blocks. `plan` has the number of row blocks
+/// if it does not depend on how many the GPU runs at once.
 void CutRows(const PackedWeight& weight, int64_t tiles, int cluster, WeightPlan* plan) {
   plan->cluster = cluster;
-  const int64_t blocks =
-      std::min<int64_t>({tiles, int64_t{BlocksOf(plan->device, cluster)} * plan->row_groups, kMaxBlocks});
-  plan->blocks = static_cast<int>(blocks / plan->row_groups * plan->row_groups);
-  plan->tile_start = CutByBytes(weight, tiles, plan->blocks);
+  if (plan->blocks > 0) {
+    plan->tile_start = CutEvenly(tiles, plan->blocks);
+  } else {
+    const int64_t blocks =
+        std::min<int64_t>({tiles, int64_t{BlocksOf(plan->device, cluster)} * plan->row_groups, kMaxBlocks});
+    plan->blocks = static_cast<int>(blocks / plan->row_groups * plan->row_groups);
+    plan->tile_start = CutByBytes(weight, tiles, plan->blocks);
+  }
   plan->panel_start.assign(plan->blocks + 1, 0);
   const int panel_tiles = PanelTiles(plan->team);
   for (int block = 0; block < plan->blocks; ++block) {
@@ -258,7 +301,12 @@ WeightPlan ChooseLayout(const PackedWeight& weight, const DeviceInfo& device, co
   plan.layout = Layout::kColumns;
   // Sixteen runs take some 200 KB of shared memory (GPUs of 8.0 have 163, of 8.6 and 8.9 99).
   plan.lanes = device.shared_bytes >= (220 << 10) ? 16 : device.shared_bytes >= (140 << 10) ? 8 : 4;
-  const LayoutChoice choice = Choose(shape, plan, options);
+  const bool has_groups = device.compute_capability >= 90 && device.encode_tensor_map != nullptr && plan.lanes == 16 &&
+                          plan.value_type == ValueType::kFloat16;
+  const bool many = IsForManyColumns(shape, plan, options, has_groups);
+  const LayoutChoice choice =
+      many ? ChooseForManyColumns(shape, device, options) : Choose(shape, device, has_groups, options);
+  if (many) plan.blocks = static_cast<int>(2 * FullPairs(shape.tiles));
   plan.team = choice.team;
   plan.cluster = choice.cluster;
   plan.columns = choice.columns;
@@ -304,14 +352,19 @@ cudaError_t MakePlan(const PackedWeight& weight, const DeviceInfo& device, const
     return cudaSuccess;
   }
   const WeightShape shape = ShapeOf(weight);
+  const bool many = plan->blocks > 0;
   CutRows(weight, shape.tiles, plan->cluster, plan);
   // Sparse rows make for a block of many tiles.
   if (HasRowGroups(plan->team) && plan->panel_start[plan->blocks] > plan->blocks) {
-    plan->team = Team::kWarpgroup, plan->row_groups = 1, plan->lanes = 4;
+    plan->team = Team::kWarpgroup, plan->row_groups = 1, plan->lanes = 4, plan->blocks = 0;
     CutRows(weight, shape.tiles, 1, plan);
   }
-  if (plan->cluster > 1 && plan->panel_start[plan->blocks] > plan->blocks) CutRows(weight, shape.tiles, 1, plan);
-  plan->ring_rows = HasRowGroups(plan->team) ? RowGroupRingRows(MostTiles(*plan) * plan->lanes) : kRingRows;
+  if (plan->cluster > 1 && plan->panel_start[plan->blocks] > plan->blocks) {
+    plan->blocks = 0;
+    CutRows(weight, shape.tiles, 1, plan);
+  }
+  const int runs = many ? 2 * kManyColumnsRuns : MostTiles(*plan) * plan->lanes;  // small rings leave more room for X
+  plan->ring_rows = HasRowGroups(plan->team) ? RowGroupRingRows(runs) : kRingRows;
   // The layout's bytes, then of every run where its streams lie and its value rows, then a count for every (row, unit).
   plan->staging_bytes = 8 + (weight.out_features * shape.units + RunCount(*plan) * 4) * 4;
   return cudaSuccess;

@@ -42,21 +42,31 @@ DenseMatMulArgs SlabArgs(const WeightPlan& plan, const MatMulArgs& args, int fir
   return slab;
 }
 
+/// How many columns of a jagged layout take as long as an expansion and its product.
+int64_t JaggedColumns(const WeightPlan& plan) {
+  constexpr double kExpansion = 2.7;  // of a dense product's time, that of expansion and product
+  const WeightShape shape = ShapeOf(plan);
+  const int memory_gbs = plan.device.memory_gbs;
+  const double passes = kExpansion * DenseTime(shape, memory_gbs) /
+                        JaggedTime(shape, plan.window_k, plan.columns_at_once, memory_gbs, plan.columns_at_once);
+  return plan.columns_at_once * std::max<int64_t>(1, static_cast<int64_t>(passes));
+}
+
 }  // namespace
 
-int64_t PrefillColumns(const WeightPlan& plan) {
-  if (plan.layout == Layout::kJagged) {
-    constexpr double kExpansion = 2.7;  // of a dense product's time, that of expansion and product
-    const WeightShape shape = ShapeOf(plan);
-    const int memory_gbs = plan.device.memory_gbs;
-    const double passes = kExpansion * DenseTime(shape, memory_gbs) /
-                          JaggedTime(shape, plan.window_k, plan.columns_at_once, memory_gbs, plan.columns_at_once);
-    return 1 + plan.columns_at_once * std::max<int64_t>(1, static_cast<int64_t>(passes));
+bool PrefillIsFaster(const WeightPlan& plan, int64_t n) {
+  if (plan.layout == Layout::kJagged) return n > JaggedColumns(plan);
+  if (plan.team == Team::kWarp) return n > 96;
+  if (!TakesWideColumns(plan)) return n > 192;
+  if (n <= 256) return false;
+  if (!TakesManyColumns(plan)) {
+    constexpr double kMany = 0.35;  // of all elements: with more nonzeros three decodings take longer than expansion
+    return n > 384 || plan.nnz > kMany * plan.out_features * plan.in_features;
   }
-  if (plan.team == Team::kWarp) return 97;
-  if (!TakesWideColumns(plan)) return 193;
-  constexpr double kMany = 0.35;  // of all elements: with more nonzeros three decodings take longer than expansion
-  return plan.nnz > kMany * plan.out_features * plan.in_features ? 257 : 385;
+  const WeightShape shape = ShapeOf(plan);
+  const int at_once = std::max(1, plan.device.clusters[plan.cluster / 2]);
+  return ExpansionTime(shape, plan.columns, plan.device.memory_gbs, n) <
+         ManyColumnsTime(shape, {plan.team, plan.cluster, plan.columns, plan.row_groups}, plan.blocks / 2, at_once, n);
 }
 
 bool SupportsPrefill(const WeightPlan& plan, ElementType type) {

@@ -10,10 +10,10 @@ namespace flashllm::cuda {
 /// Whether PrefillMatMul computes with this plan and X of this type: not kCanonical, values and X in float16.
 bool SupportsPrefill(const WeightPlan& plan, ElementType type);
 
-/// From so many columns on PrefillMatMul takes less time than Launch, as measured (docs/dense-matmul.md): Launch
-/// streams the weight again for every 128 columns, or 64 where it does not take wide ones, or 32 with teams of one
-/// warp, or one or two of a kJagged layout.
-int64_t PrefillColumns(const WeightPlan& plan);
+/// Whether PrefillMatMul takes less time than Launch, as measured (docs/dense-matmul.md): Launch decodes the weight
+/// again for every 256 columns, or 128 or 64 where it does not take so many, or 32 with teams of one warp, or one or
+/// two of a kJagged layout.
+bool PrefillIsFaster(const WeightPlan& plan, int64_t n);
 
 /// Device memory with which PrefillMatMul is fastest: what the whole weight takes, up to a bound. All multiplications
 /// of one stream may share it.

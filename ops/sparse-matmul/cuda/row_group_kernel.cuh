@@ -75,9 +75,9 @@ class StageChunks {
 };
 
 /// sums += the run's tile x X. Without a tile its warp takes part with zeros: it reads no stream.
-template <typename Shape>
-__device__ __forceinline__ void MultiplyTile(RunState<Shape::kColumns, Shape::kTeam>& run, bool exists,
-                                             StageChunks<Shape>& x, typename Shape::Sums& sums) {
+template <typename Shape, typename Chunks>
+__device__ __forceinline__ void MultiplyTile(RunState<Shape::kColumns, Shape::kTeam>& run, bool exists, Chunks& x,
+                                             typename Shape::Sums& sums) {
   constexpr Columns kColumns = Shape::kColumns;
   constexpr Team kTeam = Shape::kTeam;
   constexpr int kChunkFragments = 2 * kChunkUnits;
@@ -88,16 +88,19 @@ __device__ __forceinline__ void MultiplyTile(RunState<Shape::kColumns, Shape::kT
     uint32_t masks[AllMaskWords(kColumns, kTeam, 1)];
     x.Enter();
     if (exists) run.template Enter<1, false>(true, masks);
-    ForEach<StageChunks<Shape>::kCount>([&](auto index) {
+    ForEach<Chunks::kCount>([&](auto index) {
       constexpr int kChunk = decltype(index)::value, kFirst = kChunk * kChunkFragments;
       uint32_t (&fragments)[kChunkFragments][4] = a[kChunk % kBuffers];
-      if constexpr (kBuffers == 1) {
-        ptx::WgmmaWait<0>();
+      // Before fragments are read the products that read these registers are done; before products are begun, all but
+      // those of kUnderWay chunks.
+      constexpr bool kEarly = kBuffers == Shape::kUnderWay + 1;
+      if constexpr (kEarly) {
+        ptx::WgmmaWait<Shape::kUnderWay>();
         x.template ReleaseBefore<kChunk>();
       }
       if (exists) GatherFragments<kColumns, kFirst, kChunkFragments>(masks, run.cursor, fragments);
-      if constexpr (kBuffers > 1) {
-        ptx::WgmmaWait<0>();
+      if constexpr (!kEarly) {
+        ptx::WgmmaWait<Shape::kUnderWay>();
         x.template ReleaseBefore<kChunk>();
       }
       const uint64_t chunk = x.template Wait<kChunk>();
@@ -109,11 +112,9 @@ __device__ __forceinline__ void MultiplyTile(RunState<Shape::kColumns, Shape::kT
       ptx::WgmmaFence();
 #pragma unroll
       for (int f = 0; f < kChunkFragments; ++f) {
-        // The compiler has no registers for the sums of more columns at once in a kernel of so many threads.
-        constexpr int kPiece = Shape::kWidth < 64 ? Shape::kWidth : 64;
 #pragma unroll
-        for (int first = 0; first < Shape::kWidth; first += kPiece)
-          ptx::WgmmaFromRegisters<kPiece>(sums[first / 8], fragments[f], chunk + 2 * f + first * (128 >> 4));
+        for (int first = 0; first < Shape::kWidth; first += Shape::kPiece)
+          ptx::WgmmaFromRegisters<Shape::kPiece>(sums[first / 8], fragments[f], chunk + 2 * f + first * (128 >> 4));
       }
       ptx::WgmmaCommit();
     });
@@ -213,7 +214,7 @@ __global__ void __launch_bounds__(RowGroupShape<kColumns, kNTiles, kRowGroups>::
   ptx::WaitForPrevious();  // the residual and Y are the previous kernel's; the weights above are not
   typename Shape::Sums sums = {};
   StageChunks<Shape> x(shared, group % Shape::kLanes);
-  MultiplyTile(run, own.exists, x, sums);
+  MultiplyTile<Shape>(run, own.exists, x, sums);
   StoreRowGroups<Shape, kRowGroups>(p.columns, sums, shared, column0);
 #else
   __trap();  // Prepare finds out

@@ -19,8 +19,11 @@ struct RowGroupShape {
   // The group that brings X leaves its registers to the others.
   static constexpr int kProducerRegisters = 24, kConsumerRegisters = kGroups == 4 ? 112 : 80;
   static constexpr int kWidth = 8 * kNTiles;
+  /// Columns of a product: the compiler has no registers for the sums of more at once in a kernel of so many threads.
+  static constexpr int kPiece = kWidth < 64 ? kWidth : 64;
   /// A chunk's fragments are decoded while those before are multiplied, if there are registers for both.
   static constexpr int kFragmentBuffers = kWidth > (kGroups == 4 ? 64 : 32) ? 1 : 2;
+  static constexpr int kUnderWay = 0;
   using Sums = float[kNTiles][4];
 
   // X, as XRing and XProducer have it: a ring for every K lane, which its warpgroups share.

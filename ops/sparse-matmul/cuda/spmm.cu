@@ -92,8 +92,9 @@ cudaError_t GetDeviceInfo(int device, DeviceInfo* info) {
   info->memory_gbs = MemoryBandwidth(device);
   error = FindTensorMapEncoder(&info->encode_tensor_map);
   if (error != cudaSuccess) return error;
-  for (PrepareColumns* prepare : {PrepareHalvesF16, PrepareWordsF16, PrepareHalvesBf16, PrepareWordsBf16,
-                                  PrepareGroupHalves, PrepareGroupWords, PrepareJagged}) {
+  for (PrepareColumns* prepare :
+       {PrepareHalvesF16, PrepareWordsF16, PrepareHalvesBf16, PrepareWordsBf16, PrepareGroupHalves, PrepareGroupWords,
+        PrepareManyHalves, PrepareManyWords, PrepareJagged}) {
     error = prepare(info);
     if (error != cudaSuccess) return error;
   }

@@ -59,7 +59,7 @@ struct WeightPlan {
   int64_t out_features = 0, in_features = 0, nnz = 0;
   DeviceInfo device;
   int cluster = 1;                    // thread blocks that share a row block and cut K among themselves
-  int blocks = 0;                     // row blocks; the grid has blocks / row_groups * cluster thread blocks
+  int blocks = 0;                     // row blocks; a grid has up to blocks / row_groups * cluster thread blocks
   int row_groups = 1;                 // row blocks of a thread block, where the team has row groups; else 1
   int window_k = 0;                   // kJagged: k of a segment
   int columns_at_once = 0;            // kJagged: columns of X for which a thread block has shared memory, one or two
@@ -145,7 +145,8 @@ inline bool TakesWideColumns(const WeightPlan& plan) {
 }
 
 /// Enqueues the multiplication: one kernel (two where a plan that TakesWideColumns has up to 64 columns more than a
-/// multiple of 128 and no row groups), no allocation, no state between launches, bit-identical from run to run.
+/// multiple of 128 and no row groups, or TakesManyColumns and up to 192 more than one of 256), no allocation, no state
+/// between launches, bit-identical from run to run.
 /// `layout` is Convert's output or null (kCanonical, which reads `parts`).
 cudaError_t Launch(const WeightPlan& plan, const void* layout, const DeviceParts& parts, const MatMulArgs& args,
                    cudaStream_t stream);

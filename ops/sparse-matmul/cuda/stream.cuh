@@ -40,6 +40,13 @@ class Stream {
     for (uint32_t copy : first_) Issue(copy);
   }
 
+  /// All stages have been read: another stream may have the barriers.
+  __device__ __forceinline__ void Close() const {
+    const int lane = threadIdx.x & 31;
+    if (lane < kStageSlots) ptx::BarrierInvalidate(barriers_ + 8 * lane);
+    __syncwarp();
+  }
+
   __device__ __forceinline__ uint32_t ring() const { return ring_; }
 
   /// Waits for the next stage and returns where its mask block lies.

@@ -1,56 +1,12 @@
 // Launches the kernel for teams of four warps.
 #pragma once
 
-#include <algorithm>
-
-#include "ops/cuda/launch.h"
-#include "ops/cuda/tensor_map.h"
-#include "ops/sparse-matmul/cuda/column_launch.h"
 #include "ops/sparse-matmul/cuda/row_group_kernel.cuh"
+#include "ops/sparse-matmul/cuda/warpgroup_instance.cuh"
 #include "ops/sparse-matmul/cuda/warpgroup_kernel.cuh"
 #include "ops/sparse-matmul/cuda/wide_kernel.cuh"
 
 namespace flashllm::cuda {
-
-using GroupKernel = void(GroupParams);
-
-/// kKernel: a kernel on the layouts of these teams, its thread block as Shape says.
-template <typename Shape, GroupKernel* kKernel>
-struct GroupInstance {
-  static constexpr int kWidth = Shape::kWidth;
-
-  static cudaError_t Launch(const WeightPlan& plan, const void* layout, const MatMulArgs& args, cudaStream_t stream) {
-    GroupParams params = {};
-    params.columns = MakeParams(plan, layout, args);
-    if (params.columns.x_aligned) {
-      const int rows = static_cast<int>(std::min<int64_t>(kWidth, (args.n + 7) / 8 * 8));
-      params.x_box_bytes = rows * kChunkK * 2;
-      if constexpr (!Shape::kXByLoads) {
-        const cudaError_t error = EncodeTensorMap(plan.device.encode_tensor_map, args.x, args.n, plan.in_features,
-                                                  plan.in_features, rows, &params.x_map);
-        if (error != cudaSuccess) return error;
-      }
-    }
-    LaunchShape shape;
-    shape.grid =
-        dim3(plan.blocks / plan.row_groups * plan.cluster, static_cast<unsigned>((args.n + kWidth - 1) / kWidth));
-    shape.threads = Shape::kThreads;
-    shape.shared_bytes = Shape::kSharedBytes;
-    shape.cluster = plan.cluster;
-    shape.programmatic = args.programmatic;
-    return LaunchKernel(kKernel, shape, params, stream);
-  }
-
-  /// False in `exists` where this library has no code of the kernel for the current device.
-  static cudaError_t Prepare(bool* exists) {
-    cudaFuncAttributes attributes;
-    const cudaError_t error = cudaFuncGetAttributes(&attributes, kKernel);
-    if (error != cudaSuccess) return error;
-    *exists = attributes.binaryVersion == 90;
-    if (!*exists) return cudaSuccess;
-    return cudaFuncSetAttribute(kKernel, cudaFuncAttributeMaxDynamicSharedMemorySize, Shape::kSharedBytes);
-  }
-};
 
 /// Instances for 8, 16, 32, 64 and 128 columns.
 template <Columns kColumns>
@@ -87,9 +43,25 @@ struct GroupInstances {
     return LaunchNarrow(plan, layout, last, stream);
   }
 
+  /// Blocks of 256 columns; what is left goes by a kernel for so many.
+  template <int kRowGroups>
+  static cudaError_t LaunchMany(const WeightPlan& plan, const void* layout, const MatMulArgs& args,
+                                cudaStream_t stream) {
+    constexpr auto kLaunch = kColumns == Columns::kHalves ? LaunchManyHalves : LaunchManyWords;
+    constexpr int64_t kWidth = 256, kLess = 192;
+    const int64_t left = args.n < kWidth || args.n % kWidth > kLess ? 0 : args.n % kWidth, many = args.n - left;
+    const cudaError_t error = kLaunch(plan, layout, SliceColumns(plan, args, 0, many), stream);
+    if (error != cudaSuccess || left == 0) return error;
+    MatMulArgs last = SliceColumns(plan, args, many, left);
+    last.programmatic = true;  // the kernel before writes nothing that it reads ahead of its wait
+    return LaunchRowGroups<kRowGroups>(plan, layout, last, stream);
+  }
+
   template <int kRowGroups>
   static cudaError_t LaunchRowGroups(const WeightPlan& plan, const void* layout, const MatMulArgs& args,
                                      cudaStream_t stream) {
+    const bool many = args.n > 128 && TakesManyColumns(plan) && reinterpret_cast<uintptr_t>(args.x) % 16 == 0;
+    if (many) return LaunchMany<kRowGroups>(plan, layout, args, stream);
     const auto launch = args.n <= 32   ? RowGroups<4, kRowGroups>::Launch
                         : args.n <= 64 ? RowGroups<8, kRowGroups>::Launch
                                        : RowGroups<kMostRowGroupTiles<kRowGroups>, kRowGroups>::Launch;

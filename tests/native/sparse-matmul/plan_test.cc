@@ -205,6 +205,45 @@ TEST_CASE("row groups are for more than 16 columns, where weights have tiles for
   CHECK(plan.row_groups == 1);
 }
 
+TEST_CASE("more than 128 columns take full row blocks in pairs, however many the GPU runs at once") {
+  const DeviceInfo gpu = H200();
+  const auto plan_of = [&](int64_t in, int64_t out, double density, PlanOptions options) {
+    const WeightPlan plan = Plan(gpu, in, Even(out, in, density), options);
+    CheckCut(plan);
+    return plan;
+  };
+  PlanOptions few, many;
+  few.expected_n = 256, many.expected_n = 1024;
+  CHECK(Choice(plan_of(7168, 28672, 0.5, few)) == 2114);   // OPT-30B: fc1
+  CHECK(Choice(plan_of(28672, 7168, 0.2, few)) == 2124);   // fc2: 56 pairs would leave most multiprocessors idle
+  CHECK(Choice(plan_of(28672, 7168, 0.2, many)) == 2114);  // but there are four blocks of columns
+  for (const auto& [in, out] : {std::pair<int64_t, int64_t>{7168, 28672}, {5120, 5120}, {1000, 250}, {64, 17}}) {
+    const WeightPlan plan = plan_of(in, out, 0.3, few);
+    CAPTURE(out);
+    CHECK(TakesManyColumns(plan));
+    CHECK(plan.blocks == (out + 127) / 128 * 2);
+    CHECK(plan.panel_start[plan.blocks] == plan.blocks);
+  }
+  // Nonzeros in few rows do not make for blocks of many tiles.
+  std::vector<int32_t> rows(7168, 0);
+  std::fill(rows.begin(), rows.begin() + 896, 7168);
+  CHECK(TakesManyColumns(Plan(gpu, 7168, rows, few)));
+  // What the kernel cannot have: K that TMA does not read, one tile, more row blocks than a plan has, other teams.
+  CHECK(!TakesManyColumns(plan_of(1001, 250, 0.3, few)));
+  CHECK(!TakesManyColumns(plan_of(1000, 16, 0.3, few)));
+  CHECK(plan_of(64, 49152, 0.01, few).blocks <= 132 * 4);
+  few.team = static_cast<int>(Team::kWarpgroup);
+  CHECK(plan_of(7168, 28672, 0.5, few).team == Team::kWarpgroup);
+  few.team = -1, few.columns = static_cast<int>(Columns::kHalves), few.cluster = 4;
+  CHECK(Choice(plan_of(7168, 28672, 0.5, few)) == 2044);
+  // A layout for 32 columns is decoded so too, unless its warps have large rings.
+  PlanOptions expected;
+  expected.expected_n = 32;
+  CHECK(TakesManyColumns(plan_of(7168, 28672, 0.5, expected)));
+  expected.cluster = 1, expected.team = static_cast<int>(Team::kRowGroup), expected.row_groups = 2;
+  CHECK(!TakesManyColumns(plan_of(7168, 7168, 0.5, expected)));
+}
+
 TEST_CASE("runs of row groups share out shared memory") {
   for (int runs = 1; runs <= 24; ++runs) {
     const int rows = RowGroupRingRows(runs);

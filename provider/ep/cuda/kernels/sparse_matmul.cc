@@ -71,7 +71,7 @@ void SparseMatMul::Run(const Call& call) {
     CheckLaunch(cuda::Launch(packed_plan, weight_->jagged(), weight_->parts(), args, call.stream()));
     return;
   }
-  if (args.n >= cuda::PrefillColumns(plan) && cuda::SupportsPrefill(plan, type_)) {
+  if (cuda::SupportsPrefill(plan, type_) && cuda::PrefillIsFaster(plan, args.n)) {
     const int64_t bytes = cuda::PrefillScratchBytes(plan);
     const Scratch scratch(&ep().pool(), static_cast<size_t>(bytes), call.stream());
     CheckLaunch(cuda::PrefillMatMul(plan, weight_->layout(), ep().gpu().dense_device(), args, scratch.get(), bytes,
