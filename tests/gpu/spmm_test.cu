@@ -496,6 +496,8 @@ void RunAll(const cuda::DeviceInfo& device, bool quick) {
   };
   for (const char* pattern : patterns) {
     for (int64_t n : {150, 250, 300}) run_row_groups(440, quick ? 1000 : 3000, n, 4, 1, pattern);
+    for (int64_t n : {170, 260}) run_row_groups(350, quick ? 1000 : 3000, n, 3, 1, pattern);
+    run_row_groups(150, quick ? 1000 : 3000, 200, 3, 4, pattern);  // an odd number of row blocks
     run_row_groups(120, quick ? 1000 : 3000, 200, 2, 2, pattern);
     run_many(few, 650, quick ? 1000 : 3000, 256, 1, pattern);
     run_many(few, 300, quick ? 1000 : 3000, 180, 2, pattern);
@@ -558,7 +560,7 @@ void RunTiny(const cuda::DeviceInfo& device) {
   cuda::DeviceInfo few = device;
   few.clusters[0] = few.clusters[1] = few.clusters[2] = 1;
   for (int cluster : {1, 2, 4}) {
-    for (int64_t n : {8, 16, 27, 50, 100}) {
+    for (int64_t n : {8, 16, 27, 50, 100, 160, 250}) {
       for (int columns : {0, 1}) {
         Case c{120, 520, n, "uniform50", ValueType::kFloat16, ElementType::kFloat16, cluster, true, true, true};
         c.columns = columns;

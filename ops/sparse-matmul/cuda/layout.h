@@ -249,11 +249,11 @@ static_assert(MaskSlotBytes(Team::kRowTriplet) == MaskSlotBytes(Team::kRowGroup)
 /// it is for neither runs nor X.
 constexpr int kManyColumnsRuns = 8, kManyColumnsSharedBytes = 227 << 10, kManyColumnsOtherBytes = 17 << 10;
 
-/// Whether Launch decodes a weight once for 256 columns: layouts of 16 warps with row groups, whose rings leave room
-/// for two chunks of X, and X that TMA can read.
+/// Whether Launch decodes a weight once for 256 columns: layouts with row groups whose rings leave room for two chunks
+/// of X, and X that TMA can read.
 inline bool TakesManyColumns(const WeightPlan& plan) {
   constexpr int kTwoChunks = 2 * 256 * 64 * 2;
-  return plan.layout == Layout::kColumns && plan.team == Team::kRowGroup && plan.in_features % 8 == 0 &&
+  return plan.layout == Layout::kColumns && HasRowGroups(plan.team) && plan.in_features % 8 == 0 &&
          kManyColumnsRuns * RunBytes(plan.team, plan.ring_rows) + kTwoChunks + kManyColumnsOtherBytes <=
              kManyColumnsSharedBytes;
 }

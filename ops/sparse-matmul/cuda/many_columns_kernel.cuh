@@ -12,7 +12,8 @@ namespace flashllm::cuda {
 struct ManyColumnsParams {
   GroupParams group;
   int x_slots;  // chunks of X in shared memory
-  int pairs;    // of row blocks
+  int blocks;   // row blocks
+  int pairs;    // of them
   int jobs;     // a pair of row blocks and a block of columns each
 };
 
@@ -78,8 +79,14 @@ struct Job {
     next.number += gridDim.x / p.group.columns.partition.cluster;
     return next;
   }
+  /// A warpgroup's row block; of an odd number of them the last has none.
   __device__ __forceinline__ int RowBlock(const ManyColumnsParams& p, int group) const {
-    return 2 * (number % p.pairs) + group;
+    return min(2 * (number % p.pairs) + group, p.blocks - 1);
+  }
+  __device__ __forceinline__ bool HasTile(const ManyColumnsParams& p, int group, int tile) const {
+    const int row_block = 2 * (number % p.pairs) + group;
+    const uint16_t* const start = p.group.columns.partition.tile_start;
+    return row_block < p.blocks && tile < start[row_block + 1] - start[row_block];
   }
   __device__ __forceinline__ int Column(const ManyColumnsParams& p, int width) const {
     return number / p.pairs * width;
@@ -216,11 +223,11 @@ __device__ __forceinline__ void StoreTileOfCluster(const ColumnParams& p, const 
 
 #endif
 
-template <Columns kColumns, int kNTiles>
-__global__ void __launch_bounds__(ManyColumnsShape<kColumns, kNTiles>::kThreads, 1)
+template <Columns kColumns, int kNTiles, Team kTeam>
+__global__ void __launch_bounds__(ManyColumnsShape<kColumns, kNTiles, kTeam>::kThreads, 1)
     ManyColumnsMatMul(const __grid_constant__ ManyColumnsParams p) {
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
-  using Shape = ManyColumnsShape<kColumns, kNTiles>;
+  using Shape = ManyColumnsShape<kColumns, kNTiles, kTeam>;
   extern __shared__ __align__(1024) uint8_t shared[];
   const Partition& cut = p.group.columns.partition;
   const int first_lane = ptx::ClusterRank() * cut.lanes;
@@ -248,10 +255,6 @@ __global__ void __launch_bounds__(ManyColumnsShape<kColumns, kNTiles>::kThreads,
   const int tile = (warp + group) % kGroupWarps;
   uint8_t* const ring = shared + p.x_slots * Shape::kChunkBytes + warp * RunBytes(Shape::kTeam, cut.ring_rows);
   const uint32_t barriers = ptx::SharedAddress(shared) + Shape::kBarriersAt + warp * kRunBarrierBytes;
-  const auto has_tile = [&](const Job& job) {
-    const int row_block = job.RowBlock(p, group);
-    return tile < cut.tile_start[row_block + 1] - cut.tile_start[row_block];
-  };
   const auto run_of = [&](const Job& job, int lane) {
     const int row_block = job.RowBlock(p, group), of_block = first_lane + lane;
     const int turn = FirstTile(Shape::kTeam, 0, of_block + row_block % cut.row_groups);
@@ -263,7 +266,7 @@ __global__ void __launch_bounds__(ManyColumnsShape<kColumns, kNTiles>::kThreads,
   };
   Job job;
   RunState<kColumns, Shape::kTeam> run = run_of(job, 0);
-  bool exists = has_tile(job);
+  bool exists = job.HasTile(p, group, tile);
   if (exists) run.stream.Start();
   ptx::GrowRegisters<Shape::kConsumerRegisters>();
   ChunkQueue<Shape> x(shared, p.x_slots);
@@ -277,7 +280,7 @@ __global__ void __launch_bounds__(ManyColumnsShape<kColumns, kNTiles>::kThreads,
     const int row0 = (cut.tile_start[job.RowBlock(p, group)] + tile) * kTileRows;
     const bool stores = exists;
     const auto begin = [&](const Job& of, int lane) {
-      exists = has_tile(of);
+      exists = of.HasTile(p, group, tile);
       run.stream.Close();
       run = run_of(of, lane);
       if (exists) run.stream.Start();

@@ -8,9 +8,9 @@ namespace flashllm::cuda {
 
 /// Two warpgroups, each with a row block of up to four tiles at a time: a warp has one tile and so many sums of it that
 /// half of its registers hold them.
-template <Columns kKind, int kNTiles>
+template <Columns kKind, int kNTiles, Team kOfTeam>
 struct ManyColumnsShape {
-  static constexpr Team kTeam = Team::kRowGroup;
+  static constexpr Team kTeam = kOfTeam;
   static constexpr Columns kColumns = kKind;
   static constexpr int kGroups = kManyColumnsRuns / kGroupWarps, kWarps = kManyColumnsRuns;
   static constexpr int kConsumers = 32 * kWarps, kStartThreads = kConsumers + 32;
@@ -35,7 +35,7 @@ struct ManyColumnsShape {
     const int slots = (kStagingAt - kWarps * RunBytes(kTeam, ring_rows)) / kChunkBytes;
     return slots < kMostSlots ? slots : kMostSlots;
   }
-  static_assert(kWarps * kNTiles * 512 <= 2 * kChunkBytes + kWarps * RunBytes(kTeam, WindowRows(kTeam)),
+  static_assert(kWarps * kNTiles * 512 <= kStagingAt - kChunkBytes,
                 "all sums of a cluster's block fit where X and runs were");
 };
 

@@ -57,16 +57,16 @@ int64_t JaggedColumns(const WeightPlan& plan) {
 bool PrefillIsFaster(const WeightPlan& plan, int64_t n) {
   if (plan.layout == Layout::kJagged) return n > JaggedColumns(plan);
   if (plan.team == Team::kWarp) return n > 96;
-  if (!TakesWideColumns(plan)) return n > 192;
-  if (n <= 256) return false;
-  if (!TakesManyColumns(plan)) {
-    constexpr double kMany = 0.35;  // of all elements: with more nonzeros three decodings take longer than expansion
-    return n > 384 || plan.nnz > kMany * plan.out_features * plan.in_features;
+  if (TakesManyColumns(plan)) {
+    if (n <= 256) return false;
+    const WeightShape shape = ShapeOf(plan);
+    const int at_once = std::max(1, plan.device.clusters[plan.cluster / 2]), pairs = (plan.blocks + 1) / 2;
+    return ExpansionTime(shape, plan.columns, plan.device.memory_gbs, n) <
+           ManyColumnsTime(shape, {plan.team, plan.cluster, plan.columns, plan.row_groups}, pairs, at_once, n);
   }
-  const WeightShape shape = ShapeOf(plan);
-  const int at_once = std::max(1, plan.device.clusters[plan.cluster / 2]);
-  return ExpansionTime(shape, plan.columns, plan.device.memory_gbs, n) <
-         ManyColumnsTime(shape, {plan.team, plan.cluster, plan.columns, plan.row_groups}, plan.blocks / 2, at_once, n);
+  if (!TakesWideColumns(plan)) return n > 192;
+  constexpr double kMany = 0.35;  // of all elements: with more nonzeros three decodings take longer than expansion
+  return n > (plan.nnz > kMany * plan.out_features * plan.in_features ? 256 : 384);
 }
 
 bool SupportsPrefill(const WeightPlan& plan, ElementType type) {
