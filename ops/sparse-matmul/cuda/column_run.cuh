@@ -38,6 +38,13 @@ struct RunState {
     asm volatile("mov.u32 %0,%%laneid;" : "=r"(lane_));  // read once: nothing else keeps the compiler from it
   }
 
+  /// Another run of the warp, once this one has been read to its end. It begins with stream.Start() too.
+  __device__ __forceinline__ void Next(const ColumnParams& p, int index, int first, int end) {
+    stream.Next(reinterpret_cast<const RunRecord*>(p.layout) + index);
+    cursor = Cursor<kColumns>(stream.ring(), lane_);
+    first_unit = first, end_unit = end;
+  }
+
   /// Waits for the next stage of a panel of depth kDepth and reads the lane's mask words. `all`: else, which takes a
   /// kRagged, the run has a tile less.
   template <int kDepth, bool kRagged, int kWords>

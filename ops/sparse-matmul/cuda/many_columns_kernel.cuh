@@ -258,14 +258,12 @@ __global__ void __launch_bounds__(ManyColumnsShape<kColumns, kNTiles, kTeam>::kT
   const auto run_of = [&](const Job& job, int lane) {
     const int row_block = job.RowBlock(p, group), of_block = first_lane + lane;
     const int turn = FirstTile(Shape::kTeam, 0, of_block + row_block % cut.row_groups);
-    const int index =
-        (row_block * cut.lanes * cut.cluster + of_block) * kGroupWarps + ((tile - turn) & (kGroupWarps - 1));
-    return RunState<kColumns, Shape::kTeam>(p.group.columns, index, cut.lane_unit[of_block],
-                                            cut.lane_unit[of_block + 1], ptx::SharedAddress(ring), barriers,
-                                            cut.ring_rows * kValueRowBytes);
+    return (row_block * cut.lanes * cut.cluster + of_block) * kGroupWarps + ((tile - turn) & (kGroupWarps - 1));
   };
   Job job;
-  RunState<kColumns, Shape::kTeam> run = run_of(job, 0);
+  RunState<kColumns, Shape::kTeam> run(p.group.columns, run_of(job, 0), cut.lane_unit[first_lane],
+                                       cut.lane_unit[first_lane + 1], ptx::SharedAddress(ring), barriers,
+                                       cut.ring_rows * kValueRowBytes);
   bool exists = job.HasTile(p, group, tile);
   if (exists) run.stream.Start();
   ptx::GrowRegisters<Shape::kConsumerRegisters>();
@@ -281,8 +279,8 @@ __global__ void __launch_bounds__(ManyColumnsShape<kColumns, kNTiles, kTeam>::kT
     const bool stores = exists;
     const auto begin = [&](const Job& of, int lane) {
       exists = of.HasTile(p, group, tile);
-      run.stream.Close();
-      run = run_of(of, lane);
+      run.Next(p.group.columns, run_of(of, lane), cut.lane_unit[first_lane + lane],
+               cut.lane_unit[first_lane + lane + 1]);
       if (exists) run.stream.Start();
     };
     typename Shape::Sums sums = {};

@@ -24,27 +24,25 @@ class Stream {
   __device__ __forceinline__ Stream(const uint8_t* layout, const RunRecord* record, uint32_t ring, int ring_bytes,
                                     uint32_t barriers)
       : layout_(layout), ring_(ring), slots_(ring + ring_bytes), barriers_(barriers) {
-    const uint4* const words = reinterpret_cast<const uint4*>(record);
-    const uint4 head = __ldg(words), more = __ldg(words + 1);
-    masks_ = head.x, values_ = head.y;
-    first_[0] = head.z, first_[1] = head.w, first_[2] = more.x, first_[3] = more.y;
+    Next(record);
     const int lane = threadIdx.x & 31;
     if (lane < kStageSlots) ptx::BarrierInit(barriers_ + 8 * lane, ptx::kCopyArrivals);
     ptx::BarrierInitFence();
     __syncwarp();
   }
 
+  /// All stages have been read: those of another run follow.
+  __device__ __forceinline__ void Next(const RunRecord* record) {
+    const uint4* const words = reinterpret_cast<const uint4*>(record);
+    const uint4 head = __ldg(words), more = __ldg(words + 1);
+    masks_ = head.x, values_ = head.y;
+    first_[0] = head.z, first_[1] = head.w, first_[2] = more.x, first_[3] = more.y;
+  }
+
   /// Starts the first copies: the ring is the stream's from now on.
   __device__ __forceinline__ void Start() {
 #pragma unroll
     for (uint32_t copy : first_) Issue(copy);
-  }
-
-  /// All stages have been read: another stream may have the barriers.
-  __device__ __forceinline__ void Close() const {
-    const int lane = threadIdx.x & 31;
-    if (lane < kStageSlots) ptx::BarrierInvalidate(barriers_ + 8 * lane);
-    __syncwarp();
   }
 
   __device__ __forceinline__ uint32_t ring() const { return ring_; }
