@@ -142,17 +142,6 @@ class ChunkProducer {
   uint32_t parity_ = 0, again_ = 0;
 };
 
-/// Where a lane finds the outputs of a task, which is the even or the odd columns of an accumulator tile: two rows of
-/// one of four columns, registers `from` and `from` + 4 lanes of the tile.
-struct TaskLane {
-  int rows, t, from;
-
-  __device__ __forceinline__ TaskLane() {
-    const int lane = threadIdx.x & 31;
-    rows = 2 * (lane & 7), t = lane >> 3, from = (rows & 7) * 4 + t + (rows >> 3) * 64;
-  }
-};
-
 /// Accumulator tiles kFirst to kFirst + kCount - 1 of a warp, into shared memory.
 template <int kFirst, int kCount, typename Sums>
 __device__ __forceinline__ void PutSums(const Sums& sums, float* parts) {
@@ -170,7 +159,7 @@ template <typename Shape, int kFirst = 0>
 __device__ __forceinline__ void StoreTile(const ColumnParams& p, const typename Shape::Sums& sums, float* parts,
                                           int row0, int column0) {
   constexpr int kAtOnce = Shape::kAtOnce;
-  const TaskLane own;
+  const SumLane own;
   __syncwarp();
   PutSums<kFirst, kAtOnce>(sums, parts);
   __syncwarp();
@@ -189,7 +178,7 @@ __device__ __forceinline__ void StoreTile(const ColumnParams& p, const typename 
 template <typename Shape>
 __device__ __forceinline__ void StoreTileOfCluster(const ColumnParams& p, const typename Shape::Sums& sums, float* area,
                                                    bool exists, int row0, int column0) {
-  const TaskLane own;
+  const SumLane own;
   const int cluster = p.partition.cluster, rank = ptx::ClusterRank(), share = 2 * Shape::kNumTiles / cluster;
   float* const parts = area + threadIdx.x / 32 * Shape::kNumTiles * 128;
   ptx::NamedSync(kSumBarrier, Shape::kConsumers);

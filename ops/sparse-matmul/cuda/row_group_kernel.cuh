@@ -144,9 +144,7 @@ __device__ __forceinline__ void StoreRowGroups(const ColumnParams& p, const type
   } else {
     ptx::NamedSync(kSumBarrier, Shape::kConsumers);
   }
-  // A task is the even or the odd columns of an accumulator tile. A lane has two rows of one of four columns, which are
-  // registers `from` and `from` + 4 lanes of the tile.
-  const int rows = 2 * (lane & 7), t = lane >> 3, from = (rows & 7) * 4 + t + (rows >> 3) * 64;
+  const SumLane own;
   constexpr int kTasks = kRowGroups * kGroupWarps * kTiles * 2;
 #pragma unroll 1
   for (int task = rank * Shape::kWarps + warp; task < kTasks; task += cluster * Shape::kWarps) {
@@ -160,7 +158,7 @@ __device__ __forceinline__ void StoreRowGroups(const ColumnParams& p, const type
         // The warp whose tile it is, there.
         const int turn = block * Shape::kLanes + k_lane + group, of = (tile - turn) & (kGroupWarps - 1);
         const float* const part =
-            parts + ((group * Shape::kLanes + k_lane) * kGroupWarps + of) * kWarpFloats + j * 128 + odd * 32 + from;
+            parts + ((group * Shape::kLanes + k_lane) * kGroupWarps + of) * kWarpFloats + j * 128 + odd * 32 + own.from;
         if (cluster > 1) {
           two[0] += ptx::LoadCluster(ptx::SharedAddress(part), block);
           two[1] += ptx::LoadCluster(ptx::SharedAddress(part + 4), block);
@@ -169,7 +167,7 @@ __device__ __forceinline__ void StoreRowGroups(const ColumnParams& p, const type
         }
       }
     }
-    StoreRows(p, (cut.tile_start[row_block] + tile) * kTileRows + rows, column0 + 8 * j + 2 * t + odd, two);
+    StoreRows(p, (cut.tile_start[row_block] + tile) * kTileRows + own.rows, column0 + 8 * j + 2 * own.t + odd, two);
   }
   if (cluster > 1) {
     ptx::ClusterArrive();  // another block may still read what is here

@@ -61,6 +61,18 @@ struct GroupShape {
   static_assert(kXBarriersAt + kGroups * kLargeSlots * 16 <= kSharedBytes, "barriers fit");
 };
 
+/// Outputs are stored from sums that lie in shared memory by accumulator tile, register and lane, a task at a time: the
+/// even or the odd columns of a tile. A lane has two rows of one of four columns, 8 j + 2 t (+ 1), which are registers
+/// `from` and `from` + 4 lanes of the tile.
+struct SumLane {
+  int rows, t, from;
+
+  __device__ __forceinline__ SumLane() {
+    const int lane = threadIdx.x & 31;
+    rows = 2 * (lane & 7), t = lane >> 3, from = (rows & 7) * 4 + t + (rows >> 3) * 64;
+  }
+};
+
 /// Named barriers of a thread block: of the warps that decode, while they sum; of all, between panels; of all, once X's
 /// barriers are ready.
 constexpr int kSumBarrier = 1, kPanelBarrier = 2, kStartBarrier = 3;

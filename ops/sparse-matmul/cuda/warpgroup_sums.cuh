@@ -19,11 +19,9 @@ template <int kNTiles, int kGroups, int kAtOnce, bool kCluster>
 __device__ __forceinline__ void StoreSums(const ColumnParams& p, const float* area, int first, int first_tile,
                                           int tiles, int column0) {
   using Shape = GroupShape<kNTiles, kGroups>;
-  const int warp = threadIdx.x / 32, lane = threadIdx.x & 31;
+  const int warp = threadIdx.x / 32;
   const int cluster = kCluster ? p.partition.cluster : 1, rank = kCluster ? ptx::ClusterRank() : 0;
-  // A task is the even or the odd columns of one of the four warps' accumulator tiles. A lane has two rows of one of
-  // four columns, which are registers `from` and `from` + 4 lanes of the tile.
-  const int rows = 2 * (lane & 7), t = lane >> 3, from = (rows & 7) * 4 + t + (rows >> 3) * 64;
+  const SumLane own;
   const int count = min(kAtOnce, PanelDepth(Team::kWarpgroup, tiles) * kNTiles - first) * kGroupWarps * 2;
 #pragma unroll(kCluster ? 1 : 4)
   for (int task = rank * Shape::kWarps + warp; task < count; task += cluster * Shape::kWarps) {
@@ -35,7 +33,7 @@ __device__ __forceinline__ void StoreSums(const ColumnParams& p, const float* ar
 #pragma unroll
       for (int group = 0; group < kGroups; ++group) {
         const float* const parts =
-            area + PartsAt<kAtOnce>(group * kGroupWarps + WarpOfTile<Shape::kRuns>(group, of), i) + odd * 32 + from;
+            area + PartsAt<kAtOnce>(group * kGroupWarps + WarpOfTile<Shape::kRuns>(group, of), i) + odd * 32 + own.from;
         if constexpr (kCluster) {
           sums[0] += ptx::LoadCluster(ptx::SharedAddress(parts), block);
           sums[1] += ptx::LoadCluster(ptx::SharedAddress(parts + 4), block);
@@ -44,7 +42,7 @@ __device__ __forceinline__ void StoreSums(const ColumnParams& p, const float* ar
         }
       }
     }
-    StoreRows(p, (first_tile + tile) * kTileRows + rows, column0 + 8 * j + 2 * t + odd, sums);
+    StoreRows(p, (first_tile + tile) * kTileRows + own.rows, column0 + 8 * j + 2 * own.t + odd, sums);
   }
 }
 
