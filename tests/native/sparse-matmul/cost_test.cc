@@ -116,3 +116,35 @@ TEST_CASE("the formula of a product's time is the one that its constants were fi
     CHECK(std::abs(100 * std::sqrt(squares / count) - fitted.off) < 0.01);
   }
 }
+
+TEST_CASE("more than 128 columns take about as long as is expected of them") {
+  double squares = 0, count = 0, off_most = 0;
+  for (const char* name : {"2026-11-29-h200-spmm.json", "2026-11-29-h200-spmm-opt-13b.json"}) {
+    std::ifstream file(std::string(FLASHLLM_SOURCE "/bench/results/") + name);
+    for (std::string line; std::getline(file, line);) {
+      char matrix[8], kernel[16];
+      long long rows = 0, k = 0;
+      int n = 0, warps = 0;
+      double sparsity = 0, microseconds = 0;
+      LayoutChoice choice;
+      if (std::sscanf(
+              line.c_str(),
+              " {\"matrix\": \"%7[^\"]\", \"m\": %lld, \"k\": %lld, \"n\": %d, \"sparsity\": %lf, \"cluster\": %d, "
+              "\"kernel\": \"%15[^\"]\", \"teamWarps\": %d, \"rowGroups\": %d",
+              matrix, &rows, &k, &n, &sparsity, &choice.cluster, kernel, &warps, &choice.row_groups) != 9 ||
+          n <= 128 || std::strcmp(kernel, "words") != 0)
+        continue;
+      const char* const plain = std::strstr(line.c_str(), "\"plainUs\": ");
+      REQUIRE(plain != nullptr);
+      REQUIRE(std::sscanf(plain, "\"plainUs\": %lf", &microseconds) == 1);
+      choice.team = Team::kRowGroup, choice.columns = Columns::kWords;
+      const WeightShape shape = {rows / kTileRows, k / kUnitK, 1 - sparsity};
+      const int64_t pairs = (shape.tiles + 7) / 8, at_once = choice.cluster == 1 ? 132 : choice.cluster == 2 ? 66 : 30;
+      const double error = std::log(ManyColumnsTime(shape, choice, pairs, at_once, n) / microseconds);
+      squares += error * error, ++count, off_most = std::max(off_most, std::abs(error));
+    }
+  }
+  REQUIRE(count == 111);
+  CHECK(std::sqrt(squares / count) < 0.07);
+  CHECK(off_most < 0.25);
+}
