@@ -280,7 +280,7 @@ void FloatToHalfAll(const float* in, int64_t count, uint8_t* out) {
 constexpr Kernels kKernels = {"avx2",
                               8,
                               {0.91, 0.86, 0.82, 0.78, 0.75, 0.75, 0.65, 0.55},
-                              2,  // there is no cheap permutation of 64
+                              {2, 2, 2, 2},  // there is no cheap permutation of 64
                               0.75,
                               ExpandAny,
                               ListBits,

@@ -6,6 +6,8 @@
 #include <algorithm>
 #include <cstdlib>
 #include <cstring>
+#include <map>
+#include <mutex>
 #include <new>
 #include <vector>
 
@@ -27,6 +29,7 @@ constexpr int64_t kMaxIndexed = 1 << 16;
 // A tile of a block of k takes this many bytes: most of a first-level cache. Where nonzeros are few, longer lists pay
 // more than a second-level cache costs.
 constexpr int64_t kPanelBytes = 32 << 10;
+static_assert(kPanelBytes / (64 * 4) <= kMostExpandWords, "of one column");
 constexpr int64_t kSparsePanelBytes = 64 << 10;
 constexpr double kSparsePanelFrom = 0.87;
 // What is read of the weight before it is used block by block: half of a second-level cache.
@@ -106,7 +109,11 @@ class BlockedSparseMatMul final : public SparseMatMul {
     view_.values = static_cast<const uint8_t*>(weight.values);
     view_.type = weight.value_type;
     view_.dense = weight.nnz > elements_ / 5 * 2;
-    view_.sparse = Sparsity() >= kernels_.gather_from;
+    total_bytes_ = BytesBefore(weight.out_features);
+    view_.gather_columns = 0;
+    for (int columns = 1; columns <= kMaxGatherColumns; ++columns) {
+      if (Sparsity() >= kernels_.gather_from[columns - 1]) view_.gather_columns = columns;
+    }
     if (Sparsity() >= kernels_.index_from && 64 * view_.words <= kMaxIndexed) MakeIndex();
   }
 
@@ -138,13 +145,23 @@ class BlockedSparseMatMul final : public SparseMatMul {
     return m * (view_.row_bytes + 4) + LoadOffset(weight_.row_offsets, m) * SizeOf(weight_.value_type);
   }
 
-  // Rows that cut the weight into `tasks` parts of about equal bytes: tasks + 1 of them.
-  std::vector<int64_t> CutRows(int64_t tasks) const {
-    std::vector<int64_t> cuts(static_cast<size_t>(tasks + 1));
-    const int64_t total = BytesBefore(weight_.out_features);
+  // Rows that cut the weight into parts of about equal bytes, the first and the end too.
+  using Cuts = std::vector<int64_t>;
+
+  // Those of so many parts: found once. Where rows begin is spread over memory that is in no cache any more when a
+  // decoder's next step comes, and one thread would look for it while the others wait.
+  const Cuts& CutRows(int64_t tasks) const {
+    const std::lock_guard<std::mutex> lock(cuts_mutex_);
+    Cuts& cuts = cuts_[tasks];
+    if (cuts.empty()) cuts = FindCuts(tasks);
+    return cuts;
+  }
+
+  Cuts FindCuts(int64_t tasks) const {
+    Cuts cuts(static_cast<size_t>(tasks + 1));
     for (int64_t i = 1; i < tasks; ++i) {
       const int64_t target =
-          static_cast<int64_t>(static_cast<double>(total) * static_cast<double>(i) / static_cast<double>(tasks));
+          static_cast<int64_t>(static_cast<double>(total_bytes_) * static_cast<double>(i) / static_cast<double>(tasks));
       int64_t low = cuts[static_cast<size_t>(i - 1)], high = weight_.out_features;
       while (low < high) {
         const int64_t middle = (low + high) / 2;
@@ -161,7 +178,7 @@ class BlockedSparseMatMul final : public SparseMatMul {
   }
 
   int64_t TaskCount(int threads) const {
-    const int64_t by_bytes = BytesBefore(weight_.out_features) / kMinTaskBytes;
+    const int64_t by_bytes = total_bytes_ / kMinTaskBytes;
     return std::max<int64_t>(1, std::min({by_bytes, threads * kTasksPerThread, weight_.out_features}));
   }
 
@@ -173,7 +190,7 @@ class BlockedSparseMatMul final : public SparseMatMul {
       std::fill(x.get() + n * padded + weight_.in_features, x.get() + (n + 1) * padded, 0.0f);
     }
     const Tiling tiling(0, args.n, args.n);
-    const std::vector<int64_t> cuts = CutRows(threads > 1 ? TaskCount(threads) : 1);
+    const Cuts& cuts = CutRows(threads > 1 ? TaskCount(threads) : 1);
     Parallel(static_cast<int64_t>(cuts.size()) - 1, parallel_for, [&](int64_t task) {
       const int64_t end = cuts[static_cast<size_t>(task + 1)];
       for (int64_t m = cuts[static_cast<size_t>(task)]; m < end; m += kTaskRows) {
@@ -209,7 +226,7 @@ class BlockedSparseMatMul final : public SparseMatMul {
       Parallel(panels.blocks, parallel_for, fill);
     }
     const int64_t least = (weight_.out_features + kTaskRows - 1) / kTaskRows;
-    const std::vector<int64_t> cuts = CutRows(std::min(weight_.out_features, std::max(least, TaskCount(threads))));
+    const Cuts& cuts = CutRows(std::min(weight_.out_features, std::max(least, TaskCount(threads))));
     Parallel(static_cast<int64_t>(cuts.size()) - 1, parallel_for, [&](int64_t task) {
       const int64_t end = cuts[static_cast<size_t>(task + 1)];
       for (int64_t m = cuts[static_cast<size_t>(task)], rows; m < end; m += rows) {
@@ -221,7 +238,7 @@ class BlockedSparseMatMul final : public SparseMatMul {
 
   // Rows of which the weight stays in a second-level cache while their blocks go by.
   int64_t RowsReadAhead() const {
-    const int64_t row_bytes = BytesBefore(weight_.out_features) / weight_.out_features + 1;
+    const int64_t row_bytes = total_bytes_ / weight_.out_features + 1;
     return std::clamp<int64_t>(kReadAheadBytes / row_bytes, kGroupRows, kTaskRows);
   }
 
@@ -366,7 +383,10 @@ class BlockedSparseMatMul final : public SparseMatMul {
   const Kernels& kernels_;
   const int64_t elements_;
   WeightView view_;
-  std::vector<uint16_t> index_;  // k of each stored value; empty where lists are made from the bitmap
+  int64_t total_bytes_ = 0;
+  mutable std::mutex cuts_mutex_;
+  mutable std::map<int64_t, Cuts> cuts_;  // by their number; what is in a map stays where it is
+  std::vector<uint16_t> index_;           // k of each stored value; empty where lists are made from the bitmap
 };
 
 }  // namespace

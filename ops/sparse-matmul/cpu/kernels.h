@@ -18,8 +18,8 @@ struct WeightView {
   int64_t words;          // 64-bit words in a row of the bitmap
   const uint8_t* values;  // at any address
   ValueType type;
-  bool dense;   // more than 2 of 5 weights are stored
-  bool sparse;  // from Kernels::gather_from on
+  bool dense;          // more than 2 of 5 weights are stored
+  int gather_columns;  // up to how many columns `expand` takes the X to the values (Kernels::gather_from)
 };
 
 /// Rows, and words of their bitmaps, that are multiplied at once.
@@ -43,8 +43,10 @@ constexpr int64_t kListMultiple = 4;
 constexpr int64_t kListSlack = 64;
 /// Columns of a tile of X at most.
 constexpr int64_t kMaxTile = 64;
-/// Largest `columns` of Kernels::expand.
-constexpr int64_t kMaxExpandColumns = 8;
+/// Columns for which X may be taken to the values, at most.
+constexpr int kMaxGatherColumns = 4;
+/// Largest `columns` of Kernels::expand, and words of a range.
+constexpr int64_t kMaxExpandColumns = 8, kMostExpandWords = 128;
 
 struct Kernels {
   const char* name;
@@ -54,9 +56,9 @@ struct Kernels {
   /// From which sparsity on `list` and `accumulate` beat `expand`, for 1 to kMaxExpandColumns columns; measured.
   double skip_from[kMaxExpandColumns];
 
-  /// From which sparsity on `expand` of few columns takes the X to the values instead of putting these between zeros
-  /// (WeightView::sparse); measured. More than 1: never.
-  double gather_from;
+  /// From which sparsity on `expand` takes the X to the values instead of putting these between zeros, for 1 to
+  /// kMaxGatherColumns columns; measured. More than 1: never.
+  double gather_from[kMaxGatherColumns];
 
   /// From which sparsity on the positions of all nonzeros are kept beside the weight, two bytes each, so that `list` is
   /// not called at run time; measured: below it, reading them takes longer than listing.

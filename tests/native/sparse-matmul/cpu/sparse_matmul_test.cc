@@ -204,7 +204,7 @@ TEST_CASE("every pattern, value type and type of X") {
   for (Pattern pattern : AllPatterns()) {
     for (ValueType value_type : kValueTypes) {
       for (ElementType type : {ElementType::kFloat32, ElementType::kFloat16}) {
-        for (double sparsity : {0.7, 0.85}) {
+        for (double sparsity : {0.7, 0.85, 0.9}) {
           for (int64_t n : {1, 2, 3, 4, 8, 20}) CheckEverywhere({70, 200, n, sparsity, pattern, value_type, type});
         }
       }
