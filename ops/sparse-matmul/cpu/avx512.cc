@@ -86,10 +86,17 @@ inline Quarters Expand<Float>(uint64_t word, const uint8_t* values) {
 // stop.
 constexpr int64_t kValuesAhead = 8192, kBitsAhead = 4096;
 
-// Brings what follows, word by word. Weights are read once a product: they need no place in the caches.
-inline void Prefetch(const uint8_t* values, const uint8_t* bits, int64_t word) {
-  _mm_prefetch(reinterpret_cast<const char*>(values + kValuesAhead), _MM_HINT_NTA);
+// Brings what follows, word by word. Where whole rows are read, one after the other, what is read needs no place in the
+// caches; where rows are read in pieces, what follows a piece is another one's, later.
+inline void Prefetch(const uint8_t* values, const uint8_t* bits, int64_t word, bool whole_rows) {
+  const auto* const next = reinterpret_cast<const char*>(values + kValuesAhead);
+  if (!whole_rows) return _mm_prefetch(next, _MM_HINT_T0);
+  _mm_prefetch(next, _MM_HINT_NTA);
   if (word % 8 == 0) _mm_prefetch(reinterpret_cast<const char*>(bits + 8 * word + kBitsAhead), _MM_HINT_NTA);
+}
+
+inline bool ReadsWholeRows(const WeightView& weight, const ExpandRange& range) {
+  return range.word_begin == 0 && range.word_end == weight.words;
 }
 
 // Rows × Columns sums at once. Each has kParts accumulators, so that enough multiplications are in flight.
@@ -97,6 +104,7 @@ template <typename Type, int Rows, int Columns>
 inline void ExpandRows(const WeightView& weight, const ExpandRange& range, int64_t row, const float* x, float* out) {
   constexpr int kParts = Columns == 1 ? 4 : Columns <= 3 ? 2 : 1;
   const int64_t x_stride = 64 * weight.words;
+  const bool whole_rows = ReadsWholeRows(weight, range);
   const uint8_t* bits[Rows];
   const uint8_t* values[Rows];
   __m512 acc[Rows][Columns][kParts];
@@ -113,7 +121,7 @@ inline void ExpandRows(const WeightView& weight, const ExpandRange& range, int64
       const uint64_t word = LoadWord(bits[r] + 8 * w);
       quarters[r] = Expand<Type>(word, values[r]);
       values[r] += Type::kSize * _mm_popcnt_u64(word);
-      Prefetch(values[r], bits[r], w);
+      Prefetch(values[r], bits[r], w, whole_rows);
     }
 #pragma GCC unroll 4
     for (int i = 0; i < 4; ++i) {
@@ -194,6 +202,7 @@ inline FullWord* GatherRows(const WeightView& weight, const ExpandRange& range, 
                             const float* x, float* sums, FullWord* full) {
   const int64_t x_stride = 64 * weight.words;
   const __m512i all = _mm512_load_si512(kPlaces);
+  const bool whole_rows = ReadsWholeRows(weight, range);
   const uint8_t* bits[Rows];
   int64_t value[Rows];
   __m512 sum[Rows][Columns];
@@ -211,7 +220,7 @@ inline FullWord* GatherRows(const WeightView& weight, const ExpandRange& range, 
       *full = {static_cast<int32_t>(row + r - first_row), static_cast<int32_t>(w), value[r]};
       full += count > 16;
       value[r] += count;
-      Prefetch(values, bits[r], w);
+      Prefetch(values, bits[r], w, whole_rows);
     }
   }
   for (int r = 0; r < Rows; ++r) {

@@ -29,9 +29,11 @@ constexpr int64_t kMaxIndexed = 1 << 16;
 // A tile of a block of k takes this many bytes: most of a first-level cache. Where nonzeros are few, longer lists pay
 // more than a second-level cache costs.
 constexpr int64_t kPanelBytes = 32 << 10;
-static_assert(kPanelBytes / (64 * 4) <= kMostExpandWords, "of one column");
 constexpr int64_t kSparsePanelBytes = 64 << 10;
 constexpr double kSparsePanelFrom = 0.87;
+// Where weights are expanded, X may take this many, of a second-level cache: a row that is read in pieces, one for each
+// block of k, costs more than X that comes from there.
+constexpr int64_t kExpandBytes = 128 << 10;
 // What is read of the weight before it is used block by block: half of a second-level cache.
 constexpr int64_t kReadAheadBytes = 512 << 10;
 // No task reads less of the weight than this, about what a core streams in the time it takes to hand a task over.
@@ -204,8 +206,8 @@ class BlockedSparseMatMul final : public SparseMatMul {
     float sums[kTaskRows * kMaxExpandColumns] = {};
     int64_t next[kTaskRows];
     for (int64_t r = 0; r < rows; ++r) next[r] = LoadOffset(weight_.row_offsets, m + r);
-    // As much of X at once as stays in a first-level cache while the rows go by.
-    const int64_t block = std::max<int64_t>(1, kPanelBytes / (64 * 4 * args.n));
+    // As much of X at once as stays in a cache while the rows go by.
+    const int64_t block = std::min(kMostExpandWords, kExpandBytes / (64 * 4 * args.n));
     for (int64_t word = 0; word < view_.words; word += block) {
       kernels_.expand(view_, {m, m + rows, word, std::min(view_.words, word + block), next}, x, args.n, sums);
     }
