@@ -1,8 +1,8 @@
 // Times SparseMatMul on the CPU without ONNX Runtime: for tuning the kernels. `npm run bench:cpu` compares sessions.
 //
 //   flashllm_cpu_kernel [isa] [threads] [float16|float32|bfloat16]
-// prints 10^9 weights a second (of the dense weight, best run) for OPT-1.3B's shapes. Weights come from a cache, and what
-// branches on them is foreseen: a model has neither. docs/cpu.md tells what that hides.
+// prints 10^9 weights a second (of the dense weight, best run) for OPT-1.3B's shapes. Weights come from a cache, and
+// what branches on them is foreseen: a model has neither. docs/cpu.md tells what that hides.
 #include <algorithm>
 #include <atomic>
 #include <cmath>

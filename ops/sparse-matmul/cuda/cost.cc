@@ -75,15 +75,13 @@ constexpr JaggedConstants kJaggedConstants[] = {{3.94, 1.119, 0.0797}, {4.78, 1.
 
 /// More than 128 columns: nanoseconds of a unit of a pair of row blocks, for the products of a column, and to decode
 /// with no nonzeros and with all (added to the former), of which the longer counts; microseconds of a launch, and of a
-/// pair of row blocks, with its outputs and, in a cluster, its sums' exchange. Fitted to 32 products of OPT-30B's matrices
-/// on an H200; off by 7 % on the 111 with words in its results and OPT-13B's (cost_test.cc).
+/// pair of row blocks, with its outputs and, in a cluster, its sums' exchange. Fitted to 32 products of OPT-30B's
+/// matrices on an H200; off by 7 % on the 111 with words in its results and OPT-13B's (cost_test.cc).
 struct ManyColumnsConstants {
   double column, empty[2], nonzeros[2];  // of halves, of words
   double launch, pair, exchange;
 };
-constexpr ManyColumnsConstants kManyColumns = {1.3, {343, 60}, {133, 560}, 3, 9, 1};
-/// Columns that a thread block has at a time: few, or as many as there are registers for.
-constexpr int kManyFewer = 192, kManyMost = 256;
+constexpr ManyColumnsConstants kManyColumnsConstants = {1.3, {343, 60}, {133, 560}, 3, 9, 1};
 
 /// Expansion moves so much of the bandwidth that reading reaches, a dense product so many multiplications and additions
 /// a microsecond: off by 5 % on 24 products of the same matrices.
@@ -149,7 +147,7 @@ double ProductTime(const WeightShape& shape, const LayoutChoice& choice, int64_t
 
 double ManyColumnsTime(const WeightShape& shape, const LayoutChoice& choice, int64_t pairs, int64_t at_once,
                        int64_t n) {
-  const ManyColumnsConstants& c = kManyColumns;
+  const ManyColumnsConstants& c = kManyColumnsConstants;
   const int kind = choice.columns == Columns::kWords;
   const double decoding = c.empty[kind] + c.nonzeros[kind] * shape.density;
   const double pair = c.pair + (choice.cluster > 1 ? c.exchange : 0);
@@ -160,9 +158,9 @@ double ManyColumnsTime(const WeightShape& shape, const LayoutChoice& choice, int
     const double unit = std::sqrt(std::hypot(products * products, decoding * decoding)) * 1e-3;
     return (pairs * count + at_once - 1) / at_once * (pair + units * unit);
   };
-  const int64_t left = n % kManyMost;
-  return c.launch + blocks(n / kManyMost, kManyMost) +
-         (left > 0 ? blocks(1, left <= kManyFewer ? kManyFewer : kManyMost) : 0);
+  const int64_t left = n % kManyColumns;
+  return c.launch + blocks(n / kManyColumns, kManyColumns) +
+         (left > 0 ? blocks(1, left <= kFewerManyColumns ? kFewerManyColumns : kManyColumns) : 0);
 }
 
 double ExpansionTime(const WeightShape& shape, Columns columns, int memory_gbs, int64_t n) {

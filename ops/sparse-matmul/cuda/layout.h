@@ -245,14 +245,25 @@ static_assert(RowGroupRingRows(16) >= WindowRows(Team::kRowGroup) &&
               "a window fits in the ring");
 static_assert(MaskSlotBytes(Team::kRowTriplet) == MaskSlotBytes(Team::kRowGroup), "the same of both");
 
-/// The kernel for more than 128 columns of layouts with row groups: its runs at a time, its shared memory, and what of
-/// it is for neither runs nor X.
+/// Thread blocks, or clusters of 2 or 4, that run at once.
+inline int ClustersAtOnce(const DeviceInfo& device, int cluster) {
+  return device.clusters[cluster / 2] > 1 ? device.clusters[cluster / 2] : 1;
+}
+
+/// More columns than these are many. The kernel that layouts with row groups have for them takes so many at a time, or,
+/// where these are enough, fewer.
+constexpr int kMostWideColumns = 128, kManyColumns = 256, kFewerManyColumns = 192;
+
+/// Pairs of row blocks, which that kernel's thread blocks take one after the other.
+inline int RowBlockPairs(const WeightPlan& plan) { return (plan.blocks + 1) / 2; }
+
+/// Its runs at a time, its shared memory, and what of it is for neither runs nor X.
 constexpr int kManyColumnsRuns = 8, kManyColumnsSharedBytes = 227 << 10, kManyColumnsOtherBytes = 17 << 10;
 
-/// Whether Launch decodes a weight once for 256 columns: layouts with row groups whose rings leave room for two chunks
+/// Whether Launch decodes a weight once for kManyColumns: layouts with row groups whose rings leave room for two chunks
 /// of X, and X that TMA can read.
 inline bool TakesManyColumns(const WeightPlan& plan) {
-  constexpr int kTwoChunks = 2 * 256 * 64 * 2;
+  constexpr int kTwoChunks = 2 * kManyColumns * 64 * 2;
   return plan.layout == Layout::kColumns && HasRowGroups(plan.team) && plan.in_features % 8 == 0 &&
          kManyColumnsRuns * RunBytes(plan.team, plan.ring_rows) + kTwoChunks + kManyColumnsOtherBytes <=
              kManyColumnsSharedBytes;

@@ -18,21 +18,20 @@ struct ManyColumnsInstance {
     if (error != cudaSuccess) return error;
     params.x_slots = Shape::Slots(plan.ring_rows);
     params.blocks = plan.blocks;
-    params.pairs = (plan.blocks + 1) / 2;
+    params.pairs = RowBlockPairs(plan);
     params.jobs = params.pairs * static_cast<int>(Instance::Blocks(args.n));
-    const int at_once = std::max(1, plan.device.clusters[plan.cluster / 2]);
-    const dim3 grid(std::min(params.jobs, at_once) * plan.cluster);
+    const dim3 grid(std::min(params.jobs, ClustersAtOnce(plan.device, plan.cluster)) * plan.cluster);
     return Instance::LaunchWith(params, grid, plan, args, stream);
   }
 };
 
-/// Instances for 192 and 256 columns.
+/// Instances for either number of columns.
 template <Columns kColumns>
 struct ManyColumnsInstances {
   template <Team kTeam>
-  using N192 = ManyColumnsInstance<kColumns, 24, kTeam>;
+  using Fewer = ManyColumnsInstance<kColumns, kFewerManyColumns / 8, kTeam>;
   template <Team kTeam>
-  using N256 = ManyColumnsInstance<kColumns, 32, kTeam>;
+  using Most = ManyColumnsInstance<kColumns, kManyColumns / 8, kTeam>;
 
   static cudaError_t Launch(const WeightPlan& plan, const void* layout, const MatMulArgs& args, cudaStream_t stream) {
     const auto launch = plan.team == Team::kRowGroup ? LaunchTeam<Team::kRowGroup> : LaunchTeam<Team::kRowTriplet>;
@@ -53,14 +52,14 @@ struct ManyColumnsInstances {
   template <Team kTeam>
   static cudaError_t LaunchTeam(const WeightPlan& plan, const void* layout, const MatMulArgs& args,
                                 cudaStream_t stream) {
-    const bool fewer = args.n <= N192<kTeam>::Shape::kWidth;
-    return (fewer ? N192<kTeam>::Launch : N256<kTeam>::Launch)(plan, layout, args, stream);
+    const auto launch = args.n <= kFewerManyColumns ? Fewer<kTeam>::Launch : Most<kTeam>::Launch;
+    return launch(plan, layout, args, stream);
   }
 
   template <Team kTeam>
   static cudaError_t PrepareTeam(bool* exists) {
-    const cudaError_t error = N192<kTeam>::Instance::Prepare(exists);
-    return error != cudaSuccess || !*exists ? error : N256<kTeam>::Instance::Prepare(exists);
+    const cudaError_t error = Fewer<kTeam>::Instance::Prepare(exists);
+    return error != cudaSuccess || !*exists ? error : Most<kTeam>::Instance::Prepare(exists);
   }
 };
 

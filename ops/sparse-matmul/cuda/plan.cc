@@ -3,6 +3,7 @@
 #include <cmath>
 #include <functional>
 #include <limits>
+#include <utility>
 
 #include "ops/sparse-matmul/cuda/cost.h"
 #include "ops/sparse-matmul/cuda/jagged_layout.h"
@@ -20,9 +21,6 @@ constexpr int kFewColumns = 16;
 /// end sooner.
 constexpr int64_t kLeastLaneUnits = 32;
 
-/// For more columns than these a weight has row blocks for a kernel that decodes it once for 256, where it can.
-constexpr int kMostWideColumns = 128;
-
 /// Columns are taken in place of a jagged layout where they are expected to be faster by this much: of few zeros, where
 /// both are level, the jagged layout's estimate is the longer one.
 constexpr double kInPlaceOfJagged = 1.03;
@@ -30,19 +28,17 @@ constexpr double kInPlaceOfJagged = 1.03;
 /// Density up to which words were measured, and are considered.
 constexpr double kWordsDensity = 0.41;
 
-int BlocksOf(const DeviceInfo& device, int cluster) { return std::max(1, device.clusters[cluster / 2]); }
-
 /// A cluster's row block is one panel, so that its blocks exchange sums once; and so is a row group, of at least a
 /// tile.
 bool Fits(int64_t tiles, const DeviceInfo& device, Team team, int cluster, int row_groups = 1) {
-  const int64_t row_blocks = int64_t{BlocksOf(device, cluster)} * row_groups;
+  const int64_t row_blocks = int64_t{ClustersAtOnce(device, cluster)} * row_groups;
   if (HasRowGroups(team) && (tiles < row_blocks || tiles > row_blocks * PanelTiles(team))) return false;
   return cluster == 1 || (device.compute_capability >= 90 && tiles <= row_blocks * PanelTiles(team));
 }
 
 /// The time that counts: of so many columns, or where nobody knows how many, of 8, 16 and 32 alike.
 double ExpectedTime(const WeightShape& shape, const LayoutChoice& choice, const DeviceInfo& device, int expected_n) {
-  const int64_t blocks = BlocksOf(device, choice.cluster);
+  const int64_t blocks = ClustersAtOnce(device, choice.cluster);
   if (expected_n > 0) return ProductTime(shape, choice, blocks, device.memory_gbs, expected_n);
   double product = 1;
   for (int n : {8, 16, 32}) product *= ProductTime(shape, choice, blocks, device.memory_gbs, n);
@@ -127,7 +123,7 @@ LayoutChoice ChooseForManyColumns(const WeightShape& shape, const DeviceInfo& de
     const LayoutChoice choice = {Team::kRowGroup, cluster,
                                  options.columns >= 0 ? static_cast<Columns>(options.columns) : Columns::kWords, 2};
     const double time =
-        ManyColumnsTime(shape, choice, FullPairs(shape.tiles), BlocksOf(device, cluster), options.expected_n);
+        ManyColumnsTime(shape, choice, FullPairs(shape.tiles), ClustersAtOnce(device, cluster), options.expected_n);
     if (time < least) best = choice, least = time;
   }
   return best;
@@ -155,25 +151,17 @@ std::vector<uint16_t> CutByBytes(const PackedWeight& weight, int64_t tiles, int 
   return start;
 }
 
-/// As many tiles for every block, but one.
+/// As many tiles for every block, or one more.
 std::vector<uint16_t> CutEvenly(int64_t tiles, int blocks) {
   std::vector<uint16_t> start(blocks + 1);
   for (int block = 0; block <= blocks; ++block) start[block] = static_cast<uint16_t>(tiles * block / blocks);
   return start;
 }
 
-/// Cuts the tiles into row blocks and panels for clusters of so many thread blocks. `plan` has the number of row blocks
-/// if it does not depend on how many the GPU runs at once.
-void CutRows(const PackedWeight& weight, int64_t tiles, int cluster, WeightPlan* plan) {
-  plan->cluster = cluster;
-  if (plan->blocks > 0) {
-    plan->tile_start = CutEvenly(tiles, plan->blocks);
-  } else {
-    const int64_t blocks =
-        std::min<int64_t>({tiles, int64_t{BlocksOf(plan->device, cluster)} * plan->row_groups, kMaxBlocks});
-    plan->blocks = static_cast<int>(blocks / plan->row_groups * plan->row_groups);
-    plan->tile_start = CutByBytes(weight, tiles, plan->blocks);
-  }
+/// Gives the plan row blocks that begin with these tiles, and their panels.
+void SetRows(std::vector<uint16_t> tile_start, WeightPlan* plan) {
+  plan->blocks = static_cast<int>(tile_start.size()) - 1;
+  plan->tile_start = std::move(tile_start);
   plan->panel_start.assign(plan->blocks + 1, 0);
   const int panel_tiles = PanelTiles(plan->team);
   for (int block = 0; block < plan->blocks; ++block) {
@@ -181,6 +169,14 @@ void CutRows(const PackedWeight& weight, int64_t tiles, int cluster, WeightPlan*
     plan->panel_start[block + 1] =
         static_cast<uint16_t>(plan->panel_start[block] + (block_tiles + panel_tiles - 1) / panel_tiles);
   }
+}
+
+/// Cuts the tiles into row blocks for clusters of so many thread blocks, as many as run at once.
+void CutRows(const PackedWeight& weight, int64_t tiles, int cluster, WeightPlan* plan) {
+  plan->cluster = cluster;
+  const int64_t at_once = int64_t{ClustersAtOnce(plan->device, cluster)} * plan->row_groups;
+  const int64_t blocks = std::min<int64_t>({tiles, at_once, kMaxBlocks});
+  SetRows(CutByBytes(weight, tiles, static_cast<int>(blocks / plan->row_groups * plan->row_groups)), plan);
 }
 
 /// Tiles of the thread block that has most.
@@ -220,7 +216,7 @@ int ChooseWindow(int64_t rows, int64_t k, double density) {
 JaggedCut CutJagged(const PackedWeight& weight, const DeviceInfo& device) {
   const int64_t rows = weight.out_features, k = weight.in_features;
   const double density = static_cast<double>(weight.nnz) / rows / k;
-  const int at_once = BlocksOf(device, 1);
+  const int at_once = ClustersAtOnce(device, 1);
   for (int waves = 1; waves * at_once <= kMaxBlocks; ++waves) {
     JaggedCut cut;
     cut.blocks = static_cast<int>(std::min<int64_t>(rows, int64_t{waves} * at_once));
@@ -306,7 +302,7 @@ WeightPlan ChooseLayout(const PackedWeight& weight, const DeviceInfo& device, co
   const bool many = IsForManyColumns(shape, plan, options, has_groups);
   const LayoutChoice choice =
       many ? ChooseForManyColumns(shape, device, options) : Choose(shape, device, has_groups, options);
-  if (many) plan.blocks = static_cast<int>(2 * FullPairs(shape.tiles));
+  if (many) plan.blocks = static_cast<int>(2 * FullPairs(shape.tiles));  // 0: as many as run at once
   plan.team = choice.team;
   plan.cluster = choice.cluster;
   plan.columns = choice.columns;
@@ -353,16 +349,16 @@ cudaError_t MakePlan(const PackedWeight& weight, const DeviceInfo& device, const
   }
   const WeightShape shape = ShapeOf(weight);
   const bool many = plan->blocks > 0;
-  CutRows(weight, shape.tiles, plan->cluster, plan);
+  if (many)
+    SetRows(CutEvenly(shape.tiles, plan->blocks), plan);
+  else
+    CutRows(weight, shape.tiles, plan->cluster, plan);
   // Sparse rows make for a block of many tiles.
   if (HasRowGroups(plan->team) && plan->panel_start[plan->blocks] > plan->blocks) {
-    plan->team = Team::kWarpgroup, plan->row_groups = 1, plan->lanes = 4, plan->blocks = 0;
+    plan->team = Team::kWarpgroup, plan->row_groups = 1, plan->lanes = 4;
     CutRows(weight, shape.tiles, 1, plan);
   }
-  if (plan->cluster > 1 && plan->panel_start[plan->blocks] > plan->blocks) {
-    plan->blocks = 0;
-    CutRows(weight, shape.tiles, 1, plan);
-  }
+  if (plan->cluster > 1 && plan->panel_start[plan->blocks] > plan->blocks) CutRows(weight, shape.tiles, 1, plan);
   const int runs = many ? 2 * kManyColumnsRuns : MostTiles(*plan) * plan->lanes;  // small rings leave more room for X
   plan->ring_rows = HasRowGroups(plan->team) ? RowGroupRingRows(runs) : kRingRows;
   // The layout's bytes, then of every run where its streams lie and its value rows, then a count for every (row, unit).

@@ -58,11 +58,11 @@ bool PrefillIsFaster(const WeightPlan& plan, int64_t n) {
   if (plan.layout == Layout::kJagged) return n > JaggedColumns(plan);
   if (plan.team == Team::kWarp) return n > 96;
   if (TakesManyColumns(plan)) {
-    if (n <= 256) return false;
+    if (n <= kManyColumns) return false;
     const WeightShape shape = ShapeOf(plan);
-    const int at_once = std::max(1, plan.device.clusters[plan.cluster / 2]), pairs = (plan.blocks + 1) / 2;
     return ExpansionTime(shape, plan.columns, plan.device.memory_gbs, n) <
-           ManyColumnsTime(shape, {plan.team, plan.cluster, plan.columns, plan.row_groups}, pairs, at_once, n);
+           ManyColumnsTime(shape, {plan.team, plan.cluster, plan.columns, plan.row_groups}, RowBlockPairs(plan),
+                           ClustersAtOnce(plan.device, plan.cluster), n);
   }
   if (!TakesWideColumns(plan)) return n > 192;
   constexpr double kMany = 0.35;  // of all elements: with more nonzeros three decodings take longer than expansion

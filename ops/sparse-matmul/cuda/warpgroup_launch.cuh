@@ -43,13 +43,13 @@ struct GroupInstances {
     return LaunchNarrow(plan, layout, last, stream);
   }
 
-  /// Blocks of 256 columns; what is left goes by a kernel for so many.
+  /// Blocks of kManyColumns; what is left goes by a kernel for so many.
   template <int kRowGroups>
   static cudaError_t LaunchMany(const WeightPlan& plan, const void* layout, const MatMulArgs& args,
                                 cudaStream_t stream) {
     constexpr auto kLaunch = kColumns == Columns::kHalves ? LaunchManyHalves : LaunchManyWords;
-    constexpr int64_t kWidth = 256, kLess = 192;
-    const int64_t left = args.n < kWidth || args.n % kWidth > kLess ? 0 : args.n % kWidth, many = args.n - left;
+    const int64_t beyond = args.n % kManyColumns;
+    const int64_t left = args.n < kManyColumns || beyond > kFewerManyColumns ? 0 : beyond, many = args.n - left;
     const cudaError_t error = kLaunch(plan, layout, SliceColumns(plan, args, 0, many), stream);
     if (error != cudaSuccess || left == 0) return error;
     MatMulArgs last = SliceColumns(plan, args, many, left);
@@ -60,7 +60,8 @@ struct GroupInstances {
   template <int kRowGroups>
   static cudaError_t LaunchRowGroups(const WeightPlan& plan, const void* layout, const MatMulArgs& args,
                                      cudaStream_t stream) {
-    const bool many = args.n > 128 && TakesManyColumns(plan) && reinterpret_cast<uintptr_t>(args.x) % 16 == 0;
+    const bool many =
+        args.n > kMostWideColumns && TakesManyColumns(plan) && reinterpret_cast<uintptr_t>(args.x) % 16 == 0;
     if (many) return LaunchMany<kRowGroups>(plan, layout, args, stream);
     const auto launch = args.n <= 32   ? RowGroups<4, kRowGroups>::Launch
                         : args.n <= 64 ? RowGroups<8, kRowGroups>::Launch
