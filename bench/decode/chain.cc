@@ -21,9 +21,11 @@
 namespace flashllm::bench {
 namespace {
 
+constexpr int kSame = -1;  // --expected: the batch
+
 struct Settings {
   std::string model = "opt-13b", json, commit = "unknown";
-  int layers = 40;
+  int layers = 40, expected = kSame, splits = 0;
   std::vector<double> sparsities = {0.8};
   std::vector<int> batches = {1, 8, 32}, contexts = {256};
 };
@@ -36,10 +38,15 @@ Settings Parse(int argc, char** argv) {
   options.Add("--sparsity", &s.sparsities, "shares of zeros, each from 0 to 1 (0.8)");
   options.Add("--batch", &s.batches, "sequences, one new token each (1,8,32)");
   options.Add("--context", &s.contexts, "positions with the new token (256)");
+  options.Add("--expected", &s.expected,
+              "columns for which weights are laid out: -1 the batch, 0 for 1 to 32 alike, or a number (-1)");
+  options.Add("--splits", &s.splits, "parts of a sequence that attention takes side by side: 1 to 64, 0 to choose (0)");
   options.Add("--json", &s.json, "file to write, anew after every row");
   options.Add("--commit", &s.commit, "what the file says was measured");
   options.Parse(argc, argv);
   options.Require(s.layers >= 1, "--layers: expected at least 1");
+  options.Require(s.expected >= kSame, "--expected: expected -1, 0 or a number of columns");
+  options.Require(s.splits >= 0 && s.splits <= 64, "--splits: expected 0 to 64");
   for (int batch : s.batches) options.Require(batch >= 1, "--batch: expected at least 1");
   for (int context : s.contexts) options.Require(context >= 1, "--context: expected at least 1");
   for (double sparsity : s.sparsities)
@@ -57,16 +64,18 @@ constexpr Chain kChains[] = {
 
 enum Matrix : int { kQkv, kOut, kFc1, kFc2 };
 
-/// The layers of one model at one sparsity.
+/// The layers of one model at one sparsity, laid out for so many columns (PlanOptions::expected_n).
 class Stack {
  public:
-  Stack(const Gpu& gpu, const Settings& settings, double sparsity)
-      : gpu_(gpu), layers_(settings.layers), h_(HiddenSize(settings.model)) {
+  Stack(const Gpu& gpu, const Settings& settings, double sparsity, int expected)
+      : gpu_(gpu), layers_(settings.layers), splits_(settings.splits), h_(HiddenSize(settings.model)) {
     const auto shapes = LayerShapes(h_);
+    cuda::PlanOptions options;
+    options.expected_n = expected;
     for (const char* name : {"qkv", "o", "fc1", "fc2"}) {
       const auto [m, k] = shapes.at(name);
       weights_.push_back(std::make_unique<Workload>(m, k, sparsity, 99));
-      matrices_.push_back(std::make_unique<PackedWeights>(*weights_.back(), gpu, cuda::PlanOptions{}));
+      matrices_.push_back(std::make_unique<PackedWeights>(*weights_.back(), gpu, options));
     }
   }
 
@@ -75,7 +84,7 @@ class Stack {
 
  private:
   const Gpu& gpu_;
-  const int layers_;
+  const int layers_, splits_;
   const int64_t h_;
   std::vector<std::unique_ptr<Workload>> weights_;
   std::vector<std::unique_ptr<PackedWeights>> matrices_;
@@ -85,7 +94,7 @@ class Stack {
 class Step {
  public:
   Step(const Gpu& gpu, const std::vector<std::unique_ptr<PackedWeights>>& matrices, int64_t h, int layers, int batch,
-       int context)
+       int context, int splits)
       : matrices_(matrices),
         batch_(batch),
         cache_elements_(batch * h * context),
@@ -114,6 +123,7 @@ class Step {
     attention_.past_capacity = attention_.present_capacity = attention_.total = context;
     attention_.seqlens = static_cast<const int32_t*>(seqlens_.get());
     attention_.output = narrow_.get();
+    attention_.splits = splits;
     attention_.scale = 1 / std::sqrt(static_cast<float>(attention_.head_dim));
     attention_.compute_capability = gpu.sparse.compute_capability, attention_.sm_count = gpu.sparse.sm_count;
     attention_.programmatic = true;
@@ -154,7 +164,7 @@ class Step {
 };
 
 std::vector<double> Stack::Time(int batch, int context) const {
-  Step step(gpu_, matrices_, h_, layers_, batch, context);
+  Step step(gpu_, matrices_, h_, layers_, batch, context, splits_);
   std::vector<Candidate> candidates;
   for (const Chain& chain : kChains) {
     candidates.push_back(
@@ -171,11 +181,11 @@ int Run(const Settings& settings) {
   const double bandwidth = ReadBandwidth();
   std::printf("%s, reads %.0f GB/s; %s, microseconds of a layer\n", properties.name, bandwidth, settings.model.c_str());
   JsonObject header = DescribeRun(settings.commit, properties);
-  header.Text("model", settings.model).Integer("layers", settings.layers);
+  header.Text("model", settings.model).Integer("layers", settings.layers).Integer("expectedColumns", settings.expected);
   Report report(settings.json, header.Number("readBandwidthGBs", bandwidth, 1));
   for (double sparsity : settings.sparsities) {
-    const Stack stack(gpu, settings, sparsity);
     for (int batch : settings.batches) {
+      const Stack stack(gpu, settings, sparsity, settings.expected == kSame ? batch : settings.expected);
       for (int context : settings.contexts) {
         const std::vector<double> us = stack.Time(batch, context);
         JsonObject row;

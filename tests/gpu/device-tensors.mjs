@@ -1,9 +1,10 @@
-// Tensors that stay on the GPU, from Node: outputs fed back without copies, caches written in place. Needs a GPU, `npm run build` and the
-// models of make-models.mjs.   node tests/gpu/device-tensors.mjs
+// Tensors that stay on the GPU, from Node: outputs fed back without copies, caches written in place. Of every GPU there is, one after the
+// other, then of two at once. Needs a GPU, `npm run build` and the models of make-models.mjs.   node tests/gpu/device-tensors.mjs
 import assert from 'node:assert/strict';
 import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import ort from 'onnxruntime-node';
+import { offersGpu } from '../../dist/provider/device-tensor.js';
 import { allocateOnDevice } from '../../dist/provider/index.js';
 
 const model = join(fileURLToPath(new URL('../..', import.meta.url)), 'build', 'gpu-models', 'sparse80', 'model.onnx');
@@ -45,10 +46,10 @@ const argmax = (values) => values.indexOf(values.reduce((a, b) => Math.max(a, b)
 const greatestDifference = (a, b) => a.reduce((most, value, i) => Math.max(most, Math.abs(value - b[i])), 0);
 
 /** Greedy tokens with growing caches, and the logits of each step. `places`: where caches lie between runs. */
-async function growing(device, place) {
+async function growing(device, place, deviceId = 0) {
   const preferredOutputLocation = Object.fromEntries(cacheNames.map((name) => [`present.${name}`, place]));
   const session = await ort.InferenceSession.create(model, {
-    executionProviders: [{ name: 'flashllm', device }, 'cpu'],
+    executionProviders: [{ name: 'flashllm', device, deviceId }, 'cpu'],
     preferredOutputLocation,
   });
   let past = Object.fromEntries(
@@ -78,11 +79,14 @@ async function growing(device, place) {
 }
 
 /** The same with caches of full length that every run writes in place. */
-async function inPlace() {
+async function inPlace(deviceId) {
   const session = await ort.InferenceSession.create(model, {
-    executionProviders: [{ name: 'flashllm', device: 'cuda' }, 'cpu'],
+    executionProviders: [{ name: 'flashllm', device: 'cuda', deviceId }, 'cpu'],
   });
-  const caches = cacheNames.map((name) => [name, allocateOnDevice(ort.Tensor, 'float16', [1, heads, 64, headDim])]);
+  const caches = cacheNames.map((name) => [
+    name,
+    allocateOnDevice(ort.Tensor, 'float16', [1, heads, 64, headDim], deviceId),
+  ]);
   const past = Object.fromEntries(caches.map(([name, tensor]) => [`past_key_values.${name}`, tensor]));
   const fetches = { logits: null, ...Object.fromEntries(caches.map(([name, tensor]) => [`present.${name}`, tensor])) };
   let ids = prompt;
@@ -100,14 +104,22 @@ async function inPlace() {
 }
 
 const expected = await growing('cpu', 'cpu');
-for (const [what, found] of [
-  ['caches on the CPU between runs', await growing('cuda', 'cpu')],
-  ['caches on the GPU', await growing('cuda', 'gpu-buffer')],
-  ['caches in place', await inPlace()],
-]) {
+
+function check(what, found) {
   const difference = Math.max(...found.map((logits, i) => greatestDifference(logits, expected[i])));
   console.log(`${what}: largest difference ${difference.toFixed(4)}`);
   assert.ok(difference < 0.1, `${what}: the CPU gives other logits`);
+}
+
+const gpus = range(0, 16).filter((id) => offersGpu(id));
+for (const id of gpus) {
+  check(`GPU ${id}, caches on the CPU between runs`, await growing('cuda', 'cpu', id));
+  check(`GPU ${id}, caches on the GPU`, await growing('cuda', 'gpu-buffer', id));
+  check(`GPU ${id}, caches in place`, await inPlace(id));
+}
+if (gpus.length > 1) {
+  const both = await Promise.all(gpus.slice(0, 2).flatMap((id) => [growing('cuda', 'gpu-buffer', id), inPlace(id)]));
+  both.forEach((found, i) => void check(`two GPUs at once, ${i}`, found));
 }
 const gone = allocateOnDevice(ort.Tensor, 'float16', [2, 3]);
 gone.dispose();

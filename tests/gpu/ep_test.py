@@ -22,7 +22,7 @@ import onnxruntime as ort
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 sys.path.insert(0, os.path.join(ROOT, "tests", "gpu", "provider"))
 
-from decoder import GPU, ON_GPU_ONLY, Decoder, InPlace, Static, gpu_device, gpu_session, session_and_memory  # noqa: E402
+from decoder import GPU, ON_GPU_ONLY, Decoder, InPlace, Static, gpu_count, gpu_device, gpu_session, session_and_memory  # noqa: E402
 from opt_reference import OptReference  # noqa: E402
 from packed import sparse_matmul_model  # noqa: E402
 
@@ -528,6 +528,66 @@ def two_sessions(models):
     for thread in threads:
         thread.join()
     check(not failures, failures)
+
+
+@section
+def two_devices(models):
+    """Sessions on two GPUs at once, with CUDA graphs and without, give what one gives alone, bit for bit; tensors cross between them."""
+    if gpu_count() < 2:
+        print("    one GPU: nothing to do")
+        return
+    path, capacity, steps = os.path.join(models, "sparse80", "model.onnx"), 64, 30
+    generator = np.random.default_rng(8)
+    prompt, prompt_mask, prompt_positions = sequences(generator, 8000, [6, 11])
+    fresh = generator.integers(4, 8000, (2, steps))
+
+    def text(decoder):
+        """Logits of a prompt and of steps that are recorded and replayed."""
+        state = Static(decoder, 2, capacity, 8192)
+        found, mask = [state.prefill(prompt, prompt_mask, prompt_positions)[:, -1:]], prompt_mask
+        for step in range(steps):
+            mask = np.concatenate([mask, np.ones((2, 1), np.int64)], axis=1)
+            at = (mask.sum(axis=1) - 1)[:, None]
+            found.append(state.step(fresh[:, step : step + 1], mask.shape[1] - 1, at))
+        return np.concatenate(found, axis=1).view(np.uint16)
+
+    recorded = [Decoder(gpu_session(path, {"cuda_graph": "1"}, ON_GPU_ONLY, device=i), i) for i in range(2)]
+    plain = [Decoder(gpu_session(path, config=ON_GPU_ONLY, device=i), i) for i in range(2)]
+    wanted, logits = text(recorded[0]), plain[0].run(prompt, prompt_mask, prompt_positions)[0]
+    failures = []
+
+    def work(one, expected):
+        try:
+            for _ in range(5):
+                check(np.array_equal(one(), expected), "a GPU beside another gives something else")
+        except Exception as error:  # noqa: BLE001
+            failures.append(error)
+
+    tasks = [(lambda i=i: text(recorded[i]), wanted) for i in range(2)]
+    tasks += [(lambda i=i: plain[i].run(prompt, prompt_mask, prompt_positions)[0], logits) for i in range(2)]
+    threads = [threading.Thread(target=work, args=task) for task in tasks]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    check(not failures, failures)
+
+    # Caches that one GPU has written are read by a session on the other: ONNX Runtime has them copied.
+    states = [InPlace(decoder, 2, capacity) for decoder in plain]
+    for state in states:
+        state.run(prompt, prompt_mask, prompt_positions)
+    mask = np.concatenate([prompt_mask, np.ones((2, 1), np.int64)], axis=1)
+    at = (mask.sum(axis=1) - 1)[:, None]
+    binding = plain[1].session.io_binding()
+    for name, array in (("input_ids", fresh[:, :1]), ("attention_mask", mask), ("position_ids", at)):
+        binding.bind_cpu_input(name, np.ascontiguousarray(array))
+    binding.bind_output("logits", "cpu")
+    for cache, elsewhere, here in zip(plain[1].caches, states[0].buffers, InPlace(plain[1], 2, capacity).buffers):
+        binding.bind_ortvalue_input(cache.name, elsewhere)
+        binding.bind_ortvalue_output(cache.name.replace("past_key_values", "present"), here)
+    plain[1].session.run_with_iobinding(binding)
+    expected = states[1].run(np.ascontiguousarray(fresh[:, :1]), mask, at)
+    check(np.array_equal(binding.get_outputs()[0].numpy(), expected), "caches of the other GPU give other logits")
 
 
 @section

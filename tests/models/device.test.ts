@@ -9,6 +9,7 @@ import { exportOpt } from '../../models/opt/export.js';
 import { shippedHeldOutText, shippedModel } from '../../models/shipped.js';
 import { TextGenerator } from '../../models/text-generator.js';
 import { openTextModel } from '../../models/text-model.js';
+import { offersGpu } from '../../provider/device-tensor.js';
 import { allocateOnDevice, doctorFacts, type PreparedRun, prepareRun } from '../../provider/index.js';
 import { temporaryFolder } from './support/checkpoints.js';
 
@@ -25,6 +26,7 @@ const offered = (() => {
 if (!offered)
   console.error('tests/models/device.test.ts is skipped: the provider offers no GPU; flashllm doctor tells why');
 const test = offered ? anyTest.serial : anyTest.serial.skip;
+const testOfTwo = offered && offersGpu(1) ? anyTest.serial : anyTest.serial.skip;
 
 test('sequences join and leave a batch on the GPU and get the texts of the CPU', async (t) => {
   const folder = await temporaryFolder();
@@ -101,6 +103,29 @@ test('recorded steps give what steps that are run give, bit for bit, also beside
     t.deepEqual(a.logits.at(0, length - 1), b.logits.at(0, length - 1));
   }
   await Promise.all([recorded.session.release(), plain.session.release()]);
+});
+
+testOfTwo('two GPUs at once give the texts of one', async (t) => {
+  const folder = await temporaryFolder();
+  t.teardown(() => rm(folder, { recursive: true }));
+  await exportOpt(shippedModel(), { output: folder, dtype: 'float16' });
+  const config = await readOptConfig(folder);
+  const open = async (deviceId: number) => {
+    const ours = { name: 'flashllm', device: 'cuda', deviceId };
+    const model = await openTextModel(folder, { executionProviders: [ours as never, 'cpu'] });
+    return { model, generator: new TextGenerator(model.decoder, model.tokenizer, config, { maxBatch: 4 }) };
+  };
+  const both = await Promise.all([open(0), open(1)]);
+  const heldOut = await readFile(shippedHeldOutText(), 'utf8');
+  const prompts = Array.from({ length: 6 }, (_, i) => heldOut.slice(900 * i, 900 * i + 20 + 30 * i));
+  const texts = ({ generator }: (typeof both)[0]) =>
+    generator.generate(prompts, { maxNewTokens: 24, stopTokenIds: [], logprobs: 1 });
+  const alone = await texts(both[0] as (typeof both)[0]);
+  for (const found of await Promise.all(both.map(texts))) t.deepEqual(found, alone);
+  for (const { model, generator } of both) {
+    await generator.scheduler.close();
+    await model.session.release();
+  }
 });
 
 test('a prepared run mirrors what is asked for, and says what does not fit', async (t) => {

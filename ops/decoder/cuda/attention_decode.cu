@@ -12,7 +12,6 @@ namespace flashllm::cuda::decoder {
 namespace {
 
 constexpr int kMaxHeadDim = 128;
-constexpr int kMaxCluster = 8;
 
 /// Groups of a warp, then warps: every thread below head_dim ends with its element's sum.
 template <int kLanes>
@@ -164,22 +163,6 @@ cudaError_t LaunchSplits(const DecodeParams& params, const LaunchShape& how, cud
 }
 
 }  // namespace
-
-int ChooseSplits(const AttentionArgs& args) {
-  if (args.splits > 0) return args.splits;
-  // As many as fill the GPU, though no part shorter than 64 positions: it is not worth meeting for. Beyond that parts
-  // of 256 positions and more, which even out the end of a launch.
-  const int64_t queries = std::max<int64_t>(1, args.batch * args.sequence * args.heads);
-  const int64_t filling = int64_t{kDecodeBlocks} * args.sm_count / queries;
-  const int64_t wanted = std::max(std::min(filling, args.total / 64), args.total / 256);
-  int splits = 1;
-  while (splits * 2 <= wanted && splits < kMaxCluster) splits *= 2;
-  return splits;
-}
-
-bool MergesInCluster(const AttentionArgs& args, int splits) {
-  return args.compute_capability >= 90 && (splits == 2 || splits == 4 || splits == 8);
-}
 
 cudaError_t LaunchDecodeAttention(const AttentionArgs& args, cudaStream_t stream) {
   DecodeParams params{args, ChooseSplits(args), false};

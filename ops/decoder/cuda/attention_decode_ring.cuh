@@ -11,13 +11,12 @@ namespace flashllm::cuda::decoder {
 
 constexpr int kDecodeWarps = 4;
 constexpr int kDecodeThreads = kDecodeWarps * kWarpLanes;
-constexpr int kDecodeBlocks = 3;  // on a multiprocessor at once, by their shared memory
 
 constexpr int kAhead = 4;          // positions that a group of threads computes at once
 constexpr int kStages = 4;         // chunks in flight for a warp
 constexpr int kChunkBytes = 2048;  // of keys, and as many of values: kAhead positions of all groups of a warp
 constexpr int kWarpRingBytes = kStages * 2 * kChunkBytes;
-constexpr int kRingBytes = kDecodeWarps * kWarpRingBytes;  // 64 KB: 190 KB in flight on a multiprocessor
+constexpr int kRingBytes = kDecodeWarps * kWarpRingBytes;  // 64 KB, of kDecodeBlocks 190 KB in flight
 constexpr int kPrefetchedPositions = 64;
 
 /// 8 elements as they are loaded: taken apart only where they are used, since that waits for the load.

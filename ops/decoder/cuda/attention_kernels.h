@@ -11,6 +11,10 @@ constexpr int kMaxSplits = 64;
 /// time.
 constexpr int kMaxDecodeTokens = 4;
 
+/// Thread blocks of the decode kernel on a multiprocessor at once, by their shared memory (sm_90), and of a cluster at
+/// most.
+constexpr int kDecodeBlocks = 3, kMaxCluster = 8;
+
 /// Parts of a sequence's positions that are separate thread blocks in the decode kernel.
 int ChooseSplits(const AttentionArgs& args);
 

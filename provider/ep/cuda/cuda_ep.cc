@@ -152,7 +152,7 @@ void CudaEp::SetRuns() {
       auto* ep = static_cast<CudaEp*>(self);
       const DeviceScope scope(ep->gpu_->ordinal());
       if (ep->graphs_) {
-        WaitForStream(ep->graphs_->stream());
+        ep->graphs_->Wait();
         ep->faults_.Check();
       } else {
         CheckCuda(cudaDeviceSynchronize(), "the work on the GPU");
@@ -170,8 +170,7 @@ void CudaEp::SetRuns() {
 void CudaEp::EndRun(const OrtRunOptions* run_options) {
   if (graphs_) {
     graphs_->EndRun(GraphIdOf(run_options), computed_);
-    const DeviceScope scope(gpu_->ordinal());
-    WaitForStream(graphs_->stream());
+    graphs_->Wait();
   }
   times_->Collect();
   faults_.Check();

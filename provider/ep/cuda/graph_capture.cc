@@ -1,5 +1,6 @@
 #include "provider/ep/cuda/graph_capture.h"
 
+#include <thread>
 #include <utility>
 
 #include "provider/ep/cuda/call.h"
@@ -100,16 +101,29 @@ void GraphCapture::EndRun(int id, size_t computed) {
   recorded_.launches = times_->TakeRecorded();
   graphs_[id] = std::exchange(recorded_, {});
   Replay(id);
-  WaitForStream(stream_);
+  Wait();
 }
 
 void GraphCapture::Replay(int id) {
   const DeviceScope scope(device_);
-  const Graph& graph = graphs_.at(id);
+  Graph& graph = graphs_.at(id);
+  graph.wait.Begin();
+  started_ = id;
   for (cudaGraphExec_t part : graph.parts) CheckCuda(cudaGraphLaunch(part, stream_), "starting a graph");
   if (!times_->active() || graph.launches.empty()) return;
+  started_ = -1;
   WaitForStream(stream_);
   times_->CollectReplay(graph.launches);
+}
+
+void GraphCapture::Wait() {
+  const DeviceScope scope(device_);
+  const auto found = graphs_.find(std::exchange(started_, -1));
+  if (found != graphs_.end()) {
+    found->second.wait.End([&] { return cudaStreamQuery(stream_) != cudaErrorNotReady; },
+                           [](auto until) { std::this_thread::sleep_until(until); }, [&] { WaitForStream(stream_); });
+  }
+  WaitForStream(stream_);  // it has ended, perhaps by an error
 }
 
 void GraphCapture::Release(int id) {

@@ -10,6 +10,7 @@
 
 #include "provider/ep/cuda/memory_pool.h"
 #include "provider/ep/cuda/profiler.h"
+#include "provider/ep/cuda/timed_wait.h"
 
 namespace flashllm::ep {
 
@@ -35,6 +36,8 @@ class GraphCapture {
   void EndRun(int id, size_t computed);
   /// Starts a graph. Waits for it only where it is profiled.
   void Replay(int id);
+  /// Waits for all that was started. Throws Error where it failed.
+  void Wait();
   void Release(int id);
 
  private:
@@ -43,6 +46,7 @@ class GraphCapture {
   struct Graph {
     std::vector<cudaGraphExec_t> parts;
     std::vector<TimedLaunch> launches;  // where it was recorded during a profile
+    TimedWait<> wait;
   };
   void BeginPart();
   void EndPart();
@@ -57,6 +61,7 @@ class GraphCapture {
   std::map<int, size_t> ordinary_;  // kernels that an ordinary run computed
   bool capturing_ = false;
   int recording_ = -1;     // the id of what is recorded
+  int started_ = -1;       // the id of the graph that nobody has waited for
   size_t first_part_ = 0;  // kernels of the first part of what is recorded; 0: there is one part
   Graph recorded_;
 };

@@ -21,8 +21,14 @@ def gpu_device(index: int = 0):
     return gpus[index]
 
 
-def gpu_session(model, options=None, config=None, level=None, profile=None, severity=3):
-    """A session of a path or of bytes on the first GPU. `config`: session configuration entries; `profile`: what the name of a
+def gpu_count():
+    """GPUs that the provider offers."""
+    ours = [d for d in ort.get_ep_devices() if d.ep_name == "FlashLLMExecutionProvider"]
+    return sum(d.device.type == ort.OrtHardwareDeviceType.GPU for d in ours)
+
+
+def gpu_session(model, options=None, config=None, level=None, profile=None, severity=3, device=0):
+    """A session of a path or of bytes on GPU number `device`. `config`: session configuration entries; `profile`: what the name of a
     profile begins with; `severity`: the least of what is logged."""
     settings = ort.SessionOptions()
     settings.log_severity_level = severity
@@ -33,7 +39,7 @@ def gpu_session(model, options=None, config=None, level=None, profile=None, seve
         settings.graph_optimization_level = level
     for key, value in (config or {}).items():
         settings.add_session_config_entry(key, value)
-    settings.add_provider_for_devices([gpu_device()], options or {})
+    settings.add_provider_for_devices([gpu_device(device)], options or {})
     return ort.InferenceSession(model, settings, enable_fallback=0)
 
 
@@ -61,10 +67,10 @@ ON_GPU_ONLY = {"session.disable_cpu_ep_fallback": "1"}
 
 
 class Decoder:
-    """A model with its caches' names and sizes."""
+    """A model with its caches' names and sizes, in a session on GPU number `device`."""
 
-    def __init__(self, session):
-        self.session = session
+    def __init__(self, session, device=0):
+        self.session, self.device = session, device
         self.caches = [i for i in session.get_inputs() if i.name.startswith("past_key_values.")]
         self.heads, self.head_dim = self.caches[0].shape[1], self.caches[0].shape[3]
 
@@ -84,7 +90,7 @@ class InPlace:
     def __init__(self, decoder, batch, capacity, logits="cpu"):
         self.decoder = decoder
         shape = [batch, decoder.heads, capacity, decoder.head_dim]
-        self.buffers = [ort.OrtValue.ortvalue_from_shape_and_type(shape, np.float16, GPU, 0) for _ in decoder.caches]
+        self.buffers = [ort.OrtValue.ortvalue_from_shape_and_type(shape, np.float16, GPU, decoder.device) for _ in decoder.caches]
         self.logits = logits
 
     def run(self, ids, mask, positions, run_options=None):
@@ -105,7 +111,7 @@ class Static:
 
     def __init__(self, decoder, batch, capacity, vocabulary):
         self.decoder, self.mask = decoder, np.zeros((batch, capacity), np.int64)
-        place = lambda array: ort.OrtValue.ortvalue_from_numpy(array, GPU, 0)  # noqa: E731
+        place = lambda array: ort.OrtValue.ortvalue_from_numpy(array, GPU, decoder.device)  # noqa: E731
         one = np.zeros((batch, 1), np.int64)
         self.inputs = {"input_ids": place(one), "attention_mask": place(self.mask), "position_ids": place(one)}
         self.logits = place(np.zeros((batch, 1, vocabulary), np.float16))
