@@ -3,6 +3,7 @@
 
 #include <memory>
 #include <string>
+#include <vector>
 
 #include "provider/ep/ep.h"
 #include "provider/ep/options.h"
@@ -17,8 +18,10 @@ class GpuDevices {
 
   /// Whether there is a GPU that sessions can use.
   bool any() const;
-  /// Finds out which of ONNX Runtime's devices is which GPU. Before the functions below.
-  void Match(const OrtHardwareDevice* const* devices, size_t count);
+  /// Finds out which of ONNX Runtime's devices is which GPU. Before the functions below. Returns the devices in the
+  /// order in which the provider is to offer them: GPUs as the CUDA runtime counts them, behind all others. ONNX
+  /// Runtime has them as the system lists its PCI devices, in no order.
+  std::vector<const OrtHardwareDevice*> Match(const OrtHardwareDevice* const* devices, size_t count);
   /// Why a device cannot be used; empty: it can (so can every CPU).
   std::string ReasonAgainst(const OrtHardwareDevice* device) const;
   /// Why a session that was given the CPU has no GPU: there is none to use, or it was not appended.

@@ -11,7 +11,9 @@ struct GpuDevices::State {};
 GpuDevices::GpuDevices() = default;
 GpuDevices::~GpuDevices() = default;
 bool GpuDevices::any() const { return false; }
-void GpuDevices::Match(const OrtHardwareDevice* const*, size_t) {}
+std::vector<const OrtHardwareDevice*> GpuDevices::Match(const OrtHardwareDevice* const* devices, size_t count) {
+  return {devices, devices + count};
+}
 std::string GpuDevices::ReasonAgainst(const OrtHardwareDevice* device) const {
   return g_ort.api->HardwareDevice_Type(device) == OrtHardwareDeviceType_CPU ? "" : kWhy;
 }

@@ -119,13 +119,13 @@ void Factory::SetOptional() {
 void Factory::ClaimDevices(const OrtHardwareDevice* const* devices, size_t count, OrtEpDevice** out, size_t max,
                            size_t* made) {
   *made = 0;
-  gpus_.Match(devices, count);
-  for (size_t i = 0; i < count && *made < max; ++i) {
-    const bool cpu = g_ort.api->HardwareDevice_Type(devices[i]) == OrtHardwareDeviceType_CPU;
-    if (!cpu && !gpus_.ReasonAgainst(devices[i]).empty()) continue;
-    Check(g_ort.ep->CreateEpDevice(this, devices[i], nullptr, nullptr, &out[*made]));
+  for (const OrtHardwareDevice* device : gpus_.Match(devices, count)) {
+    if (*made == max) return;
+    const bool cpu = g_ort.api->HardwareDevice_Type(device) == OrtHardwareDeviceType_CPU;
+    if (!cpu && !gpus_.ReasonAgainst(device).empty()) continue;
+    Check(g_ort.ep->CreateEpDevice(this, device, nullptr, nullptr, &out[*made]));
     ++*made;
-    if (!cpu) gpus_.AddMemory(devices[i], out[*made - 1]);
+    if (!cpu) gpus_.AddMemory(device, out[*made - 1]);
   }
 }
 

@@ -554,6 +554,9 @@ def two_devices(models):
     recorded = [Decoder(gpu_session(path, {"cuda_graph": "1"}, ON_GPU_ONLY, device=i), i) for i in range(2)]
     plain = [Decoder(gpu_session(path, config=ON_GPU_ONLY, device=i), i) for i in range(2)]
     wanted, logits = text(recorded[0]), plain[0].run(prompt, prompt_mask, prompt_positions)[0]
+    ids, mask = np.concatenate([prompt, fresh], axis=1), np.concatenate([prompt_mask, np.ones((2, steps), np.int64)], axis=1)
+    expected = OptReference(path).logits(ids, mask, np.maximum(np.cumsum(mask, axis=1) - 1, 0))[:, 10:]
+    close(wanted.view(np.float16), expected, 0.06, 0.01, f"{steps} steps")
     failures = []
 
     def work(one, expected):

@@ -1,5 +1,6 @@
 #include "provider/ep/devices.h"
 
+#include <algorithm>
 #include <map>
 #include <mutex>
 
@@ -43,11 +44,20 @@ bool GpuDevices::any() const {
   return false;
 }
 
-void GpuDevices::Match(const OrtHardwareDevice* const* devices, size_t count) {
+std::vector<const OrtHardwareDevice*> GpuDevices::Match(const OrtHardwareDevice* const* devices, size_t count) {
   int seen = 0;
   for (size_t i = 0; i < count; ++i) {
     if (IsNvidia(devices[i])) state_->ordinals[devices[i]] = OrdinalOf(devices[i], seen++, state_->gpus);
   }
+  std::vector<const OrtHardwareDevice*> ordered(devices, devices + count);
+  std::stable_sort(ordered.begin(), ordered.end(), [this](const OrtHardwareDevice* a, const OrtHardwareDevice* b) {
+    const auto ordinal = [this](const OrtHardwareDevice* device) {
+      const auto found = state_->ordinals.find(device);
+      return found == state_->ordinals.end() ? -1 : found->second;
+    };
+    return ordinal(a) < ordinal(b);
+  });
+  return ordered;
 }
 
 std::string GpuDevices::ReasonAgainst(const OrtHardwareDevice* device) const {
