@@ -2,7 +2,7 @@
 // in the package, or the optional package onnxruntime-ep-flashllm-<platform>-<arch>), else builds them with CMake.
 //   --force  builds (incrementally) whatever is there; so does a git checkout where CMake is at hand
 //   --tests  builds the native unit tests as well
-// Environment: ORT_INCLUDE_DIR (ONNX Runtime's headers), FLASHLLM_CUDA (AUTO, ON, OFF), FLASHLLM_BUILD_JOBS.
+// Environment: ORT_INCLUDE_DIR (other headers of ONNX Runtime than third_party/'s), FLASHLLM_CUDA (AUTO, ON, OFF), FLASHLLM_BUILD_JOBS.
 import { spawnSync } from 'node:child_process';
 import { existsSync } from 'node:fs';
 import { createRequire } from 'node:module';
@@ -50,8 +50,7 @@ flashllm: the native binaries for ${platform} could not be built: ${what}
   1. Debian, Ubuntu: apt-get install -y cmake ninja-build g++     Fedora: dnf install -y cmake ninja-build gcc-c++
   2. CMake 3.22 or later and a compiler with C++17 (GCC 9, Clang 10 or later) must be on PATH; CXX names another compiler.
   3. For GPUs, nvcc (CUDA 12.4 or later) must be on PATH or CUDACXX name it; without it the build is for the CPU only.
-  4. Without a network, set ORT_INCLUDE_DIR to a folder with ONNX Runtime's C headers (1.29 or later).
-  5. Then run: npm rebuild ${packageName} --foreground-scripts
+  4. Then run: npm rebuild ${packageName} --foreground-scripts
 `);
   process.exit(1);
 }

@@ -127,7 +127,6 @@ check(doctor.package.version === version, `the installed version is ${version}`)
 if (process.argv.includes('--from-source')) {
   rmSync(join(installed, 'native'), { recursive: true });
   process.env.FLASHLLM_CUDA = 'OFF';
-  process.env.ORT_INCLUDE_DIR ??= join(root, 'build', 'onnxruntime-headers');
   run(process.execPath, ['scripts/build-native.mjs'], installed);
   check(runSession().y.join() === '201,30', 'a session runs with binaries built from the tarball');
 }
