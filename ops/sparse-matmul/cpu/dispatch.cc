@@ -2,7 +2,27 @@
 #include "ops/sparse-matmul/cpu/implementations.h"
 #include "ops/sparse-matmul/cpu/kernels.h"
 
+#ifdef FLASHLLM_X86
+#include <cpuid.h>
+#endif
+
 namespace flashllm::cpu {
+
+#ifdef FLASHLLM_X86
+namespace {
+
+/// Whether the processor is one of AMD's family 19h, of which those with AVX-512 (Zen 4) compute 512 bits in two steps.
+bool IsHalfWide() {
+  unsigned a = 0, b = 0, c = 0, d = 0;
+  if (__get_cpuid(0, &a, &b, &c, &d) == 0 || b != signature_AMD_ebx || c != signature_AMD_ecx || d != signature_AMD_edx)
+    return false;
+  if (__get_cpuid(1, &a, &b, &c, &d) == 0) return false;
+  const unsigned family = (a >> 8 & 15) + (a >> 20 & 255);
+  return family == 0x19;
+}
+
+}  // namespace
+#endif
 
 Isa DetectIsa() {
 #ifdef FLASHLLM_X86
@@ -33,7 +53,8 @@ const char* IsaName(Isa isa) {
 
 std::unique_ptr<SparseMatMul> MakeSparseMatMul(const PackedWeight& weight, Isa isa) {
 #ifdef FLASHLLM_X86
-  if (isa == Isa::kAvx512) return MakeBlocked(weight, Avx512Kernels());
+  static const bool kHalfWide = IsHalfWide();
+  if (isa == Isa::kAvx512) return MakeBlocked(weight, Avx512Kernels(kHalfWide));
   if (isa == Isa::kAvx2) return MakeBlocked(weight, Avx2Kernels());
 #endif
   static_cast<void>(isa);

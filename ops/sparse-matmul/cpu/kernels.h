@@ -88,6 +88,7 @@ struct Kernels {
 };
 
 const Kernels& Avx2Kernels();
-const Kernels& Avx512Kernels();
+/// `half_wide`: of a processor that computes 512 bits in two steps of 256 (Zen 4).
+const Kernels& Avx512Kernels(bool half_wide);
 
 }  // namespace flashllm::cpu
