@@ -3,5 +3,5 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 cmake -S . -B build/sanitize -DCMAKE_BUILD_TYPE=RelWithDebInfo -DFLASHLLM_SANITIZE=ON -DFLASHLLM_NODE=OFF -DFLASHLLM_CUDA=OFF -DFLASHLLM_TESTS=ON
-cmake --build build/sanitize -j"$(nproc)"
+cmake --build build/sanitize -j"$(nproc)" --target flashllm_tests
 ctest --test-dir build/sanitize --output-on-failure
