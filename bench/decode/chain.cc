@@ -15,7 +15,7 @@
 #include "bench/gpu/timing.h"
 #include "bench/gpu/workload.h"
 #include "bench/options.h"
-#include "ops/decoder/cuda/attention.h"
+#include "ops/decoder/cuda/attention_kernels.h"
 #include "ops/decoder/cuda/layer_norm.h"
 
 namespace flashllm::bench {
@@ -40,13 +40,13 @@ Settings Parse(int argc, char** argv) {
   options.Add("--context", &s.contexts, "positions with the new token (256)");
   options.Add("--expected", &s.expected,
               "columns for which weights are laid out: -1 the batch, 0 for 1 to 32 alike, or a number (-1)");
-  options.Add("--splits", &s.splits, "parts of a sequence that attention takes side by side: 1 to 64, 0 to choose (0)");
+  options.Add("--splits", &s.splits, "parts of a sequence that attention takes side by side; 0 to choose (0)");
   options.Add("--json", &s.json, "file to write, anew after every row");
   options.Add("--commit", &s.commit, "what the file says was measured");
   options.Parse(argc, argv);
   options.Require(s.layers >= 1, "--layers: expected at least 1");
   options.Require(s.expected >= kSame, "--expected: expected -1, 0 or a number of columns");
-  options.Require(s.splits >= 0 && s.splits <= 64, "--splits: expected 0 to 64");
+  options.Require(s.splits >= 0 && s.splits <= cuda::decoder::kMaxSplits, "--splits: more parts than there can be");
   for (int batch : s.batches) options.Require(batch >= 1, "--batch: expected at least 1");
   for (int context : s.contexts) options.Require(context >= 1, "--context: expected at least 1");
   for (double sparsity : s.sparsities)
@@ -184,10 +184,16 @@ int Run(const Settings& settings) {
   header.Text("model", settings.model).Integer("layers", settings.layers).Integer("expectedColumns", settings.expected);
   Report report(settings.json, header.Number("readBandwidthGBs", bandwidth, 1));
   for (double sparsity : settings.sparsities) {
+    std::unique_ptr<Stack> stack;
     for (int batch : settings.batches) {
-      const Stack stack(gpu, settings, sparsity, settings.expected == kSame ? batch : settings.expected);
+      // Laid out once where that does not depend on the batch.
+      const bool same = settings.expected == kSame;
+      if (same || stack == nullptr) {
+        stack.reset();
+        stack = std::make_unique<Stack>(gpu, settings, sparsity, same ? batch : settings.expected);
+      }
       for (int context : settings.contexts) {
-        const std::vector<double> us = stack.Time(batch, context);
+        const std::vector<double> us = stack->Time(batch, context);
         JsonObject row;
         row.Number("sparsity", sparsity, 2).Integer("batch", batch).Integer("context", context);
         std::printf("s=%.2f B=%-3d context %-5d", sparsity, batch, context);

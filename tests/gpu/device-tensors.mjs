@@ -112,6 +112,7 @@ function check(what, found) {
 }
 
 const gpus = range(0, 16).filter((id) => offersGpu(id));
+assert.ok(gpus.length > 0, 'the provider offers no GPU; flashllm doctor tells why');
 for (const id of gpus) {
   check(`GPU ${id}, caches on the CPU between runs`, await growing('cuda', 'cpu', id));
   check(`GPU ${id}, caches on the GPU`, await growing('cuda', 'gpu-buffer', id));

@@ -26,7 +26,9 @@ const offered = (() => {
 if (!offered)
   console.error('tests/models/device.test.ts is skipped: the provider offers no GPU; flashllm doctor tells why');
 const test = offered ? anyTest.serial : anyTest.serial.skip;
-const testOfTwo = offered && offersGpu(1) ? anyTest.serial : anyTest.serial.skip;
+const two = offered && offersGpu(1);
+if (offered && !two) console.error('the test of two GPUs is skipped: the provider offers one');
+const testOfTwo = two ? anyTest.serial : anyTest.serial.skip;
 
 test('sequences join and leave a batch on the GPU and get the texts of the CPU', async (t) => {
   const folder = await temporaryFolder();

@@ -53,8 +53,8 @@ const char* IsaName(Isa isa) {
 
 std::unique_ptr<SparseMatMul> MakeSparseMatMul(const PackedWeight& weight, Isa isa) {
 #ifdef FLASHLLM_X86
-  static const bool kHalfWide = IsHalfWide();
-  if (isa == Isa::kAvx512) return MakeBlocked(weight, Avx512Kernels(kHalfWide));
+  static const bool half_wide = IsHalfWide();
+  if (isa == Isa::kAvx512) return MakeBlocked(weight, Avx512Kernels(half_wide));
   if (isa == Isa::kAvx2) return MakeBlocked(weight, Avx2Kernels());
 #endif
   static_cast<void>(isa);
