@@ -25,7 +25,10 @@ ROW_GROUPS, TRIPLETS = "row groups", "row triplets"  # teams of four warps with 
 PANEL_TILES = {1: 8, 4: 16}  # by the warps of a team
 PADDING = 1.04
 LARGE_CLUSTER = 1.03
-NAMES = {1: "kWarp", 4: "kWarpgroup", ROW_GROUPS: "kRowGroup", TRIPLETS: "kRowTriplet", "halves": "kHalves", "words": "kWords"}
+NAMES = {1: "kWarp", 4: "kWarpgroup", ROW_GROUPS: "kRowGroup", TRIPLETS: "kRowTriplet"}
+NAMES |= {"halves": "kHalves", "words": "kWords", "quads": "kQuads"}
+QUAD_BLOCK = 560  # bytes of a stage's block, which is a window's
+TOGETHER = 0.79  # of the values of two columns that were brought together so many are nonzeros
 
 FIRST = [12, 5, 0.3, 10, 5, 3, 2, 3, 1, 1.05]
 LEAST = [0, 0, 0, 0, 0, 0, -2, -2, 0, 0.95]
@@ -38,6 +41,10 @@ def shape(model, matrix):
     return {"qkv": (3 * hidden, hidden), "o": (hidden, hidden), "fc1": (4 * hidden, hidden), "fc2": (hidden, 4 * hidden)}[matrix]
 
 
+def window_units(density):
+    return 8 if density < 0.215 else 7 if density < 0.26 else 6 if density < 0.3 else 4
+
+
 def features(model, matrix, sparsity, team, kind, cluster, bytes_per_ns, row_groups):
     """What the constants are multiplied with. `bytes_per_ns`: what the run's reading kernel reached, 0.92 of the data sheet."""
     rows, columns = shape(model, matrix)
@@ -45,7 +52,8 @@ def features(model, matrix, sparsity, team, kind, cluster, bytes_per_ns, row_gro
     busiest = -(-tiles // min(tiles, BLOCKS[cluster]))
     share = units / cluster
     if team in (ROW_GROUPS, TRIPLETS):
-        panels, stages = 1, share / (8 if team == ROW_GROUPS and kind == "words" else 4)
+        stage = window_units(1 - sparsity) if kind == "quads" else 8 if team == ROW_GROUPS and kind == "words" else 4
+        panels, stages = 1, share / stage
         missing = share * (4 * row_groups - busiest)
     else:
         panels = -(-busiest // PANEL_TILES[team])
@@ -56,8 +64,8 @@ def features(model, matrix, sparsity, team, kind, cluster, bytes_per_ns, row_gro
             stages += share / (1 if depth > 4 else 2 if depth > 2 else 4 if depth > 1 else 8)
             missing += share * (depth * team - own)
     density = 1 - sparsity
-    values = 2 * density if kind == "halves" else 2 * (1 - sparsity**2)
-    masks = 1 / 8 if kind == "halves" else 1 / 16
+    values = {"halves": 2 * density, "words": 2 * (1 - sparsity**2), "quads": 2 * density / TOGETHER}[kind]
+    masks = {"halves": 1 / 8, "words": 1 / 16, "quads": QUAD_BLOCK / window_units(density) / 512}[kind]
     reading = rows * columns * (values + masks) * PADDING / bytes_per_ns
     return share * busiest, missing, stages, share * panels, panels, reading, density, cluster
 

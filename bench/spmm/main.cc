@@ -47,7 +47,7 @@ Settings Parse(int argc, char** argv) {
   options.Add("--sparsity", &s.sparsities, "shares of zeros, each from 0 to 1 (0.5,0.6,0.7,0.8,0.9)");
   options.Add("--n", &s.columns, "columns of X (1,8,16,32,64)");
   options.Add("--clusters", &s.clusters, "thread blocks that share K: 1, 2, 4, or 0 to choose (0)");
-  options.Add("--columns", &s.columns_kind, "kind of columns: 0 halves, 1 words, -1 to choose (-1)");
+  options.Add("--columns", &s.columns_kind, "kind of columns: 0 halves, 1 words, 2 quads, -1 to choose (-1)");
   options.Add("--layout", &s.layout, "1 columns, 2 jagged, -1 to choose (-1)");
   options.Add("--team", &s.team, "0 a warp, 1 four, 2 four with a tile each, 3 the same by threes, -1 to choose (-1)");
   options.Add("--row-groups", &s.row_groups, "row blocks of a thread block: 1, 2, 3, 4, or 0 to choose (0)");
@@ -226,6 +226,7 @@ class Bench {
     const double roof = canonical_bytes / bandwidth_ * 1e-3;  // us
     const char* const kernel = packed.IsPrefill(n)                     ? "prefill"
                                : plan.layout == cuda::Layout::kJagged  ? "jagged"
+                               : plan.columns == cuda::Columns::kQuads ? "quads"
                                : plan.columns == cuda::Columns::kWords ? "words"
                                                                        : "halves";
     JsonObject row;

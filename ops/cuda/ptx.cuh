@@ -34,6 +34,19 @@ __device__ __forceinline__ void Mma(float (&c)[4], const uint32_t (&a)[4], uint3
   }
 }
 
+/// mma.sp.m16n8k32 with float16 (9.7.14.6): of every four k of a row A has two. `which`: that of threads 0 and 1 of
+/// every quad (kSelector 0), or of 2 and 3 (1), tells which two, four bits a row and quad of k.
+template <int kSelector>
+__device__ __forceinline__ void MmaSparse(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[4],
+                                          uint32_t which) {
+  asm volatile(
+      "mma.sp::ordered_metadata.sync.aligned.m16n8k32.row.col.f32.f16.f16.f32 "
+      "{%0,%1,%2,%3},{%4,%5,%6,%7},{%8,%9,%10,%11},{%0,%1,%2,%3},%12,%13;"
+      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]), "r"(b[2]), "r"(b[3]), "r"(which),
+        "n"(kSelector));
+}
+
 __device__ __forceinline__ uint32_t LoadShared32(uint32_t address) {
   uint32_t value;
   asm volatile("ld.shared.u32 %0,[%1];" : "=r"(value) : "r"(address) : "memory");
@@ -75,10 +88,23 @@ __device__ __forceinline__ void LoadMatrices(uint32_t (&words)[4], uint32_t addr
                : "memory");
 }
 
+/// The same of the transposed matrices: of matrix i a lane gets elements g of rows 2 t and 2 t + 1.
+__device__ __forceinline__ void LoadTransposed(uint32_t (&words)[4], uint32_t address) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3},[%4];"
+               : "=r"(words[0]), "=r"(words[1]), "=r"(words[2]), "=r"(words[3])
+               : "r"(address)
+               : "memory");
+}
+
 #if __CUDA_ARCH__ >= 900
 /// The same the other way (9.7.14.5.16).
 __device__ __forceinline__ void StoreMatrices(uint32_t address, const uint32_t (&words)[4]) {
   asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0],{%1,%2,%3,%4};" ::"r"(address), "r"(words[0]),
+               "r"(words[1]), "r"(words[2]), "r"(words[3])
+               : "memory");
+}
+__device__ __forceinline__ void StoreTransposed(uint32_t address, const uint32_t (&words)[4]) {
+  asm volatile("stmatrix.sync.aligned.m8n8.x4.trans.shared.b16 [%0],{%1,%2,%3,%4};" ::"r"(address), "r"(words[0]),
                "r"(words[1]), "r"(words[2]), "r"(words[3])
                : "memory");
 }

@@ -32,6 +32,7 @@ class RunReader {
     for (cuda::StageCopy copy : record_.first) {
       if (!Copy(copy)) return false;
     }
+    if (plan_.columns == cuda::Columns::kQuads) return ReadQuads(first_unit, end_unit, tiles, dense);
     for (int panel = 0; panel < panels; ++panel) {
       first_tile_ = plan_.tile_start[block_] + panel * tiles / panels + warp_tile_;
       const int panel_tiles = (panel + 1) * tiles / panels - panel * tiles / panels;
@@ -56,6 +57,66 @@ class RunReader {
   }
 
  private:
+  /// Of a row block with so many tiles.
+  bool ReadQuads(int first_unit, int end_unit, int tiles, std::vector<float>* dense) {
+    if (warp_tile_ >= tiles) return issued_ == 0;
+    first_tile_ = plan_.tile_start[block_] + warp_tile_;
+    for (int unit = first_unit; unit < end_unit; unit += plan_.window_units) {
+      bool more = true;
+      while (more) {
+        if (issued_ == done_ || !EnterStage()) return false;
+        const int stage_units = header_.shift & 15;
+        more = (header_.shift & 16) != 0;
+        if (stage_units < 1 || stage_units > 8) return false;
+        for (int lane = 0; lane < 32; ++lane) {
+          if (!ReadQuadLane(lane, unit, std::min(unit + plan_.window_units, end_unit), stage_units, dense))
+            return false;
+        }
+        ++done_;
+        for (cuda::StageCopy copy : header_.next) {
+          if (!Copy(copy)) return false;
+        }
+      }
+    }
+    return done_ == issued_;
+  }
+
+  /// A lane's words of a stage: which slots have values, which pair is whose, where four units' X lies and four more's.
+  uint32_t QuadWord(int lane, int word) const {
+    uint32_t value;
+    std::memcpy(&value, &stage()[48 + 16 * lane + 4 * word], 4);
+    return value;
+  }
+
+  bool ReadQuadLane(int lane, int unit, int end_unit, int stage_units, std::vector<float>* dense) {
+    const int g = lane / 4, t = lane % 4;
+    for (int u = 0; u < 8; ++u) {
+      for (int r = 0; r < 4; ++r) {
+        if (!(QuadWord(lane, 0) >> (8 * r + u) & 1)) continue;
+        const int at = at_[lane][0];
+        if (u >= stage_units || at < 0 || at >= static_cast<int>(ring_.size())) return false;
+        at_[lane][0] += 128;
+        // Threads 0 and 1 of a quad speak for even units, 2 and 3 for odd ones: the first of four quads, the second of
+        // the other four; of rows g and g + 8.
+        const int pair = QuadWord(4 * g + 2 * (u % 2) + r / 2, 1) >> (4 * (t + 4 * (r % 2)) + u / 2) & 1;
+        for (int h = 0; h < 2; ++h) {
+          const int logical = 4 * (t + r / 2 * 4) + 2 * pair + h;  // of the unit: k, in the order of the product
+          const int place = QuadWord(logical, 2 + u / 4) >> (8 * (u % 4)) & 255;
+          const int k_in_unit = (place >> 1 & 3) * 8 + (place >> 3 & 3) * 2 + place % 2;
+          const int64_t m = first_tile_ * 16 + g + 8 * (r % 2), k = (unit + place / 32) * int64_t{32} + k_in_unit;
+          uint16_t value;
+          std::memcpy(&value, &ring_[at + 2 * h], 2);
+          if (value == 0) continue;  // its pair's other has a value, or a zero is stored
+          if (m >= plan_.out_features || k >= plan_.in_features || unit + place / 32 >= end_unit) return false;
+          float& element = (*dense)[m * plan_.in_features + k];
+          if (element != 0) return false;
+          element = FromBits16(value, plan_.value_type);
+        }
+      }
+    }
+    return true;
+  }
+
   bool group() const { return plan_.team != cuda::Team::kWarp; }
   bool words() const { return plan_.columns == cuda::Columns::kWords; }
 
@@ -85,7 +146,8 @@ class RunReader {
       const int lane = header_.column[l] % 32, exchange = header_.column[l] / 32;
       columns |= 1u << lane;
       for (int h = 0; h < 2; ++h) {
-        int at = from[lane][h ^ exchange] + header_.shift;
+        // Of quads the low bits tell something else.
+        int at = from[lane][h ^ exchange] + (header_.shift & ~31);
         const int place = (at % 128 + 128) % 128;
         if (header_.jump != 0) at = std::max<int>(at - place, (header_.jump - 1) * 128) + place;
         at_[l][h] = at;

@@ -191,7 +191,7 @@ void RunAll(const cuda::DeviceInfo& info, const cuda::DenseDevice& device, bool 
     }
     for (const char* pattern : {"uniform50", "uniform95", "full", "empty", "one-row", "tiles", "corner"})
       RunWeight(info, device, m, k, pattern, ValueType::kFloat16, 0, jagged);
-    for (int columns : {0, 1}) {
+    for (int columns : {0, 1, 2}) {
       row_groups.columns = row_triplets.columns = many.columns = columns;
       for (const char* pattern : {"uniform50", "uniform95", "full"}) {
         for (int cluster : {1, 2}) {

@@ -203,7 +203,8 @@ void Run(const cuda::DeviceInfo& device, const Case& c) {
 
 /// Weights times an infinite X must be infinite, not NaN, also where a K lane's last stage reaches beyond the lane; and
 /// a NaN in X must come through ReLU.
-void RunNonFinite(const cuda::DeviceInfo& device, ValueType type, int team, int layout_number = -1, int expected = 0) {
+void RunNonFinite(const cuda::DeviceInfo& device, ValueType type, int team, int layout_number = -1, int expected = 0,
+                  int columns = -1) {
   constexpr int kRows = 48, kInfinite = 70, kNan = 9;
   constexpr int64_t kK = 320;
   const Packed w = MakePacked(kRows, kK, "full", type, 3);
@@ -214,6 +215,7 @@ void RunNonFinite(const cuda::DeviceInfo& device, ValueType type, int team, int 
   cuda::WeightPlan plan;
   cuda::PlanOptions options;
   options.team = team;
+  options.columns = columns;
   options.layout = layout_number;
   options.expected_n = expected;
   Check(cuda::MakePlan(w.view(), device, options, &plan), "MakePlan");
@@ -233,7 +235,7 @@ void RunNonFinite(const cuda::DeviceInfo& device, ValueType type, int team, int 
     Check(cuda::Launch(plan, layout.get(), parts, args, nullptr), "Launch");
     const std::vector<uint8_t> bytes = y.Read();
     Case c{kRows, kK, n, "full", type};
-    c.team = team, c.layout = layout_number, c.expected = expected;
+    c.team = team, c.layout = layout_number, c.expected = expected, c.columns = columns;
     for (int m = 0; m < kRows; ++m) {
       uint16_t inf_bits, nan_bits;
       std::memcpy(&inf_bits, &bytes[m * 2], 2), std::memcpy(&nan_bits, &bytes[(kRows + m) * 2], 2);
@@ -241,6 +243,48 @@ void RunNonFinite(const cuda::DeviceInfo& device, ValueType type, int team, int 
       if (inf_bits != (w.dense[m * kK + kInfinite] > 0 ? 0x7c00 : 0))
         return Fail(c, "an infinite X gave a finite or NaN output");
       if ((nan_bits & 0x7fff) <= 0x7c00) return Fail(c, "a NaN in X was lost");
+    }
+  }
+}
+
+/// Of columns of quads, whose units are filled up with what they have already: an infinite X makes infinite what it has
+/// a weight for, and only that; elsewhere 0 or, where the kernel multiplies it by a zero, NaN.
+void RunInfiniteBesideZeros(const cuda::DeviceInfo& device, const char* pattern) {
+  constexpr int kRows = 40, kColumns = 8;
+  constexpr int64_t kK = 300;
+  const Packed w = MakePacked(kRows, kK, pattern, ValueType::kFloat16, 3);
+  Buffer bitmap(w.bitmap.data(), w.bitmap.size()), offsets(w.row_offsets.data(), w.row_offsets.size() * 4),
+      values(w.values.data(), w.values.size());
+  const cuda::DeviceParts parts{static_cast<const uint8_t*>(bitmap.get()), static_cast<const int32_t*>(offsets.get()),
+                                values.get(), ValueType::kFloat16};
+  cuda::WeightPlan plan;
+  cuda::PlanOptions options;
+  options.team = static_cast<int>(cuda::Team::kRowGroup), options.columns = static_cast<int>(cuda::Columns::kQuads);
+  Check(cuda::MakePlan(w.view(), device, options, &plan), "MakePlan");
+  Buffer staging(plan.staging_bytes);
+  Check(cuda::Measure(parts, staging.get(), nullptr, &plan), "Measure");
+  Buffer layout(plan.layout_bytes);
+  Check(cuda::Convert(plan, parts, staging.get(), layout.get(), nullptr), "Convert");
+  for (int64_t first = 0; first < kK; first += kColumns) {
+    std::vector<uint16_t> x(kColumns * kK, 0);
+    for (int n = 0; n < kColumns && first + n < kK; ++n) x[n * kK + first + n] = 0x7c00;
+    Buffer x_device(x.data(), x.size() * 2), y(kColumns * kRows * 2);
+    cuda::MatMulArgs args;
+    args.x = x_device.get(), args.y = y.get(), args.n = kColumns;
+    Check(cuda::Launch(plan, layout.get(), parts, args, nullptr), "Launch");
+    const std::vector<uint8_t> bytes = y.Read();
+    Case c{kRows, kK, kColumns, pattern, ValueType::kFloat16};
+    c.team = options.team, c.columns = options.columns;
+    for (int n = 0; n < kColumns && first + n < kK; ++n) {
+      for (int m = 0; m < kRows; ++m) {
+        uint16_t bits;
+        std::memcpy(&bits, &bytes[(n * kRows + m) * 2], 2);
+        const float weight = w.dense[m * kK + first + n];
+        const bool nan = (bits & 0x7fff) > 0x7c00;
+        ++checked;
+        if (weight == 0 ? !nan && (bits & 0x7fff) != 0 : bits != (weight > 0 ? 0x7c00 : 0xfc00))
+          return Fail(c, "an infinite X gave another output than its weight says");
+      }
     }
   }
 }
@@ -322,6 +366,7 @@ void RunManyTimes(const cuda::DeviceInfo& device, int64_t m, int64_t k, const ch
   struct Plan {
     int team, expected;
     std::vector<int64_t> columns;
+    int kind = -1;  // a Columns
   };
   const Packed w = MakePacked(m, k, pattern, ValueType::kFloat16, 7);
   const Tensor x(kMostColumns * k, ElementType::kFloat16, 11);
@@ -334,9 +379,11 @@ void RunManyTimes(const cuda::DeviceInfo& device, int64_t m, int64_t k, const ch
   if (device.compute_capability >= 90 && device.encode_tensor_map != nullptr) {
     for (int team : {1, 2, 3}) plans.push_back({team, 0, {8, 16, 32, 64}});
     plans.push_back({-1, 256, {192, 256, kMostColumns}});
+    for (int team : {2, 3}) plans.push_back({team, 0, {8, 16, 32}, static_cast<int>(cuda::Columns::kQuads)});
   }
-  for (const auto& [team, expected, columns] : plans) {
+  for (const auto& [team, expected, columns, kind] : plans) {
     cuda::PlanOptions options;
+    options.columns = kind;
     options.team = team, options.layout = static_cast<int>(Layout::kColumns), options.expected_n = expected;
     cuda::WeightPlan plan;
     Check(cuda::MakePlan(w.view(), device, options, &plan), "MakePlan");
@@ -361,7 +408,7 @@ void RunManyTimes(const cuda::DeviceInfo& device, int64_t m, int64_t k, const ch
       std::memcpy(&count, bytes.data(), sizeof(count));
       checked += kLaunches * n * m;
       Case c{m, k, n, pattern, ValueType::kFloat16};
-      c.team = team, c.expected = expected;
+      c.team = team, c.expected = expected, c.columns = kind;
       if (count != 0) Fail(c, "of many launches some differ");
     }
   }
@@ -455,7 +502,7 @@ void RunAll(const cuda::DeviceInfo& device, bool quick) {
   for (int64_t m : {350, 220, 90}) run_wide(m, "uniform50");
   // Row groups: of a few thread blocks, whose warps have a tile each, or not.
   const auto run_row_groups = [&](int64_t m, int64_t k, int64_t n, int row_groups, int cluster, const char* pattern) {
-    for (int columns : {0, 1}) {
+    for (int columns : {0, 1, 2}) {
       Case c{m, k, n, pattern, half, ElementType::kFloat16, cluster, true, n == 64, n > 8, n == 128};
       c.columns = columns, c.team = row_groups == 3 ? 3 : 2, c.row_groups = row_groups;
       Run(few, c);
@@ -539,7 +586,11 @@ void RunAll(const cuda::DeviceInfo& device, bool quick) {
   for (ValueType type : {half, bf16}) {
     for (int team : {0, 1}) RunNonFinite(device, type, team);
   }
-  for (int team : {2, 3}) RunNonFinite(one, half, team);
+  for (int team : {2, 3}) {
+    RunNonFinite(one, half, team);
+    RunNonFinite(one, half, team, -1, 0, 2);
+  }
+  for (const char* pattern : {"uniform80", "uniform50", "tiles"}) RunInfiniteBesideZeros(one, pattern);
   RunNonFinite(device, half, -1, -1, 256);
   RunNonFinite(device, half, -1, static_cast<int>(Layout::kJagged));
   RunInfiniteBehindWindow(device);
@@ -561,7 +612,7 @@ void RunTiny(const cuda::DeviceInfo& device) {
   few.clusters[0] = few.clusters[1] = few.clusters[2] = 1;
   for (int cluster : {1, 2, 4}) {
     for (int64_t n : {8, 16, 27, 50, 100}) {
-      for (int columns : {0, 1}) {
+      for (int columns : {0, 1, 2}) {
         Case c{120, 520, n, "uniform50", ValueType::kFloat16, ElementType::kFloat16, cluster, true, true, true};
         c.columns = columns;
         for (c.row_groups = 2; c.row_groups <= 4; ++c.row_groups) {

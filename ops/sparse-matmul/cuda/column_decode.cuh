@@ -8,7 +8,7 @@
 namespace flashllm::cuda {
 
 /// Fragments of a mask word.
-FLASHLLM_HD constexpr int WordFragments(Columns columns) { return 64 / TileSlots(columns); }
+FLASHLLM_HD constexpr int WordFragments(Columns columns) { return columns == Columns::kHalves ? 4 : 8; }
 
 /// How many of `left` fragments from `fragment` on are decoded together: of one mask word, at most `most`.
 FLASHLLM_HD constexpr int FragmentsTogether(Columns columns, int fragment, int left, int most) {

@@ -20,7 +20,7 @@ inline MatMulArgs SliceColumns(const WeightPlan& plan, const MatMulArgs& args, i
 using LaunchColumns = cudaError_t(const WeightPlan& plan, const void* layout, const MatMulArgs& args,
                                   cudaStream_t stream);
 LaunchColumns LaunchHalvesF16, LaunchWordsF16, LaunchHalvesBf16, LaunchWordsBf16;
-LaunchColumns LaunchGroupHalves, LaunchGroupWords;
+LaunchColumns LaunchGroupHalves, LaunchGroupWords, LaunchGroupQuads;
 /// Of a plan that TakesManyColumns (layout.h), X aligned to 16 bytes.
 LaunchColumns LaunchManyHalves, LaunchManyWords;
 
@@ -28,6 +28,6 @@ LaunchColumns LaunchManyHalves, LaunchManyWords;
 /// of groups take back info->encode_tensor_map where there are none.
 using PrepareColumns = cudaError_t(DeviceInfo* info);
 PrepareColumns PrepareHalvesF16, PrepareWordsF16, PrepareHalvesBf16, PrepareWordsBf16;
-PrepareColumns PrepareGroupHalves, PrepareGroupWords, PrepareManyHalves, PrepareManyWords;
+PrepareColumns PrepareGroupHalves, PrepareGroupWords, PrepareGroupQuads, PrepareManyHalves, PrepareManyWords;
 
 }  // namespace flashllm::cuda

@@ -24,9 +24,10 @@ inline ColumnParams MakeParams(const WeightPlan& plan, const void* layout, const
 /// A run on its way through its warp.
 template <Columns kColumns, Team kTeam = Team::kWarpgroup>
 struct RunState {
-  Stream<kTeam> stream;
+  Stream<kColumns, kTeam> stream;
   Cursor<kColumns> cursor;
   int first_unit, end_unit;
+  QuadStage quads = {};  // kQuads: what the stage that was entered last is
 
   /// Run `index` of the layout, over these units. It begins with stream.Start().
   __device__ __forceinline__ RunState(const ColumnParams& p, int index, int first_unit, int end_unit, uint32_t ring,
@@ -63,7 +64,12 @@ struct RunState {
     } else {
       LoadMasks<kWords>(block, masks);
     }
-    cursor.Enter(stream.ring(), header.x, header.y, column);
+    if constexpr (kColumns == Columns::kQuads) {
+      quads.bits = static_cast<int>(header.x & QuadStage::kMask);
+      cursor.Enter(stream.ring(), header.x & ~QuadStage::kMask, header.y, column);
+    } else {
+      cursor.Enter(stream.ring(), header.x, header.y, column);
+    }
   }
 
   /// The stage has been read: starts the copies for which there is room now.

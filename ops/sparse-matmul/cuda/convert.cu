@@ -1,39 +1,15 @@
 // Canonical parts -> column layout (layout.h), on the device. Runs once at load.
 #include <cuda_fp16.h>
 
+#include "ops/sparse-matmul/cuda/convert.cuh"
 #include "ops/sparse-matmul/cuda/jagged.h"
-#include "ops/sparse-matmul/cuda/layout.h"
-#include "ops/sparse-matmul/cuda/partition.cuh"
+#include "ops/sparse-matmul/cuda/quad_convert.h"
 #include "ops/sparse-matmul/cuda/spmm.h"
 
 namespace flashllm::cuda {
 namespace {
 
 constexpr int kThreads = 256;
-constexpr uint32_t kAllLanes = 0xffffffffu;
-
-/// What a RunRecord begins with.
-struct RunHead {
-  uint32_t masks, values;
-};
-
-struct Source {
-  const uint32_t* bitmap;      // rows of `row_words` 32-bit words
-  const int32_t* row_offsets;  // [rows + 1]
-  const void* values;
-  // What Measure leaves in the staging memory.
-  int64_t* layout_bytes;
-  RunHead* heads;      // [runs]
-  uint32_t* run_rows;  // [runs] value rows
-  uint32_t* prefix;    // [rows, units] stored values of the row before the unit
-  int64_t row_words;
-  int rows, units;
-  int ring_rows;  // of shared memory, of a run
-};
-
-__device__ __forceinline__ uint32_t Word(const Source& s, int row, int unit) {
-  return row < s.rows && unit < s.units ? s.bitmap[row * s.row_words + unit] : 0;
-}
 
 /// One warp a row: how many values precede each unit of it.
 __global__ void CountPrefixes(Source s) {
@@ -94,126 +70,6 @@ __device__ __forceinline__ void AddMasks(uint32_t masks, int q, uint32_t (&words
   }
 }
 
-/// How many lanes have a greater key, or the same and a lower number.
-__device__ __forceinline__ int Rank(int key) {
-  const int lane = threadIdx.x & 31;
-  int rank = 0;
-  for (int other = 0; other < 32; ++other) {
-    const int their = __shfl_sync(kAllLanes, key, other);
-    rank += their > key || (their == key && other < lane);
-  }
-  return rank;
-}
-
-/// Walks a run stage by stage as the kernel will, one warp: where each lane reads, what each stage's header and copy
-/// say.
-template <Columns kColumns>
-class Walk {
- public:
-  // Of a lane's two chains: the next row, and which half of the column it is. With kWords only the first counts; the
-  // second stays beside it.
-  int row[2] = {0, 0}, half[2] = {0, 1};
-  int column = threadIdx.x & 31;
-  int end = 0;  // row after the last that a lane has read
-
-  __device__ Walk(int ring_rows, int window_rows) : ring_rows_(ring_rows), window_rows_(window_rows) {}
-
-  struct Stage {
-    int32_t shift;
-    uint32_t jump;
-    uint8_t column;  // this lane's in the header
-    StageCopy copy;
-    int lag;  // how many stages before this one the copy may not overtake
-  };
-
-  /// Enters a stage in which the lane has `count` nonzero slots in each chain. Afterwards row[] is where they begin.
-  __device__ Stage Enter(const int (&count)[2], int mask_words) {
-    Stage stage = {};
-    stage.column = static_cast<uint8_t>(ChangeColumn(count));
-    if (Exchange(count)) stage.column |= kExchange;
-    const int before = end;
-    first_ = max(first_, __reduce_min_sync(kAllLanes, min(row[0], row[1])));
-    end = max(before, Last(count));
-    bool jump = false;
-    if (end - first_ > window_rows_) {
-      // Now it fits. Lanes that stay end where they did, those that jump at most a full stage's rows behind `first_`;
-      // and if that is `before`, every lane begins there.
-      first_ = max(first_, min(end - window_rows_, before));
-      jump = Jump();
-      end = max(before, Last(count));
-    }
-    const int rows = end - before;
-    int again = 0, at = before - origin_;
-    if (end - origin_ > ring_rows_) {
-      stage.shift = (origin_ - first_) * kValueRowBytes;
-      again = before - first_, at = 0;
-      origin_ = first_;
-    }
-    if (jump) stage.jump = 1 + first_ - origin_;
-    stage.copy = StageCopy::Make(rows, again, at, MaskBlockBytes(mask_words));
-    stage.lag = Lag(at, at + again + rows);
-#pragma unroll
-    for (int i = kStageSlots - 2; i > 0; --i)
-      window_begin_[i] = window_begin_[i - 1], window_end_[i] = window_end_[i - 1];
-    window_begin_[0] = first_ - origin_, window_end_[0] = end - origin_;
-    return stage;
-  }
-
-  __device__ void Leave(const int (&count)[2]) { row[0] += count[0], row[1] += count[1]; }
-
- private:
-  /// Fewest slots ahead, longest column.
-  __device__ int ChangeColumn(const int (&count)[2]) {
-    const int column_rank = Rank(row[0] + row[1]), lane_rank = Rank(-count[0] - count[1]);
-    int source = 0;
-    for (int rank = 0; rank < 32; ++rank) {
-      const int lane = __ffs(__ballot_sync(kAllLanes, column_rank == rank)) - 1;
-      if (lane_rank == rank) source = lane;
-    }
-    for (int c = 0; c < 2; ++c) {
-      row[c] = __shfl_sync(kAllLanes, row[c], source);
-      half[c] = __shfl_sync(kAllLanes, half[c], source);
-    }
-    column = __shfl_sync(kAllLanes, column, source);
-    return source;
-  }
-
-  __device__ bool Exchange(const int (&count)[2]) {
-    const bool exchange = kColumns == Columns::kHalves &&
-                          max(row[1] + count[0], row[0] + count[1]) < max(row[0] + count[0], row[1] + count[1]);
-    if (exchange) {
-      const int other = row[0];
-      row[0] = row[1], row[1] = other;
-      half[0] ^= 1, half[1] ^= 1;
-    }
-    return exchange;
-  }
-
-  __device__ int Last(const int (&count)[2]) const {
-    return __reduce_max_sync(kAllLanes, max(row[0] + count[0], row[1] + count[1]));
-  }
-
-  __device__ bool Jump() {
-    const bool behind = min(row[0], row[1]) < first_;
-    row[0] = max(row[0], first_), row[1] = max(row[1], first_);
-    return __any_sync(kAllLanes, behind);
-  }
-
-  /// How many stages ago these rows of the ring were last in use, as far as slots for stages let that matter.
-  __device__ int Lag(int begin, int to) const {
-#pragma unroll
-    for (int i = 0; i < kStageSlots - 1; ++i) {
-      if (max(begin, window_begin_[i]) < min(to, window_end_[i])) return i + 1;
-    }
-    return kStageSlots;
-  }
-
-  const int ring_rows_, window_rows_;
-  int first_ = 0;                                                              // of the window
-  int origin_ = 0;                                                             // the row at the ring's start
-  int window_begin_[kStageSlots - 1] = {}, window_end_[kStageSlots - 1] = {};  // of the last stages, in the ring
-};
-
 /// First row of a place's tile.
 __device__ __forceinline__ int FirstRow(const Run& run, const RunPanel& panel, const Place& place) {
   return (panel.first_tile + place.index * TeamWarps(run.team)) * kTileRows;
@@ -224,9 +80,10 @@ using StageMasks = uint32_t[kStageTiles];
 
 /// Calls visit(panel, first unit, masks, what the walk says, walk) for each stage.
 template <Columns kColumns, typename Visit>
-__device__ int WalkRun(const Run& run, const Source& s, const Visit& visit) {
+__device__ RunLengths WalkRun(const Run& run, const Source& s, const Visit& visit) {
   const int lane = threadIdx.x & 31, g = lane >> 2, t = lane & 3;
-  Walk<kColumns> walk(s.ring_rows, WindowRows(run.team));
+  Walk<kColumns> walk(s.ring_rows, WindowRows(kColumns, run.team));
+  uint32_t masks16 = 0;
   for (int index = 0; index < run.panels; ++index) {
     const RunPanel panel = PanelOf(run, index);
     const int stages = panel.Stages(run.end_unit - run.first_unit, kColumns, run.team);
@@ -248,20 +105,22 @@ __device__ int WalkRun(const Run& run, const Source& s, const Visit& visit) {
           count[1] = count[0];
         }
       }
-      const auto stage = walk.Enter(count, MaskWords(kColumns, run.team, panel.depth, panel.own));
+      const int words = MaskWords(kColumns, run.team, panel.depth, panel.own);
+      const auto stage = walk.Enter(count, words);
       visit(panel, unit0, masks, stage, walk);
       walk.Leave(count);
+      masks16 += MaskBlockBytes(words) / 16;
     }
   }
-  return walk.end;
+  return {static_cast<uint32_t>(walk.end), masks16};
 }
 
 template <Columns kColumns>
 __global__ void __launch_bounds__(128) MeasureRuns(const __grid_constant__ Partition p, int runs, Source s) {
   const int index = (blockIdx.x * 128 + threadIdx.x) / 32;
   if (index >= runs) return;
-  const int rows = WalkRun<kColumns>(RunOf(p, index), s, [](auto&&...) {});
-  if ((threadIdx.x & 31) == 0) s.run_rows[index] = rows;
+  const RunLengths lengths = WalkRun<kColumns>(RunOf(p, index), s, [](auto&&...) {});
+  if ((threadIdx.x & 31) == 0) s.lengths[index] = lengths;
 }
 
 /// The sum of the lanes before, and with `sum` of all.
@@ -282,41 +141,21 @@ __device__ __forceinline__ int64_t AlignToRow(int64_t bytes) {
 
 /// Where each run's streams lie: the records, all mask streams, all value streams. One warp; on the device, since a
 /// copy to it waits for those of the weights that are loaded meanwhile.
-__global__ void __launch_bounds__(32)
-    PlaceRuns(const __grid_constant__ Partition p, int runs, Columns columns, Source s) {
+__global__ void __launch_bounds__(32) PlaceRuns(int runs, Source s) {
   int64_t at = AlignToRow(static_cast<int64_t>(runs) * sizeof(RunRecord)), sum = 0;
   for (int first = 0; first < runs; first += 32, at += sum) {
     const int index = first + threadIdx.x;
-    int64_t bytes = 0;
-    if (index < runs) {
-      const Run run = RunOf(p, index);
-      for (int i = 0; i < run.panels; ++i) {
-        const RunPanel panel = PanelOf(run, i);
-        const int stages = panel.Stages(run.end_unit - run.first_unit, columns, run.team);
-        bytes += static_cast<int64_t>(stages) * MaskBlockBytes(MaskWords(columns, run.team, panel.depth, panel.own));
-      }
-    }
+    const int64_t bytes = index < runs ? int64_t{16} * s.lengths[index].masks : 0;
     const int64_t before = SumBefore(bytes, &sum);
     if (index < runs) s.heads[index].masks = static_cast<uint32_t>((at + before) / 16);
   }
   at = AlignToRow(at) / kValueRowBytes;
   for (int first = 0; first < runs; first += 32, at += sum) {
     const int index = first + threadIdx.x;
-    const int64_t before = SumBefore(index < runs ? s.run_rows[index] : 0, &sum);
+    const int64_t before = SumBefore(index < runs ? s.lengths[index].rows : 0, &sum);
     if (index < runs) s.heads[index].values = static_cast<uint32_t>(at + before);
   }
   if (threadIdx.x == 0) *s.layout_bytes = at * kValueRowBytes;
-}
-
-template <typename From>
-__device__ uint16_t ToBits(From value);
-template <>
-__device__ uint16_t ToBits(uint16_t value) {
-  return value;
-}
-template <>
-__device__ uint16_t ToBits(float value) {
-  return __half_as_ushort(__float2half_rn(value));
 }
 
 /// The values of one tile and unit, of a lane's two rows.
@@ -368,29 +207,6 @@ __device__ __forceinline__ void FillTile(const TileValues<From>& values, uint32_
     }
   }
 }
-
-/// Writes every stage's copy where it is begun.
-class CopyWriter {
- public:
-  __device__ explicit CopyWriter(RunRecord* record) : record_(record) {}
-
-  /// The next stage, and where its header lies. One lane calls it.
-  __device__ void Add(StageCopy copy, int lag, StageHeader* header) {
-    const CopyPlaces::Place place = places_.Next(lag);
-    if (place.after < 0) {
-      record_->first[place.number] = copy;
-    } else {
-      headers_[place.after % kStageSlots]->next[place.number] = copy;
-    }
-    headers_[stage_++ % kStageSlots] = header;
-  }
-
- private:
-  RunRecord* const record_;
-  StageHeader* headers_[kStageSlots];  // of the last stages
-  CopyPlaces places_;
-  int stage_ = 0;
-};
 
 template <Columns kColumns, typename From>
 __global__ void __launch_bounds__(128)
@@ -453,8 +269,8 @@ Source MakeSource(const WeightPlan& plan, const DeviceParts& parts, const void* 
   source.ring_rows = plan.ring_rows;
   source.layout_bytes = static_cast<int64_t*>(const_cast<void*>(staging));
   source.heads = reinterpret_cast<RunHead*>(source.layout_bytes + 1);
-  source.run_rows = reinterpret_cast<uint32_t*>(source.heads + RunCount(plan));
-  source.prefix = source.run_rows + RunCount(plan);
+  source.lengths = reinterpret_cast<RunLengths*>(source.heads + RunCount(plan));
+  source.prefix = reinterpret_cast<uint32_t*>(source.lengths + RunCount(plan));
   return source;
 }
 
@@ -463,9 +279,14 @@ cudaError_t MeasureColumns(const WeightPlan& plan, const DeviceParts& parts, voi
   const Source source = MakeSource(plan, parts, staging);
   const int runs = RunCount(plan);
   CountPrefixes<<<static_cast<unsigned>((source.rows * 32ll + kThreads - 1) / kThreads), kThreads, 0, stream>>>(source);
-  const auto measure = plan.columns == Columns::kHalves ? MeasureRuns<Columns::kHalves> : MeasureRuns<Columns::kWords>;
-  measure<<<(runs + 3) / 4, 128, 0, stream>>>(MakePartition(plan), runs, source);
-  PlaceRuns<<<1, 32, 0, stream>>>(MakePartition(plan), runs, plan.columns, source);
+  if (plan.columns == Columns::kQuads) {
+    MeasureQuads(plan, source, stream);
+  } else {
+    const auto measure =
+        plan.columns == Columns::kHalves ? MeasureRuns<Columns::kHalves> : MeasureRuns<Columns::kWords>;
+    measure<<<(runs + 3) / 4, 128, 0, stream>>>(MakePartition(plan), runs, source);
+  }
+  PlaceRuns<<<1, 32, 0, stream>>>(runs, source);
   return cudaGetLastError();
 }
 
@@ -474,6 +295,7 @@ cudaError_t ConvertColumns(const WeightPlan& plan, const DeviceParts& parts, con
   const Source source = MakeSource(plan, parts, staging);
   const int runs = RunCount(plan);
   const bool floats = parts.value_type == ValueType::kFloat32;
+  if (plan.columns == Columns::kQuads) return FillQuads(plan, source, floats, static_cast<uint8_t*>(layout), stream);
   const auto fill = plan.columns == Columns::kHalves
                         ? (floats ? FillRuns<Columns::kHalves, float> : FillRuns<Columns::kHalves, uint16_t>)
                         : (floats ? FillRuns<Columns::kWords, float> : FillRuns<Columns::kWords, uint16_t>);

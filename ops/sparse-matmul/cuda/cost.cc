@@ -5,6 +5,7 @@
 
 #include "ops/sparse-matmul/cuda/jagged_layout.h"
 #include "ops/sparse-matmul/cuda/layout.h"
+#include "ops/sparse-matmul/cuda/quad_layout.h"
 
 namespace flashllm::cuda {
 namespace {
@@ -51,6 +52,12 @@ constexpr Constants kConstants[] = {
     {Team::kRowGroup, Columns::kWords, 32, 11.61, 0, 0.55, 18.38, 11.65, 3.37, 1.72, 2.07, 1.22, 1.11},
     {Team::kRowGroup, Columns::kWords, 64, 14.13, 3.69, 0.53, 14.86, 8.91, 3.62, 1.73, 2.29, 1.3, 1.25},
     {Team::kRowGroup, Columns::kWords, 128, 22.79, 11.82, 0.61, 8.89, 10.09, 4.78, 1.14, 1.55, 2.01, 1.3},
+    {Team::kRowGroup, Columns::kQuads, 8, 5.34, 11.35, 0.37, 80, 2.79, 3.21, 1.05, 0.72, 1.12, 1.07},
+    {Team::kRowGroup, Columns::kQuads, 16, 6.99, 20.32, 0.24, 80, 4.72, 3.59, 1.13, 0.78, 1.26, 1.21},
+    {Team::kRowGroup, Columns::kQuads, 32, 7.83, 49.23, 0, 80, 51.49, 5.4, 1.55, 1.48, 0, 1.3},
+    {Team::kRowTriplet, Columns::kQuads, 8, 5.14, 27.55, 0, 80, 2.87, 3.6, 0.83, 0.86, 1.14, 0.95},
+    {Team::kRowTriplet, Columns::kQuads, 16, 7.71, 35.11, 0.06, 52.58, 0, 3.86, 0.83, 1.02, 1.4, 0.95},
+    {Team::kRowTriplet, Columns::kQuads, 32, 14.71, 52.22, 0.16, 80, 3.19, 4.28, 0.79, 1.5, 1.7, 1.3},
     {Team::kRowTriplet, Columns::kHalves, 32, 13.23, 1.27, 0.14, 80, 60, 2.94, 2.23, 3.81, 1.05, 1.15},
     {Team::kRowTriplet, Columns::kHalves, 64, 14.43, 2.64, 0.23, 80, 60, 4.08, 1.57, 4.76, 1.6, 1.3},
     {Team::kRowTriplet, Columns::kWords, 32, 11.98, 0, 0.44, 20.31, 13.09, 2.99, 1.51, 4.09, 1.09, 1.08},
@@ -91,8 +98,9 @@ constexpr double kExpansionReach = 0.8, kDenseRate = 700e6;
 double Bandwidth(int memory_gbs) { return kReachable * (memory_gbs > 0 ? memory_gbs : kUnknownMemoryGbs); }
 
 const Constants& ConstantsOf(const LayoutChoice& choice, int n) {
-  const int least = HasRowGroups(choice.team) ? 32 : 8;  // row groups are not considered for fewer
-  const int bucket = n <= least ? least : n <= 16 ? 16 : n <= 32 ? 32 : n <= 64 ? 64 : 128;
+  const bool quads = choice.columns == Columns::kQuads;
+  const int least = HasRowGroups(choice.team) && !quads ? 32 : 8;  // row groups of others are not considered for fewer
+  const int bucket = n <= least ? least : n <= 16 ? 16 : n <= 32 || quads ? 32 : n <= 64 ? 64 : 128;
   return *std::find_if(std::begin(kConstants), std::end(kConstants), [&](const Constants& c) {
     return c.team == choice.team && c.columns == choice.columns && c.n == bucket;
   });
@@ -101,6 +109,11 @@ const Constants& ConstantsOf(const LayoutChoice& choice, int n) {
 /// Bytes of masks and values of a tile and unit.
 double TileBytes(Columns columns, double density) {
   const double elements = kTileRows * kUnitK;
+  if (columns == Columns::kQuads) {
+    // Of two values that pairs of columns bring together at random, so many are nonzeros.
+    constexpr double kTogether = 0.79, kBlock = MaskBlockBytes(kQuadWords);
+    return elements * 2 * density / kTogether + kBlock / QuadWindowUnits(density);
+  }
   return columns == Columns::kHalves ? elements * (1.0 / 8 + 2 * density)
                                      : elements / 2 * (1.0 / 8 + 4 * (1 - (1 - density) * (1 - density)));
 }
@@ -125,18 +138,22 @@ double ProductTime(const WeightShape& shape, const LayoutChoice& choice, int64_t
   const bool one_tile = HasRowGroups(choice.team);
   const int busiest = static_cast<int>((shape.tiles + blocks - 1) / blocks);
   const int most = PanelTiles(choice.team) * choice.row_groups, panels = (busiest + most - 1) / most;
-  // More than 64 columns are decoded for once (TakesWideColumns), or for 64 at a time.
-  const bool wide = choice.team != Team::kWarp && choice.team != Team::kRowTriplet && panels == 1;
-  const Constants& c = ConstantsOf(choice, wide ? n : std::min(n, 64));
-  const int at_once = wide ? 128 : 64, decodings = (n + at_once - 1) / at_once;
+  // Quads are decoded for every 32 columns; else more than 64 columns are decoded for once (TakesWideColumns), or for
+  // 64 at a time.
+  const bool quads = choice.columns == Columns::kQuads;
+  const bool wide = !quads && choice.team != Team::kWarp && choice.team != Team::kRowTriplet && panels == 1;
+  const int at_once = quads ? 32 : wide ? 128 : 64;
+  const Constants& c = ConstantsOf(choice, wide ? n : std::min(n, at_once));
+  const int decodings = (n + at_once - 1) / at_once;
   const double units = static_cast<double>(shape.units) / choice.cluster;
   double nanoseconds = units * panels * c.unit;
   for (int panel = 0; panel < panels; ++panel) {
     const int tiles = PanelTile(panel + 1, panels, busiest) - PanelTile(panel, panels, busiest);
     const int depth = PanelDepth(choice.team, tiles), deep = one_tile ? choice.row_groups : depth;
     const double counted = tiles + c.deepest * (deep * TeamWarps(choice.team) - tiles);
-    nanoseconds += units * (counted * (c.tile + c.nonzeros * shape.density) +
-                            c.stage / StageUnits(choice.columns, choice.team, depth));
+    nanoseconds +=
+        units * (counted * (c.tile + c.nonzeros * shape.density) +
+                 c.stage / (quads ? QuadWindowUnits(shape.density) : StageUnits(choice.columns, choice.team, depth)));
   }
   const double reading = LayoutBytes(shape, choice.columns) * c.stream / Bandwidth(memory_gbs);
   // Where both take about as long, each delays the other.

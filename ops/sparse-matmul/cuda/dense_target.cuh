@@ -43,4 +43,12 @@ __device__ __forceinline__ void StoreEight(uint16_t* to, uint4 words, int count,
   }
 }
 
+/// 8 consecutive k of one row, from a multiple of 8 on; what lies outside of the target is left out.
+__device__ __forceinline__ void StoreRow(const DenseTarget& dense, int row, int k, uint4 words) {
+  if (row >= dense.end_row || k >= dense.k) return;
+  uint16_t* const to =
+      dense.to + (row - dense.first_row) * dense.row_stride + k / kPanelK * dense.panel_stride + k % kPanelK;
+  StoreEight(to, words, dense.k - k, dense.aligned);
+}
+
 }  // namespace flashllm::cuda

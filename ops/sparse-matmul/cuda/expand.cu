@@ -9,6 +9,7 @@
 #include "ops/sparse-matmul/cuda/column_run.cuh"
 #include "ops/sparse-matmul/cuda/dense_target.cuh"
 #include "ops/sparse-matmul/cuda/jagged.h"
+#include "ops/sparse-matmul/cuda/quad_expand.h"
 
 namespace flashllm::cuda {
 namespace {
@@ -20,14 +21,6 @@ struct ExpandParams {
 };
 
 FLASHLLM_HD constexpr int ExpandBarrierBytes(int warps) { return (warps * kRunBarrierBytes + 127) / 128 * 128; }
-
-/// 8 consecutive k of one row, from a multiple of 8 on; what lies outside of the target is left out.
-__device__ __forceinline__ void StoreRow(const DenseTarget& dense, int row, int k, uint4 words) {
-  if (row >= dense.end_row || k >= dense.k) return;
-  uint16_t* const to =
-      dense.to + (row - dense.first_row) * dense.row_stride + k / kPanelK * dense.panel_stride + k % kPanelK;
-  StoreEight(to, words, dense.k - k, dense.aligned);
-}
 
 /// Two fragments, of one tile and unit, whose first row and k these are.
 template <Team kTeam>
@@ -85,8 +78,8 @@ __global__ void __launch_bounds__(kWarps * 32, 1) ExpandColumns(const __grid_con
   const uint32_t barriers = ptx::SharedAddress(shared), runs = barriers + ExpandBarrierBytes(kWarps);
   const Run run = RunOf(cut, index);
   RunState<kColumns, kTeam> state(p.columns, index, run.first_unit, run.end_unit,
-                                  runs + warp * RunBytes(kTeam, cut.ring_rows), barriers + warp * kRunBarrierBytes,
-                                  cut.ring_rows * kValueRowBytes);
+                                  runs + warp * RunBytes(kColumns, kTeam, cut.ring_rows),
+                                  barriers + warp * kRunBarrierBytes, cut.ring_rows * kValueRowBytes);
   state.stream.Start();
 #if __CUDA_ARCH__ >= 900
   ptx::LaunchDependents();
@@ -101,7 +94,9 @@ __global__ void __launch_bounds__(kWarps * 32, 1) ExpandColumns(const __grid_con
 
 template <Columns kColumns, Team kTeam, int kWarps>
 struct ExpandInstance {
-  static int SharedBytes(int ring_rows) { return ExpandBarrierBytes(kWarps) + kWarps * RunBytes(kTeam, ring_rows); }
+  static int SharedBytes(int ring_rows) {
+    return ExpandBarrierBytes(kWarps) + kWarps * RunBytes(kColumns, kTeam, ring_rows);
+  }
 
   static cudaError_t Launch(const ExpandParams& params, bool programmatic, cudaStream_t stream) {
     LaunchShape shape;
@@ -165,6 +160,8 @@ cudaError_t Expand(const WeightPlan& plan, const void* layout, int first_block, 
   programmatic = programmatic && plan.device.compute_capability >= 90;
   if (plan.layout == Layout::kJagged)
     return ExpandJagged(plan, layout, first_block, end_block, target, programmatic, stream);
+  if (plan.columns == Columns::kQuads)
+    return ExpandQuads(plan, layout, first_block, end_block, target, programmatic, stream);
   const MatMulArgs none;
   ExpandParams params = {};
   params.columns = MakeParams(plan, layout, none);
@@ -177,8 +174,8 @@ cudaError_t Expand(const WeightPlan& plan, const void* layout, int first_block, 
 }
 
 cudaError_t PrepareExpand(const DeviceInfo& info) {
-  for (auto prepare :
-       {ExpandInstances<Columns::kHalves>::Prepare, ExpandInstances<Columns::kWords>::Prepare, PrepareExpandJagged}) {
+  for (auto prepare : {ExpandInstances<Columns::kHalves>::Prepare, ExpandInstances<Columns::kWords>::Prepare,
+                       PrepareExpandQuads, PrepareExpandJagged}) {
     const cudaError_t error = prepare(info);
     if (error != cudaSuccess) return error;
   }

@@ -16,6 +16,7 @@
 //   Columns::kHalves  a slot is an element: 16 bits in the stream where it is not zero
 //   Columns::kWords   a slot is a register: 32 bits where either half is not zero. More bytes, half the work; for few
 //                     nonzeros
+//   Columns::kQuads   below
 //
 // A lane's fragments of a stage are numbered in the order unit, tile, step (PlaceOf()); its slots come in the order of
 // fragments, then r, then h.
@@ -31,6 +32,17 @@
 // longest column, and of its two chains the longer takes the shorter half (StageHeader::column). So a stage touches a
 // window of rows that is hardly longer than the stage itself, and little is padding. A lane that would yet fall out of
 // the window jumps ahead to its first row.
+//
+// Columns::kQuads. Every tile has an order of its own of the k in a window of WeightPlan::window_units units, which the
+// converter chooses (quad_convert.cu): *pairs* of k whose nonzeros lie in the same rows, so that words of two values
+// hold few zeros, and *quads* of two pairs that have no row in common. Quads are A of mma.sp.m16n8k32, the sparse
+// product, where of four k a row has two: its word is of the first pair or the second. A unit is 8 quads, one fragment:
+// register r of lane (g, t) is quad t + 4 (r >> 1) of row g + 8 (r & 1). A stage is up to 8 units of one window, and a
+// window one stage, or more where pairs found no other and stand alone. Teams with row groups only, so a run is a tile.
+// Of a stage the lanes have kQuadWords words each: which slots have values, as for the others; whether quads take their
+// second pair, as the lane tells the product (bit 4 i + j: units 2 j and 2 j + 1, of which lanes with t < 2 speak for
+// the even one; quad 4 (t & 1) + i % 4; row g, or g + 8 for i > 3); and where X of the k of place `lane` of each unit
+// lies, QuadPlace(), a byte a unit. Quads that fill up the last unit take k where their rows have zeros.
 //
 // In shared memory a stage's window is contiguous. The converter knows what is where in the ring, and so says in every
 // stage's header which stages may be copied once it has been read, and which rows go where (StageCopy).
@@ -53,14 +65,14 @@ constexpr int kUnitK = 32;
 constexpr int kStageTiles = 8;  // tiles x units of a stage in one run, at most
 constexpr int kValueRowBytes = 128;
 /// Rows that a stage may touch: what one without a zero takes where all lanes begin level, eight rows a tile and unit
-/// with either kind of columns.
-FLASHLLM_HD constexpr int WindowRows(Team team) {
-  return 8 * (team == Team::kRowTriplet ? kStageTiles / 2 : kStageTiles);
+/// of halves and words, four of quads.
+FLASHLLM_HD constexpr int WindowRows(Columns columns, Team team) {
+  return 8 * (columns == Columns::kQuads || team == Team::kRowTriplet ? kStageTiles / 2 : kStageTiles);
 }
 /// Rows of shared memory that a run has (WeightPlan::ring_rows): so many, but with row groups as many as there is room
 /// for. Places in the ring are bytes.
 constexpr int kRingRows = 79, kMostRingRows = 255;
-static_assert(WindowRows(Team::kWarp) <= kRingRows, "a window fits in the ring");
+static_assert(WindowRows(Columns::kHalves, Team::kWarp) <= kRingRows, "a window fits in the ring");
 /// Stages of a run in flight or in use.
 constexpr int kStageSlots = 4;
 
@@ -150,16 +162,40 @@ FLASHLLM_HD int LaneUnit(Team team, int lane, int lanes, int units) {
 /// First tile of panel `panel` of the `panels` that `tiles` tiles are cut into.
 FLASHLLM_HD int PanelTile(int panel, int panels, int tiles) { return panel * tiles / panels; }
 
+/// kQuads: units of a window, at most, which is also what a stage has, and quads of a unit.
+constexpr int kQuadWindowUnits = 8, kQuadWindowK = kQuadWindowUnits * kUnitK, kUnitQuads = kUnitK / 4;
+
+/// Windows, of so many units each, of a K lane's units.
+FLASHLLM_HD constexpr int QuadWindows(int units, int window_units) { return (units + window_units - 1) / window_units; }
+
+/// Where in a window's chunk of X the columns' elements of a k lie, in 16 bytes: so that a warp that has read 8 k of
+/// each of 8 columns a lane (8 t + 2 i + h of a unit) stores them without bank conflicts. It is its own inverse.
+FLASHLLM_HD constexpr uint32_t QuadPlace(uint32_t k) {
+  return (k & ~31u) | (k >> 1 & 3) << 3 | (k >> 3 & 3) << 1 | (k & 1);
+}
+
+/// kQuads: what StageHeader::shift, a multiple of kValueRowBytes, has in its low bits: how many units the stage has,
+/// and whether the next one is of the same window.
+struct QuadStage {
+  static constexpr int kMask = 31, kMore = 16;
+  int bits;
+
+  static FLASHLLM_HD constexpr QuadStage Make(int units, bool more) { return {units | (more ? kMore : 0)}; }
+  FLASHLLM_HD constexpr int units() const { return bits & (kMore - 1); }
+  FLASHLLM_HD constexpr bool more() const { return (bits & kMore) != 0; }
+};
+
 /// Units of a stage of a panel of this depth. Row groups have half as many of halves: their stages come one by one into
 /// a ring that holds few whole ones (docs/kernels.md); words are fewer rows. Rings of 24 warps have no room for more of
 /// either.
 FLASHLLM_HD constexpr int StageUnits(Columns columns, Team team, int depth) {
-  return team == Team::kRowTriplet ? 4
-         : team == Team::kRowGroup ? (columns == Columns::kHalves ? 4 : 8)
-         : depth > 4               ? 1
-         : depth > 2               ? 2
-         : depth > 1               ? 4
-                                   : 8;
+  return columns == Columns::kQuads  ? kQuadWindowUnits
+         : team == Team::kRowTriplet ? 4
+         : team == Team::kRowGroup   ? (columns == Columns::kHalves ? 4 : 8)
+         : depth > 4                 ? 1
+         : depth > 2                 ? 2
+         : depth > 1                 ? 4
+                                     : 8;
 }
 
 FLASHLLM_HD constexpr int StagesOf(int units, Columns columns, Team team, int depth) {
@@ -174,11 +210,17 @@ struct Place {
 FLASHLLM_HD constexpr Place PlaceOf(int q, int depth) { return {q % depth, q / depth}; }
 
 /// Slots of a lane in one tile and unit.
-FLASHLLM_HD constexpr int TileSlots(Columns columns) { return columns == Columns::kHalves ? 16 : 8; }
+FLASHLLM_HD constexpr int TileSlots(Columns columns) {
+  return columns == Columns::kHalves ? 16 : columns == Columns::kWords ? 8 : 4;
+}
+
+/// kQuads: words of a lane in a stage's block.
+enum QuadWord { kQuadMask, kQuadSecond, kQuadPlaces, kQuadWords = kQuadPlaces + 2 };
 
 /// Mask words of a lane for a stage.
 FLASHLLM_HD constexpr int AllMaskWords(Columns columns, Team team, int depth) {
-  return (depth * StageUnits(columns, team, depth) * TileSlots(columns) + 31) / 32;
+  return columns == Columns::kQuads ? kQuadWords
+                                    : (depth * StageUnits(columns, team, depth) * TileSlots(columns) + 31) / 32;
 }
 
 /// Whether a run with a tile less than the panel's depth stores a mask word less: where a word is two tiles of a unit,
@@ -226,24 +268,27 @@ FLASHLLM_HD constexpr int MaskWordAt(int words, int word, int lane) {
 }
 
 /// A run's shared memory: the ring of value rows, then a mask block for each stage in flight.
-FLASHLLM_HD constexpr int MaskSlotBytes(Team team) {
-  return (MaskBlockBytes(AllMaskWords(Columns::kHalves, team, 1)) + 63) / 64 * 64;
+FLASHLLM_HD constexpr int MaskSlotBytes(Columns columns, Team team) {
+  const Columns widest = columns == Columns::kQuads ? columns : Columns::kHalves;
+  return (MaskBlockBytes(AllMaskWords(widest, team, 1)) + 63) / 64 * 64;
 }
-FLASHLLM_HD constexpr int RunBytes(Team team, int ring_rows) {
-  return ring_rows * kValueRowBytes + kStageSlots * MaskSlotBytes(team);
+FLASHLLM_HD constexpr int RunBytes(Columns columns, Team team, int ring_rows) {
+  return ring_rows * kValueRowBytes + kStageSlots * MaskSlotBytes(columns, team);
 }
 
 /// Shared memory of the runs of a thread block with row groups, of those warps that have a tile.
 constexpr int kRowGroupRunsBytes = 162 << 10;
 /// What that leaves each of so many.
-FLASHLLM_HD constexpr int RowGroupRingRows(int runs) {
-  const int rows = (kRowGroupRunsBytes / runs - kStageSlots * MaskSlotBytes(Team::kRowGroup)) / kValueRowBytes;
+FLASHLLM_HD constexpr int RowGroupRingRows(Columns columns, int runs) {
+  const int rows = (kRowGroupRunsBytes / runs - kStageSlots * MaskSlotBytes(columns, Team::kRowGroup)) / kValueRowBytes;
   return rows < kMostRingRows ? rows : kMostRingRows;
 }
-static_assert(RowGroupRingRows(16) >= WindowRows(Team::kRowGroup) &&
-                  RowGroupRingRows(24) >= WindowRows(Team::kRowTriplet),
+static_assert(RowGroupRingRows(Columns::kHalves, 16) >= WindowRows(Columns::kHalves, Team::kRowGroup) &&
+                  RowGroupRingRows(Columns::kHalves, 24) >= WindowRows(Columns::kHalves, Team::kRowTriplet) &&
+                  RowGroupRingRows(Columns::kQuads, 24) >= WindowRows(Columns::kQuads, Team::kRowTriplet),
               "a window fits in the ring");
-static_assert(MaskSlotBytes(Team::kRowTriplet) == MaskSlotBytes(Team::kRowGroup), "the same of both");
+static_assert(MaskSlotBytes(Columns::kHalves, Team::kRowTriplet) == MaskSlotBytes(Columns::kHalves, Team::kRowGroup),
+              "the same of both");
 
 /// Thread blocks, or clusters of 2 or 4, that run at once.
 inline int ClustersAtOnce(const DeviceInfo& device, int cluster) {
@@ -264,8 +309,9 @@ constexpr int kManyColumnsRuns = 8, kManyColumnsSharedBytes = 227 << 10, kManyCo
 /// of X, and X that TMA can read.
 inline bool TakesManyColumns(const WeightPlan& plan) {
   constexpr int kTwoChunks = 2 * kManyColumns * 64 * 2;
-  return plan.layout == Layout::kColumns && HasRowGroups(plan.team) && plan.in_features % 8 == 0 &&
-         kManyColumnsRuns * RunBytes(plan.team, plan.ring_rows) + kTwoChunks + kManyColumnsOtherBytes <=
+  return plan.layout == Layout::kColumns && HasRowGroups(plan.team) && plan.columns != Columns::kQuads &&
+         plan.in_features % 8 == 0 &&
+         kManyColumnsRuns * RunBytes(plan.columns, plan.team, plan.ring_rows) + kTwoChunks + kManyColumnsOtherBytes <=
              kManyColumnsSharedBytes;
 }
 

@@ -242,7 +242,8 @@ __global__ void __launch_bounds__(ManyColumnsShape<kColumns, kNTiles, kTeam>::kT
   }
   // The tile of a row block that a warp has, of each of its runs.
   const int tile = (warp + group) % kGroupWarps;
-  uint8_t* const ring = shared + p.x_slots * Shape::kChunkBytes + warp * RunBytes(Shape::kTeam, cut.ring_rows);
+  uint8_t* const ring =
+      shared + p.x_slots * Shape::kChunkBytes + warp * RunBytes(Shape::kColumns, Shape::kTeam, cut.ring_rows);
   const uint32_t barriers = ptx::SharedAddress(shared) + Shape::kBarriersAt + warp * kRunBarrierBytes;
   const auto run_of = [&](const Job& job, int lane) {
     const int row_block = job.RowBlock(p, group), of_block = first_lane + lane;

@@ -32,7 +32,7 @@ struct ManyColumnsShape {
   static_assert(kSharedBytes <= 227 << 10, "what a multiprocessor of 9.0 has");
   static_assert(kBarriersAt - kStagingAt + 1024 <= kManyColumnsOtherBytes, "as TakesManyColumns counts it");
   static constexpr int Slots(int ring_rows) {
-    const int slots = (kStagingAt - kWarps * RunBytes(kTeam, ring_rows)) / kChunkBytes;
+    const int slots = (kStagingAt - kWarps * RunBytes(kColumns, kTeam, ring_rows)) / kChunkBytes;
     return slots < kMostSlots ? slots : kMostSlots;
   }
   static_assert(kWarps * kNTiles * 512 <= kStagingAt - kChunkBytes,

@@ -18,6 +18,7 @@ struct Partition {
   int cluster;                   // thread blocks of a row block
   int row_groups;                // row blocks of a thread block
   int ring_rows;                 // value rows of a run in shared memory
+  int window_units;              // of columns of quads
   int lane_unit[kMaxLanes + 1];  // first unit of each K lane of a row block
   uint16_t tile_start[kMaxBlocks + 1];
   uint16_t panel_start[kMaxBlocks + 1];
@@ -31,6 +32,7 @@ inline Partition MakePartition(const WeightPlan& plan) {
   partition.cluster = plan.cluster;
   partition.row_groups = plan.row_groups;
   partition.ring_rows = plan.ring_rows;
+  partition.window_units = plan.window_units;
   const int lanes = plan.lanes * plan.cluster;
   for (int lane = 0; lane <= lanes; ++lane)
     partition.lane_unit[lane] = LaneUnit(plan.team, lane, lanes, partition.units);

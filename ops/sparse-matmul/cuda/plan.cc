@@ -9,6 +9,7 @@
 #include "ops/sparse-matmul/cuda/jagged_layout.h"
 #include "ops/sparse-matmul/cuda/layout.h"
 #include "ops/sparse-matmul/cuda/partition.cuh"
+#include "ops/sparse-matmul/cuda/quad_layout.h"
 #include "ops/sparse-matmul/cuda/spmm.h"
 
 namespace flashllm::cuda {
@@ -27,6 +28,11 @@ constexpr double kInPlaceOfJagged = 1.03;
 
 /// Density up to which words were measured, and are considered.
 constexpr double kWordsDensity = 0.41;
+
+/// Density and columns up to which quads are: each tile reads its own X, which takes shared memory's time, and of more
+/// nonzeros pairs don't go together.
+constexpr double kQuadsDensity = 0.26;
+constexpr int kMostQuadColumns = 16;
 
 /// A cluster's row block is one panel, so that its blocks exchange sums once; and so is a row group, of at least a
 /// tile.
@@ -64,33 +70,42 @@ std::vector<LayoutChoice> Teams(int64_t tiles, const DeviceInfo& device, bool ha
   return teams;
 }
 
+/// Whether a layout is one of those to choose from, if nothing but its columns, its team or neither was asked for.
+bool IsCandidate(const LayoutChoice& choice, const WeightShape& shape, const PlanOptions& options) {
+  const bool any_columns = options.columns < 0;
+  if (!any_columns && choice.columns != static_cast<Columns>(options.columns)) return false;
+  if (choice.columns == Columns::kQuads)
+    return HasRowGroups(choice.team) && (!any_columns || (shape.density <= kQuadsDensity && options.expected_n > 0 &&
+                                                          options.expected_n <= kMostQuadColumns));
+  if (any_columns && choice.columns == Columns::kWords && shape.density > kWordsDensity) return false;
+  return options.team >= 0 || !HasRowGroups(choice.team) ||
+         (options.expected_n > kFewColumns &&
+          shape.units >= kLeastLaneUnits * choice.cluster * Lanes(choice.team, choice.row_groups));
+}
+
 /// The fastest of what fits and what was asked for. A team, a cluster and row groups that were asked for and cannot be
 /// are as if they had not been.
-LayoutChoice Choose(const WeightShape& shape, const DeviceInfo& device, bool has_groups, const PlanOptions& options) {
+LayoutChoice Choose(const WeightShape& shape, const DeviceInfo& device, bool has_groups, PlanOptions options) {
   std::vector<LayoutChoice> teams = Teams(shape.tiles, device, has_groups);
   const auto keep = [&](const auto& suits) {
     const bool any = std::any_of(teams.begin(), teams.end(), suits);
     if (any) teams.erase(std::remove_if(teams.begin(), teams.end(), std::not_fn(suits)), teams.end());
     return any;
   };
-  if (options.team >= 0)
-    keep([&](const LayoutChoice& c) { return c.team == static_cast<Team>(options.team); });
-  else
-    keep([&](const LayoutChoice& c) {
-      return !HasRowGroups(c.team) || (options.expected_n > kFewColumns &&
-                                       shape.units >= kLeastLaneUnits * c.cluster * Lanes(c.team, c.row_groups));
-    });
+  if (options.team >= 0) keep([&](const LayoutChoice& c) { return c.team == static_cast<Team>(options.team); });
   if (options.row_groups != 0) keep([&](const LayoutChoice& c) { return c.row_groups == options.row_groups; });
   if (options.cluster != 0 && !keep([&](const LayoutChoice& c) { return c.cluster == options.cluster; }))
     keep([&](const LayoutChoice& c) { return c.cluster == 1; });
+  // Quads that cannot be are as if they had not been asked for.
+  if (options.columns == static_cast<int>(Columns::kQuads) &&
+      std::none_of(teams.begin(), teams.end(), [](const LayoutChoice& c) { return HasRowGroups(c.team); }))
+    options.columns = -1;
   LayoutChoice best;
   double least = std::numeric_limits<double>::infinity();
   for (LayoutChoice choice : teams) {
-    for (Columns columns : {Columns::kHalves, Columns::kWords}) {
-      if (options.columns >= 0 ? columns != static_cast<Columns>(options.columns)
-                               : columns == Columns::kWords && shape.density > kWordsDensity)
-        continue;
+    for (Columns columns : {Columns::kHalves, Columns::kWords, Columns::kQuads}) {
       choice.columns = columns;
+      if (!IsCandidate(choice, shape, options)) continue;
       const double time = ExpectedTime(shape, choice, device, options.expected_n);
       if (time < least) best = choice, least = time;
     }
@@ -108,6 +123,7 @@ int64_t FullPairs(int64_t tiles) {
 /// at once: one that is not full takes as long (TakesManyColumns).
 bool IsForManyColumns(const WeightShape& shape, const WeightPlan& plan, const PlanOptions& options, bool has_groups) {
   return options.expected_n > kMostWideColumns && has_groups && plan.in_features % 8 == 0 &&
+         options.columns != static_cast<int>(Columns::kQuads) &&
          (options.team < 0 || options.team == static_cast<int>(Team::kRowGroup)) &&
          (options.row_groups == 0 || options.row_groups == 2) && shape.tiles > 1 &&
          2 * FullPairs(shape.tiles) <= kMaxBlocks;
@@ -356,13 +372,18 @@ cudaError_t MakePlan(const PackedWeight& weight, const DeviceInfo& device, const
   // Sparse rows make for a block of many tiles.
   if (HasRowGroups(plan->team) && plan->panel_start[plan->blocks] > plan->blocks) {
     plan->team = Team::kWarpgroup, plan->row_groups = 1, plan->lanes = 4;
+    if (plan->columns == Columns::kQuads) plan->columns = Columns::kWords;
     CutRows(weight, shape.tiles, 1, plan);
   }
   if (plan->cluster > 1 && plan->panel_start[plan->blocks] > plan->blocks) CutRows(weight, shape.tiles, 1, plan);
   const int runs = many ? 2 * kManyColumnsRuns : MostTiles(*plan) * plan->lanes;  // small rings leave more room for X
-  plan->ring_rows = HasRowGroups(plan->team) ? RowGroupRingRows(runs) : kRingRows;
+  plan->ring_rows = HasRowGroups(plan->team) ? RowGroupRingRows(plan->columns, runs) : kRingRows;
   // The layout's bytes, then of every run where its streams lie and its value rows, then a count for every (row, unit).
   plan->staging_bytes = 8 + (weight.out_features * shape.units + RunCount(*plan) * 4) * 4;
+  if (plan->columns == Columns::kQuads) {
+    plan->window_units = QuadWindowUnits(shape.density);
+    plan->staging_bytes += QuadStagingBytes(*plan);
+  }
   return cudaSuccess;
 }
 

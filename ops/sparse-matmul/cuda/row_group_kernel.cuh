@@ -201,10 +201,11 @@ __global__ void __launch_bounds__(RowGroupShape<kColumns, kNTiles, kRowGroups>::
   const OwnTile own(cut, ptx::ClusterIndex() * kRowGroups + group / Shape::kLanes,
                     rank * Shape::kLanes + group % Shape::kLanes, warp % kGroupWarps);
   const int index = (own.row_block * Shape::kLanes * cut.cluster + own.lane) * kGroupWarps + warp % kGroupWarps;
-  RunState<kColumns, Shape::kTeam> run(
-      p.columns, index, cut.lane_unit[own.lane], cut.lane_unit[own.lane + 1],
-      ptx::SharedAddress(shared) + own.Number(cut, Shape::kLanes, kRowGroups) * RunBytes(Shape::kTeam, cut.ring_rows),
-      ptx::SharedAddress(shared) + Shape::kBarriersAt + warp * kRunBarrierBytes, cut.ring_rows * kValueRowBytes);
+  RunState<kColumns, Shape::kTeam> run(p.columns, index, cut.lane_unit[own.lane], cut.lane_unit[own.lane + 1],
+                                       ptx::SharedAddress(shared) + own.Number(cut, Shape::kLanes, kRowGroups) *
+                                                                        RunBytes(kColumns, Shape::kTeam, cut.ring_rows),
+                                       ptx::SharedAddress(shared) + Shape::kBarriersAt + warp * kRunBarrierBytes,
+                                       cut.ring_rows * kValueRowBytes);
   if (own.exists) run.stream.Start();
   ptx::GrowRegisters<Shape::kConsumerRegisters>();
   ptx::NamedSync(kStartBarrier, Shape::kStartThreads);

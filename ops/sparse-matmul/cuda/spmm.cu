@@ -56,6 +56,7 @@ cudaError_t LaunchSlice(const WeightPlan& plan, const void* layout, const Device
                         cudaStream_t stream) {
   if (plan.layout == Layout::kCanonical) return LaunchCanonical(plan, parts, args, stream);
   if (plan.layout == Layout::kJagged) return LaunchJagged(plan, layout, args, stream);
+  if (plan.columns == Columns::kQuads) return LaunchGroupQuads(plan, layout, args, stream);
   if (plan.team != Team::kWarp) {
     return (plan.columns == Columns::kWords ? LaunchGroupWords : LaunchGroupHalves)(plan, layout, args, stream);
   }
@@ -94,7 +95,7 @@ cudaError_t GetDeviceInfo(int device, DeviceInfo* info) {
   if (error != cudaSuccess) return error;
   for (PrepareColumns* prepare :
        {PrepareHalvesF16, PrepareWordsF16, PrepareHalvesBf16, PrepareWordsBf16, PrepareGroupHalves, PrepareGroupWords,
-        PrepareManyHalves, PrepareManyWords, PrepareJagged}) {
+        PrepareGroupQuads, PrepareManyHalves, PrepareManyWords, PrepareJagged}) {
     error = prepare(info);
     if (error != cudaSuccess) return error;
   }

@@ -41,9 +41,10 @@ enum class Layout : uint8_t {
   kJagged,     // for one or two columns of X: values and their distances, a piece of a row for each lane
 };
 
-/// How a lane reads a kColumns layout: an element at a time, or two neighbours of k, of which one may be zero: more
-/// bytes, less work.
-enum class Columns : uint8_t { kHalves, kWords };
+/// How a lane reads a kColumns layout: an element at a time; or two neighbours of k, of which one may be zero: more
+/// bytes, less work; or two of four k that the converter brought together, so that few of the two are zero: for teams
+/// with row groups and few columns of X, by sparse products (layout.h).
+enum class Columns : uint8_t { kHalves, kWords, kQuads };
 
 /// Which warps decode a K lane of a kColumns layout: one, all rows of it; the four of a warpgroup, a fourth of the rows
 /// each (sm_90a); or four with a tile of 16 rows each, where a thread block has several row blocks (sm_90a), for tens
@@ -70,6 +71,7 @@ struct WeightPlan {
   int lanes = 16;  // K lanes of a thread block
   Columns columns = Columns::kHalves;
   int ring_rows = 0;          // kColumns: value rows of a run in shared memory
+  int window_units = 0;       // Columns::kQuads: units of 32 k among which the converter brings k together
   int64_t staging_bytes = 0;  // device memory that Measure and Convert need
   int64_t layout_bytes = 0;   // device memory of the layout; set by Measure
   int64_t stream_bytes = 0;   // bytes that one multiplication streams; set by Measure
@@ -140,8 +142,8 @@ bool Supports(const WeightPlan& plan, ElementType type);
 /// Whether Launch decodes the weight once for 128 columns, not 64 or 32: four warps, row blocks of one panel, no more
 /// than 16 warps.
 inline bool TakesWideColumns(const WeightPlan& plan) {
-  return plan.layout == Layout::kColumns && plan.team != Team::kWarp && plan.team != Team::kRowTriplet &&
-         plan.panel_start[plan.blocks] == plan.blocks;
+  return plan.layout == Layout::kColumns && plan.columns != Columns::kQuads && plan.team != Team::kWarp &&
+         plan.team != Team::kRowTriplet && plan.panel_start[plan.blocks] == plan.blocks;
 }
 
 /// Enqueues the multiplication: one kernel (two where a plan that TakesWideColumns has up to 64 columns more than a

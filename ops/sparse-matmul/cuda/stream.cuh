@@ -8,16 +8,18 @@
 namespace flashllm::cuda {
 
 constexpr int kRingBytes = kRingRows * kValueRowBytes;
-constexpr int kRunBytes = RunBytes(Team::kWarp, kRingRows);
-static_assert(MaskSlotBytes(Team::kWarp) == MaskSlotBytes(Team::kWarpgroup), "the same of both");
-static_assert(kStageSlots * MaskSlotBytes(Team::kWarp) % kValueRowBytes == 0 &&
-                  kStageSlots * MaskSlotBytes(Team::kRowGroup) % kValueRowBytes == 0,
+constexpr int kRunBytes = RunBytes(Columns::kHalves, Team::kWarp, kRingRows);
+static_assert(MaskSlotBytes(Columns::kHalves, Team::kWarp) == MaskSlotBytes(Columns::kHalves, Team::kWarpgroup),
+              "the same of both");
+static_assert(kStageSlots * MaskSlotBytes(Columns::kHalves, Team::kWarp) % kValueRowBytes == 0 &&
+                  kStageSlots * MaskSlotBytes(Columns::kHalves, Team::kRowGroup) % kValueRowBytes == 0 &&
+                  kStageSlots * MaskSlotBytes(Columns::kQuads, Team::kRowGroup) % kValueRowBytes == 0,
               "a column's place is its address in a row");
 /// A barrier for each stage in flight.
 constexpr int kRunBarrierBytes = kStageSlots * 8;
 
 /// A run's stages, in their order. All lanes of its warp call every function together; no other warp may use it.
-template <Team kTeam>
+template <Columns kColumns, Team kTeam>
 class Stream {
  public:
   /// `ring`, of so many bytes, `barriers`: its shared memory.
@@ -51,7 +53,7 @@ class Stream {
   __device__ __forceinline__ uint32_t Enter() const {
     const uint32_t slot = done_ % kStageSlots;
     ptx::BarrierWait(barriers_ + 8 * slot, done_ / kStageSlots & 1);
-    return slots_ + slot * MaskSlotBytes(kTeam);
+    return slots_ + slot * MaskSlotBytes(kColumns, kTeam);
   }
 
   /// The stage, whose header says what is copied next, has been read.
@@ -69,9 +71,10 @@ class Stream {
     if (copy == 0) return;
     const uint32_t rows = copy & 255, again = copy >> 8 & 255, at = copy >> 16 & 255, mask_units = copy >> 24;
     const uint32_t slot = issued_++ % kStageSlots;
-    ptx::CopyPair(slots_ + slot * MaskSlotBytes(kTeam), layout_ + static_cast<int64_t>(masks_) * 16, mask_units * 16,
-                  ring_ + at * kValueRowBytes, layout_ + static_cast<int64_t>(values_ - again) * kValueRowBytes,
-                  (rows + again) * kValueRowBytes, barriers_ + 8 * slot);
+    ptx::CopyPair(slots_ + slot * MaskSlotBytes(kColumns, kTeam), layout_ + static_cast<int64_t>(masks_) * 16,
+                  mask_units * 16, ring_ + at * kValueRowBytes,
+                  layout_ + static_cast<int64_t>(values_ - again) * kValueRowBytes, (rows + again) * kValueRowBytes,
+                  barriers_ + 8 * slot);
     masks_ += mask_units, values_ += rows;
   }
 

@@ -77,10 +77,10 @@ TEST_CASE("a session has the fastest layouts where they take at most half of wha
 TEST_CASE("on one H200, OPT-30B at 80 % has the fastest layouts, OPT-175B compact ones") {
   const int64_t free = 145 * kGb;
   const WeightMemory small = Opt(48, 7168, 0.2), large = Opt(96, 12288, 0.2);
-  CHECK(small.fastest() - small.compact() > 7e9);
+  CHECK(small.fastest() - small.compact() > 3e9);
   CHECK(FastestFit(small, {}, free));
   CHECK(large.compact() < 100e9);
-  CHECK(large.fastest() > 135e9);
+  CHECK(large.fastest() > 125e9);
   CHECK_FALSE(FastestFit(large, {}, free));
 }
 

@@ -140,11 +140,11 @@ TEST_CASE("row blocks have about equal bytes, and a cluster's row block stays on
 
 namespace {
 
-/// A choice as a number: 1,000 for each row block of a thread block that has several, 100 for words, 10 for each thread
-/// block of a cluster, 1 for each warp of a team.
+/// A choice as a number: 1,000 for each row block of a thread block that has several, 100 for words and 200 for quads,
+/// 10 for each thread block of a cluster, 1 for each warp of a team.
 int Choice(const WeightPlan& plan) {
-  return (plan.row_groups > 1 ? 1000 * plan.row_groups : 0) + (plan.columns == Columns::kWords ? 100 : 0) +
-         plan.cluster * 10 + TeamWarps(plan.team);
+  return (plan.row_groups > 1 ? 1000 * plan.row_groups : 0) + 100 * static_cast<int>(plan.columns) + plan.cluster * 10 +
+         TeamWarps(plan.team);
 }
 
 }  // namespace
@@ -158,12 +158,10 @@ TEST_CASE("a plan is what was measured as fastest for the expected columns, wher
   };
   CHECK(chosen(7168, 28672, 0.5, 8) == 14);     // OPT-30B: fc1; 64 us, 67 with teams of one warp
   CHECK(chosen(7168, 28672, 0.3, 16) == 14);    // 57, 64
-  CHECK(chosen(7168, 28672, 0.1, 16) == 114);   // 39, 45
+  CHECK(chosen(7168, 28672, 0.2, 8) == 4214);   // 38, 47 with words
   CHECK(chosen(7168, 28672, 0.2, 32) == 4114);  // 54, 72 with halves
-  CHECK(chosen(28672, 7168, 0.1, 8) == 121);    // fc2; 36, 40 with teams of four
+  CHECK(chosen(28672, 7168, 0.2, 8) == 4244);   // fc2; 39, 47 with words
   CHECK(chosen(28672, 7168, 0.3, 32) == 2124);  // 68, 75 with three row blocks
-  CHECK(chosen(7168, 7168, 0.2, 16) == 124);    // o; 17, 19 without a cluster
-  CHECK(chosen(5120, 5120, 0.1, 8) == 111);     // OPT-13B: o; 9.7, 10.8
   CHECK(chosen(2048, 8192, 0.5, 8) == 14);      // OPT-1.3B: fc1; 10.2, 11.9 with a cluster
 }
 
@@ -245,18 +243,20 @@ TEST_CASE("more than 128 columns take full row blocks in pairs, however many the
 }
 
 TEST_CASE("runs of row groups share out shared memory") {
-  for (int runs = 1; runs <= 24; ++runs) {
-    const int rows = RowGroupRingRows(runs);
-    CHECK(rows >= WindowRows(runs <= 16 ? Team::kRowGroup : Team::kRowTriplet));
-    CHECK(rows <= kMostRingRows);
-    CHECK(runs * RunBytes(Team::kRowGroup, rows) <= kRowGroupRunsBytes);
+  for (const Columns columns : {Columns::kHalves, Columns::kWords, Columns::kQuads}) {
+    for (int runs = 1; runs <= 24; ++runs) {
+      const int rows = RowGroupRingRows(columns, runs);
+      CHECK(rows >= WindowRows(columns, runs <= 16 ? Team::kRowGroup : Team::kRowTriplet));
+      CHECK(rows <= kMostRingRows);
+      CHECK(runs * RunBytes(columns, Team::kRowGroup, rows) <= kRowGroupRunsBytes);
+    }
   }
   DeviceInfo gpu = Gpu(90, 132, 227, true);
   PlanOptions options;
   options.team = 2;
-  CHECK(Plan(gpu, 7168, Even(28672, 7168, 0.5), options).ring_rows == RowGroupRingRows(14));
+  CHECK(Plan(gpu, 7168, Even(28672, 7168, 0.5), options).ring_rows == RowGroupRingRows(Columns::kHalves, 14));
   options.cluster = 2;
-  CHECK(Plan(gpu, 28672, Even(7168, 28672, 0.5), options).ring_rows == RowGroupRingRows(7 * 2));
+  CHECK(Plan(gpu, 28672, Even(7168, 28672, 0.5), options).ring_rows == RowGroupRingRows(Columns::kHalves, 7 * 2));
   options.team = 1;
   CHECK(Plan(gpu, 7168, Even(28672, 7168, 0.5), options).ring_rows == kRingRows);
 }
