@@ -19,6 +19,7 @@ HIDDEN = {"opt-1.3b": 2048, "opt-6.7b": 4096, "opt-13b": 5120, "opt-30b": 7168}
 MEASURED = (
     "2026-11-29-h200-spmm-layouts.json",  # 8 to 64 columns, of row groups 32 to 128
     "2026-11-29-h200-spmm-wide-layouts.json",  # 128
+    "2026-11-29-h200-spmm-quads-layouts.json",  # quads, 8 to 32
 )
 BLOCKS = {1: 132, 2: 66, 4: 30}  # row blocks of an H100 or H200, by the thread blocks of a cluster
 ROW_GROUPS, TRIPLETS = "row groups", "row triplets"  # teams of four warps with a tile each

@@ -42,10 +42,15 @@ bool Fits(int64_t tiles, const DeviceInfo& device, Team team, int cluster, int r
   return cluster == 1 || (device.compute_capability >= 90 && tiles <= row_blocks * PanelTiles(team));
 }
 
+/// Microseconds by which launches of quads overlap more than those of the other teams of four warps, as all do in a
+/// decode step: their warps end at different times (2026-11-29-h200-spmm-quads-layouts.json).
+constexpr double kQuadsOverlap = 1.2;
+
 /// The time that counts: of so many columns, or where nobody knows how many, of 8, 16 and 32 alike.
 double ExpectedTime(const WeightShape& shape, const LayoutChoice& choice, const DeviceInfo& device, int expected_n) {
   const int64_t blocks = ClustersAtOnce(device, choice.cluster);
-  if (expected_n > 0) return ProductTime(shape, choice, blocks, device.memory_gbs, expected_n);
+  const double overlap = choice.columns == Columns::kQuads ? kQuadsOverlap : 0;
+  if (expected_n > 0) return ProductTime(shape, choice, blocks, device.memory_gbs, expected_n) - overlap;
   double product = 1;
   for (int n : {8, 16, 32}) product *= ProductTime(shape, choice, blocks, device.memory_gbs, n);
   return std::cbrt(product);

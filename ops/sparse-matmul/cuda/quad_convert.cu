@@ -93,8 +93,12 @@ __device__ __forceinline__ void ReadColumns(const Source& s, int row0, int unit0
   }
 }
 
-/// Which of the eight bank groups of shared memory X of a k is in, counted in four bits of its own.
-__device__ __forceinline__ uint32_t BankGroup(int k) { return 1u << 4 * (QuadPlace(k) & 7); }
+/// Which of the eight bank groups of shared memory X of a k is in, and a count of one in that group's four bits.
+__device__ __forceinline__ int BankGroupOf(int k) { return static_cast<int>(QuadPlace(k) & 7); }
+__device__ __forceinline__ uint32_t BankGroup(int k) { return 1u << 4 * BankGroupOf(k); }
+
+/// What another four's bank group counts for: a row and a half in common (docs/kernels.md).
+constexpr int kOtherFour = 3;
 
 /// How many X are in the bank group that has most.
 __device__ __forceinline__ int Most(uint32_t groups) {
@@ -104,18 +108,20 @@ __device__ __forceinline__ int Most(uint32_t groups) {
   return most;
 }
 
-/// The heaviest column that is left, and the one that has most rows in common with it and fewest of its own; where two
-/// are level, of another bank group.
+/// The heaviest column that is left, and the one that has most rows in common with it and fewest of its own. One of the
+/// other four bank groups may have a little less in common: pairs of one group of each four are more easily brought
+/// together without conflicts.
 __device__ __forceinline__ void PairColumns(const uint32_t (&columns)[kQuadWindowUnits], int units, Pair* pairs) {
   const int lane = threadIdx.x & 31;
   Left left = {(1u << units) - 1};
   for (int i = 0; i < units * kUnitK / 2; ++i) {
     const int first = Best<kQuadWindowUnits>(left, [&](int c) { return __popc(columns[c]); });
     left.Take(first);
-    const uint32_t rows = Item(columns, first), group = BankGroup(first);
+    const uint32_t rows = Item(columns, first);
     const int second = Best<kQuadWindowUnits>(left, [&](int c) {
       const int common = 2 * __popc(columns[c] & rows) + kTileRows - __popc(columns[c] & ~rows);
-      return 2 * common + (BankGroup(32 * c + lane) != group);
+      const int differ = BankGroupOf(32 * c + lane) ^ BankGroupOf(first);
+      return 2 * common + (differ != 0) + (differ >= 4 ? kOtherFour : 0);
     });
     left.Take(second);
     const uint32_t either = rows | Item(columns, second);
