@@ -1,7 +1,8 @@
 // The CUDA SparseMatMul on a real GPU, element by element against float64. Exit code 0: all passed; 1: a failure; 77:
 // no GPU.
-//   spmm_test [--quick | --tiny] [--sm80]     --quick: one small shape, for compute-sanitizer; --tiny: a few cases, for
-//   its slower tools
+//   spmm_test [--quick | --tiny] [--quads] [--sm80]
+//   --quick: one small shape, for compute-sanitizer; --tiny: a few cases, for its slower tools; --quads: of all but the
+//   last cases those of columns of quads
 //   --sm80: plans and launches as on compute capability 8.0. Built from PTX of compute_80 alone, it tests that path on
 //   a newer GPU.
 #include <algorithm>
@@ -24,6 +25,7 @@ using cuda::ElementType;
 using cuda::Layout;
 
 int failures = 0;
+bool quads_only = false;  // --quads
 int64_t checked = 0;
 
 /// A tensor of either element type, with the exact values it holds.
@@ -126,6 +128,7 @@ void CompareElements(const Case& c, const Packed& w, const Tensor& x, const Tens
 }
 
 void Run(const cuda::DeviceInfo& device, const Case& c) {
+  if (quads_only && c.columns != static_cast<int>(cuda::Columns::kQuads)) return;
   const Packed w = MakePacked(c.m, c.k, c.pattern, c.weights, 7);
   const Tensor x(c.n * c.k, c.type, 11), bias(c.m, c.type, 13), residual(c.n * c.m, c.type, 17);
   Buffer bitmap(w.bitmap.data(), w.bitmap.size()), offsets(w.row_offsets.data(), w.row_offsets.size() * 4),
@@ -659,6 +662,7 @@ int main(int argc, char** argv) {
   for (int i = 1; i < argc; ++i) {
     if (std::strcmp(argv[i], "--quick") == 0) quick = true;
     if (std::strcmp(argv[i], "--tiny") == 0) tiny = true;
+    if (std::strcmp(argv[i], "--quads") == 0) test::quads_only = true;
     if (std::strcmp(argv[i], "--sm80") == 0) device.compute_capability = 80;
   }
   if (tiny)

@@ -17,37 +17,66 @@ struct ExpandParams {
   int first_run, end_run;
 };
 
-/// Puts one unit of a stage, fragment `u`, into the window's elements, which lie row by row.
-template <Team kTeam>
-__device__ __forceinline__ void PlaceUnit(const uint32_t (&words)[kQuadWords], int u, Cursor<Columns::kQuads>& cursor,
-                                          uint32_t window) {
-  const int lane = threadIdx.x & 31, g = lane / 4, t = lane % 4;
-  const uint32_t one[kQuadWords] = {words[kQuadMask] >> u & 0x01010101};
-  uint32_t a[1][4];
-  GatherFragments<Columns::kQuads, 0, 1>(one, cursor, a);
-  const uint32_t places = words[kQuadPlaces + u / 4] >> 8 * (u % 4);
+/// Where a stage's words go. What the lanes of a quad of threads, or neighbours, know is exchanged once for a stage.
+class StagePlaces {
+ public:
+  __device__ __forceinline__ explicit StagePlaces(const uint32_t (&words)[kQuadWords]) {
+    const int lane = threadIdx.x & 31;
 #pragma unroll
-  for (int r = 0; r < 4; ++r) {
-    // The lane that tells whose the words are, and those that tell where the two k lie.
-    const uint32_t second = __shfl_sync(0xffffffffu, words[kQuadSecond], 4 * g + 2 * (u & 1) + (r >> 1));
-    const int pair = second >> (4 * (t + 4 * (r & 1)) + u / 2) & 1, quad = t + 4 * (r >> 1);
+    for (int i = 0; i < 2; ++i) {
+      places_[i] = words[kQuadPlaces + i];
+      beside_[i] = __shfl_down_sync(0xffffffffu, places_[i], 1);
+    }
 #pragma unroll
-    for (int h = 0; h < 2; ++h) {
-      const uint32_t k = QuadPlace(__shfl_sync(0xffffffffu, places, 4 * quad + 2 * pair + h) & 255);
-      const int row = g + 8 * (r & 1);
-      if ((one[kQuadMask] >> 8 * r & 1) != 0)
-        ptx::StoreShared16(window + (row * kQuadWindowK + k) * 2, static_cast<uint16_t>(a[0][r] >> 16 * h));
+    for (int odd = 0; odd < 2; ++odd) {
+#pragma unroll
+      for (int half = 0; half < 2; ++half)
+        second_[odd][half] = __shfl_sync(0xffffffffu, words[kQuadSecond], lane / 4 * 4 + 2 * odd + half);
     }
   }
+
+  /// The two k in the window, a byte each, of the word in register kRegister of unit kUnit's fragment.
+  template <int kUnit, int kRegister>
+  __device__ __forceinline__ uint32_t Of() const {
+    constexpr int kHalf = kRegister >> 1;
+    const int t = threadIdx.x & 3;
+    const int pair = second_[kUnit % 2][kHalf] >> (4 * (t + 4 * (kRegister & 1)) + kUnit / 2) & 1;
+    const uint32_t both = __byte_perm(places_[kUnit / 4], beside_[kUnit / 4], 0x0040 + 0x11 * (kUnit % 4));
+    return __shfl_sync(0xffffffffu, both, 4 * (t + 4 * kHalf) + 2 * pair);
+  }
+
+ private:
+  uint32_t places_[2], beside_[2], second_[2][2];
+};
+
+/// Puts a stage's units into the window's elements, which lie row by row.
+__device__ __forceinline__ void PlaceStage(const uint32_t (&words)[kQuadWords], int units,
+                                           Cursor<Columns::kQuads>& cursor, uint32_t window) {
+  const StagePlaces places(words);
+  const uint32_t row = window + (threadIdx.x & 31) / 4 * kQuadWindowK * 2;
+  ForEach<kQuadWindowUnits>([&](auto unit) {
+    constexpr int kUnit = decltype(unit)::value;
+    if (kUnit >= units) return;
+    uint32_t a[1][4];
+    GatherFragments<Columns::kQuads, kUnit, 1>(words, cursor, a);
+    ForEach<4>([&](auto number) {
+      constexpr int kRegister = decltype(number)::value;
+      const uint32_t k = places.template Of<kUnit, kRegister>(), word = a[0][kRegister];
+      if ((words[kQuadMask] >> (8 * kRegister + kUnit) & 1) == 0) return;
+      const uint32_t to = row + 8 * (kRegister & 1) * kQuadWindowK * 2;
+      ptx::StoreShared16(to + 2 * QuadPlace(k & 255), static_cast<uint16_t>(word));
+      ptx::StoreShared16(to + 2 * QuadPlace(k >> 8 & 255), static_cast<uint16_t>(word >> 16));
+    });
+  });
 }
 
 /// Writes a window's rows.
 __device__ __forceinline__ void StoreWindow(const DenseTarget& dense, uint32_t window, int row0, int k0, int units) {
-  const int row_pieces = units * kUnitK / 8;
-  for (int i = threadIdx.x & 31; i < kTileRows * row_pieces; i += 32) {
-    const int row = i / row_pieces, k = i % row_pieces * 8;
-    StoreRow(dense, row0 + row, k0 + k, ptx::LoadShared128(window + (row * kQuadWindowK + k) * 2));
-  }
+  const int lane = threadIdx.x & 31;
+  if (lane >= units * kUnitK / 8) return;
+#pragma unroll 4
+  for (int row = 0; row < kTileRows; ++row)
+    StoreRow(dense, row0 + row, k0 + 8 * lane, ptx::LoadShared128(window + (row * kQuadWindowK + 8 * lane) * 2));
 }
 
 template <Team kTeam>
@@ -77,8 +106,7 @@ __global__ void __launch_bounds__(32 * kWarps) ExpandQuadColumns(const __grid_co
     do {
       uint32_t words[kQuadWords];
       state.template Enter<1, false>(true, words);
-#pragma unroll 1
-      for (int u = 0; u < state.quads.units(); ++u) PlaceUnit<kTeam>(words, u, state.cursor, window);
+      PlaceStage(words, state.quads.units(), state.cursor, window);
       state.Leave();
     } while (state.quads.more());
     __syncwarp();

@@ -174,7 +174,8 @@ __global__ void __launch_bounds__(QuadShape<kNTiles, kRowGroups>::kThreads, 1)
       }
       ptx::BarrierInitFence();
     }
-    ptx::NamedSync(kStartBarrier, Shape::kThreads);
+    ptx::NamedSync(kProducerBarrier, 32 * Shape::kProducers);
+    ptx::NamedArrive(kStartBarrier, Shape::kThreads);
     ptx::LaunchDependents();
     ptx::WaitForPrevious();  // X is the previous kernel's
     const int lane = rank * Shape::kLanes + k_lane;

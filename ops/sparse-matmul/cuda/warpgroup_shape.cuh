@@ -78,6 +78,8 @@ struct SumLane {
 constexpr int kSumBarrier = 1, kPanelBarrier = 2, kStartBarrier = 3;
 /// And of each warpgroup that only decodes (wide_kernel.cuh), once its own barriers are ready.
 constexpr int kDecoderBarrier = 4;
+/// And of the warps that bring X together (quad_kernel.cuh), once X's are ready.
+constexpr int kProducerBarrier = 4;
 
 /// The warp of a warpgroup that has a panel's tile `tile` % 4. With one K lane a warp takes the run of its number; with
 /// more, the runs that have the same tiles of each.
