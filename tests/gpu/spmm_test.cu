@@ -534,6 +534,14 @@ void RunAll(const cuda::DeviceInfo& device, bool quick) {
       if (n % 3 == 0) run_row_groups(150, k, n, 3, 2, "uniform50");
     }
   }
+  // Quads of more tiles than run at once.
+  for (int64_t m : {700, 1100}) {
+    for (int row_groups : {2, 3, 4}) {
+      Case c{m, quick ? 1000 : 3000, 11, "uniform80", half, ElementType::kFloat16, 1, true, true, true};
+      c.columns = 2, c.team = row_groups == 3 ? 3 : 2, c.row_groups = row_groups;
+      Run(few, c);
+    }
+  }
   // More than 128 columns at once: of layouts for fewer, and of row blocks that are full, of which a thread block has
   // several, one after the other. Odd rows of Y, K lanes without a unit, columns that are left.
   const auto run_many = [&](const cuda::DeviceInfo& on, int64_t m, int64_t k, int64_t n, int cluster,

@@ -13,6 +13,7 @@ struct LayoutChoice {
   int cluster = 1;
   Columns columns = Columns::kHalves;
   int row_groups = 1;
+  int waves = 1;  // thread blocks for each that runs at once
 };
 
 /// The shape of a weight, as far as its time depends on it.

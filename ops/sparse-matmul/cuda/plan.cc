@@ -36,8 +36,8 @@ constexpr int kMostQuadColumns = 16;
 
 /// A cluster's row block is one panel, so that its blocks exchange sums once; and so is a row group, of at least a
 /// tile.
-bool Fits(int64_t tiles, const DeviceInfo& device, Team team, int cluster, int row_groups = 1) {
-  const int64_t row_blocks = int64_t{ClustersAtOnce(device, cluster)} * row_groups;
+bool Fits(int64_t tiles, const DeviceInfo& device, Team team, int cluster, int row_groups = 1, int waves = 1) {
+  const int64_t row_blocks = int64_t{ClustersAtOnce(device, cluster)} * row_groups * waves;
   if (HasRowGroups(team) && (tiles < row_blocks || tiles > row_blocks * PanelTiles(team))) return false;
   return cluster == 1 || (device.compute_capability >= 90 && tiles <= row_blocks * PanelTiles(team));
 }
@@ -49,18 +49,27 @@ constexpr double kQuadsOverlap = 1.2;
 /// The time that counts: of so many columns, or where nobody knows how many, of 8, 16 and 32 alike.
 double ExpectedTime(const WeightShape& shape, const LayoutChoice& choice, const DeviceInfo& device, int expected_n) {
   const int64_t blocks = ClustersAtOnce(device, choice.cluster);
-  const double overlap = choice.columns == Columns::kQuads ? kQuadsOverlap : 0;
-  if (expected_n > 0) return ProductTime(shape, choice, blocks, device.memory_gbs, expected_n) - overlap;
-  double product = 1;
-  for (int n : {8, 16, 32}) product *= ProductTime(shape, choice, blocks, device.memory_gbs, n);
-  return std::cbrt(product);
+  WeightShape wave = shape;
+  wave.tiles = (shape.tiles + choice.waves - 1) / choice.waves;
+  const auto time = [&](int n) { return choice.waves * ProductTime(wave, choice, blocks, device.memory_gbs, n); };
+  if (expected_n > 0) return time(expected_n) - (choice.columns == Columns::kQuads ? kQuadsOverlap : 0);
+  return std::cbrt(time(8) * time(16) * time(32));
 }
 
 /// K lanes of a thread block with teams of four warps.
 int Lanes(Team team, int row_groups) { return (team == Team::kRowTriplet ? 6 : 4) / row_groups; }
 
-/// Teams with clusters of so many thread blocks that a weight could have, and row blocks of a thread block.
-std::vector<LayoutChoice> Teams(int64_t tiles, const DeviceInfo& device, bool has_groups) {
+/// As few waves as give each warp of row groups at most a tile, or 0 where a plan has not so many row blocks.
+int Waves(int64_t tiles, const DeviceInfo& device, Team team, int cluster, int row_groups) {
+  for (int waves = 1; ClustersAtOnce(device, cluster) * row_groups * waves <= kMaxBlocks; ++waves) {
+    if (Fits(tiles, device, team, cluster, row_groups, waves)) return waves;
+  }
+  return 0;
+}
+
+/// Teams with clusters of so many thread blocks that a weight could have, and row blocks of a thread block. `waves`:
+/// more than one, too.
+std::vector<LayoutChoice> Teams(int64_t tiles, const DeviceInfo& device, bool has_groups, bool waves) {
   std::vector<LayoutChoice> teams;
   for (int cluster : {1, 2, 4}) {
     if (Fits(tiles, device, Team::kWarp, cluster)) teams.push_back({Team::kWarp, cluster});
@@ -68,20 +77,25 @@ std::vector<LayoutChoice> Teams(int64_t tiles, const DeviceInfo& device, bool ha
     if (Fits(tiles, device, Team::kWarpgroup, cluster)) teams.push_back({Team::kWarpgroup, cluster});
     for (int row_groups : {2, 3, 4}) {
       const Team team = row_groups == 3 ? Team::kRowTriplet : Team::kRowGroup;
-      if (Fits(tiles, device, team, cluster, row_groups))
-        teams.push_back({team, cluster, Columns::kHalves, row_groups});
+      const int least = Waves(tiles, device, team, cluster, row_groups);
+      if (least == 1 || (least > 1 && waves)) teams.push_back({team, cluster, Columns::kHalves, row_groups, least});
     }
   }
   return teams;
+}
+
+/// Whether quads are among the columns to choose from.
+bool MayBeQuads(const WeightShape& shape, const PlanOptions& options) {
+  if (options.columns >= 0) return options.columns == static_cast<int>(Columns::kQuads);
+  return shape.density <= kQuadsDensity && options.expected_n > 0 && options.expected_n <= kMostQuadColumns;
 }
 
 /// Whether a layout is one of those to choose from, if nothing but its columns, its team or neither was asked for.
 bool IsCandidate(const LayoutChoice& choice, const WeightShape& shape, const PlanOptions& options) {
   const bool any_columns = options.columns < 0;
   if (!any_columns && choice.columns != static_cast<Columns>(options.columns)) return false;
-  if (choice.columns == Columns::kQuads)
-    return HasRowGroups(choice.team) && (!any_columns || (shape.density <= kQuadsDensity && options.expected_n > 0 &&
-                                                          options.expected_n <= kMostQuadColumns));
+  if (choice.columns == Columns::kQuads) return HasRowGroups(choice.team) && MayBeQuads(shape, options);
+  if (choice.waves > 1) return false;
   if (any_columns && choice.columns == Columns::kWords && shape.density > kWordsDensity) return false;
   return options.team >= 0 || !HasRowGroups(choice.team) ||
          (options.expected_n > kFewColumns &&
@@ -91,7 +105,7 @@ bool IsCandidate(const LayoutChoice& choice, const WeightShape& shape, const Pla
 /// The fastest of what fits and what was asked for. A team, a cluster and row groups that were asked for and cannot be
 /// are as if they had not been.
 LayoutChoice Choose(const WeightShape& shape, const DeviceInfo& device, bool has_groups, PlanOptions options) {
-  std::vector<LayoutChoice> teams = Teams(shape.tiles, device, has_groups);
+  std::vector<LayoutChoice> teams = Teams(shape.tiles, device, has_groups, MayBeQuads(shape, options));
   const auto keep = [&](const auto& suits) {
     const bool any = std::any_of(teams.begin(), teams.end(), suits);
     if (any) teams.erase(std::remove_if(teams.begin(), teams.end(), std::not_fn(suits)), teams.end());
@@ -195,7 +209,7 @@ void SetRows(std::vector<uint16_t> tile_start, WeightPlan* plan) {
 /// Cuts the tiles into row blocks for clusters of so many thread blocks, as many as run at once.
 void CutRows(const PackedWeight& weight, int64_t tiles, int cluster, WeightPlan* plan) {
   plan->cluster = cluster;
-  const int64_t at_once = int64_t{ClustersAtOnce(plan->device, cluster)} * plan->row_groups;
+  const int64_t at_once = int64_t{ClustersAtOnce(plan->device, cluster)} * plan->row_groups * plan->waves;
   const int64_t blocks = std::min<int64_t>({tiles, at_once, kMaxBlocks});
   SetRows(CutByBytes(weight, tiles, static_cast<int>(blocks / plan->row_groups * plan->row_groups)), plan);
 }
@@ -328,12 +342,14 @@ WeightPlan ChooseLayout(const PackedWeight& weight, const DeviceInfo& device, co
   plan.cluster = choice.cluster;
   plan.columns = choice.columns;
   plan.row_groups = choice.row_groups;
+  plan.waves = choice.waves;
   if (plan.team != Team::kWarp) plan.lanes = Lanes(plan.team, plan.row_groups);
   const JaggedCut cut = MayBeJagged(plan, options) ? CutJagged(weight, device) : JaggedCut();
   if (TakesJagged(shape, choice, cut, plan, options)) {
     plan.layout = Layout::kJagged;
     plan.window_k = cut.window_k;
-    plan.team = Team::kWarp, plan.cluster = plan.row_groups = 1, plan.columns = Columns::kHalves;  // of columns
+    plan.team = Team::kWarp, plan.cluster = plan.row_groups = plan.waves = 1,
+    plan.columns = Columns::kHalves;  // of columns
   }
   return plan;
 }
@@ -376,7 +392,7 @@ cudaError_t MakePlan(const PackedWeight& weight, const DeviceInfo& device, const
     CutRows(weight, shape.tiles, plan->cluster, plan);
   // Sparse rows make for a block of many tiles.
   if (HasRowGroups(plan->team) && plan->panel_start[plan->blocks] > plan->blocks) {
-    plan->team = Team::kWarpgroup, plan->row_groups = 1, plan->lanes = 4;
+    plan->team = Team::kWarpgroup, plan->row_groups = plan->waves = 1, plan->lanes = 4;
     if (plan->columns == Columns::kQuads) plan->columns = Columns::kWords;
     CutRows(weight, shape.tiles, 1, plan);
   }

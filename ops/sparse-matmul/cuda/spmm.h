@@ -51,7 +51,7 @@ enum class Columns : uint8_t { kHalves, kWords, kQuads };
 /// of columns: two or four, 16 warps in all, or three, 24 warps.
 enum class Team : uint8_t { kWarp, kWarpgroup, kRowGroup, kRowTriplet };
 
-constexpr int kMaxBlocks = 640;  // row blocks; of a kColumns layout at most one for every warpgroup of a GPU
+constexpr int kMaxBlocks = 1056;  // row blocks; of a kColumns layout two for every warpgroup of a GPU
 
 /// How one weight is cut and laid out on one GPU. Made by MakePlan, completed by Convert; copied freely.
 struct WeightPlan {
@@ -62,6 +62,7 @@ struct WeightPlan {
   int cluster = 1;                    // thread blocks that share a row block and cut K among themselves
   int blocks = 0;                     // row blocks; a grid has up to blocks / row_groups * cluster thread blocks
   int row_groups = 1;                 // row blocks of a thread block, where the team has row groups; else 1
+  int waves = 1;                      // Columns::kQuads: thread blocks for each that runs at once
   int window_k = 0;                   // kJagged: k of a segment
   int columns_at_once = 0;            // kJagged: columns of X for which a thread block has shared memory, one or two
   std::vector<int32_t> row_start;     // kJagged: [blocks + 1] first row of each row block

@@ -165,6 +165,44 @@ TEST_CASE("a plan is what was measured as fastest for the expected columns, wher
   CHECK(chosen(2048, 8192, 0.5, 8) == 14);      // OPT-1.3B: fc1; 10.2, 11.9 with a cluster
 }
 
+TEST_CASE("quads are for 3 to 16 columns of weights with many zeros, also of many rows") {
+  const DeviceInfo gpu = H200();
+  const auto plan_of = [&](int64_t in, int64_t out, double density, int expected_n) {
+    PlanOptions options;
+    options.expected_n = expected_n;
+    const WeightPlan plan = Plan(gpu, in, Even(out, in, density), options);
+    CheckCut(plan);
+    return plan;
+  };
+  for (int n : {3, 8, 16}) CHECK(plan_of(7168, 28672, 0.15, n).columns == Columns::kQuads);
+  for (int n : {0, 17, 32}) CHECK(plan_of(7168, 28672, 0.15, n).columns == Columns::kWords);
+  CHECK(plan_of(7168, 28672, 0.3, 8).columns == Columns::kHalves);
+  CHECK(plan_of(7168, 28672, 0.2, 8).window_units == 8);
+  CHECK(plan_of(7168, 28672, 0.25, 8).window_units == 7);
+  // OPT-66B's and 175B's fc1 have more tiles than the warps that run at once.
+  for (const auto& [in, out] : {std::pair<int64_t, int64_t>{9216, 36864}, {12288, 49152}}) {
+    const WeightPlan plan = plan_of(in, out, 0.2, 8);
+    CHECK(plan.columns == Columns::kQuads);
+    CHECK(plan.waves == 2);
+    CHECK(plan.blocks == 132 * plan.row_groups * 2);
+    CHECK(plan.panel_start[plan.blocks] == plan.blocks);
+  }
+  CHECK(plan_of(12288, 200000, 0.2, 8).columns != Columns::kQuads);  // more than a plan has row blocks for
+  // Nonzeros in few rows make for a block of many tiles: the weight has other teams.
+  std::vector<int32_t> rows(7168, 0);
+  std::fill(rows.begin(), rows.begin() + 896, 1400);
+  PlanOptions options;
+  options.expected_n = 8;
+  const WeightPlan plan = Plan(gpu, 7168, rows, options);
+  CHECK(plan.columns == Columns::kWords);
+  CHECK(plan.waves == 1);
+  // What was asked for and cannot be is as if it had not been.
+  options.columns = static_cast<int>(Columns::kQuads);
+  CHECK(Plan(gpu, 7168, Even(7168, 7168, 0.5), options).columns == Columns::kQuads);
+  CHECK(Plan(gpu, 512, Even(512, 512, 0.2), options).columns != Columns::kQuads);  // fewer tiles than row blocks
+  CHECK(Plan(Gpu(80, 108, 163), 7168, Even(7168, 7168, 0.2), options).columns != Columns::kQuads);
+}
+
 TEST_CASE("row groups are for more than 16 columns, where weights have tiles for their warps") {
   const DeviceInfo gpu = H200();
   const auto chosen = [&](int64_t in, int64_t out, double density, int expected_n, int team = -1) {
@@ -229,7 +267,7 @@ TEST_CASE("more than 128 columns take full row blocks in pairs, however many the
   // What the kernel cannot have: K that TMA does not read, one tile, more row blocks than a plan has, other teams.
   CHECK(!TakesManyColumns(plan_of(1001, 250, 0.3, few)));
   CHECK(!TakesManyColumns(plan_of(1000, 16, 0.3, few)));
-  CHECK(plan_of(64, 49152, 0.01, few).blocks <= 132 * 4);
+  CHECK(plan_of(64, 80000, 0.01, few).blocks <= 132 * 4);
   few.team = static_cast<int>(Team::kWarpgroup);
   CHECK(plan_of(7168, 28672, 0.5, few).team == Team::kWarpgroup);
   few.team = -1, few.columns = static_cast<int>(Columns::kHalves), few.cluster = 4;
@@ -423,7 +461,7 @@ TEST_CASE("a jagged layout's rows are cut into even blocks that shared memory an
   CHECK(Plan(gpu, 40000, Even(300, 40000, 0.2), options).columns_at_once == 1);
   // X does not fit, there are too many rows, the values are of another type, or shared memory is small.
   CHECK(Plan(gpu, 100000, Even(300, 100000, 0.2), options).layout == Layout::kColumns);
-  CHECK(Plan(gpu, 16, Even(400000, 16, 0.5), options).layout == Layout::kColumns);
+  CHECK(Plan(gpu, 16, Even(700000, 16, 0.5), options).layout == Layout::kColumns);
   CHECK(Plan(gpu, 512, Even(300, 512, 0.2), options, ValueType::kBFloat16).layout == Layout::kColumns);
   CHECK(Plan(Gpu(89, 128, 99), 4096, Even(300, 4096, 0.2), options).layout == Layout::kColumns);
 }
