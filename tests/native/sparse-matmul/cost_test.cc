@@ -126,7 +126,8 @@ TEST_CASE("the formula of a product's time is the one that its constants were fi
 
 TEST_CASE("more than 128 columns take about as long as is expected of them") {
   double squares = 0, count = 0, off_most = 0;
-  for (const char* name : {"2026-11-29-h200-spmm.json", "2026-11-29-h200-spmm-opt-13b.json"}) {
+  for (const char* name :
+       {"2026-11-29-h200-spmm-before-quads.json", "2026-11-29-h200-spmm-opt-13b-before-quads.json"}) {
     std::ifstream file(std::string(FLASHLLM_SOURCE "/bench/results/") + name);
     for (std::string line; std::getline(file, line);) {
       char matrix[8], kernel[16];
