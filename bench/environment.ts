@@ -40,10 +40,15 @@ function commit(): string {
   }
 }
 
-/** The model name, with the vector extensions that decide which kernels run. */
+/**
+ * The model name, with the numbers that tell generations apart where a virtual machine hides the rest of the name, and the vector
+ * extensions that decide which kernels run.
+ */
 function cpuName(): string {
+  const info = readFileSync('/proc/cpuinfo', 'utf8');
+  const field = (name: string): string | undefined => new RegExp(`^${name}\\s*:\\s*(.*)$`, 'm').exec(info)?.[1];
   const model = os.cpus()[0]?.model ?? 'unknown';
-  const flags = /^flags\s*:(.*)$/m.exec(readFileSync('/proc/cpuinfo', 'utf8'))?.[1]?.split(' ') ?? [];
+  const flags = field('flags')?.split(' ') ?? [];
   const known = ['avx2', 'avx512f', 'avx512_vbmi2', 'avx512_fp16', 'amx_bf16'].filter((flag) => flags.includes(flag));
-  return `${model} (${known.join(', ')})`;
+  return `${model}, family ${field('cpu family') ?? '?'} model ${field('model') ?? '?'} (${known.join(', ')})`;
 }

@@ -103,6 +103,8 @@ __device__ __forceinline__ void StoreMatrices(uint32_t address, const uint32_t (
                "r"(words[1]), "r"(words[2]), "r"(words[3])
                : "memory");
 }
+
+/// The same of the transposed matrices: row 2 t and 2 t + 1 of matrix i get the lane's two elements, as element g.
 __device__ __forceinline__ void StoreTransposed(uint32_t address, const uint32_t (&words)[4]) {
   asm volatile("stmatrix.sync.aligned.m8n8.x4.trans.shared.b16 [%0],{%1,%2,%3,%4};" ::"r"(address), "r"(words[0]),
                "r"(words[1]), "r"(words[2]), "r"(words[3])

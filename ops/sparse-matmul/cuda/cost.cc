@@ -132,7 +132,9 @@ double LayoutBytes(const WeightShape& shape, Columns columns) {
   return shape.tiles * shape.units * TileBytes(columns, shape.density) * kPadding;
 }
 
-double ProductTime(const WeightShape& shape, const LayoutChoice& choice, int64_t blocks, int memory_gbs, int n) {
+double ProductTime(const WeightShape& whole, const LayoutChoice& choice, int64_t blocks, int memory_gbs, int n) {
+  WeightShape shape = whole;  // of one wave
+  shape.tiles = (whole.tiles + choice.waves - 1) / choice.waves;
   blocks = std::min(blocks, shape.tiles);
   // A thread block's row groups are one panel here: their warps have a tile each.
   const bool one_tile = HasRowGroups(choice.team);
@@ -159,7 +161,8 @@ double ProductTime(const WeightShape& shape, const LayoutChoice& choice, int64_t
   // Where both take about as long, each delays the other.
   const double both = std::sqrt(std::hypot(nanoseconds * nanoseconds, reading * reading)) * 1e-3;
   const double exchange = choice.cluster == 1 ? 0 : choice.cluster == 2 ? c.cluster2 : c.cluster4;
-  return decodings * (both + c.launch + exchange + c.panel * panels) * (choice.cluster == 4 ? kLargeCluster : 1);
+  return choice.waves * decodings * (both + c.launch + exchange + c.panel * panels) *
+         (choice.cluster == 4 ? kLargeCluster : 1);
 }
 
 double ManyColumnsTime(const WeightShape& shape, const LayoutChoice& choice, int64_t pairs, int64_t at_once,

@@ -26,15 +26,15 @@ struct WeightShape {
 WeightShape WeightShapeOf(int64_t out_features, int64_t in_features, int64_t nnz);
 
 /// Bytes of a weight's column layout, from its shape alone, as if its zeros lay at random: masks, values, headers and
-/// padding. What the matrices of OPT-6.7B to OPT-30B took (streamBytes in bench/results) is 0.98 to 1.18 times as much,
-/// with either kind of columns; small ones take more.
+/// padding. What the matrices of OPT-6.7B to OPT-30B took (streamBytes in bench/results) is 0.97 to 1.18 times as much,
+/// with any kind of columns; small ones take more.
 double LayoutBytes(const WeightShape& shape, Columns columns);
 
 /// The same of a jagged layout with windows of so many k.
 double JaggedBytes(const WeightShape& shape, int window_k);
 
-/// Microseconds of one multiplication of `n` columns, of more than 128 as decoded for every 128 or 64. `blocks`: row
-/// blocks of the choice's clusters that the GPU runs at once.
+/// Microseconds of one multiplication of `n` columns, of more than 128 as decoded for every 128 or 64, of quads for
+/// every 32. `blocks`: row blocks of the choice's clusters that the GPU runs at once.
 double ProductTime(const WeightShape& shape, const LayoutChoice& choice, int64_t blocks, int memory_gbs, int n);
 
 /// The same of more than 128 columns by the kernel that decodes a weight once for 256 (TakesManyColumns): of so many

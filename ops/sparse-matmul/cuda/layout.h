@@ -34,15 +34,15 @@
 // the window jumps ahead to its first row.
 //
 // Columns::kQuads. Every tile has an order of its own of the k in a window of WeightPlan::window_units units, which the
-// converter chooses (quad_convert.cu): *pairs* of k whose nonzeros lie in the same rows, so that words of two values
+// converter chooses (quad_arrange.cuh): *pairs* of k whose nonzeros lie in the same rows, so that words of two values
 // hold few zeros, and *quads* of two pairs that have no row in common. Quads are A of mma.sp.m16n8k32, the sparse
 // product, where of four k a row has two: its word is of the first pair or the second. A unit is 8 quads, one fragment:
 // register r of lane (g, t) is quad t + 4 (r >> 1) of row g + 8 (r & 1). A stage is up to 8 units of one window, and a
-// window one stage, or more where pairs found no other and stand alone. Teams with row groups only, so a run is a tile.
-// Of a stage the lanes have kQuadWords words each: which slots have values, as for the others; whether quads take their
-// second pair, as the lane tells the product (bit 4 i + j: units 2 j and 2 j + 1, of which lanes with t < 2 speak for
-// the even one; quad 4 (t & 1) + i % 4; row g, or g + 8 for i > 3); and where X of the k of place `lane` of each unit
-// lies, QuadPlace(), a byte a unit. Quads that fill up the last unit take k where their rows have zeros.
+// window one stage, or two where many pairs found no other and stand alone. Teams with row groups only, so a run is a
+// tile. Of a stage the lanes have kQuadWords words each: which slots have values, as for the others; whether quads take
+// their second pair, as the lane tells the product (bit 4 i + j: units 2 j and 2 j + 1, of which lanes with t < 2 speak
+// for the even one; quad 4 (t & 1) + i % 4; row g, or g + 8 for i > 3); and where X of the k of place `lane` of each
+// unit lies, QuadPlace(), a byte a unit. Quads that fill up the last unit take k where their rows have zeros.
 //
 // In shared memory a stage's window is contiguous. The converter knows what is where in the ring, and so says in every
 // stage's header which stages may be copied once it has been read, and which rows go where (StageCopy).
@@ -185,17 +185,16 @@ struct QuadStage {
   FLASHLLM_HD constexpr bool more() const { return (bits & kMore) != 0; }
 };
 
-/// Units of a stage of a panel of this depth. Row groups have half as many of halves: their stages come one by one into
-/// a ring that holds few whole ones (docs/kernels.md); words are fewer rows. Rings of 24 warps have no room for more of
-/// either.
+/// Units of a stage of a panel of this depth, not of kQuads, whose stages are as QuadStage says. Row groups have half
+/// as many of halves: their stages come one by one into a ring that holds few whole ones (docs/kernels.md); words are
+/// fewer rows. Rings of 24 warps have no room for more of either.
 FLASHLLM_HD constexpr int StageUnits(Columns columns, Team team, int depth) {
-  return columns == Columns::kQuads  ? kQuadWindowUnits
-         : team == Team::kRowTriplet ? 4
-         : team == Team::kRowGroup   ? (columns == Columns::kHalves ? 4 : 8)
-         : depth > 4                 ? 1
-         : depth > 2                 ? 2
-         : depth > 1                 ? 4
-                                     : 8;
+  return team == Team::kRowTriplet ? 4
+         : team == Team::kRowGroup ? (columns == Columns::kHalves ? 4 : 8)
+         : depth > 4               ? 1
+         : depth > 2               ? 2
+         : depth > 1               ? 4
+                                   : 8;
 }
 
 FLASHLLM_HD constexpr int StagesOf(int units, Columns columns, Team team, int depth) {
@@ -209,10 +208,8 @@ struct Place {
 };
 FLASHLLM_HD constexpr Place PlaceOf(int q, int depth) { return {q % depth, q / depth}; }
 
-/// Slots of a lane in one tile and unit.
-FLASHLLM_HD constexpr int TileSlots(Columns columns) {
-  return columns == Columns::kHalves ? 16 : columns == Columns::kWords ? 8 : 4;
-}
+/// Slots of a lane in one tile and unit, of halves or words.
+FLASHLLM_HD constexpr int TileSlots(Columns columns) { return columns == Columns::kHalves ? 16 : 8; }
 
 /// kQuads: words of a lane in a stage's block.
 enum QuadWord { kQuadMask, kQuadSecond, kQuadPlaces, kQuadWords = kQuadPlaces + 2 };

@@ -35,7 +35,7 @@ constexpr double kQuadsDensity = 0.26;
 constexpr int kMostQuadColumns = 16;
 
 /// A cluster's row block is one panel, so that its blocks exchange sums once; and so is a row group, of at least a
-/// tile.
+/// tile. `waves`: thread blocks for each that runs at once.
 bool Fits(int64_t tiles, const DeviceInfo& device, Team team, int cluster, int row_groups = 1, int waves = 1) {
   const int64_t row_blocks = int64_t{ClustersAtOnce(device, cluster)} * row_groups * waves;
   if (HasRowGroups(team) && (tiles < row_blocks || tiles > row_blocks * PanelTiles(team))) return false;
@@ -49,9 +49,7 @@ constexpr double kQuadsOverlap = 1.2;
 /// The time that counts: of so many columns, or where nobody knows how many, of 8, 16 and 32 alike.
 double ExpectedTime(const WeightShape& shape, const LayoutChoice& choice, const DeviceInfo& device, int expected_n) {
   const int64_t blocks = ClustersAtOnce(device, choice.cluster);
-  WeightShape wave = shape;
-  wave.tiles = (shape.tiles + choice.waves - 1) / choice.waves;
-  const auto time = [&](int n) { return choice.waves * ProductTime(wave, choice, blocks, device.memory_gbs, n); };
+  const auto time = [&](int n) { return ProductTime(shape, choice, blocks, device.memory_gbs, n); };
   if (expected_n > 0) return time(expected_n) - (choice.columns == Columns::kQuads ? kQuadsOverlap : 0);
   return std::cbrt(time(8) * time(16) * time(32));
 }
@@ -164,22 +162,23 @@ LayoutChoice ChooseForManyColumns(const WeightShape& shape, const DeviceInfo& de
   return best;
 }
 
-/// Cuts the tiles into `blocks` runs of about equal bytes; every block gets at least one tile (there are at least as
-/// many tiles).
-std::vector<uint16_t> CutByBytes(const PackedWeight& weight, int64_t tiles, int blocks) {
+/// Bytes of the rows before a tile, masks and values.
+double BytesBefore(const PackedWeight& weight, int64_t tile) {
   const int64_t mask_bytes = kTileRows * static_cast<int64_t>(BitmapRowBytes(weight.in_features));
-  const auto bytes_before = [&](int64_t tile) {
-    const int64_t row = std::min<int64_t>(tile * kTileRows, weight.out_features);
-    return static_cast<double>(tile * mask_bytes) + 2.0 * weight.row_offsets[row];
-  };
-  const double total = bytes_before(tiles);
+  const int64_t row = std::min<int64_t>(tile * kTileRows, weight.out_features);
+  return static_cast<double>(tile * mask_bytes) + 2.0 * weight.row_offsets[row];
+}
+
+/// Cuts the tiles into `blocks` runs of about equal bytes, of one to `most` tiles each; so many there must be.
+std::vector<uint16_t> CutByBytes(const PackedWeight& weight, int64_t tiles, int blocks, int64_t most) {
+  const double total = BytesBefore(weight, tiles);
   std::vector<uint16_t> start(blocks + 1, 0);
   int64_t tile = 0;
   for (int block = 1; block < blocks; ++block) {
-    const double target = total * block / blocks;
-    const int64_t last = tiles - (blocks - block);  // leaves a tile for every block that follows
-    ++tile;
-    while (tile < last && std::abs(bytes_before(tile + 1) - target) <= std::abs(bytes_before(tile) - target)) ++tile;
+    const auto off = [&](int64_t at) { return std::abs(BytesBefore(weight, at) - total * block / blocks); };
+    const int64_t left = blocks - block, last = std::min(tile + most, tiles - left);
+    tile = std::max(tile + 1, tiles - left * most);
+    while (tile < last && off(tile + 1) <= off(tile)) ++tile;
     start[block] = static_cast<uint16_t>(tile);
   }
   start[blocks] = static_cast<uint16_t>(tiles);
@@ -210,8 +209,23 @@ void SetRows(std::vector<uint16_t> tile_start, WeightPlan* plan) {
 void CutRows(const PackedWeight& weight, int64_t tiles, int cluster, WeightPlan* plan) {
   plan->cluster = cluster;
   const int64_t at_once = int64_t{ClustersAtOnce(plan->device, cluster)} * plan->row_groups * plan->waves;
-  const int64_t blocks = std::min<int64_t>({tiles, at_once, kMaxBlocks});
-  SetRows(CutByBytes(weight, tiles, static_cast<int>(blocks / plan->row_groups * plan->row_groups)), plan);
+  const int64_t blocks = std::min<int64_t>({tiles, at_once, kMaxBlocks}) / plan->row_groups * plan->row_groups;
+  const int64_t most = HasRowGroups(plan->team) ? PanelTiles(plan->team) : tiles;
+  SetRows(CutByBytes(weight, tiles, static_cast<int>(blocks), most), plan);
+}
+
+/// Whether a thread block with row groups has much more to read than others: where rows of many nonzeros lie together,
+/// row blocks of at most four tiles cannot share them out.
+bool IsUneven(const PackedWeight& weight, const WeightPlan& plan) {
+  constexpr double kMuch = 1.5;
+  const int thread_blocks = plan.blocks / plan.row_groups, tiles = plan.tile_start[plan.blocks];
+  const double tile = BytesBefore(weight, tiles) / tiles;
+  const int even = (tiles + thread_blocks - 1) / thread_blocks;
+  for (int block = 0; block < plan.blocks; block += plan.row_groups) {
+    const int first = plan.tile_start[block], end = plan.tile_start[block + plan.row_groups];
+    if (BytesBefore(weight, end) - BytesBefore(weight, first) > kMuch * even * tile) return true;
+  }
+  return false;
 }
 
 /// Tiles of the thread block that has most.
@@ -390,8 +404,7 @@ cudaError_t MakePlan(const PackedWeight& weight, const DeviceInfo& device, const
     SetRows(CutEvenly(shape.tiles, plan->blocks), plan);
   else
     CutRows(weight, shape.tiles, plan->cluster, plan);
-  // Sparse rows make for a block of many tiles.
-  if (HasRowGroups(plan->team) && plan->panel_start[plan->blocks] > plan->blocks) {
+  if (!many && HasRowGroups(plan->team) && IsUneven(weight, *plan)) {
     plan->team = Team::kWarpgroup, plan->row_groups = plan->waves = 1, plan->lanes = 4;
     if (plan->columns == Columns::kQuads) plan->columns = Columns::kWords;
     CutRows(weight, shape.tiles, 1, plan);

@@ -90,9 +90,8 @@ bool ExpandedIsFaster(const WeightPlan& plan, int64_t n) {
   const int memory_gbs = plan.device.memory_gbs, columns = static_cast<int>(n);
   const double time = plan.layout == Layout::kJagged
                           ? JaggedTime(shape, plan.window_k, plan.columns_at_once, memory_gbs, columns)
-                          : ProductTime(shape, {plan.team, plan.cluster, plan.columns, plan.row_groups},
-                                        plan.blocks / plan.row_groups, memory_gbs, columns) *
-                                plan.waves;
+                          : ProductTime(shape, {plan.team, plan.cluster, plan.columns, plan.row_groups, plan.waves},
+                                        plan.blocks / plan.row_groups / plan.waves, memory_gbs, columns);
   return DenseTime(shape, memory_gbs) < time;
 }
 

@@ -78,7 +78,7 @@ __device__ __forceinline__ void ReadColumns(const Source& s, int row0, int unit0
 __device__ __forceinline__ int BankGroupOf(int k) { return static_cast<int>(QuadPlace(k) & 7); }
 __device__ __forceinline__ uint32_t BankGroup(int k) { return 1u << 4 * BankGroupOf(k); }
 
-/// What another four's bank group counts for: a row and a half in common (docs/kernels.md).
+/// What another four's bank group counts for: half a row in common, or a row and a half of its own (docs/kernels.md).
 constexpr int kOtherFour = 3;
 
 /// How many X are in the bank group that has most, three standing for more too.
@@ -191,7 +191,7 @@ class PairArranger {
     const int most = Most(groups);
     bool found = false;
     Left untried = left_;
-    for (int i = 0; i < kTries; ++i) {
+    for (int attempt = 0; attempt < kTries; ++attempt) {
       const int c =
           Best<kLanePairs>(untried, [&](int i) { return Most(groups_[i] + groups) > most ? -1 : weight_[i]; });
       if (c < 0) break;

@@ -45,13 +45,14 @@ class StageQuads {
   /// Quads of whole units, one at least.
   static __device__ int Padded(int count) { return max(1, (count + kUnitQuads - 1) / kUnitQuads) * kUnitQuads; }
 
-  /// Which pair of quad `q` of the stage has a nonzero in the tile's row `row`: 0, 1, or -1. Of one that fills a unit
-  /// none is told.
+  /// Which pair of quad `q` of the stage has a nonzero in the tile's row `row`: 0, 1, or -1. A quad that only fills up
+  /// the unit has none.
   __device__ int PairOf(int row, int q) const {
     return !IsReal(q) ? -1 : HasNonzero(row, q, 0) ? 0 : HasNonzero(row, q, 1) ? 1 : -1;
   }
 
-  /// Whether a row's product takes the second pair of quad `q`.
+  /// Whether a row's product takes the second pair of quad `q`. Of one that fills up the unit a row takes the pair
+  /// where it has zeros: what is multiplied by nothing may be infinite.
   __device__ bool TakesSecond(int row, int q) const { return IsReal(q) ? PairOf(row, q) == 1 : HasNonzero(row, q, 0); }
 
   /// The k in the window of one of a quad's four.

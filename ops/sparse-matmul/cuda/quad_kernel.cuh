@@ -67,7 +67,7 @@ class QuadProducer {
     }
   }
 
-  /// 8 k of a unit and column; zeros outside of X and of the K lane.
+  /// 8 k of a unit and column; zeros outside of X and of the K lane. Units beyond the window are read and not used.
   __device__ __forceinline__ void Read(int unit, int column, uint32_t (&x)[4]) const {
     const int k = unit * kUnitK + lane_ % 4 * 8, left = p_.k - k;
     uint4 v = make_uint4(0, 0, 0, 0);

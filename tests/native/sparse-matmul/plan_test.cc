@@ -188,7 +188,16 @@ TEST_CASE("quads are for 3 to 16 columns of weights with many zeros, also of man
     CHECK(plan.panel_start[plan.blocks] == plan.blocks);
   }
   CHECK(plan_of(12288, 200000, 0.2, 8).columns != Columns::kQuads);  // more than a plan has row blocks for
-  // Nonzeros in few rows make for a block of many tiles: the weight has other teams.
+  // Five tiles with fewer nonzeros than others make for no row block of five.
+  std::vector<int32_t> thin = Even(28672, 7168, 0.2);
+  std::fill(thin.begin(), thin.begin() + 5 * 16, 900);
+  PlanOptions eight;
+  eight.expected_n = 8;
+  const WeightPlan thinner = Plan(gpu, 7168, thin, eight);
+  CheckCut(thinner);
+  CHECK(thinner.columns == Columns::kQuads);
+  CHECK(thinner.panel_start[thinner.blocks] == thinner.blocks);
+  // With most nonzeros in few rows a thread block would have most of them: the weight has other teams.
   std::vector<int32_t> rows(7168, 0);
   std::fill(rows.begin(), rows.begin() + 896, 1400);
   PlanOptions options;
