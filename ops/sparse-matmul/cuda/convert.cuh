@@ -21,6 +21,7 @@ struct RunLengths {
   uint32_t rows, masks;
 };
 
+/// A weight's canonical parts, and the staging memory.
 struct Source {
   const uint32_t* bitmap;      // rows of `row_words` 32-bit words
   const int32_t* row_offsets;  // [rows + 1]

@@ -4,21 +4,13 @@
 
 #include <algorithm>
 
-#include "ops/cuda/launch.h"
 #include "ops/dense-matmul/cuda/epilogue.cuh"
-#include "ops/sparse-matmul/cuda/column_run.cuh"
-#include "ops/sparse-matmul/cuda/dense_target.cuh"
+#include "ops/sparse-matmul/cuda/expand_runs.cuh"
 #include "ops/sparse-matmul/cuda/jagged.h"
 #include "ops/sparse-matmul/cuda/quad_expand.h"
 
 namespace flashllm::cuda {
 namespace {
-
-struct ExpandParams {
-  ColumnParams columns;  // of which X and Y are not used
-  DenseTarget dense;
-  int first_run, end_run;
-};
 
 FLASHLLM_HD constexpr int ExpandBarrierBytes(int warps) { return (warps * kRunBarrierBytes + 127) / 128 * 128; }
 
@@ -99,12 +91,9 @@ struct ExpandInstance {
   }
 
   static cudaError_t Launch(const ExpandParams& params, bool programmatic, cudaStream_t stream) {
-    LaunchShape shape;
-    shape.grid = dim3((params.end_run - params.first_run + kWarps - 1) / kWarps);
-    shape.threads = kWarps * 32;
-    shape.shared_bytes = SharedBytes(params.columns.partition.ring_rows);
-    shape.programmatic = programmatic;
-    return LaunchKernel(ExpandColumns<kColumns, kTeam, kWarps>, shape, params, stream);
+    const int shared_bytes = SharedBytes(params.columns.partition.ring_rows);
+    return LaunchKernel(ExpandColumns<kColumns, kTeam, kWarps>, ExpandShape(params, kWarps, shared_bytes, programmatic),
+                        params, stream);
   }
 
   static cudaError_t Prepare(const DeviceInfo& info) {
@@ -162,12 +151,7 @@ cudaError_t Expand(const WeightPlan& plan, const void* layout, int first_block, 
     return ExpandJagged(plan, layout, first_block, end_block, target, programmatic, stream);
   if (plan.columns == Columns::kQuads)
     return ExpandQuads(plan, layout, first_block, end_block, target, programmatic, stream);
-  const MatMulArgs none;
-  ExpandParams params = {};
-  params.columns = MakeParams(plan, layout, none);
-  params.dense = target;
-  const int block_runs = RunCount(plan) / plan.blocks;
-  params.first_run = first_block * block_runs, params.end_run = end_block * block_runs;
+  const ExpandParams params = MakeExpandParams(plan, layout, first_block, end_block, target);
   const auto launch = plan.columns == Columns::kHalves ? ExpandInstances<Columns::kHalves>::Launch
                                                        : ExpandInstances<Columns::kWords>::Launch;
   return launch(params, plan, programmatic, stream);

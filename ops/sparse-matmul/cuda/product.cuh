@@ -37,6 +37,16 @@ inline ProductParams MakeProduct(const WeightPlan& plan, const void* layout, con
   return params;
 }
 
+/// Eight halves that lie crooked, or of which X has no more than `count`, the rest zeros.
+static __device__ __noinline__ uint4 LoadEight(const __half* from, int count) {
+  uint32_t words[4] = {0, 0, 0, 0};
+#pragma unroll
+  for (int i = 0; i < 8; ++i) {
+    if (i < count) words[i / 2] |= static_cast<uint32_t>(__half_as_ushort(from[i])) << (16 * (i & 1));
+  }
+  return make_uint4(words[0], words[1], words[2], words[3]);
+}
+
 /// What is added to a product.
 struct OutputTerms {
   float bias, residual;

@@ -1,8 +1,7 @@
 // A warp walks its run, as the kernel that multiplies does, and brings each window's k back into their order.
 #include "ops/sparse-matmul/cuda/quad_expand.h"
 
-#include "ops/cuda/launch.h"
-#include "ops/sparse-matmul/cuda/column_run.cuh"
+#include "ops/sparse-matmul/cuda/expand_runs.cuh"
 
 namespace flashllm::cuda {
 namespace {
@@ -11,11 +10,10 @@ constexpr int kWarps = 4;
 constexpr int kBarrierBytes = 128, kWindowBytes = kTileRows * kQuadWindowK * 2;
 static_assert(kWarps * kRunBarrierBytes <= kBarrierBytes, "barriers fit");
 
-struct ExpandParams {
-  ColumnParams columns;  // of which X and Y are not used
-  DenseTarget dense;
-  int first_run, end_run;
-};
+// By threes or not, a run has one tile and lies in shared memory as those of the other team.
+constexpr Team kTeam = Team::kRowGroup;
+static_assert(RunBytes(Columns::kQuads, Team::kRowTriplet, 1) == RunBytes(Columns::kQuads, kTeam, 1),
+              "the same of both");
 
 /// Where a stage's words go. What the lanes of a quad of threads, or neighbours, know is exchanged once for a stage.
 class StagePlaces {
@@ -79,7 +77,6 @@ __device__ __forceinline__ void StoreWindow(const DenseTarget& dense, uint32_t w
     StoreRow(dense, row0 + row, k0 + 8 * lane, ptx::LoadShared128(window + (row * kQuadWindowK + 8 * lane) * 2));
 }
 
-template <Team kTeam>
 __global__ void __launch_bounds__(32 * kWarps) ExpandQuadColumns(const __grid_constant__ ExpandParams p) {
   extern __shared__ __align__(128) uint8_t shared[];
   const Partition& cut = p.columns.partition;
@@ -116,7 +113,6 @@ __global__ void __launch_bounds__(32 * kWarps) ExpandQuadColumns(const __grid_co
   }
 }
 
-template <Team kTeam>
 int SharedBytes(int ring_rows) {
   return kBarrierBytes + kWarps * (kWindowBytes + RunBytes(Columns::kQuads, kTeam, ring_rows));
 }
@@ -125,31 +121,14 @@ int SharedBytes(int ring_rows) {
 
 cudaError_t ExpandQuads(const WeightPlan& plan, const void* layout, int first_block, int end_block,
                         const DenseTarget& dense, bool programmatic, cudaStream_t stream) {
-  const MatMulArgs none;
-  ExpandParams params = {};
-  params.columns = MakeParams(plan, layout, none);
-  params.dense = dense;
-  const int block_runs = RunCount(plan) / plan.blocks;
-  params.first_run = first_block * block_runs, params.end_run = end_block * block_runs;
-  LaunchShape shape;
-  shape.grid = dim3((params.end_run - params.first_run + kWarps - 1) / kWarps);
-  shape.threads = 32 * kWarps;
-  shape.programmatic = programmatic;
-  const bool triplet = plan.team == Team::kRowTriplet;
-  shape.shared_bytes =
-      triplet ? SharedBytes<Team::kRowTriplet>(plan.ring_rows) : SharedBytes<Team::kRowGroup>(plan.ring_rows);
-  return LaunchKernel(triplet ? ExpandQuadColumns<Team::kRowTriplet> : ExpandQuadColumns<Team::kRowGroup>, shape,
-                      params, stream);
+  const ExpandParams params = MakeExpandParams(plan, layout, first_block, end_block, dense);
+  return LaunchKernel(ExpandQuadColumns, ExpandShape(params, kWarps, SharedBytes(plan.ring_rows), programmatic), params,
+                      stream);
 }
 
 cudaError_t PrepareExpandQuads(const DeviceInfo& info) {
-  if (SharedBytes<Team::kRowGroup>(kMostRingRows) > info.shared_bytes) return cudaSuccess;  // MakePlan has none there
-  for (auto* kernel : {ExpandQuadColumns<Team::kRowGroup>, ExpandQuadColumns<Team::kRowTriplet>}) {
-    const cudaError_t error =
-        cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, info.shared_bytes);
-    if (error != cudaSuccess) return error;
-  }
-  return cudaSuccess;
+  if (SharedBytes(kMostRingRows) > info.shared_bytes) return cudaSuccess;  // MakePlan has none there
+  return cudaFuncSetAttribute(ExpandQuadColumns, cudaFuncAttributeMaxDynamicSharedMemorySize, info.shared_bytes);
 }
 
 }  // namespace flashllm::cuda

@@ -73,18 +73,9 @@ class QuadProducer {
     uint4 v = make_uint4(0, 0, 0, 0);
     if (unit < end_unit_ && column < p_.n && left > 0) {
       const __half* const from = p_.x + static_cast<int64_t>(column) * p_.k + k;
-      v = p_.x_aligned ? *reinterpret_cast<const uint4*>(from) : Unaligned(from, left);
+      v = p_.x_aligned ? *reinterpret_cast<const uint4*>(from) : LoadEight(from, left);
     }
     x[0] = v.x, x[1] = v.y, x[2] = v.z, x[3] = v.w;
-  }
-
-  static __device__ __noinline__ uint4 Unaligned(const __half* from, int count) {
-    uint32_t words[4] = {0, 0, 0, 0};
-#pragma unroll
-    for (int i = 0; i < 8; ++i) {
-      if (i < count) words[i / 2] |= static_cast<uint32_t>(__half_as_ushort(from[i])) << (16 * (i & 1));
-    }
-    return make_uint4(words[0], words[1], words[2], words[3]);
   }
 
   const ColumnParams& p_;

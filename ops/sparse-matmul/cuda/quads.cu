@@ -48,14 +48,7 @@ cudaError_t LaunchGroupQuads(const WeightPlan& plan, const void* layout, const M
 }
 
 cudaError_t PrepareGroupQuads(DeviceInfo* info) {
-  bool exists = info->compute_capability >= 90;
-  for (auto prepare : {QuadInstances<2>::Prepare, QuadInstances<3>::Prepare, QuadInstances<4>::Prepare}) {
-    if (!exists) break;
-    const cudaError_t error = prepare(&exists);
-    if (error != cudaSuccess) return error;
-  }
-  if (!exists) info->encode_tensor_map = nullptr;
-  return cudaSuccess;
+  return PrepareGroups(info, {QuadInstances<2>::Prepare, QuadInstances<3>::Prepare, QuadInstances<4>::Prepare});
 }
 
 }  // namespace flashllm::cuda

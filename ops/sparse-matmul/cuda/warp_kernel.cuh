@@ -97,7 +97,7 @@ class XReader {
       }
     } else if (left_ > 0) {
 #pragma unroll
-      for (int j = 0; j < kNTiles; ++j) v[j] = Unaligned(at_ + offset_[j], left_);
+      for (int j = 0; j < kNTiles; ++j) v[j] = LoadEight(at_ + offset_[j], left_);
     }
 #pragma unroll
     for (int j = 0; j < kNTiles; ++j) raw[j][0] = v[j].x, raw[j][1] = v[j].y, raw[j][2] = v[j].z, raw[j][3] = v[j].w;
@@ -106,15 +106,6 @@ class XReader {
   }
 
  private:
-  static __device__ __noinline__ uint4 Unaligned(const __half* from, int count) {
-    uint32_t words[4] = {0, 0, 0, 0};
-#pragma unroll
-    for (int i = 0; i < 8; ++i) {
-      if (i < count) words[i / 2] |= static_cast<uint32_t>(__half_as_ushort(from[i])) << (16 * (i & 1));
-    }
-    return make_uint4(words[0], words[1], words[2], words[3]);
-  }
-
   const __half *at_ = nullptr, *begin_;
   int left_ = 0, offset_[kNTiles];
   const uint32_t zero_ = ptx::OpaqueZero();

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <algorithm>
+#include <initializer_list>
 
 #include "ops/cuda/launch.h"
 #include "ops/cuda/tensor_map.h"
@@ -21,6 +22,18 @@ inline cudaError_t MakeGroupParams(const WeightPlan& plan, const void* layout, c
   if (!by_tma) return cudaSuccess;
   return EncodeTensorMap(plan.device.encode_tensor_map, args.x, args.n, plan.in_features, plan.in_features, rows,
                          &params->x_map);
+}
+
+/// Readies kernels of sm_90a, each by its instance's Prepare; without one of them there are no such teams.
+inline cudaError_t PrepareGroups(DeviceInfo* info, std::initializer_list<cudaError_t (*)(bool*)> kernels) {
+  bool exists = info->compute_capability >= 90;
+  for (const auto prepare : kernels) {
+    if (!exists) break;
+    const cudaError_t error = prepare(&exists);
+    if (error != cudaSuccess) return error;
+  }
+  if (!exists) info->encode_tensor_map = nullptr;
+  return cudaSuccess;
 }
 
 /// kKernel: a kernel on the layouts of these teams, its thread block as Shape says.

@@ -89,15 +89,8 @@ struct GroupInstances {
   }
 
   static cudaError_t Prepare(DeviceInfo* info) {
-    bool exists = info->compute_capability >= 90;
-    for (auto prepare : {N8::Prepare, N16::Prepare, N32::Prepare, N64::Prepare, N128::Prepare, PrepareRowGroups<2>,
-                         PrepareRowGroups<3>, PrepareRowGroups<4>}) {
-      if (!exists) break;
-      const cudaError_t error = prepare(&exists);
-      if (error != cudaSuccess) return error;
-    }
-    if (!exists) info->encode_tensor_map = nullptr;
-    return cudaSuccess;
+    return PrepareGroups(info, {N8::Prepare, N16::Prepare, N32::Prepare, N64::Prepare, N128::Prepare,
+                                PrepareRowGroups<2>, PrepareRowGroups<3>, PrepareRowGroups<4>});
   }
 };
 
