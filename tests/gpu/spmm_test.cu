@@ -252,8 +252,8 @@ void RunNonFinite(const cuda::DeviceInfo& device, ValueType type, int team, int 
 
 /// Of columns of quads, whose units are filled up with what they have already: an infinite X makes infinite what it has
 /// a weight for, and only that; elsewhere 0 or, where the kernel multiplies it by a zero, NaN.
-void RunInfiniteBesideZeros(const cuda::DeviceInfo& device, const char* pattern) {
-  constexpr int kRows = 40, kColumns = 8;
+void RunInfiniteBesideZeros(const cuda::DeviceInfo& device, const char* pattern, int64_t columns) {
+  constexpr int kRows = 40;
   constexpr int64_t kK = 300;
   const Packed w = MakePacked(kRows, kK, pattern, ValueType::kFloat16, 3);
   Buffer bitmap(w.bitmap.data(), w.bitmap.size()), offsets(w.row_offsets.data(), w.row_offsets.size() * 4),
@@ -268,17 +268,17 @@ void RunInfiniteBesideZeros(const cuda::DeviceInfo& device, const char* pattern)
   Check(cuda::Measure(parts, staging.get(), nullptr, &plan), "Measure");
   Buffer layout(plan.layout_bytes);
   Check(cuda::Convert(plan, parts, staging.get(), layout.get(), nullptr), "Convert");
-  for (int64_t first = 0; first < kK; first += kColumns) {
-    std::vector<uint16_t> x(kColumns * kK, 0);
-    for (int n = 0; n < kColumns && first + n < kK; ++n) x[n * kK + first + n] = 0x7c00;
-    Buffer x_device(x.data(), x.size() * 2), y(kColumns * kRows * 2);
+  for (int64_t first = 0; first < kK; first += columns) {
+    std::vector<uint16_t> x(columns * kK, 0);
+    for (int64_t n = 0; n < columns && first + n < kK; ++n) x[n * kK + first + n] = 0x7c00;
+    Buffer x_device(x.data(), x.size() * 2), y(columns * kRows * 2);
     cuda::MatMulArgs args;
-    args.x = x_device.get(), args.y = y.get(), args.n = kColumns;
+    args.x = x_device.get(), args.y = y.get(), args.n = columns;
     Check(cuda::Launch(plan, layout.get(), parts, args, nullptr), "Launch");
     const std::vector<uint8_t> bytes = y.Read();
-    Case c{kRows, kK, kColumns, pattern, ValueType::kFloat16};
+    Case c{kRows, kK, columns, pattern, ValueType::kFloat16};
     c.team = options.team, c.columns = options.columns;
-    for (int n = 0; n < kColumns && first + n < kK; ++n) {
+    for (int64_t n = 0; n < columns && first + n < kK; ++n) {
       for (int m = 0; m < kRows; ++m) {
         uint16_t bits;
         std::memcpy(&bits, &bytes[(n * kRows + m) * 2], 2);
@@ -601,7 +601,9 @@ void RunAll(const cuda::DeviceInfo& device, bool quick) {
     RunNonFinite(one, half, team);
     RunNonFinite(one, half, team, -1, 0, 2);
   }
-  for (const char* pattern : {"uniform80", "uniform50", "tiles"}) RunInfiniteBesideZeros(one, pattern);
+  for (const char* pattern : {"uniform80", "uniform50", "tiles"}) {
+    for (int64_t columns : {8, 40}) RunInfiniteBesideZeros(one, pattern, columns);
+  }
   RunNonFinite(device, half, -1, -1, 256);
   RunNonFinite(device, half, -1, static_cast<int>(Layout::kJagged));
   RunInfiniteBehindWindow(device);

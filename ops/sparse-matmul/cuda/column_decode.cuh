@@ -48,6 +48,18 @@ struct Cursor {
   }
 };
 
+/// Passes a fragment of a stage, read or not: its slots' number is a dot product of the mask bits.
+template <Columns kColumns, int kWords>
+__device__ __forceinline__ void PassFragment(const uint32_t (&masks)[kWords], int fragment, Cursor<kColumns>& cursor) {
+  constexpr int kChains = Cursor<kColumns>::kChains, kInWord = WordFragments(kColumns);
+#pragma unroll
+  for (int c = 0; c < kChains; ++c) {
+    const int bit = kChains * (fragment % kInWord) + c;
+    cursor.at[c] =
+        __dp4a(masks[fragment / kInWord] & 0x01010101u << bit, (kValueRowBytes >> bit) * 0x01010101u, cursor.at[c]);
+  }
+}
+
 /// The A fragments kFragment to kFragment + kCount - 1 of a stage, of one mask word. Where each begins in its chains is
 /// a dot product of the mask bits before it, so that the fragments' walks do not wait for each other. The loads are not
 /// volatile: the masks were read after the wait, and the product that uses a slot precedes the release.
@@ -61,11 +73,8 @@ __device__ __forceinline__ void GatherFragments(const uint32_t (&masks)[kWords],
 #pragma unroll
   for (int f = 0; f < kCount; ++f) {
 #pragma unroll
-    for (int c = 0; c < kChains; ++c) {
-      const int bit = kChains * (kPlace + f) + c;
-      at[f][c] = cursor.at[c];
-      cursor.at[c] = __dp4a(mask & 0x01010101u << bit, (kValueRowBytes >> bit) * 0x01010101u, cursor.at[c]);
-    }
+    for (int c = 0; c < kChains; ++c) at[f][c] = cursor.at[c];
+    PassFragment(masks, kFragment + f, cursor);
   }
 #pragma unroll
   for (int r = 0; r < 4; ++r) {

@@ -29,10 +29,10 @@ struct RunState {
   int first_unit, end_unit;
   QuadStage quads = {};  // kQuads: what the stage that was entered last is
 
-  /// Run `index` of the layout, over these units. It begins with stream.Start().
+  /// Run `index` of the layout, over these units. It begins with stream.Start(). `follows`: as Stream has it.
   __device__ __forceinline__ RunState(const ColumnParams& p, int index, int first_unit, int end_unit, uint32_t ring,
-                                      uint32_t barriers, int ring_bytes = kRingBytes)
-      : stream(p.layout, reinterpret_cast<const RunRecord*>(p.layout) + index, ring, ring_bytes, barriers),
+                                      uint32_t barriers, int ring_bytes = kRingBytes, bool follows = false)
+      : stream(p.layout, reinterpret_cast<const RunRecord*>(p.layout) + index, ring, ring_bytes, barriers, follows),
         cursor(ring, threadIdx.x & 31),
         first_unit(first_unit),
         end_unit(end_unit) {
@@ -54,6 +54,10 @@ struct RunState {
     const uint4 header = ptx::LoadShared128(block);
     const uint32_t column = ptx::LoadShared8(block + 16 + lane_);
     next_[0] = header.z, next_[1] = header.w;
+    if constexpr (kColumns == Columns::kQuads) {  // while other loads are under way
+#pragma unroll
+      for (uint32_t& next : next_) next = stream.Uniform(next);
+    }
     if constexpr (kRagged && PacksMasks(kColumns, kTeam, kDepth)) {
       if (all) {
         LoadMasks<kWords>(block, masks);

@@ -92,8 +92,8 @@ struct ExpandInstance {
 
   static cudaError_t Launch(const ExpandParams& params, bool programmatic, cudaStream_t stream) {
     const int shared_bytes = SharedBytes(params.columns.partition.ring_rows);
-    return LaunchKernel(ExpandColumns<kColumns, kTeam, kWarps>, ExpandShape(params, kWarps, shared_bytes, programmatic),
-                        params, stream);
+    return LaunchKernel(ExpandColumns<kColumns, kTeam, kWarps>,
+                        ExpandShape(params, kWarps, 1, shared_bytes, programmatic), params, stream);
   }
 
   static cudaError_t Prepare(const DeviceInfo& info) {

@@ -24,11 +24,12 @@ inline ExpandParams MakeExpandParams(const WeightPlan& plan, const void* layout,
   return params;
 }
 
-/// The launch of a kernel with a warp for each run.
-inline LaunchShape ExpandShape(const ExpandParams& params, int warps, int shared_bytes, bool programmatic) {
+/// The launch of a kernel whose thread blocks have so many runs, and so many warps for each.
+inline LaunchShape ExpandShape(const ExpandParams& params, int runs, int run_warps, int shared_bytes,
+                               bool programmatic) {
   LaunchShape shape;
-  shape.grid = dim3((params.end_run - params.first_run + warps - 1) / warps);
-  shape.threads = 32 * warps;
+  shape.grid = dim3((params.end_run - params.first_run + runs - 1) / runs);
+  shape.threads = 32 * runs * run_warps;
   shape.shared_bytes = shared_bytes;
   shape.programmatic = programmatic;
   return shape;

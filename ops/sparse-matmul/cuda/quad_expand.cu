@@ -1,120 +1,126 @@
-// A warp walks its run, as the kernel that multiplies does, and brings each window's k back into their order.
+// Two warps walk a run together, as the kernel that multiplies does, and bring each window's k back into their order.
 #include "ops/sparse-matmul/cuda/quad_expand.h"
 
 #include "ops/sparse-matmul/cuda/expand_runs.cuh"
+#include "ops/sparse-matmul/cuda/quad_scatter.cuh"
 
 namespace flashllm::cuda {
 namespace {
 
-constexpr int kWarps = 4;
-constexpr int kBarrierBytes = 128, kWindowBytes = kTileRows * kQuadWindowK * 2;
-static_assert(kWarps * kRunBarrierBytes <= kBarrierBytes, "barriers fit");
+constexpr int kRuns = 4;      // of a thread block
+constexpr int kRunWarps = 2;  // of which the second follows the first (Stream)
+constexpr int kBarrierBytes = 128;
+static_assert(kRuns * kRunBarrierBytes <= kBarrierBytes, "barriers fit");
+
+/// A window's elements in shared memory: row by row, 8 k of a row as 16 bytes, which lie where the row's number says:
+/// of lanes that have the same k of 8 rows no two meet in a bank.
+constexpr int kRowBytes = kQuadWindowK * 2, kWindowBytes = kTileRows * kRowBytes;
+__device__ __forceinline__ uint32_t SwizzledEight(int row, int eight) {
+  return row * kRowBytes + (eight ^ row % 8) * 16;
+}
+
+/// Named barriers of the runs' warps.
+constexpr int kRunBarriers = 1;
 
 // By threes or not, a run has one tile and lies in shared memory as those of the other team.
 constexpr Team kTeam = Team::kRowGroup;
 static_assert(RunBytes(Columns::kQuads, Team::kRowTriplet, 1) == RunBytes(Columns::kQuads, kTeam, 1),
               "the same of both");
 
-/// Where a stage's words go. What the lanes of a quad of threads, or neighbours, know is exchanged once for a stage.
-class StagePlaces {
+/// What one of a run's warps does. Of a stage's units it has every second one, of a window's rows half.
+template <int kWarp>
+class Expander {
  public:
-  __device__ __forceinline__ explicit StagePlaces(const uint32_t (&words)[kQuadWords]) {
-    const int lane = threadIdx.x & 31;
-#pragma unroll
-    for (int i = 0; i < 2; ++i) {
-      places_[i] = words[kQuadPlaces + i];
-      beside_[i] = __shfl_down_sync(0xffffffffu, places_[i], 1);
-    }
-#pragma unroll
-    for (int odd = 0; odd < 2; ++odd) {
-#pragma unroll
-      for (int half = 0; half < 2; ++half)
-        second_[odd][half] = __shfl_sync(0xffffffffu, words[kQuadSecond], lane / 4 * 4 + 2 * odd + half);
-    }
-  }
+  __device__ __forceinline__ Expander(const ExpandParams& p, int index, uint32_t window, uint32_t ring,
+                                      uint32_t barriers, int named_barrier)
+      : p_(p),
+        cut_(p.columns.partition),
+        run_(RunOf(cut_, index)),
+        state_(p.columns, index, run_.first_unit, run_.end_unit, ring, barriers, cut_.ring_rows * kValueRowBytes,
+               kWarp > 0),
+        window_(window),
+        named_barrier_(named_barrier),
+        lane_(threadIdx.x & 31) {}
 
-  /// The two k in the window, a byte each, of the word in register kRegister of unit kUnit's fragment.
-  template <int kUnit, int kRegister>
-  __device__ __forceinline__ uint32_t Of() const {
-    constexpr int kHalf = kRegister >> 1;
-    const int t = threadIdx.x & 3;
-    const int pair = second_[kUnit % 2][kHalf] >> (4 * (t + 4 * (kRegister & 1)) + kUnit / 2) & 1;
-    const uint32_t both = __byte_perm(places_[kUnit / 4], beside_[kUnit / 4], 0x0040 + 0x11 * (kUnit % 4));
-    return __shfl_sync(0xffffffffu, both, 4 * (t + 4 * kHalf) + 2 * pair);
+  __device__ __forceinline__ void Expand() {
+    const RunPanel panel = PanelOf(run_, 0);
+    if (panel.own == 0) return;
+    if constexpr (kWarp == 0) state_.stream.Start();
+#if __CUDA_ARCH__ >= 900
+    ptx::LaunchDependents();
+    ptx::WaitForPrevious();  // it may be reading what `dense` held before
+#endif
+#pragma unroll 1
+    for (int unit = run_.first_unit; unit < run_.end_unit; unit += cut_.window_units) {
+#pragma unroll
+      for (int i = 0; i < kWindowBytes / kRunWarps; i += 32 * 16)
+        ptx::StoreShared128(window_ + kWarp * kWindowBytes / kRunWarps + i + 16 * lane_, make_uint4(0, 0, 0, 0));
+      Meet();  // and the stream's barriers are ready
+      do {
+        PlaceStage();
+        Meet();  // all have read the stage
+        if constexpr (kWarp == 0) state_.Leave();
+      } while (state_.quads.more());
+      StoreRows(panel.first_tile * kTileRows, unit * kUnitK, min(cut_.window_units, run_.end_unit - unit));
+      Meet();
+    }
   }
 
  private:
-  uint32_t places_[2], beside_[2], second_[2][2];
+  __device__ __forceinline__ void Meet() const { ptx::NamedSync(named_barrier_, 32 * kRunWarps); }
+
+  __device__ __forceinline__ void PlaceStage() {
+    uint32_t words[kQuadWords];
+    state_.template Enter<1, false>(true, words);
+    const QuadOrder order(words);
+    const uint32_t row = window_ + lane_ / 4 * kRowBytes, swizzle = lane_ / 4 * 0x08080808;
+    ForQuadWords<kWarp, kRunWarps>(words, state_.quads.units(), order, state_.cursor,
+                                   [&](int number, uint32_t pair, uint32_t word, bool has) {
+                                     constexpr uint32_t kElement = 2;  // bytes
+                                     const uint32_t swizzled = pair ^ swizzle, to = row + (number & 1) * 8 * kRowBytes;
+                                     const uint32_t first = __dp4a(swizzled, kElement, to);
+                                     const uint32_t second = __dp4a(swizzled, kElement << 8, to);
+                                     if (has) ptx::StoreHalves(first, second, word);
+                                   });
+    if constexpr (kWarp > 0) state_.stream.Pass();
+  }
+
+  __device__ __forceinline__ void StoreRows(int row0, int k0, int units) const {
+    if (lane_ >= units * kUnitK / 8) return;
+#pragma unroll 4
+    for (int i = 0; i < kTileRows / kRunWarps; ++i) {
+      const int row = kWarp * kTileRows / kRunWarps + i;
+      StoreRow(p_.dense, row0 + row, k0 + 8 * lane_, ptx::LoadShared128(window_ + SwizzledEight(row, lane_)));
+    }
+  }
+
+  const ExpandParams& p_;
+  const Partition& cut_;
+  const Run run_;
+  RunState<Columns::kQuads, kTeam> state_;
+  const uint32_t window_;
+  const int named_barrier_, lane_;
 };
 
-/// Puts a stage's units into the window's elements, which lie row by row.
-__device__ __forceinline__ void PlaceStage(const uint32_t (&words)[kQuadWords], int units,
-                                           Cursor<Columns::kQuads>& cursor, uint32_t window) {
-  const StagePlaces places(words);
-  const uint32_t row = window + (threadIdx.x & 31) / 4 * kQuadWindowK * 2;
-  ForEach<kQuadWindowUnits>([&](auto unit) {
-    constexpr int kUnit = decltype(unit)::value;
-    if (kUnit >= units) return;
-    uint32_t a[1][4];
-    GatherFragments<Columns::kQuads, kUnit, 1>(words, cursor, a);
-    ForEach<4>([&](auto number) {
-      constexpr int kRegister = decltype(number)::value;
-      const uint32_t k = places.template Of<kUnit, kRegister>(), word = a[0][kRegister];
-      if ((words[kQuadMask] >> (8 * kRegister + kUnit) & 1) == 0) return;
-      const uint32_t to = row + 8 * (kRegister & 1) * kQuadWindowK * 2;
-      ptx::StoreShared16(to + 2 * QuadPlace(k & 255), static_cast<uint16_t>(word));
-      ptx::StoreShared16(to + 2 * QuadPlace(k >> 8 & 255), static_cast<uint16_t>(word >> 16));
-    });
+__global__ void __launch_bounds__(32 * kRuns * kRunWarps) ExpandQuadColumns(const __grid_constant__ ExpandParams p) {
+  extern __shared__ __align__(128) uint8_t shared[];
+  // The shuffle tells the compiler that the whole warp has one value.
+  const int warp = __shfl_sync(0xffffffffu, threadIdx.x / 32, 0), run = warp / kRunWarps;
+  const int index = p.first_run + blockIdx.x * kRuns + run;
+  if (index >= p.end_run) return;
+  const uint32_t barriers = ptx::SharedAddress(shared), windows = barriers + kBarrierBytes,
+                 rings = windows + kRuns * kWindowBytes;
+  const uint32_t window = windows + run * kWindowBytes,
+                 ring = rings + run * RunBytes(Columns::kQuads, kTeam, p.columns.partition.ring_rows);
+  ForEach<kRunWarps>([&](auto number) {
+    constexpr int kWarp = decltype(number)::value;
+    if (warp % kRunWarps == kWarp)
+      Expander<kWarp>(p, index, window, ring, barriers + run * kRunBarrierBytes, kRunBarriers + run).Expand();
   });
 }
 
-/// Writes a window's rows.
-__device__ __forceinline__ void StoreWindow(const DenseTarget& dense, uint32_t window, int row0, int k0, int units) {
-  const int lane = threadIdx.x & 31;
-  if (lane >= units * kUnitK / 8) return;
-#pragma unroll 4
-  for (int row = 0; row < kTileRows; ++row)
-    StoreRow(dense, row0 + row, k0 + 8 * lane, ptx::LoadShared128(window + (row * kQuadWindowK + 8 * lane) * 2));
-}
-
-__global__ void __launch_bounds__(32 * kWarps) ExpandQuadColumns(const __grid_constant__ ExpandParams p) {
-  extern __shared__ __align__(128) uint8_t shared[];
-  const Partition& cut = p.columns.partition;
-  // The shuffle tells the compiler that the whole warp has one value.
-  const int warp = __shfl_sync(0xffffffffu, threadIdx.x / 32, 0), index = p.first_run + blockIdx.x * kWarps + warp;
-  if (index >= p.end_run) return;
-  const uint32_t barriers = ptx::SharedAddress(shared), window = barriers + kBarrierBytes + warp * kWindowBytes,
-                 runs = barriers + kBarrierBytes + kWarps * kWindowBytes;
-  const Run run = RunOf(cut, index);
-  const RunPanel panel = PanelOf(run, 0);
-  if (panel.own == 0) return;
-  RunState<Columns::kQuads, kTeam> state(p.columns, index, run.first_unit, run.end_unit,
-                                         runs + warp * RunBytes(Columns::kQuads, kTeam, cut.ring_rows),
-                                         barriers + warp * kRunBarrierBytes, cut.ring_rows * kValueRowBytes);
-  state.stream.Start();
-#if __CUDA_ARCH__ >= 900
-  ptx::LaunchDependents();
-  ptx::WaitForPrevious();  // it may be reading what `dense` held before
-#endif
-  for (int unit = run.first_unit; unit < run.end_unit; unit += cut.window_units) {
-    for (int i = threadIdx.x & 31; i < kWindowBytes / 16; i += 32)
-      ptx::StoreShared128(window + 16 * i, make_uint4(0, 0, 0, 0));
-    __syncwarp();
-    do {
-      uint32_t words[kQuadWords];
-      state.template Enter<1, false>(true, words);
-      PlaceStage(words, state.quads.units(), state.cursor, window);
-      state.Leave();
-    } while (state.quads.more());
-    __syncwarp();
-    StoreWindow(p.dense, window, panel.first_tile * kTileRows, unit * kUnitK,
-                min(cut.window_units, run.end_unit - unit));
-    __syncwarp();
-  }
-}
-
 int SharedBytes(int ring_rows) {
-  return kBarrierBytes + kWarps * (kWindowBytes + RunBytes(Columns::kQuads, kTeam, ring_rows));
+  return kBarrierBytes + kRuns * (kWindowBytes + RunBytes(Columns::kQuads, kTeam, ring_rows));
 }
 
 }  // namespace
@@ -122,8 +128,8 @@ int SharedBytes(int ring_rows) {
 cudaError_t ExpandQuads(const WeightPlan& plan, const void* layout, int first_block, int end_block,
                         const DenseTarget& dense, bool programmatic, cudaStream_t stream) {
   const ExpandParams params = MakeExpandParams(plan, layout, first_block, end_block, dense);
-  return LaunchKernel(ExpandQuadColumns, ExpandShape(params, kWarps, SharedBytes(plan.ring_rows), programmatic), params,
-                      stream);
+  return LaunchKernel(ExpandQuadColumns,
+                      ExpandShape(params, kRuns, kRunWarps, SharedBytes(plan.ring_rows), programmatic), params, stream);
 }
 
 cudaError_t PrepareExpandQuads(const DeviceInfo& info) {

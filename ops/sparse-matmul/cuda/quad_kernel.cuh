@@ -83,30 +83,32 @@ class QuadProducer {
   const int unit_, end_unit_, column0_, lane_;
 };
 
-/// Which pair each quad's words are of, as the sparse product of units 2 kPair and 2 kPair + 1 has it: 4 says the first
-/// two of four, 14 the last two.
-template <int kPair>
+/// Which pair each quad's words are of, as the sparse product of unit kUnit has it: 4 says the first two of four, 14
+/// the last two. Of the bit's four places two are reached by the factor, and two after a shift that they share.
+template <int kUnit>
 __device__ __forceinline__ uint32_t QuadMetadata(uint32_t second) {
   constexpr uint32_t kFirst = 0x44444444, kDifference = 10;
-  return (second >> kPair & 0x11111111) * kDifference + kFirst;
+  constexpr int kPlace = kUnit / 2, kOdd = kPlace % 2;
+  return (second >> (kPlace - kOdd) & 0x11111111 << kOdd) * (kDifference >> kOdd) + kFirst;
 }
 
 /// sums += the fragments of units kFirst to kFirst + kCount - 1 of the stage x X.
 template <typename Shape, int kFirst, int kCount>
 __device__ __forceinline__ void MultiplyQuads(const uint32_t (&words)[kQuadWords], Cursor<Columns::kQuads>& cursor,
-                                              uint32_t chunk, typename Shape::Sums& sums, uint32_t* last) {
+                                              uint32_t chunk, typename Shape::UnitSums& sums, uint32_t* last) {
   constexpr int kNTiles = Shape::kWidth / 8;
   uint32_t a[kCount][4];
   GatherFragments<Columns::kQuads, kFirst, kCount>(words, cursor, a);
   ForEach<kCount>([&](auto index) {
     constexpr int kUnit = kFirst + decltype(index)::value;
-    const uint32_t place = __byte_perm(words[kQuadPlaces + kUnit / 4], 0, 0x4440 + kUnit % 4);
-    const uint32_t metadata = QuadMetadata<kUnit / 2>(words[kQuadSecond]);
+    // A dot product with one byte that is not zero is that byte's place in 16 bytes, added.
+    const uint32_t at = __dp4a(words[kQuadPlaces + kUnit / 4], 16u << 8 * (kUnit % 4), chunk);
+    const uint32_t metadata = QuadMetadata<kUnit>(words[kQuadSecond]);
 #pragma unroll
     for (int j = 0; j < kNTiles; ++j) {
       uint32_t b[4];
-      ptx::LoadTransposed(b, chunk + place * 16 + j * Shape::kPlaneBytes);
-      ptx::MmaSparse<kUnit % 2>(sums[j], a[decltype(index)::value], b, metadata);
+      ptx::LoadTransposed(b, at + j * Shape::kPlaneBytes);
+      ptx::MmaSparse<kUnit % 2>(sums[kUnit % 2][j], a[decltype(index)::value], b, metadata);
       *last = b[0];
     }
   });
@@ -115,7 +117,7 @@ __device__ __forceinline__ void MultiplyQuads(const uint32_t (&words)[kQuadWords
 /// sums += the run's tile x X.
 template <typename Shape>
 __device__ __forceinline__ void MultiplyQuadTile(RunState<Columns::kQuads, Shape::kTeam>& run, int window_units,
-                                                 const QuadRing<Shape>& ring, typename Shape::Sums& sums) {
+                                                 const QuadRing<Shape>& ring, typename Shape::UnitSums& sums) {
   const int windows = QuadWindows(run.end_unit - run.first_unit, window_units);
   const uint32_t zero = ptx::OpaqueZero();
 #pragma unroll 1
@@ -185,8 +187,15 @@ __global__ void __launch_bounds__(QuadShape<kNTiles, kRowGroups>::kThreads, 1)
   ptx::NamedSync(kStartBarrier, Shape::kThreads);
   ptx::LaunchDependents();
   ptx::WaitForPrevious();  // the residual and Y are the previous kernel's; the weights above are not
-  typename Shape::Sums sums = {};
-  if (own.exists) MultiplyQuadTile<Shape>(run, cut.window_units, QuadRing<Shape>(shared, group % Shape::kLanes), sums);
+  typename Shape::UnitSums of_units = {};
+  if (own.exists)
+    MultiplyQuadTile<Shape>(run, cut.window_units, QuadRing<Shape>(shared, group % Shape::kLanes), of_units);
+  typename Shape::Sums sums;
+#pragma unroll
+  for (int j = 0; j < kNTiles; ++j) {
+#pragma unroll
+    for (int r = 0; r < 4; ++r) sums[j][r] = of_units[0][j][r] + of_units[1][j][r];
+  }
   StoreRowGroups<Shape, kRowGroups>(p, sums, shared, column0);
 #else
   __trap();  // Prepare finds out

@@ -15,6 +15,7 @@ struct QuadShape {
   static constexpr int kConsumers = 32 * kWarps;
   static constexpr int kWidth = 8 * kNTiles;
   using Sums = float[kNTiles][4];
+  using UnitSums = Sums[2];  // of even and of odd units: two chains of products
 
   /// X of a window: for every 8 columns its k, where QuadPlace says, 16 bytes each.
   static constexpr int kPlaneBytes = kQuadWindowK * 16, kChunkBytes = kNTiles * kPlaneBytes, kXBytes = 64 << 10;

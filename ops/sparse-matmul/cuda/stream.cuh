@@ -18,15 +18,18 @@ static_assert(kStageSlots * MaskSlotBytes(Columns::kHalves, Team::kWarp) % kValu
 /// A barrier for each stage in flight.
 constexpr int kRunBarrierBytes = kStageSlots * 8;
 
-/// A run's stages, in their order. All lanes of its warp call every function together; no other warp may use it.
+/// A run's stages, in their order. All lanes of its warp call every function together; no other warp may use it, but
+/// for those that follow it.
 template <Columns kColumns, Team kTeam>
 class Stream {
  public:
-  /// `ring`, of so many bytes, `barriers`: its shared memory.
+  /// `ring`, of so many bytes, `barriers`: its shared memory. `follows`: it reads another warp's stages, which that one
+  /// copies; it neither starts nor leaves, but passes them, and the other leaves them once this one has.
   __device__ __forceinline__ Stream(const uint8_t* layout, const RunRecord* record, uint32_t ring, int ring_bytes,
-                                    uint32_t barriers)
+                                    uint32_t barriers, bool follows = false)
       : layout_(layout), ring_(ring), slots_(ring + ring_bytes), barriers_(barriers) {
     Next(record);
+    if (follows) return;
     const int lane = threadIdx.x & 31;
     if (lane < kStageSlots) ptx::BarrierInit(barriers_ + 8 * lane, ptx::kCopyArrivals);
     ptx::BarrierInitFence();
@@ -44,7 +47,7 @@ class Stream {
   /// Starts the first copies: the ring is the stream's from now on.
   __device__ __forceinline__ void Start() {
 #pragma unroll
-    for (uint32_t copy : first_) Issue(copy);
+    for (uint32_t copy : first_) Issue(Uniform(copy));
   }
 
   __device__ __forceinline__ uint32_t ring() const { return ring_; }
@@ -56,20 +59,26 @@ class Stream {
     return slots_ + slot * MaskSlotBytes(kColumns, kTeam);
   }
 
-  /// The stage, whose header says what is copied next, has been read.
+  /// The stage has been read by one that follows.
+  __device__ __forceinline__ void Pass() { ++done_; }
+
+  /// A StageCopy's bits, of which all lanes have the same: tells the compiler so.
+  static __device__ __forceinline__ uint32_t Uniform(uint32_t copy) { return __reduce_or_sync(0xffffffffu, copy); }
+
+  /// The stage, whose header says what is copied next, has been read. Of kQuads `next` is Uniform already.
   __device__ __forceinline__ void Leave(const uint32_t (&next)[kNextCopies]) {
     __syncwarp();
     ++done_;
 #pragma unroll
-    for (uint32_t copy : next) Issue(copy);
+    for (uint32_t copy : next) Issue(kColumns == Columns::kQuads ? copy : Uniform(copy));
   }
 
  private:
-  /// `copy`: a StageCopy's bits, of which all lanes have the same.
+  /// `copy`: Uniform.
   __device__ __forceinline__ void Issue(uint32_t copy) {
-    copy = __reduce_or_sync(0xffffffffu, copy);  // tells the compiler so
     if (copy == 0) return;
-    const uint32_t rows = copy & 255, again = copy >> 8 & 255, at = copy >> 16 & 255, mask_units = copy >> 24;
+    const uint32_t rows = copy & 255, again = copy >> 8 & 255, at = copy >> 16 & 255;
+    const uint32_t mask_units = kColumns == Columns::kQuads ? MaskBlockBytes(kQuadWords) / 16 : copy >> 24;
     const uint32_t slot = issued_++ % kStageSlots;
     ptx::CopyPair(slots_ + slot * MaskSlotBytes(kColumns, kTeam), layout_ + static_cast<int64_t>(masks_) * 16,
                   mask_units * 16, ring_ + at * kValueRowBytes,
