@@ -1,6 +1,7 @@
 // Expansion of packed weights, bit by bit, and SparseMatMul's prefill, element by element against float64, on a real
 // GPU. Exit code 0: all passed; 1: a failure; 77: no GPU.
-//   prefill_test [--quick]     --quick: small shapes, for compute-sanitizer
+//   prefill_test [--quick] [--quads]
+//   --quick: small shapes, for compute-sanitizer; --quads: of columns of quads only, for its slower tools
 #include <cmath>
 #include <cstring>
 #include <memory>
@@ -15,6 +16,7 @@ namespace {
 
 int failures = 0;
 int64_t checked = 0;
+bool quads_only = false;  // --quads
 
 void Fail(const Packed& w, const std::string& pattern, const std::string& why) {
   if (++failures > 20) return;
@@ -135,6 +137,7 @@ void CheckPrefill(const Packed& w, const std::string& pattern, const Resident& r
 
 void RunWeight(const cuda::DeviceInfo& info, const cuda::DenseDevice& device, int64_t m, int64_t k,
                const std::string& pattern, ValueType type, int cluster, const cuda::PlanOptions& given) {
+  if (quads_only && given.columns != static_cast<int>(cuda::Columns::kQuads)) return;
   const Packed w = MakePacked(m, k, pattern, type, 7);
   cuda::PlanOptions options = given;
   options.cluster = cluster;
@@ -219,7 +222,12 @@ int main(int argc, char** argv) {
   test::Check(cuda::GetDeviceInfo(0, &info), "GetDeviceInfo");
   test::Check(cuda::GetDenseDevice(0, &device), "GetDenseDevice");
   test::Check(cuda::PreparePrefill(info), "PreparePrefill");
-  test::RunAll(info, device, argc > 1 && std::strcmp(argv[1], "--quick") == 0);
+  bool quick = false;
+  for (int i = 1; i < argc; ++i) {
+    if (std::strcmp(argv[i], "--quick") == 0) quick = true;
+    if (std::strcmp(argv[i], "--quads") == 0) test::quads_only = true;
+  }
+  test::RunAll(info, device, quick);
   std::printf("%lld elements checked, %d cases failed\n", static_cast<long long>(test::checked), test::failures);
   return test::failures == 0 ? 0 : 1;
 }
