@@ -158,6 +158,18 @@ def one_sequence(models):
 
 
 @section
+def some_sequences(models):
+    """Weights laid out for 8 sequences, of which GPUs from 9.0 on have large ones as quads: few and many tokens."""
+    options = {"expected_batch": "8"}
+    generator = np.random.default_rng(9)
+    for rows, columns, sparsity in ((20480, 5120, 0.8), (5120, 8200, 0.9), (9000, 1344, 0.77)):
+        weight = random_weight(generator, rows, columns, sparsity)
+        session = gpu_session(sparse_matmul_model(weight), options, ON_GPU_ONLY)
+        check_products(session, generator, weight, (1, 8, 16, 33, 96, 97, 300), f"some sequences, {rows} x {columns}")
+    check_prompts(models, options, generator, ([1], [40], [5, 17]))
+
+
+@section
 def many_sequences(models):
     """Weights laid out for 64 sequences: products of few and many tokens, and whole graphs, within the usual bounds."""
     options = {"expected_batch": "64"}

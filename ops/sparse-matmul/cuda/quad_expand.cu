@@ -27,25 +27,27 @@ constexpr Team kTeam = Team::kRowGroup;
 static_assert(RunBytes(Columns::kQuads, Team::kRowTriplet, 1) == RunBytes(Columns::kQuads, kTeam, 1),
               "the same of both");
 
-/// What one of a run's warps does. Of a stage's units it has every second one, of a window's rows half.
-template <int kWarp>
+/// What one of a run's warps does. Of a stage's units it has every second one, of a window's rows half. They meet at
+/// barriers of one place in the code: synccheck takes others for divergence.
 class Expander {
  public:
-  __device__ __forceinline__ Expander(const ExpandParams& p, int index, uint32_t window, uint32_t ring,
-                                      uint32_t barriers, int named_barrier)
+  /// `barrier`: a named one, of the run's warps.
+  __device__ __forceinline__ Expander(const ExpandParams& p, int index, int warp, uint32_t window, uint32_t ring,
+                                      uint32_t stage_barriers, int barrier)
       : p_(p),
         cut_(p.columns.partition),
         run_(RunOf(cut_, index)),
-        state_(p.columns, index, run_.first_unit, run_.end_unit, ring, barriers, cut_.ring_rows * kValueRowBytes,
-               kWarp > 0),
+        state_(p.columns, index, run_.first_unit, run_.end_unit, ring, stage_barriers, cut_.ring_rows * kValueRowBytes,
+               warp > 0),
         window_(window),
-        named_barrier_(named_barrier),
+        warp_(warp),
+        barrier_(barrier),
         lane_(threadIdx.x & 31) {}
 
   __device__ __forceinline__ void Expand() {
     const RunPanel panel = PanelOf(run_, 0);
     if (panel.own == 0) return;
-    if constexpr (kWarp == 0) state_.stream.Start();
+    if (warp_ == 0) state_.stream.Start();
 #if __CUDA_ARCH__ >= 900
     ptx::LaunchDependents();
     ptx::WaitForPrevious();  // it may be reading what `dense` held before
@@ -54,12 +56,15 @@ class Expander {
     for (int unit = run_.first_unit; unit < run_.end_unit; unit += cut_.window_units) {
 #pragma unroll
       for (int i = 0; i < kWindowBytes / kRunWarps; i += 32 * 16)
-        ptx::StoreShared128(window_ + kWarp * kWindowBytes / kRunWarps + i + 16 * lane_, make_uint4(0, 0, 0, 0));
+        ptx::StoreShared128(window_ + warp_ * (kWindowBytes / kRunWarps) + i + 16 * lane_, make_uint4(0, 0, 0, 0));
       Meet();  // and the stream's barriers are ready
       do {
         PlaceStage();
-        Meet();  // all have read the stage
-        if constexpr (kWarp == 0) state_.Leave();
+        Meet();  // both have read the stage
+        if (warp_ == 0)
+          state_.Leave();
+        else
+          state_.stream.Pass();
       } while (state_.quads.more());
       StoreRows(panel.first_tile * kTileRows, unit * kUnitK, min(cut_.window_units, run_.end_unit - unit));
       Meet();
@@ -67,29 +72,36 @@ class Expander {
   }
 
  private:
-  __device__ __forceinline__ void Meet() const { ptx::NamedSync(named_barrier_, 32 * kRunWarps); }
+  __device__ __forceinline__ void Meet() const { ptx::NamedSync(barrier_, 32 * kRunWarps); }
 
   __device__ __forceinline__ void PlaceStage() {
     uint32_t words[kQuadWords];
     state_.template Enter<1, false>(true, words);
     const QuadOrder order(words);
+    if (warp_ == 0)
+      PlaceUnits<0>(words, order);
+    else
+      PlaceUnits<1>(words, order);
+  }
+
+  /// Puts every second unit's values where they belong.
+  template <int kFirst>
+  __device__ __forceinline__ void PlaceUnits(const uint32_t (&words)[kQuadWords], const QuadOrder& order) {
     const uint32_t row = window_ + lane_ / 4 * kRowBytes, swizzle = lane_ / 4 * 0x08080808;
-    ForQuadWords<kWarp, kRunWarps>(words, state_.quads.units(), order, state_.cursor,
-                                   [&](int number, uint32_t pair, uint32_t word, bool has) {
-                                     constexpr uint32_t kElement = 2;  // bytes
-                                     const uint32_t swizzled = pair ^ swizzle, to = row + (number & 1) * 8 * kRowBytes;
-                                     const uint32_t first = __dp4a(swizzled, kElement, to);
-                                     const uint32_t second = __dp4a(swizzled, kElement << 8, to);
-                                     if (has) ptx::StoreHalves(first, second, word);
-                                   });
-    if constexpr (kWarp > 0) state_.stream.Pass();
+    ForQuadWords<kFirst, kRunWarps>(
+        words, state_.quads.units(), order, state_.cursor, [&](int number, uint32_t pair, uint32_t word, bool has) {
+          constexpr uint32_t kElement = 2;  // bytes
+          const uint32_t swizzled = pair ^ swizzle, to = row + (number & 1) * 8 * kRowBytes;
+          const uint32_t first = __dp4a(swizzled, kElement, to), second = __dp4a(swizzled, kElement << 8, to);
+          if (has) ptx::StoreHalves(first, second, word);
+        });
   }
 
   __device__ __forceinline__ void StoreRows(int row0, int k0, int units) const {
     if (lane_ >= units * kUnitK / 8) return;
 #pragma unroll 4
     for (int i = 0; i < kTileRows / kRunWarps; ++i) {
-      const int row = kWarp * kTileRows / kRunWarps + i;
+      const int row = warp_ * (kTileRows / kRunWarps) + i;
       StoreRow(p_.dense, row0 + row, k0 + 8 * lane_, ptx::LoadShared128(window_ + SwizzledEight(row, lane_)));
     }
   }
@@ -99,7 +111,7 @@ class Expander {
   const Run run_;
   RunState<Columns::kQuads, kTeam> state_;
   const uint32_t window_;
-  const int named_barrier_, lane_;
+  const int warp_, barrier_, lane_;
 };
 
 __global__ void __launch_bounds__(32 * kRuns * kRunWarps) ExpandQuadColumns(const __grid_constant__ ExpandParams p) {
@@ -110,13 +122,10 @@ __global__ void __launch_bounds__(32 * kRuns * kRunWarps) ExpandQuadColumns(cons
   if (index >= p.end_run) return;
   const uint32_t barriers = ptx::SharedAddress(shared), windows = barriers + kBarrierBytes,
                  rings = windows + kRuns * kWindowBytes;
-  const uint32_t window = windows + run * kWindowBytes,
-                 ring = rings + run * RunBytes(Columns::kQuads, kTeam, p.columns.partition.ring_rows);
-  ForEach<kRunWarps>([&](auto number) {
-    constexpr int kWarp = decltype(number)::value;
-    if (warp % kRunWarps == kWarp)
-      Expander<kWarp>(p, index, window, ring, barriers + run * kRunBarrierBytes, kRunBarriers + run).Expand();
-  });
+  Expander(p, index, warp % kRunWarps, windows + run * kWindowBytes,
+           rings + run * RunBytes(Columns::kQuads, kTeam, p.columns.partition.ring_rows),
+           barriers + run * kRunBarrierBytes, kRunBarriers + run)
+      .Expand();
 }
 
 int SharedBytes(int ring_rows) {
