@@ -126,15 +126,6 @@ __device__ __forceinline__ void StoreShared16(uint32_t address, uint16_t value) 
   asm volatile("st.shared.u16 [%0],%1;" ::"r"(address), "h"(value) : "memory");
 }
 
-/// The low half to `first`, the high one to `second`.
-__device__ __forceinline__ void StoreHalves(uint32_t first, uint32_t second, uint32_t halves) {
-  asm volatile(
-      "{\n.reg .b16 low,high;\nmov.b32 {low,high},%2;\nst.shared.b16 [%0],low;\nst.shared.b16 [%1],high;\n}" ::"r"(
-          first),
-      "r"(second), "r"(halves)
-      : "memory");
-}
-
 /// mbarrier (9.7.13.15).
 __device__ __forceinline__ void BarrierInit(uint32_t barrier, int arrivals) {
   asm volatile("mbarrier.init.shared.b64 [%0],%1;" ::"r"(barrier), "r"(arrivals) : "memory");

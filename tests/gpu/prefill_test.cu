@@ -1,7 +1,7 @@
 // Expansion of packed weights, bit by bit, and SparseMatMul's prefill, element by element against float64, on a real
 // GPU. Exit code 0: all passed; 1: a failure; 77: no GPU.
 //   prefill_test [--quick] [--quads]
-//   --quick: small shapes, for compute-sanitizer; --quads: of columns of quads only, for its slower tools
+//   --quick: small shapes, for compute-sanitizer; --quads: columns of quads only
 #include <cmath>
 #include <cstring>
 #include <memory>
@@ -196,7 +196,7 @@ void RunAll(const cuda::DeviceInfo& info, const cuda::DenseDevice& device, bool 
       RunWeight(info, device, m, k, pattern, ValueType::kFloat16, 0, jagged);
     for (int columns : {0, 1, 2}) {
       row_groups.columns = row_triplets.columns = many.columns = columns;
-      for (const char* pattern : {"uniform50", "uniform95", "full"}) {
+      for (const char* pattern : {"uniform50", "uniform80", "uniform95", "full", "tiles"}) {
         for (int cluster : {1, 2}) {
           for (const cuda::PlanOptions& options : {row_groups, row_triplets, many})
             RunWeight(few, device, m, k, pattern, ValueType::kFloat16, cluster, options);

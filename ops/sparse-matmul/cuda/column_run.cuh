@@ -54,7 +54,7 @@ struct RunState {
     const uint4 header = ptx::LoadShared128(block);
     const uint32_t column = ptx::LoadShared8(block + 16 + lane_);
     next_[0] = header.z, next_[1] = header.w;
-    if constexpr (kColumns == Columns::kQuads) {  // while other loads are under way
+    if constexpr (decltype(stream)::kUniformEarly) {
 #pragma unroll
       for (uint32_t& next : next_) next = stream.Uniform(next);
     }

@@ -4,9 +4,9 @@
 // of at most PanelTiles(). K is cut into units of 32, and into K lanes: LaneUnit(q) .. LaneUnit(q + 1). A K lane has a
 // team, one warp or four (Team); of a panel's tiles a warp of the four takes every fourth, from FirstTile() on. Where
 // the team HasRowGroups that is one: a row block is one panel, and a thread block has WeightPlan::row_groups of them. A
-// *run* is what one warp decodes: its tiles of a row block's panels, one panel after the other, over one K lane. A
-// panel's *depth* is the number of tiles of a warp that has most. A *stage* is StageUnits() units of a panel; where the
-// lane ends before the stage does, the rest is empty. A run has two streams.
+// *run* is what one warp decodes (two, where quads are expanded): its tiles of a row block's panels, one panel after
+// the other, over one K lane. A panel's *depth* is the number of tiles of a warp that has most. A *stage* is
+// StageUnits() units of a panel; where the lane ends before the stage does, the rest is empty. A run has two streams.
 //
 // Lane (g = lane / 4, t = lane % 4) owns in a tile and k16-step s of a unit the A fragment of mma.m16n8k16 (and of
 // wgmma): half h of its register r is the element at row g + 8 (r & 1) and, of the unit, at

@@ -11,8 +11,8 @@ namespace flashllm::cuda {
 bool SupportsPrefill(const WeightPlan& plan, ElementType type);
 
 /// Whether PrefillMatMul takes less time than Launch, as measured (docs/dense-matmul.md): Launch decodes the weight
-/// again for every 256 columns, or 128 or 64 where it does not take so many, or 32 with teams of one warp, or one or
-/// two of a kJagged layout.
+/// again for every 256 columns, or 128 or 64 where it does not take so many, or 32 with teams of one warp and of
+/// quads, or one or two of a kJagged layout.
 bool PrefillIsFaster(const WeightPlan& plan, int64_t n);
 
 /// Device memory with which PrefillMatMul is fastest: what the whole weight takes, up to a bound. All multiplications

@@ -1,4 +1,4 @@
-// Two warps walk a run together, as the kernel that multiplies does, and bring each window's k back into their order.
+// Two warps walk a run together and bring each window's k back into their order.
 #include "ops/sparse-matmul/cuda/quad_expand.h"
 
 #include "ops/sparse-matmul/cuda/expand_runs.cuh"
@@ -12,23 +12,21 @@ constexpr int kRunWarps = 2;  // of which the second follows the first (Stream)
 constexpr int kBarrierBytes = 128;
 static_assert(kRuns * kRunBarrierBytes <= kBarrierBytes, "barriers fit");
 
-/// A window's elements in shared memory: row by row, 8 k of a row as 16 bytes, which lie where the row's number says:
-/// of lanes that have the same k of 8 rows no two meet in a bank.
+/// A window's elements in shared memory: row by row, in a row element k at k ^ Swizzle(row), so that of lanes that have
+/// the same k of 8 rows no two meet in a bank, and 8 k stay 16 bytes.
 constexpr int kRowBytes = kQuadWindowK * 2, kWindowBytes = kTileRows * kRowBytes;
-__device__ __forceinline__ uint32_t SwizzledEight(int row, int eight) {
-  return row * kRowBytes + (eight ^ row % 8) * 16;
-}
+__device__ __forceinline__ int Swizzle(int row) { return row % 8 * 8; }
 
-/// Named barriers of the runs' warps.
-constexpr int kRunBarriers = 1;
+/// Named barriers of the runs' warps: from this one on; 0 is __syncthreads'.
+constexpr int kFirstRunBarrier = 1;
 
 // By threes or not, a run has one tile and lies in shared memory as those of the other team.
 constexpr Team kTeam = Team::kRowGroup;
 static_assert(RunBytes(Columns::kQuads, Team::kRowTriplet, 1) == RunBytes(Columns::kQuads, kTeam, 1),
               "the same of both");
 
-/// What one of a run's warps does. Of a stage's units it has every second one, of a window's rows half. They meet at
-/// barriers of one place in the code: synccheck takes others for divergence.
+/// What one of a run's warps does. Of a stage's units it has every second one, of a window's rows half. Both reach
+/// each Meet() by the same code: synccheck takes two places for divergence.
 class Expander {
  public:
   /// `barrier`: a named one, of the run's warps.
@@ -47,7 +45,7 @@ class Expander {
   __device__ __forceinline__ void Expand() {
     const RunPanel panel = PanelOf(run_, 0);
     if (panel.own == 0) return;
-    if (warp_ == 0) state_.stream.Start();
+    state_.stream.Start();
 #if __CUDA_ARCH__ >= 900
     ptx::LaunchDependents();
     ptx::WaitForPrevious();  // it may be reading what `dense` held before
@@ -61,13 +59,10 @@ class Expander {
       do {
         PlaceStage();
         Meet();  // both have read the stage
-        if (warp_ == 0)
-          state_.Leave();
-        else
-          state_.stream.Pass();
+        state_.Leave();
       } while (state_.quads.more());
       StoreRows(panel.first_tile * kTileRows, unit * kUnitK, min(cut_.window_units, run_.end_unit - unit));
-      Meet();
+      __syncwarp();  // the same warp clears these rows next
     }
   }
 
@@ -87,13 +82,15 @@ class Expander {
   /// Puts every second unit's values where they belong.
   template <int kFirst>
   __device__ __forceinline__ void PlaceUnits(const uint32_t (&words)[kQuadWords], const QuadOrder& order) {
-    const uint32_t row = window_ + lane_ / 4 * kRowBytes, swizzle = lane_ / 4 * 0x08080808;
+    const uint32_t row = window_ + lane_ / 4 * kRowBytes, swizzle = Swizzle(lane_ / 4) * 0x01010101;
     ForQuadWords<kFirst, kRunWarps>(
         words, state_.quads.units(), order, state_.cursor, [&](int number, uint32_t pair, uint32_t word, bool has) {
           constexpr uint32_t kElement = 2;  // bytes
           const uint32_t swizzled = pair ^ swizzle, to = row + (number & 1) * 8 * kRowBytes;
           const uint32_t first = __dp4a(swizzled, kElement, to), second = __dp4a(swizzled, kElement << 8, to);
-          if (has) ptx::StoreHalves(first, second, word);
+          if (!has) return;
+          ptx::StoreShared16(first, static_cast<uint16_t>(word));
+          ptx::StoreShared16(second, static_cast<uint16_t>(word >> 16));
         });
   }
 
@@ -102,7 +99,8 @@ class Expander {
 #pragma unroll 4
     for (int i = 0; i < kTileRows / kRunWarps; ++i) {
       const int row = warp_ * (kTileRows / kRunWarps) + i;
-      StoreRow(p_.dense, row0 + row, k0 + 8 * lane_, ptx::LoadShared128(window_ + SwizzledEight(row, lane_)));
+      const int element = 8 * lane_ ^ Swizzle(row);
+      StoreRow(p_.dense, row0 + row, k0 + 8 * lane_, ptx::LoadShared128(window_ + row * kRowBytes + 2 * element));
     }
   }
 
@@ -124,7 +122,7 @@ __global__ void __launch_bounds__(32 * kRuns * kRunWarps) ExpandQuadColumns(cons
                  rings = windows + kRuns * kWindowBytes;
   Expander(p, index, warp % kRunWarps, windows + run * kWindowBytes,
            rings + run * RunBytes(Columns::kQuads, kTeam, p.columns.partition.ring_rows),
-           barriers + run * kRunBarrierBytes, kRunBarriers + run)
+           barriers + run * kRunBarrierBytes, kFirstRunBarrier + run)
       .Expand();
 }
 

@@ -62,14 +62,15 @@ class QuadOrder {
 template <int kFirst, int kStep, typename Store>
 __device__ __forceinline__ void ForQuadWords(const uint32_t (&words)[kQuadWords], int units, const QuadOrder& order,
                                              Cursor<Columns::kQuads>& cursor, const Store& store) {
-  constexpr int kTogether = 2 * kStep;  // of two units the loads are under way together
-  ForEach<kQuadWindowUnits / kTogether>([&](auto part) {
-    constexpr int kBegin = decltype(part)::value * kTogether;
+  constexpr int kTogether = 2,
+                kSpan = kTogether * kStep;  // units whose loads are under way together; with those between
+  ForEach<kQuadWindowUnits / kSpan>([&](auto part) {
+    constexpr int kBegin = decltype(part)::value * kSpan;
     if (kBegin >= units) return;
     uint32_t a[kTogether][1][4], quads[kTogether][2];
-    ForEach<kTogether>([&](auto index) {
-      constexpr int kIndex = decltype(index)::value, kUnit = kBegin + kIndex;
-      if constexpr (kUnit % kStep == kFirst) {
+    ForEach<kSpan>([&](auto offset) {
+      constexpr int kOffset = decltype(offset)::value, kUnit = kBegin + kOffset, kIndex = kOffset / kStep;
+      if constexpr (kOffset % kStep == kFirst) {
         GatherFragments<Columns::kQuads, kUnit, 1>(words, cursor, a[kIndex]);
         quads[kIndex][0] = order.Quad<kUnit, 0>(), quads[kIndex][1] = order.Quad<kUnit, 1>();
       } else {
@@ -77,14 +78,12 @@ __device__ __forceinline__ void ForQuadWords(const uint32_t (&words)[kQuadWords]
       }
     });
     ForEach<kTogether>([&](auto index) {
-      constexpr int kIndex = decltype(index)::value, kUnit = kBegin + kIndex;
-      if constexpr (kUnit % kStep == kFirst) {
-        ForEach<4>([&](auto number) {
-          constexpr int kRegister = decltype(number)::value;
-          store(kRegister, order.Pair<kUnit, kRegister>(quads[kIndex][kRegister >> 1]), a[kIndex][0][kRegister],
-                (words[kQuadMask] >> (8 * kRegister + kUnit) & 1) != 0);
-        });
-      }
+      constexpr int kIndex = decltype(index)::value, kUnit = kBegin + kIndex * kStep + kFirst;
+      ForEach<4>([&](auto number) {
+        constexpr int kRegister = decltype(number)::value;
+        store(kRegister, order.Pair<kUnit, kRegister>(quads[kIndex][kRegister >> 1]), a[kIndex][0][kRegister],
+              (words[kQuadMask] >> (8 * kRegister + kUnit) & 1) != 0);
+      });
     });
   });
 }

@@ -18,18 +18,18 @@ static_assert(kStageSlots * MaskSlotBytes(Columns::kHalves, Team::kWarp) % kValu
 /// A barrier for each stage in flight.
 constexpr int kRunBarrierBytes = kStageSlots * 8;
 
-/// A run's stages, in their order. All lanes of its warp call every function together; no other warp may use it, but
-/// for those that follow it.
+/// A run's stages, in their order. All lanes of its warp call every function together; no other warp may use it.
 template <Columns kColumns, Team kTeam>
 class Stream {
  public:
-  /// `ring`, of so many bytes, `barriers`: its shared memory. `follows`: it reads another warp's stages, which that one
-  /// copies; it neither starts nor leaves, but passes them, and the other leaves them once this one has.
+  /// `ring`, of so many bytes, `barriers`: its shared memory. `follows`: it is that of another warp's stream of the
+  /// same run, which starts all copies. Both warps must meet between that one's making and the first Enter of this, and
+  /// before each Leave of that one.
   __device__ __forceinline__ Stream(const uint8_t* layout, const RunRecord* record, uint32_t ring, int ring_bytes,
                                     uint32_t barriers, bool follows = false)
-      : layout_(layout), ring_(ring), slots_(ring + ring_bytes), barriers_(barriers) {
+      : layout_(layout), ring_(ring), slots_(ring + ring_bytes), barriers_(barriers), follows_(follows) {
     Next(record);
-    if (follows) return;
+    if (follows_) return;
     const int lane = threadIdx.x & 31;
     if (lane < kStageSlots) ptx::BarrierInit(barriers_ + 8 * lane, ptx::kCopyArrivals);
     ptx::BarrierInitFence();
@@ -46,6 +46,7 @@ class Stream {
 
   /// Starts the first copies: the ring is the stream's from now on.
   __device__ __forceinline__ void Start() {
+    if (follows_) return;
 #pragma unroll
     for (uint32_t copy : first_) Issue(Uniform(copy));
   }
@@ -59,18 +60,18 @@ class Stream {
     return slots_ + slot * MaskSlotBytes(kColumns, kTeam);
   }
 
-  /// The stage has been read by one that follows.
-  __device__ __forceinline__ void Pass() { ++done_; }
-
-  /// A StageCopy's bits, of which all lanes have the same: tells the compiler so.
+  /// A StageCopy's bits, of which all lanes have the same: tells the compiler so. Of quads that is done as soon as the
+  /// header is read, while they wait for its stage's other words; other kernels were measured as they are.
   static __device__ __forceinline__ uint32_t Uniform(uint32_t copy) { return __reduce_or_sync(0xffffffffu, copy); }
+  static constexpr bool kUniformEarly = kColumns == Columns::kQuads;
 
-  /// The stage, whose header says what is copied next, has been read. Of kQuads `next` is Uniform already.
+  /// The stage, whose header says what is copied next (Uniform, if kUniformEarly), has been read.
   __device__ __forceinline__ void Leave(const uint32_t (&next)[kNextCopies]) {
     __syncwarp();
     ++done_;
+    if (follows_) return;
 #pragma unroll
-    for (uint32_t copy : next) Issue(kColumns == Columns::kQuads ? copy : Uniform(copy));
+    for (uint32_t copy : next) Issue(kUniformEarly ? copy : Uniform(copy));
   }
 
  private:
@@ -78,6 +79,7 @@ class Stream {
   __device__ __forceinline__ void Issue(uint32_t copy) {
     if (copy == 0) return;
     const uint32_t rows = copy & 255, again = copy >> 8 & 255, at = copy >> 16 & 255;
+    // That of quads always has as many words: known, it is a step less in each copy.
     const uint32_t mask_units = kColumns == Columns::kQuads ? MaskBlockBytes(kQuadWords) / 16 : copy >> 24;
     const uint32_t slot = issued_++ % kStageSlots;
     ptx::CopyPair(slots_ + slot * MaskSlotBytes(kColumns, kTeam), layout_ + static_cast<int64_t>(masks_) * 16,
@@ -91,6 +93,7 @@ class Stream {
   const uint8_t* layout_;
   uint32_t ring_, slots_, barriers_;
   uint32_t masks_, values_, first_[kStageSlots], issued_ = 0, done_ = 0;
+  bool follows_;
 };
 
 }  // namespace flashllm::cuda
