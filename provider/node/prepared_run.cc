@@ -1,7 +1,6 @@
 #include "provider/node/prepared_run.h"
 
 #include <memory>
-#include <optional>
 #include <shared_mutex>
 #include <string>
 #include <utility>
@@ -133,7 +132,7 @@ class StartTask : public Task {
  public:
   /// Throws Error where the session is released, a tensor has lost its memory, or another start has not ended.
   StartTask(std::shared_ptr<PreparedRun> run, uint32_t copies)
-      : use_(std::in_place, run->session()), run_(std::move(run)), copies_(copies) {
+      : use_(std::make_shared<SessionState::Use>(run->session())), run_(std::move(run)), copies_(copies) {
     run_->RequireMemory();
     if (!run_->Begin()) throw Error(ORT_INVALID_ARGUMENT, "the prepared run is under way; wait for it to end");
   }
@@ -141,15 +140,15 @@ class StartTask : public Task {
   ~StartTask() override { run_->End(); }
 
   void Execute() override {
-    const UseEnd end(&use_);
     const std::shared_lock<std::shared_mutex> graphs(use_->graphs());
     run_->Execute(*use_, copies_);
   }
+  std::shared_ptr<void> TakeHeld() override { return std::move(use_); }
   Napi::Value Result(Napi::Env env) override { return env.Undefined(); }
   void Cancel() override { run_->Cancel(); }
 
  private:
-  std::optional<SessionState::Use> use_;
+  std::shared_ptr<SessionState::Use> use_;
   const std::shared_ptr<PreparedRun> run_;
   const uint32_t copies_;
 };
@@ -159,23 +158,23 @@ class DisposeTask : public Task {
   explicit DisposeTask(std::shared_ptr<PreparedRun> run) : run_(std::move(run)) {
     if (run_ == nullptr) return;
     try {
-      use_.emplace(run_->session());
+      use_ = std::make_shared<SessionState::Use>(run_->session());
     } catch (const Error&) {  // the session is released, its graphs with it
     }
   }
 
   void Execute() override {
-    const UseEnd end(&use_);
-    if (use_ && run_->graph_id() >= 0 && g_ort.version >= kReleasesGraphs) {
+    if (use_ != nullptr && run_->graph_id() >= 0 && g_ort.version >= kReleasesGraphs) {
       const std::unique_lock<std::shared_mutex> graphs(use_->graphs());
       Check(g_ort.api->SessionReleaseCapturedGraph(use_->session(), run_->graph_id()));
     }
   }
+  std::shared_ptr<void> TakeHeld() override { return std::move(use_); }
   Napi::Value Result(Napi::Env env) override { return env.Undefined(); }
 
  private:
   const std::shared_ptr<PreparedRun> run_;
-  std::optional<SessionState::Use> use_;
+  std::shared_ptr<SessionState::Use> use_;
 };
 
 }  // namespace

@@ -3,7 +3,7 @@
 // The promise gives one element for each output: {type, dims, data}, or {type, dims, device} where it stays on the GPU,
 // or null where it was written to the preallocated tensor.
 #include <algorithm>
-#include <optional>
+#include <memory>
 #include <shared_mutex>
 #include <utility>
 
@@ -18,13 +18,12 @@ namespace {
 class RunTask : public Task {
  public:
   RunTask(const Napi::Value& handle, const Napi::Value& layout, const Napi::Array& tensors, const Napi::Object& options)
-      : use_(std::in_place, StateOf(handle)),
+      : use_(std::make_shared<SessionState::Use>(StateOf(handle))),
         options_(ReadRunOptions(options)),
         tensors_(Napi::Persistent(tensors)),
         sides_(ReadRun(*StateOf(handle), layout, tensors, false)) {}
 
   void Execute() override {
-    const UseEnd end(&use_);  // here, not when the promise is settled: releasing the session waits for it
     OrtStatus* status = nullptr;
     const std::shared_lock<std::shared_mutex> graphs(use_->graphs());
     const std::vector<Kind>& kinds = sides_.outputs.kinds;
@@ -36,6 +35,8 @@ class RunTask : public Task {
     }
     Check(status);
   }
+
+  std::shared_ptr<void> TakeHeld() override { return std::move(use_); }
 
   Napi::Value Result(Napi::Env env) override {
     const std::vector<JsTensor>&inputs = sides_.inputs.values, &outputs = sides_.outputs.values;
@@ -65,7 +66,7 @@ class RunTask : public Task {
   OrtStatus* RunBound();
   bool StaysOnDevice(size_t output) const { return sides_.outputs.kinds[output] == Kind::kNewOnDevice; }
 
-  std::optional<SessionState::Use> use_;
+  std::shared_ptr<SessionState::Use> use_;
   std::shared_ptr<OrtSession> session_;  // where outputs stay in its memory
   Owned<OrtRunOptions> options_;
   Napi::Reference<Napi::Array> tensors_;  // keeps what the values borrow

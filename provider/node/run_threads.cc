@@ -189,6 +189,7 @@ Napi::Promise Submit(Napi::Env env, std::shared_ptr<Task> task) {
   if (environment->pending++ == 0) napi_ref_threadsafe_function(env, in_flight->land);
   ThePool().Start([in_flight, raw = flight.release()] {
     ExecuteFlight(raw);
+    const std::shared_ptr<void> held = raw->task->TakeHeld();  // goes after the lock
     std::lock_guard<std::mutex> lock(in_flight->mutex);
     --in_flight->running;
     // Under the lock: once nothing runs, the environment may close and take the function along.

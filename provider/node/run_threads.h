@@ -16,6 +16,10 @@ class Task {
   virtual ~Task() = default;
   /// Does the work; what it throws rejects the promise. Touches no JavaScript value.
   virtual void Execute() = 0;
+  /// What Execute() leaves held, taken on its thread, whether it threw or not. It is let go once the promise is queued
+  /// to be settled, so that promises of tasks that wait for it are settled later; where the environment ends, and none
+  /// is settled, all the same.
+  virtual std::shared_ptr<void> TakeHeld() { return nullptr; }
   /// The value of the promise, on the JavaScript thread. May throw Napi::Error.
   virtual Napi::Value Result(Napi::Env env) = 0;
   /// Asks Execute() to end soon. Called from any thread, possibly while Execute() runs, before or after it.

@@ -6,7 +6,6 @@
 #include <condition_variable>
 #include <memory>
 #include <mutex>
-#include <optional>
 #include <shared_mutex>
 #include <string>
 #include <vector>
@@ -29,7 +28,8 @@ class SessionState {
  public:
   explicit SessionState(Owned<OrtSession> session);
 
-  /// Use of the session by one run. Throws Error where it is disposed.
+  /// Use of the session by one run, which ends as the task that has it is settled (Task::TakeHeld()): releasing the
+  /// session waits for it. Throws Error where the session is disposed.
   class Use {
    public:
     explicit Use(std::shared_ptr<SessionState> state);
@@ -62,19 +62,6 @@ class SessionState {
   std::shared_mutex graphs_;
   std::shared_ptr<OrtSession> session_;
   std::vector<ValueInfo> inputs_, outputs_;
-};
-
-/// Ends a use with the scope, also where what is done there throws: releasing the session waits for it, maybe in an
-/// environment that ends and settles no more promises.
-class UseEnd {
- public:
-  explicit UseEnd(std::optional<SessionState::Use>* use) : use_(use) {}
-  ~UseEnd() { use_->reset(); }
-  UseEnd(const UseEnd&) = delete;
-  UseEnd& operator=(const UseEnd&) = delete;
-
- private:
-  std::optional<SessionState::Use>* const use_;
 };
 
 /// The state behind a handle that JavaScript holds.
