@@ -56,8 +56,7 @@ int64_t JaggedColumns(const WeightPlan& plan) {
 
 bool PrefillIsFaster(const WeightPlan& plan, int64_t n) {
   if (plan.layout == Layout::kJagged) return n > JaggedColumns(plan);
-  if (plan.columns == Columns::kQuads) return n > 96;
-  if (plan.team == Team::kWarp) return n > 96;
+  if (plan.columns == Columns::kQuads || plan.team == Team::kWarp) return n > 96;
   if (TakesManyColumns(plan)) {
     if (n <= kManyColumns) return false;
     const WeightShape shape = ShapeOf(plan);
