@@ -19,7 +19,7 @@ HIDDEN = {"opt-1.3b": 2048, "opt-6.7b": 4096, "opt-13b": 5120, "opt-30b": 7168}
 MEASURED = (
     "2026-11-29-h200-spmm-layouts.json",  # 8 to 64 columns, of row groups 32 to 128
     "2026-11-29-h200-spmm-wide-layouts.json",  # 128
-    "2026-11-29-h200-spmm-quads-layouts.json",  # quads, 8 to 32
+    "2026-11-30-h200-spmm-quads-layouts.json",  # quads, 8 to 32
 )
 BLOCKS = {1: 132, 2: 66, 4: 30}  # row blocks of an H100 or H200, by the thread blocks of a cluster
 ROW_GROUPS, TRIPLETS = "row groups", "row triplets"  # teams of four warps with a tile each
@@ -28,8 +28,7 @@ PADDING = 1.04
 LARGE_CLUSTER = 1.03
 NAMES = {1: "kWarp", 4: "kWarpgroup", ROW_GROUPS: "kRowGroup", TRIPLETS: "kRowTriplet"}
 NAMES |= {"halves": "kHalves", "words": "kWords", "quads": "kQuads"}
-QUAD_BLOCK = 560  # bytes of a stage's block, which is a window's
-TOGETHER = 0.79  # of the values of two columns that were brought together so many are nonzeros
+QUAD_BLOCK = 688  # bytes of a stage's block, which is a window's
 
 FIRST = [12, 5, 0.3, 10, 5, 3, 2, 3, 1, 1.05]
 LEAST = [0, 0, 0, 0, 0, 0, -2, -2, 0, 0.95]
@@ -43,7 +42,12 @@ def shape(model, matrix):
 
 
 def window_units(density):
-    return 8 if density < 0.215 else 7 if density < 0.26 else 6 if density < 0.3 else 4
+    return 8 if density < 0.275 else 7 if density < 0.36 else 6
+
+
+def together(density):
+    """Of the values of two pairs of columns that were brought together so many are nonzeros."""
+    return min(0.74 + 0.38 * density, 0.85)
 
 
 def features(model, matrix, sparsity, team, kind, cluster, bytes_per_ns, row_groups):
@@ -65,7 +69,7 @@ def features(model, matrix, sparsity, team, kind, cluster, bytes_per_ns, row_gro
             stages += share / (1 if depth > 4 else 2 if depth > 2 else 4 if depth > 1 else 8)
             missing += share * (depth * team - own)
     density = 1 - sparsity
-    values = {"halves": 2 * density, "words": 2 * (1 - sparsity**2), "quads": 2 * density / TOGETHER}[kind]
+    values = {"halves": 2 * density, "words": 2 * (1 - sparsity**2), "quads": 2 * density / together(density)}[kind]
     masks = {"halves": 1 / 8, "words": 1 / 16, "quads": QUAD_BLOCK / window_units(density) / 512}[kind]
     reading = rows * columns * (values + masks) * PADDING / bytes_per_ns
     return share * busiest, missing, stages, share * panels, panels, reading, density, cluster

@@ -81,10 +81,11 @@ class RunReader {
     return done_ == issued_;
   }
 
-  /// A lane's words of a stage: which slots have values, which pair is whose, where four units' X lies and four more's.
+  /// A lane's words of a stage: which slots have values; which k of pairs, of four units and of four more; where X of
+  /// four units lies and of four more.
   uint32_t QuadWord(int lane, int word) const {
     uint32_t value;
-    std::memcpy(&value, &stage()[48 + 16 * lane + 4 * word], 4);
+    std::memcpy(&value, &stage()[48 + (word < 4 ? 16 * lane + 4 * word : 512 + 4 * lane)], 4);
     return value;
   }
 
@@ -98,15 +99,17 @@ class RunReader {
         at_[lane][0] += 128;
         // Threads 0 and 1 of a quad speak for even units, 2 and 3 for odd ones: the first of four quads, the second of
         // the other four; of rows g and g + 8.
-        const int pair = QuadWord(4 * g + 2 * (u % 2) + r / 2, 1) >> (4 * (t + 4 * (r % 2)) + u / 2) & 1;
+        const uint32_t choices =
+            QuadWord(4 * g + 2 * (u % 2) + r / 2, 1 + u / 4) >> (4 * (t + 4 * (r % 2)) + u / 2 % 2);
         for (int h = 0; h < 2; ++h) {
-          const int logical = 4 * (t + r / 2 * 4) + 2 * pair + h;  // of the unit: k, in the order of the product
-          const int place = QuadWord(logical, 2 + u / 4) >> (8 * (u % 4)) & 255;
+          const int choice = choices >> (2 * h) & 1;
+          const int logical = 4 * (t + r / 2 * 4) + 2 * h + choice;  // of the unit: k, in the order of the product
+          const int place = QuadWord(logical, 3 + u / 4) >> (8 * (u % 4)) & 255;
           const int k_in_unit = (place >> 1 & 3) * 8 + (place >> 3 & 3) * 2 + place % 2;
           const int64_t m = first_tile_ * 16 + g + 8 * (r % 2), k = (unit + place / 32) * int64_t{32} + k_in_unit;
           uint16_t value;
           std::memcpy(&value, &ring_[at + 2 * h], 2);
-          if (value == 0) continue;  // its pair's other has a value, or a zero is stored
+          if (value == 0) continue;  // the row has none of this pair, or a zero is stored
           if (m >= plan_.out_features || k >= plan_.in_features || unit + place / 32 >= end_unit) return false;
           float& element = (*dense)[m * plan_.in_features + k];
           if (element != 0) return false;

@@ -85,17 +85,15 @@ struct RunState {
   /// The first kCount words of a stage that has so many.
   template <int kCount, int kWords>
   __device__ __forceinline__ void LoadMasks(uint32_t block, uint32_t (&masks)[kWords]) const {
-    if constexpr (kCount == 4) {
-      const uint4 words = ptx::LoadShared128(block + MaskWordAt(4, 0, 0) + 16 * lane_);
+    if constexpr (kCount >= 4) {
+      const uint4 words = ptx::LoadShared128(block + MaskWordAt(kCount, 0, 0) + 16 * lane_);
       masks[0] = words.x, masks[1] = words.y, masks[2] = words.z, masks[3] = words.w;
-    } else if constexpr (kCount > 0) {
-      if constexpr (kCount > 1) {
-        const uint2 words = ptx::LoadShared64(block + MaskWordAt(kCount, 0, 0) + 8 * lane_);
-        masks[0] = words.x, masks[1] = words.y;
-      }
-      if constexpr (kCount != 2)
-        masks[kCount - 1] = ptx::LoadShared32(block + MaskWordAt(kCount, kCount - 1, 0) + 4 * lane_);
+    } else if constexpr (kCount >= 2) {
+      const uint2 words = ptx::LoadShared64(block + MaskWordAt(kCount, 0, 0) + 8 * lane_);
+      masks[0] = words.x, masks[1] = words.y;
     }
+    if constexpr (kCount == 1 || kCount == 3 || kCount == 5)
+      masks[kCount - 1] = ptx::LoadShared32(block + MaskWordAt(kCount, kCount - 1, 0) + 4 * lane_);
   }
 };
 

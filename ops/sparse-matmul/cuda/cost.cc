@@ -52,12 +52,12 @@ constexpr Constants kConstants[] = {
     {Team::kRowGroup, Columns::kWords, 32, 11.61, 0, 0.55, 18.38, 11.65, 3.37, 1.72, 2.07, 1.22, 1.11},
     {Team::kRowGroup, Columns::kWords, 64, 14.13, 3.69, 0.53, 14.86, 8.91, 3.62, 1.73, 2.29, 1.3, 1.25},
     {Team::kRowGroup, Columns::kWords, 128, 22.79, 11.82, 0.61, 8.89, 10.09, 4.78, 1.14, 1.55, 2.01, 1.3},
-    {Team::kRowGroup, Columns::kQuads, 8, 5.3, 10.28, 0.36, 80, 4.04, 3.26, 1.03, 0.77, 1.1, 1.08},
-    {Team::kRowGroup, Columns::kQuads, 16, 6.71, 20.4, 0.23, 80, 6.09, 3.66, 1.08, 0.74, 1.33, 1.15},
-    {Team::kRowGroup, Columns::kQuads, 32, 6.96, 48.09, 0, 80, 52.08, 3.89, 1.49, 1.47, 1.64, 1.3},
-    {Team::kRowTriplet, Columns::kQuads, 8, 4.41, 16.3, 0, 80, 11.07, 3.59, 0.82, 0.95, 1.25, 1.12},
-    {Team::kRowTriplet, Columns::kQuads, 16, 6.29, 31.86, 0.01, 80, 7.93, 4.04, 0.86, 1.03, 1.38, 0.95},
-    {Team::kRowTriplet, Columns::kQuads, 32, 8.98, 52.33, 0.01, 80, 53.38, 4.16, 0.86, 1.59, 1.81, 1.3},
+    {Team::kRowGroup, Columns::kQuads, 8, 4.93, 4, 0.37, 80, 4.6, 2.91, 1, 1.06, 1, 1.08},
+    {Team::kRowGroup, Columns::kQuads, 16, 6.39, 15.38, 0.14, 80, 7.33, 3.77, 1.17, 0.78, 1.25, 1.08},
+    {Team::kRowGroup, Columns::kQuads, 32, 6.61, 37.34, 0, 80, 52.65, 4.1, 1.47, 1.28, 1.62, 0.95},
+    {Team::kRowTriplet, Columns::kQuads, 8, 4.75, 3.28, 0, 80, 10.05, 3.19, 1.04, 1.31, 1.05, 1.1},
+    {Team::kRowTriplet, Columns::kQuads, 16, 7.91, 18.69, 0.1, 80, 0, 3.96, 1.09, 1.06, 1.4, 1.05},
+    {Team::kRowTriplet, Columns::kQuads, 32, 12.67, 33.01, 0.17, 80, 19.05, 4.33, 1.05, 1.35, 1.83, 1.3},
     {Team::kRowTriplet, Columns::kHalves, 32, 13.23, 1.27, 0.14, 80, 60, 2.94, 2.23, 3.81, 1.05, 1.15},
     {Team::kRowTriplet, Columns::kHalves, 64, 14.43, 2.64, 0.23, 80, 60, 4.08, 1.57, 4.76, 1.6, 1.3},
     {Team::kRowTriplet, Columns::kWords, 32, 11.98, 0, 0.44, 20.31, 13.09, 2.99, 1.51, 4.09, 1.09, 1.08},
@@ -110,9 +110,10 @@ const Constants& ConstantsOf(const LayoutChoice& choice, int n) {
 double TileBytes(Columns columns, double density) {
   const double elements = kTileRows * kUnitK;
   if (columns == Columns::kQuads) {
-    // Of two values that pairs of columns bring together at random, so many are nonzeros.
-    constexpr double kTogether = 0.79, kBlock = MaskBlockBytes(kQuadWords);
-    return elements * 2 * density / kTogether + kBlock / QuadWindowUnits(density);
+    // Of the values of two pairs that are brought together, of nonzeros at random, so many are nonzeros.
+    const double together = std::min(0.74 + 0.38 * density, 0.85);
+    constexpr double kBlock = MaskBlockBytes(kQuadWords);
+    return elements * 2 * density / together + kBlock / QuadWindowUnits(density);
   }
   return columns == Columns::kHalves ? elements * (1.0 / 8 + 2 * density)
                                      : elements / 2 * (1.0 / 8 + 4 * (1 - (1 - density) * (1 - density)));

@@ -34,15 +34,16 @@
 // the window jumps ahead to its first row.
 //
 // Columns::kQuads. Every tile has an order of its own of the k in a window of WeightPlan::window_units units, which the
-// converter chooses (quad_arrange.cuh): *pairs* of k whose nonzeros lie in the same rows, so that words of two values
-// hold few zeros, and *quads* of two pairs that have no row in common. Quads are A of mma.sp.m16n8k32, the sparse
-// product, where of four k a row has two: its word is of the first pair or the second. A unit is 8 quads, one fragment:
-// register r of lane (g, t) is quad t + 4 (r >> 1) of row g + 8 (r & 1). A stage is up to 8 units of one window, and a
-// window one stage, or two where many pairs found no other and stand alone. Teams with row groups only, so a run is a
-// tile. Of a stage the lanes have kQuadWords words each: which slots have values, as for the others; whether quads take
-// their second pair, as the lane tells the product (bit 4 i + j: units 2 j and 2 j + 1, of which lanes with t < 2 speak
-// for the even one; quad 4 (t & 1) + i % 4; row g, or g + 8 for i > 3); and where X of the k of place `lane` of each
-// unit lies, QuadPlace(), a byte a unit. Quads that fill up the last unit take k where their rows have zeros.
+// converter chooses (quad_arrange.cuh): *pairs* of k of which no row needs both, and *quads* of two pairs whose
+// nonzeros lie in the same rows, so that words of two values, one of each pair, hold few zeros. Quads are A of
+// mma.sp.m16n8k32, the sparse product, where of four k a row has two. A unit is 8 quads, one fragment: register r of
+// lane (g, t) is quad t + 4 (r >> 1) of row g + 8 (r & 1). A stage is up to 8 units of one window, and a window one
+// stage, or two where many k found no other and are pairs alone. Teams with row groups only, so a run is a tile. Of a
+// stage the lanes have kQuadWords words each: which slots have values, as for the others; in two words which k of each
+// pair, as the lane tells the product (word j / 2, bit 4 i + 2 p + j % 2: units 2 j and 2 j + 1, of which lanes with t
+// < 2 speak for the even one; pair p of quad 4 (t & 1) + i % 4; row g, or g + 8 for i > 3); and where X of the k of
+// place `lane` of each unit lies, QuadPlace(), a byte a unit. Pairs that fill up the last unit take k where their rows
+// have zeros.
 //
 // In shared memory a stage's window is contiguous. The converter knows what is where in the ring, and so says in every
 // stage's header which stages may be copied once it has been read, and which rows go where (StageCopy).
@@ -212,7 +213,7 @@ FLASHLLM_HD constexpr Place PlaceOf(int q, int depth) { return {q % depth, q / d
 FLASHLLM_HD constexpr int TileSlots(Columns columns) { return columns == Columns::kHalves ? 16 : 8; }
 
 /// kQuads: words of a lane in a stage's block.
-enum QuadWord { kQuadMask, kQuadSecond, kQuadPlaces, kQuadWords = kQuadPlaces + 2 };
+enum QuadWord { kQuadMask, kQuadChoices, kQuadPlaces = kQuadChoices + 2, kQuadWords = kQuadPlaces + 2 };
 
 /// Mask words of a lane for a stage.
 FLASHLLM_HD constexpr int AllMaskWords(Columns columns, Team team, int depth) {
@@ -256,12 +257,10 @@ FLASHLLM_HD constexpr int MaskBlockBytes(int mask_words) {
   return static_cast<int>(sizeof(StageHeader)) + 128 * mask_words;
 }
 
-/// Where in a block a lane's mask word lies, of so many: they are read 16, 8 or 4 bytes at a time.
+/// Where in a block a lane's mask word lies, of up to five: they are read 16, 8 or 4 bytes at a time.
 FLASHLLM_HD constexpr int MaskWordAt(int words, int word, int lane) {
-  const int first = static_cast<int>(sizeof(StageHeader));
-  return words == 4              ? first + 16 * lane + 4 * word
-         : words > 1 && word < 2 ? first + 8 * lane + 4 * word
-                                 : first + 128 * (words - 1) + 4 * lane;
+  const int first = static_cast<int>(sizeof(StageHeader)), together = words >= 4 ? 4 : words >= 2 ? 2 : 1;
+  return word < together ? first + 4 * together * lane + 4 * word : first + 128 * (words - 1) + 4 * lane;
 }
 
 /// A run's shared memory: the ring of value rows, then a mask block for each stage in flight.

@@ -30,8 +30,8 @@ constexpr double kInPlaceOfJagged = 1.03;
 constexpr double kWordsDensity = 0.41;
 
 /// Density and columns up to which quads are: each tile reads its own X, which takes shared memory's time, and of more
-/// nonzeros pairs don't go together.
-constexpr double kQuadsDensity = 0.26;
+/// nonzeros most k are pairs alone.
+constexpr double kQuadsDensity = 0.41;
 constexpr int kMostQuadColumns = 16;
 
 /// A cluster's row block is one panel, so that its blocks exchange sums once; and so is a row group, of at least a
@@ -43,14 +43,19 @@ bool Fits(int64_t tiles, const DeviceInfo& device, Team team, int cluster, int r
 }
 
 /// Microseconds by which launches of quads overlap more than those of the other teams of four warps, as all do in a
-/// decode step: their warps end at different times (2026-11-29-h200-spmm-quads-layouts.json).
+/// decode step: their warps end at different times (2026-11-30-h200-spmm-quads-layouts.json).
 constexpr double kQuadsOverlap = 1.2;
+
+/// Quads are taken where they are expected to be faster by this much: prompts of 33 to some 300 tokens take longer with
+/// them.
+constexpr double kInPlaceOfOthers = 1.03;
 
 /// The time that counts: of so many columns, or where nobody knows how many, of 8, 16 and 32 alike.
 double ExpectedTime(const WeightShape& shape, const LayoutChoice& choice, const DeviceInfo& device, int expected_n) {
   const int64_t blocks = ClustersAtOnce(device, choice.cluster);
   const auto time = [&](int n) { return ProductTime(shape, choice, blocks, device.memory_gbs, n); };
-  if (expected_n > 0) return time(expected_n) - (choice.columns == Columns::kQuads ? kQuadsOverlap : 0);
+  if (choice.columns == Columns::kQuads && expected_n > 0) return (time(expected_n) - kQuadsOverlap) * kInPlaceOfOthers;
+  if (expected_n > 0) return time(expected_n);
   return std::cbrt(time(8) * time(16) * time(32));
 }
 

@@ -34,7 +34,7 @@ class StageQuads {
  public:
   __device__ StageQuads(const Source& s, const QuadWindow* window, int row0, int unit0, int first)
       : s_(s), window_(window), row0_(row0), unit0_(unit0), first_(first) {
-    const int left = Padded(static_cast<int>(window->count)) - first;
+    const int left = Padded(static_cast<int>(window->pairs)) - first;
     units = min(left / kUnitQuads, kQuadWindowUnits);
     more = left > kQuadWindowUnits * kUnitQuads;
   }
@@ -42,28 +42,34 @@ class StageQuads {
   int units;
   bool more;  // of the window's quads than the stage has
 
-  /// Quads of whole units, one at least.
-  static __device__ int Padded(int count) { return max(1, (count + kUnitQuads - 1) / kUnitQuads) * kUnitQuads; }
-
-  /// Which pair of quad `q` of the stage has a nonzero in the tile's row `row`: 0, 1, or -1. A quad that only fills up
-  /// the unit has none.
-  __device__ int PairOf(int row, int q) const {
-    return !IsReal(q) ? -1 : HasNonzero(row, q, 0) ? 0 : HasNonzero(row, q, 1) ? 1 : -1;
+  /// Quads of whole units, one at least, for so many pairs.
+  static __device__ int Padded(int pairs) {
+    const int quads = (pairs + 1) / 2;
+    return max(1, (quads + kUnitQuads - 1) / kUnitQuads) * kUnitQuads;
   }
 
-  /// Whether a row's product takes the second pair of quad `q`. Of one that fills up the unit a row takes the pair
-  /// where it has zeros: what is multiplied by nothing may be infinite.
-  __device__ bool TakesSecond(int row, int q) const { return IsReal(q) ? PairOf(row, q) == 1 : HasNonzero(row, q, 0); }
+  /// Whether quad `q` of the stage has a nonzero in the tile's row `row`.
+  __device__ bool HasWord(int row, int q) const { return HasNonzero(row, q, 0) || HasNonzero(row, q, 1); }
+
+  /// Which k of a pair a row's product takes. Of a pair that only fills up the unit that where the row has a zero: what
+  /// is multiplied by nothing may be infinite.
+  __device__ int Choice(int row, int q, int pair) const {
+    return IsReal(q, pair) ? Bit(row, K(q, 2 * pair + 1)) : Bit(row, K(q, 2 * pair));
+  }
 
   /// The k in the window of one of a quad's four.
   __device__ int K(int q, int place) const { return window_->quads[first_ + q] >> 8 * place & 255; }
 
-  /// The two values of a slot, as bits; 0 where it has none.
+  /// The two values of a slot, as bits.
   template <typename From>
   __device__ uint32_t Words(const QuadSlot& slot) const {
-    const int pair = PairOf(slot.row, slot.quad);
-    if (pair < 0) return 0;
-    return Element<From>(slot.row, K(slot.quad, 2 * pair)) | Element<From>(slot.row, K(slot.quad, 2 * pair + 1)) << 16;
+    uint32_t words = 0;
+    for (int pair = 0; pair < 2; ++pair) {
+      if (!IsReal(slot.quad, pair)) continue;
+      const int place = 2 * pair + Choice(slot.row, slot.quad, pair);
+      words |= static_cast<uint32_t>(Element<From>(slot.row, K(slot.quad, place))) << 16 * pair;
+    }
+    return words;
   }
 
  private:
@@ -78,10 +84,10 @@ class StageQuads {
     return ToBits(static_cast<const From*>(s_.values)[index]);
   }
 
-  __device__ bool IsReal(int q) const { return first_ + q < static_cast<int>(window_->count); }
+  __device__ bool IsReal(int q, int pair) const { return 2 * (first_ + q) + pair < static_cast<int>(window_->pairs); }
 
   __device__ bool HasNonzero(int row, int q, int pair) const {
-    return Bit(row, K(q, 2 * pair)) || Bit(row, K(q, 2 * pair + 1));
+    return IsReal(q, pair) && (Bit(row, K(q, 2 * pair)) || Bit(row, K(q, 2 * pair + 1)));
   }
 
   __device__ bool Bit(int row, int k) const {
@@ -106,25 +112,14 @@ __global__ void __launch_bounds__(32 * kWarps) BringTogether(const __grid_consta
   Workspace& work = workspaces[warp];
   uint32_t columns[kQuadWindowUnits];
   ReadColumns(s.source, panel.first_tile * kTileRows, unit0, units, &work, columns);
-  PairColumns(columns, units, &work);
-  const int count = PairArranger(work, units).Run();
+  QuadArranger arranger(&work, columns, units);
+  const int pairs = arranger.Run();
   QuadWindow* const window = s.windows + number;
-  const int lane = threadIdx.x & 31, pairs = units * kUnitK / 2;
-  // What fills the last unit is multiplied by zeros, and must have zeros there: X may be infinite. The last pair is an
-  // empty one, if there is any; else a quad of two pairs serves, of which a row takes that where it has none. Without
-  // either each pair is alone, and units are full.
-  uint32_t filler = 0;
-  for (int q = lane; q < count; q += 32) {
-    if (work.quads[q][0] != work.quads[q][1]) filler = work.quads[q][0] | work.quads[q][1] << 8;
-  }
-  filler = MaxOfLanes(static_cast<int>(filler));
-  if (work.pairs[pairs - 1].rows == 0) filler = (pairs - 1) | (pairs - 1) << 8;
-  for (int q = lane; q < StageQuads::Padded(count); q += 32) {
-    const Pair& a = work.pairs[q < count ? work.quads[q][0] : filler & 255];
-    const Pair& b = work.pairs[q < count ? work.quads[q][1] : filler >> 8];
-    window->quads[q] = a.k[0] | a.k[1] << 8 | b.k[0] << 16 | static_cast<uint32_t>(b.k[1]) << 24;
-  }
-  if (lane == 0) window->count = count;
+  const int lane = threadIdx.x & 31;
+  const uint32_t filler = arranger.filler() | arranger.filler() << 16;
+  for (int q = lane; q < StageQuads::Padded(pairs); q += 32)
+    window->quads[q] = 2 * q + 1 < pairs ? work.quads[q] : 2 * q < pairs ? work.quads[q] | filler << 16 : filler;
+  if (lane == 0) window->pairs = pairs;
 }
 
 /// Calls visit(stage's quads, mask, what the walk says, walk) for each stage of run `index`.
@@ -145,7 +140,7 @@ __device__ RunLengths WalkQuads(const Partition& p, int index, const QuadSource&
       for (int u = 0; u < quads.units; ++u) {
         for (int r = 0; r < 4; ++r) {
           const QuadSlot slot(u, r);
-          if (quads.PairOf(slot.row, slot.quad) >= 0) mask |= 1u << (8 * r + u);
+          if (quads.HasWord(slot.row, slot.quad)) mask |= 1u << (8 * r + u);
         }
       }
       const int count[2] = {__popc(mask), __popc(mask)};
@@ -166,18 +161,19 @@ __global__ void __launch_bounds__(32 * kWarps) MeasureRuns(const __grid_constant
   if ((threadIdx.x & 31) == 0) s.source.lengths[index] = lengths;
 }
 
-/// The lane's share of which pair is whose, of its fragments' sparse products: layout.h.
-__device__ __forceinline__ uint32_t SecondPairs(const StageQuads& quads) {
+/// The lane's share of which k of each pair its fragments' sparse products take: layout.h.
+__device__ __forceinline__ void SetChoices(const StageQuads& quads, uint32_t (&words)[kQuadWords]) {
   const int lane = threadIdx.x & 31, t = lane % 4;
-  uint32_t second = 0;
   for (int j = 0; j < kQuadWindowUnits / 2; ++j) {
     const int unit = 2 * j + t / 2;
+    if (unit >= quads.units) continue;
     for (int i = 0; i < 8; ++i) {
-      const int quad = unit * kUnitQuads + 4 * (t % 2) + i % 4;
-      if (unit < quads.units && quads.TakesSecond(lane / 4 + i / 4 * 8, quad)) second |= 1u << (4 * i + j);
+      const int row = lane / 4 + i / 4 * 8, quad = unit * kUnitQuads + 4 * (t % 2) + i % 4;
+      for (int pair = 0; pair < 2; ++pair)
+        words[kQuadChoices + j / 2] |= static_cast<uint32_t>(quads.Choice(row, quad, pair))
+                                       << (4 * i + 2 * pair + j % 2);
     }
   }
-  return second;
 }
 
 template <typename From>
@@ -203,7 +199,7 @@ __global__ void __launch_bounds__(32 * kWarps)
               header->column[lane] = stage.column;
               uint32_t words[kQuadWords] = {};
               words[kQuadMask] = mask;
-              words[kQuadSecond] = SecondPairs(quads);
+              SetChoices(quads, words);
               uint8_t* to = values + static_cast<int64_t>(walk.row[0]) * kValueRowBytes + 4 * walk.column;
               for (int u = 0; u < quads.units; ++u) {
                 const int quad = u * kUnitQuads + lane / 4;

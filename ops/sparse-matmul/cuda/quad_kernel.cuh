@@ -83,12 +83,11 @@ class QuadProducer {
   const int unit_, end_unit_, column0_, lane_;
 };
 
-/// Which pair each quad's words are of, as the sparse product of units 2 kPair and 2 kPair + 1 has it: 4 says the first
-/// two of four, 14 the last two.
+/// Which k of its pairs each row takes, as the sparse product of units 2 kPair and 2 kPair + 1 has it: the places of
+/// its two values among a quad's four k, two bits each, the first in the first pair and the second in the other.
 template <int kPair>
-__device__ __forceinline__ uint32_t QuadMetadata(uint32_t second) {
-  constexpr uint32_t kFirst = 0x44444444, kDifference = 10;
-  return (second >> kPair & 0x11111111) * kDifference + kFirst;
+__device__ __forceinline__ uint32_t QuadMetadata(const uint32_t (&words)[kQuadWords]) {
+  return (words[kQuadChoices + kPair / 2] >> kPair % 2 & 0x55555555) | 0x88888888;
 }
 
 /// sums += the fragments of units kFirst to kFirst + kCount - 1 of the stage x X.
@@ -102,7 +101,7 @@ __device__ __forceinline__ void MultiplyQuads(const uint32_t (&words)[kQuadWords
     constexpr int kUnit = kFirst + decltype(index)::value;
     // A dot product with one byte that is not zero is that byte's place in 16 bytes, added.
     const uint32_t at = __dp4a(words[kQuadPlaces + kUnit / 4], 16u << 8 * (kUnit % 4), chunk);
-    const uint32_t metadata = QuadMetadata<kUnit / 2>(words[kQuadSecond]);
+    const uint32_t metadata = QuadMetadata<kUnit / 2>(words);
 #pragma unroll
     for (int j = 0; j < kNTiles; ++j) {
       uint32_t b[4];

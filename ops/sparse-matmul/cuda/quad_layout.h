@@ -7,17 +7,18 @@
 
 namespace flashllm::cuda {
 
-/// Quads of a window, at most: as many as pairs, if no two of them go together.
+/// Quads of a window, at most: where each k is a pair alone.
 constexpr int kMostQuads = kQuadWindowK / 2;
 
 /// The quads of a tile's window.
 struct QuadWindow {
-  uint32_t count;              // those that have nonzeros
+  uint32_t pairs;              // those that have nonzeros, two a quad
   uint32_t quads[kMostQuads];  // their k in the window, a byte each: those of the first pair, of the second
 };
 
-/// Units of a window for weights of this density: as many as have, with zeros at random, no more quads than a stage.
-inline int QuadWindowUnits(double density) { return density < 0.215 ? 8 : density < 0.26 ? 7 : density < 0.3 ? 6 : 4; }
+/// Units of a window for weights of this density: as many as have, with zeros at random, hardly ever more quads than a
+/// stage.
+inline int QuadWindowUnits(double density) { return density < 0.275 ? 8 : density < 0.36 ? 7 : 6; }
 
 /// Windows of the K lane that has most.
 inline int MostQuadWindows(const Partition& cut) {

@@ -29,11 +29,15 @@ class QuadOrder {
       quads_[i] = __byte_perm(two, others, upper ? 0x3276 : 0x5410);
     }
 #pragma unroll
-    for (int odd_unit = 0; odd_unit < 2; ++odd_unit) {
+    for (int i = 0; i < 2; ++i) {
 #pragma unroll
-      for (int half = 0; half < 2; ++half) {
-        const uint32_t second = __shfl_sync(0xffffffffu, words[kQuadSecond], lane / 4 * 4 + 2 * odd_unit + half);
-        second_[odd_unit][half] = second >> 4 * (lane & 3);
+      for (int odd_unit = 0; odd_unit < 2; ++odd_unit) {
+#pragma unroll
+        for (int half = 0; half < 2; ++half) {
+          const uint32_t choices =
+              __shfl_sync(0xffffffffu, words[kQuadChoices + i], lane / 4 * 4 + 2 * odd_unit + half);
+          choices_[i][odd_unit][half] = choices >> 4 * (lane & 3);
+        }
       }
     }
   }
@@ -47,13 +51,13 @@ class QuadOrder {
   /// In the two low bytes, the two of them whose values register kRegister has.
   template <int kUnit, int kRegister>
   __device__ __forceinline__ uint32_t Pair(uint32_t quad) const {
-    constexpr int kBit = 16 * (kRegister & 1) + kUnit / 2;
-    const uint32_t second = second_[kUnit % 2][kRegister >> 1];
-    return quad >> (kBit < 4 ? second << (4 - kBit) & 16 : second >> (kBit - 4) & 16);
+    constexpr int kBit = 16 * (kRegister & 1) + kUnit / 2 % 2;
+    const uint32_t choices = choices_[kUnit / 4][kUnit % 2][kRegister >> 1] >> kBit;
+    return __byte_perm(quad, 0, 0x20 | (choices & 1) | (choices << 2 & 0x10));
   }
 
  private:
-  uint32_t quads_[2], second_[2][2];
+  uint32_t quads_[2], choices_[2][2][2];
 };
 
 /// Calls store(register, pair, word, exists) for the words of those of a stage's units whose numbers are kFirst and
