@@ -137,6 +137,7 @@ class Bench {
   void RunPrefill(const std::string& name, const Workload& w, double sparsity, const __half* x, __half* y) {
     cuda::PlanOptions options;
     options.expected_n = settings_.expected;
+    options.packed = true;
     const PackedWeights packed(w, gpu_, options);
     const cuda::WeightPlan& plan = packed.plan();
     const Rotation dense(w.dense, w.m * w.k * 2);

@@ -1,5 +1,6 @@
 #include "bench/gpu/packed_weights.h"
 
+#include "ops/sparse-matmul/cuda/expand.h"
 #include "ops/sparse-matmul/cuda/prefill.h"
 
 namespace flashllm::bench {
@@ -20,6 +21,15 @@ PackedWeights::PackedWeights(const Workload& w, const Gpu& gpu, const cuda::Plan
   const Memory layout(plan_.layout_bytes);
   Check(cuda::Convert(plan_, parts_, staging.get(), layout.get(), nullptr), "Convert");
   Check(cudaDeviceSynchronize(), "Convert");
+  if (plan_.dense) {
+    const Memory expanded(cuda::ExpandedBytes(plan_));
+    Check(cuda::Expand(plan_, layout.get(), 0, plan_.blocks, expanded.get(), cuda::WeightOrder::kRows, false, nullptr),
+          "Expand");
+    Check(cudaDeviceSynchronize(), "Expand");
+    plan_.stream_bytes = cuda::ExpandedBytes(plan_);
+    copies_ = std::make_unique<Rotation>(expanded.get(), plan_.stream_bytes);
+    return;
+  }
   copies_ = std::make_unique<Rotation>(layout.get(), plan_.layout_bytes);
   if (!cuda::SupportsPrefill(plan_, cuda::ElementType::kFloat16)) return;
   scratch_bytes_ = cuda::PrefillScratchBytes(plan_);
@@ -29,7 +39,9 @@ PackedWeights::PackedWeights(const Workload& w, const Gpu& gpu, const cuda::Plan
 bool PackedWeights::IsPrefill(int64_t n) const { return scratch_ != nullptr && cuda::PrefillIsFaster(plan_, n); }
 
 void PackedWeights::Multiply(int i, const cuda::MatMulArgs& args, cudaStream_t stream) const {
-  if (IsPrefill(args.n)) {
+  if (plan_.dense) {
+    Check(cuda::ExpandedMatMul(plan_, copies_->at(i), gpu_.dense, args, stream), "ExpandedMatMul");
+  } else if (IsPrefill(args.n)) {
     Check(cuda::PrefillMatMul(plan_, copies_->at(i), gpu_.dense, args, scratch_->get(), scratch_bytes_, stream),
           "PrefillMatMul");
   } else {

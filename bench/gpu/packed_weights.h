@@ -26,7 +26,7 @@ class PackedWeights {
 
   const cuda::WeightPlan& plan() const { return plan_; }
   const cuda::DeviceParts& parts() const { return parts_; }
-  /// Copy i of the packed weight.
+  /// Copy i of the packed weight; where the plan is dense, expanded.
   const void* at(int i) const { return copies_->at(i); }
   int launches() const { return copies_->launches(); }
   /// Whether n columns are multiplied by way of expansion.

@@ -36,7 +36,7 @@ struct Settings {
   std::vector<double> sparsities = {0.5, 0.6, 0.7, 0.8, 0.9};
   std::vector<int> columns = {1, 8, 16, 32, 64}, clusters = {0};
   int layout = -1, columns_kind = -1, team = -1, row_groups = 0, expected = kSame;
-  bool cublas = true, peers = true;
+  bool cublas = true, peers = true, packed = false;
 };
 
 Settings Parse(int argc, char** argv) {
@@ -56,6 +56,7 @@ Settings Parse(int argc, char** argv) {
   options.Add("--json", &s.json, "file to write, anew after every row");
   options.Add("--commit", &s.commit, "what the file says was measured");
   options.AddFlag("--no-cublas", &s.cublas, false, "time nothing beside the kernels");
+  options.AddFlag("--packed", &s.packed, true, "no weight is dense, where that is expected to be faster");
   options.AddFlag("--no-peers", &s.peers, false, "leave out cuBLASLt and cuSPARSELt");
   options.Parse(argc, argv);
   const auto shapes = LayerShapes(HiddenSize(s.model));
@@ -162,17 +163,19 @@ class Bench {
     cuda::PlanOptions options;
     options.cluster = cluster;
     options.layout = settings_.layout;
+    options.packed = settings_.packed;
     options.columns = settings_.columns_kind;
     options.team = settings_.team;
     options.row_groups = settings_.row_groups;
-    std::map<std::tuple<cuda::Layout, cuda::Team, int, int, cuda::Columns>, PackedWeights> layouts;
+    std::map<std::tuple<bool, cuda::Layout, cuda::Team, int, int, cuda::Columns>, PackedWeights> layouts;
     for (int n : settings_.columns) {
       options.expected_n = settings_.expected == kSame ? n : settings_.expected;
       cuda::WeightPlan plan;
       Check(cuda::MakePlan(weight.view(), gpu_.sparse, options, &plan), "MakePlan");
       const PackedWeights& packed =
           layouts
-              .try_emplace({plan.layout, plan.team, plan.cluster, plan.row_groups, plan.columns}, weight, gpu_, options)
+              .try_emplace({plan.dense, plan.layout, plan.team, plan.cluster, plan.row_groups, plan.columns}, weight,
+                           gpu_, options)
               .first->second;
       cuda::MatMulArgs args;
       args.x = matrix.x, args.y = matrix.y, args.n = n;
@@ -224,7 +227,8 @@ class Bench {
     const double plain = us[0], pdl = us[1], cublas = us[2], cublas_lt = us[3];
     const double canonical_bytes = matrix.m * matrix.k / 8.0 + 2.0 * weight.nnz;
     const double roof = canonical_bytes / bandwidth_ * 1e-3;  // us
-    const char* const kernel = packed.IsPrefill(n)                     ? "prefill"
+    const char* const kernel = plan.dense                              ? "dense"
+                               : packed.IsPrefill(n)                   ? "prefill"
                                : plan.layout == cuda::Layout::kJagged  ? "jagged"
                                : plan.columns == cuda::Columns::kQuads ? "quads"
                                : plan.columns == cuda::Columns::kWords ? "words"

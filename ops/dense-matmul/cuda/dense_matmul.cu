@@ -20,8 +20,8 @@ bool IsValid(const DenseMatMulArgs& args) {
 
 /// Few columns and few rows of W: tiles of 64 rows would leave multiprocessors idle, and cutting K costs an exchange.
 bool IsSmall(const DenseDevice& device, const DenseMatMulArgs& args) {
-  constexpr int64_t kSmallWeight = int64_t{1} << 22;
-  return (args.n <= 16 && args.m < int64_t{48} * device.sm_count) || (args.n <= 32 && args.m * args.k <= kSmallWeight);
+  constexpr int64_t kSmallWeight = int64_t{1} << 24;
+  return args.n <= 8 && args.m < int64_t{48} * device.sm_count && args.m * args.k <= kSmallWeight;
 }
 
 cudaError_t LaunchRows(const DenseDevice& device, const DenseMatMulArgs& args, cudaStream_t stream) {

@@ -93,8 +93,13 @@ struct TmaInstance {
 };
 
 using Skinny64 = TmaInstance<TmaTile<1, 64, 1>>;
+using Skinny96 = TmaInstance<TmaTile<1, 96, 1>>;
 using Skinny128 = TmaInstance<TmaTile<1, 128, 1>>;
+using Skinny160 = TmaInstance<TmaTile<1, 160, 1>>;
+using Skinny224 = TmaInstance<TmaTile<1, 224, 1>>;
 using Split64By2 = TmaInstance<TmaTile<1, 64, 1, 2>>;
+using Split96By2 = TmaInstance<TmaTile<1, 96, 1, 2>>;
+using Split128By2 = TmaInstance<TmaTile<1, 128, 1, 2>>;
 using Split64By4 = TmaInstance<TmaTile<1, 64, 1, 4>>;
 using Wide64 = TmaInstance<TmaTile<2, 64, 1>>;
 using Wide96 = TmaInstance<TmaTile<2, 96, 1>>;
@@ -137,9 +142,10 @@ cudaError_t PrepareAll() {
 cudaError_t PrepareTmaGemm(DenseDevice* info) {
   const cudaError_t error = FindTensorMapEncoder(&info->encode_tensor_map);
   if (error != cudaSuccess) return error;
-  const cudaError_t prepared = PrepareAll<Skinny64, Skinny128, Split64By2, Split64By4, Wide64, Wide96, Wide128, Wide160,
-                                          Wide192, Wide224, Wide256, Trio64, Trio96, Trio128, Trio160, Trio192, Pair96,
-                                          Pair128, Pair160, Pair192, Pair224, Pair256>();
+  const cudaError_t prepared =
+      PrepareAll<Skinny64, Skinny96, Skinny128, Skinny160, Skinny224, Split64By2, Split96By2, Split128By2, Split64By4,
+                 Wide64, Wide96, Wide128, Wide160, Wide192, Wide224, Wide256, Trio64, Trio96, Trio128, Trio160, Trio192,
+                 Pair96, Pair128, Pair160, Pair192, Pair224, Pair256>();
   if (prepared != cudaSuccess) return prepared;
   info->clusters[0] = info->sm_count;
   const cudaError_t counted = Pair256::CountClusters(info->sm_count, &info->clusters[1]);
@@ -152,7 +158,9 @@ bool SuitsTmaGemm(const DenseDevice& device, const DenseMatMulArgs& args) {
 }
 
 cudaError_t LaunchTmaGemm(const DenseDevice& device, const DenseMatMulArgs& args, cudaStream_t stream) {
-  if (args.n <= 64) return LaunchCheapest<Skinny128, Skinny64, Split64By2, Split64By4>(device, args, stream);
+  if (args.n <= 64)
+    return LaunchCheapest<Skinny128, Skinny224, Skinny160, Skinny96, Skinny64, Split128By2, Split96By2, Split64By2,
+                          Split64By4>(device, args, stream);
   if (args.n <= kMemoryColumns)
     return LaunchCheapest<Wide256, Wide224, Wide192, Wide160, Wide128, Wide96, Wide64>(device, args, stream);
   return LaunchCheapest<Pair256, Pair224, Pair192, Pair160, Pair128, Pair96, Wide256, Wide224, Wide192, Wide160,

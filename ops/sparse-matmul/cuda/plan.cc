@@ -34,6 +34,13 @@ constexpr double kWordsDensity = 0.41;
 constexpr double kQuadsDensity = 0.41;
 constexpr int kMostQuadColumns = 16;
 
+/// Weights are dense where that is expected to be faster by so much: of few rows, with tens of columns; from so many
+/// elements on and up to so many columns, for which DenseTime was compared with products of OPT-1.3B's to OPT-30B's
+/// matrices on an H200 (docs/kernels.md).
+constexpr double kInPlaceOfPacked = 1.15;
+constexpr int64_t kLeastDense = int64_t{1} << 22;
+constexpr int kMostDenseColumns = 64;
+
 /// A cluster's row block is one panel, so that its blocks exchange sums once; and so is a row group, of at least a
 /// tile. `waves`: thread blocks for each that runs at once.
 bool Fits(int64_t tiles, const DeviceInfo& device, Team team, int cluster, int row_groups = 1, int waves = 1) {
@@ -330,6 +337,20 @@ bool TakesJagged(const WeightShape& shape, const LayoutChoice& choice, const Jag
          ExpectedTime(shape, choice, plan.device, options.expected_n) * kInPlaceOfJagged;
 }
 
+/// Whether a weight is faster dense than with the layout that `plan` has, if nothing was asked for but columns.
+bool IsFasterDense(const WeightShape& shape, const LayoutChoice& choice, const JaggedCut& cut, const WeightPlan& plan,
+                   const PlanOptions& options) {
+  if (options.packed || options.expected_n < 1 || options.expected_n > kMostDenseColumns || options.layout >= 0 ||
+      options.columns >= 0 || options.team >= 0 || options.cluster != 0 || options.row_groups != 0 ||
+      plan.value_type != ValueType::kFloat16 || plan.out_features * plan.in_features < kLeastDense)
+    return false;
+  const int memory_gbs = plan.device.memory_gbs, n = options.expected_n;
+  const double packed = plan.layout == Layout::kJagged
+                            ? JaggedTime(shape, cut.window_k, cut.columns, memory_gbs, n)
+                            : ProductTime(shape, choice, ClustersAtOnce(plan.device, choice.cluster), memory_gbs, n);
+  return DenseTime(shape, memory_gbs) * kInPlaceOfPacked < packed;
+}
+
 /// All of a plan but how the weight is cut: what does not depend on where its nonzeros lie.
 WeightPlan ChooseLayout(const PackedWeight& weight, const DeviceInfo& device, const PlanOptions& options) {
   WeightPlan plan;
@@ -370,6 +391,7 @@ WeightPlan ChooseLayout(const PackedWeight& weight, const DeviceInfo& device, co
     plan.team = Team::kWarp, plan.cluster = plan.row_groups = plan.waves = 1,
     plan.columns = Columns::kHalves;  // of columns
   }
+  plan.dense = IsFasterDense(shape, choice, cut, plan, options);
   return plan;
 }
 
@@ -386,6 +408,7 @@ double ExpectedBytes(const PackedWeight& weight, const DeviceInfo& device, const
   const WeightPlan plan = ChooseLayout(weight, device, options);
   if (plan.layout != Layout::kCanonical && Supports(plan, type)) {
     const WeightShape shape = ShapeOf(weight);
+    if (plan.dense) return 2.0 * static_cast<double>(weight.out_features) * static_cast<double>(weight.in_features);
     return plan.layout == Layout::kJagged ? JaggedBytes(shape, plan.window_k) : LayoutBytes(shape, plan.columns);
   }
   return static_cast<double>(plan.stream_bytes) + 4.0 * (weight.out_features + 1);

@@ -84,7 +84,7 @@ int64_t ExpandedBytes(const WeightPlan& plan) { return SlabBytes(plan, 0, plan.b
 
 bool ExpandedIsFaster(const WeightPlan& plan, int64_t n) {
   constexpr int64_t kCompared = 64;
-  if (n > kCompared) return true;
+  if (plan.dense || n > kCompared) return true;
   const WeightShape shape = ShapeOf(plan);
   const int memory_gbs = plan.device.memory_gbs, columns = static_cast<int>(n);
   const double time = plan.layout == Layout::kJagged

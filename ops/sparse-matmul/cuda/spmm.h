@@ -73,18 +73,20 @@ struct WeightPlan {
   Columns columns = Columns::kHalves;
   int ring_rows = 0;          // kColumns: value rows of a run in shared memory
   int window_units = 0;       // Columns::kQuads: units of 32 k among which the converter brings k together
+  bool dense = false;         // expanded the weight is expected to be faster: who holds it expands it (prefill.h)
   int64_t staging_bytes = 0;  // device memory that Measure and Convert need
   int64_t layout_bytes = 0;   // device memory of the layout; set by Measure
   int64_t stream_bytes = 0;   // bytes that one multiplication streams; set by Measure
 };
 
 struct PlanOptions {
-  int layout = -1;               // a Layout other than kCanonical, where the weight can have it; -1 chooses
-  int expected_n = 0;            // columns of X for which the plan is to be fastest; 0: 1 to 32 alike
-  int cluster = 0;               // 1, 2 or 4 where such a row block is one panel; 0 chooses
-  int columns = -1;              // a Columns, or a jagged layout of no more bytes; -1 chooses
-  int row_groups = 0;            // row blocks of a thread block, 2 or 4 with Team::kRowGroup, else 3; 0 chooses
-  int team = -1;                 // a Team; -1 chooses, and where the GPU or the weight does not have one, the other
+  int layout = -1;      // a Layout other than kCanonical, where the weight can have it; -1 chooses
+  int expected_n = 0;   // columns of X for which the plan is to be fastest; 0: 1 to 32 alike
+  int cluster = 0;      // 1, 2 or 4 where such a row block is one panel; 0 chooses
+  int columns = -1;     // a Columns, or a jagged layout of no more bytes; -1 chooses
+  int row_groups = 0;   // row blocks of a thread block, 2 or 4 with Team::kRowGroup, else 3; 0 chooses
+  bool packed = false;  // never WeightPlan::dense, which nothing is that any of these says more of than columns
+  int team = -1;        // a Team; -1 chooses, and where the GPU or the weight does not have one, the other
   bool float32_is_half = false;  // every float32 value is exact in float16 (CheckHalfExact): lay out as float16
 };
 

@@ -180,11 +180,15 @@ void DeviceWeight::LayOut(cuda::ElementType type, cuda::PlanOptions options, boo
   if (plan_.layout == cuda::Layout::kCanonical) return;
   layout_ = Convert(&plan_, stream);
   if (jagged_columns_ > 0) jagged_ = Convert(&jagged_plan_, stream);
-  if (expand && cuda::SupportsPrefill(plan_, type)) {
+  if ((expand || plan_.dense) && cuda::SupportsPrefill(plan_, type)) {
     expanded_ = pool_->Allocate(static_cast<size_t>(cuda::ExpandedBytes(plan_)), nullptr);
     CheckCuda(cuda::Expand(plan_, layout_, 0, plan_.blocks, expanded_, cuda::WeightOrder::kRows, false, stream),
               "expanding a weight");
     WaitForStream(stream);
+    if (plan_.dense) {
+      pool_->Free(layout_);
+      layout_ = nullptr;
+    }
   }
   FreeParts();
 }

@@ -28,8 +28,9 @@ class DeviceWeight {
   DeviceWeight(const DeviceWeight&) = delete;
 
   const cuda::WeightPlan& plan() const { return plan_; }
-  const void* layout() const { return layout_; }
-  const void* expanded() const { return expanded_; }  // the weight once more (cuda::ExpandedMatMul), or null
+  const void* layout() const { return layout_; }  // null where the plan is dense
+  /// The weight once more (cuda::ExpandedMatMul), where the plan is dense the only time; or null.
+  const void* expanded() const { return expanded_; }
   /// The weight once more, for products of up to so many columns, which that layout is faster for; or null, and none.
   const void* jagged() const { return jagged_; }
   const cuda::WeightPlan& jagged_plan() const { return jagged_plan_; }

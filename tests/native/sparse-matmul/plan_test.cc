@@ -372,6 +372,36 @@ TEST_CASE("a dense product is faster where decoding limits: 64 columns, half zer
   CHECK(DenseTime(shape, h200) > ProductTime(shape, choice, 132, h200, 32));
 }
 
+TEST_CASE("small weights are dense for tens of columns, if nothing else was asked for") {
+  const DeviceInfo gpu = H200();
+  const auto is_dense = [&](int64_t in, int64_t out, double density, const PlanOptions& options) {
+    return Plan(gpu, in, Even(out, in, density), options).dense;
+  };
+  const auto for_columns = [](int expected_n) {
+    PlanOptions options;
+    options.expected_n = expected_n;
+    return options;
+  };
+  CHECK(is_dense(2048, 2048, 0.5, for_columns(32)));   // OPT-1.3B: o; 6.7 us, 8.5
+  CHECK(is_dense(2048, 6144, 0.3, for_columns(64)));   // qkv; 9.9, 12.1
+  CHECK(is_dense(4096, 4096, 0.3, for_columns(64)));   // OPT-6.7B: o; 12.6, 14.1
+  CHECK(!is_dense(2048, 8192, 0.3, for_columns(16)));  // OPT-1.3B: fc1; 11.5, 10.5
+  CHECK(!is_dense(5120, 5120, 0.2, for_columns(8)));
+  for (int n : {1, 8, 16, 32, 64}) CHECK(!is_dense(7168, 28672, 0.5, for_columns(n)));
+  for (int n : {0, 65, 256}) CHECK(!is_dense(2048, 2048, 0.5, for_columns(n)));
+  CHECK(!is_dense(1024, 1024, 0.5, for_columns(32)));  // never measured
+  PlanOptions options = for_columns(32);
+  options.packed = true;
+  CHECK(!is_dense(2048, 2048, 0.5, options));
+  options = for_columns(32), options.columns = static_cast<int>(Columns::kHalves);
+  CHECK(!is_dense(2048, 2048, 0.5, options));
+
+  PackedWeight weight;
+  weight.out_features = weight.in_features = 2048, weight.nnz = 2048 * 1024;
+  CHECK(ExpectedBytes(weight, gpu, for_columns(32), ElementType::kFloat16) == 2.0 * 2048 * 2048);
+  CHECK(ExpectedBytes(weight, gpu, for_columns(0), ElementType::kFloat16) < 1.3 * 2048 * 2048);
+}
+
 TEST_CASE("the memory that a weight is expected to take is about what layouts of its shape took") {
   struct Took {
     int64_t in, out;
