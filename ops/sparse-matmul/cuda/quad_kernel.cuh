@@ -176,10 +176,10 @@ __global__ void __launch_bounds__(QuadShape<kNTiles, kRowGroups>::kThreads, 1)
   const OwnTile own(cut, block * kRowGroups + group / Shape::kLanes, rank * Shape::kLanes + group % Shape::kLanes,
                     warp % kGroupWarps);
   const int index = (own.row_block * Shape::kLanes * cut.cluster + own.lane) * kGroupWarps + warp % kGroupWarps;
+  const int run_at =
+      own.Number(cut, Shape::kLanes, kRowGroups) * RunBytes(Columns::kQuads, Shape::kTeam, cut.ring_rows);
   RunState<Columns::kQuads, Shape::kTeam> run(
-      p, index, cut.lane_unit[own.lane], cut.lane_unit[own.lane + 1],
-      ptx::SharedAddress(shared) +
-          own.Number(cut, Shape::kLanes, kRowGroups) * RunBytes(Columns::kQuads, Shape::kTeam, cut.ring_rows),
+      p, index, cut.lane_unit[own.lane], cut.lane_unit[own.lane + 1], ptx::SharedAddress(shared) + run_at,
       ptx::SharedAddress(shared) + Shape::kBarriersAt + warp * kRunBarrierBytes, cut.ring_rows * kValueRowBytes);
   if (own.exists) run.stream.Start();
   ptx::NamedSync(kStartBarrier, Shape::kThreads);
@@ -194,7 +194,7 @@ __global__ void __launch_bounds__(QuadShape<kNTiles, kRowGroups>::kThreads, 1)
 #pragma unroll
     for (int r = 0; r < 4; ++r) sums[j][r] = of_units[0][j][r] + of_units[1][j][r];
   }
-  StoreRowGroups<Shape, kRowGroups>(p, sums, shared, column0);
+  StoreRowGroups<Shape, kRowGroups>(p, own, sums, shared, run_at, column0);
 #else
   __trap();  // Prepare finds out
 #endif

@@ -123,11 +123,36 @@ __device__ __forceinline__ void MultiplyTile(RunState<Shape::kColumns, Shape::kT
   ptx::WgmmaWait<0>();
 }
 
+/// Stores the outputs of the warp's tile, whose sums are whole: no warp waits for another. `run`: where its run was.
+template <typename Shape>
+__device__ __forceinline__ void StoreOwnTile(const ColumnParams& p, const OwnTile& own,
+                                             const typename Shape::Sums& sums, uint8_t* run, int column0) {
+  constexpr int kTiles = Shape::kWidth / 8;
+  static_assert(kTiles * 512 <= kRowGroupRunsBytes / Shape::kWarps - kValueRowBytes,
+                "a tile's sums fit where a run was");
+  const int lane = threadIdx.x & 31, first_row = (p.partition.tile_start[own.row_block] + own.tile) * kTileRows;
+  float* const parts = reinterpret_cast<float*>(run);
+#pragma unroll
+  for (int j = 0; j < kTiles; ++j) {
+#pragma unroll
+    for (int r = 0; r < 4; ++r) parts[j * 128 + r * 32 + lane] = sums[j][r];
+  }
+  __syncwarp();
+  const SumLane of;
+#pragma unroll 2
+  for (int task = 0; task < 2 * kTiles; ++task) {
+    const int odd = task & 1, j = task / 2;
+    const float* const part = parts + j * 128 + odd * 32 + of.from;
+    const float two[2] = {part[0], part[4]};
+    StoreRows(p, first_row + of.rows, column0 + 8 * j + 2 * of.t + odd, two);
+  }
+}
+
 /// Adds the sums of the thread block's row blocks over K lanes and the cluster, in their order, and stores the outputs.
 /// Of a cluster's blocks each stores a share. `area`: all warps' sums.
 template <typename Shape, int kRowGroups>
-__device__ __forceinline__ void StoreRowGroups(const ColumnParams& p, const typename Shape::Sums& sums, uint8_t* area,
-                                               int column0) {
+__device__ __forceinline__ void AddRowGroups(const ColumnParams& p, const typename Shape::Sums& sums, uint8_t* area,
+                                             int column0) {
   constexpr int kTiles = Shape::kWidth / 8, kWarpFloats = kTiles * 128;
   const Partition& cut = p.partition;
   const int warp = threadIdx.x / 32, lane = threadIdx.x & 31, cluster = cut.cluster, rank = ptx::ClusterRank();
@@ -175,6 +200,20 @@ __device__ __forceinline__ void StoreRowGroups(const ColumnParams& p, const type
   }
 }
 
+/// Stores the outputs, of sums over all that share K. `run_at`: where in `shared` the warp's run was.
+template <typename Shape, int kRowGroups>
+__device__ __forceinline__ void StoreRowGroups(const ColumnParams& p, const OwnTile& own,
+                                               const typename Shape::Sums& sums, uint8_t* shared, int run_at,
+                                               int column0) {
+  if constexpr (Shape::kLanes == 1) {
+    if (p.partition.cluster == 1) {
+      if (own.exists) StoreOwnTile<Shape>(p, own, sums, shared + run_at, column0);
+      return;
+    }
+  }
+  AddRowGroups<Shape, kRowGroups>(p, sums, shared, column0);
+}
+
 #endif
 
 template <Columns kColumns, int kNTiles, int kRowGroups>
@@ -201,11 +240,10 @@ __global__ void __launch_bounds__(RowGroupShape<kColumns, kNTiles, kRowGroups>::
   const OwnTile own(cut, ptx::ClusterIndex() * kRowGroups + group / Shape::kLanes,
                     rank * Shape::kLanes + group % Shape::kLanes, warp % kGroupWarps);
   const int index = (own.row_block * Shape::kLanes * cut.cluster + own.lane) * kGroupWarps + warp % kGroupWarps;
-  RunState<kColumns, Shape::kTeam> run(p.columns, index, cut.lane_unit[own.lane], cut.lane_unit[own.lane + 1],
-                                       ptx::SharedAddress(shared) + own.Number(cut, Shape::kLanes, kRowGroups) *
-                                                                        RunBytes(kColumns, Shape::kTeam, cut.ring_rows),
-                                       ptx::SharedAddress(shared) + Shape::kBarriersAt + warp * kRunBarrierBytes,
-                                       cut.ring_rows * kValueRowBytes);
+  const int run_at = own.Number(cut, Shape::kLanes, kRowGroups) * RunBytes(kColumns, Shape::kTeam, cut.ring_rows);
+  RunState<kColumns, Shape::kTeam> run(
+      p.columns, index, cut.lane_unit[own.lane], cut.lane_unit[own.lane + 1], ptx::SharedAddress(shared) + run_at,
+      ptx::SharedAddress(shared) + Shape::kBarriersAt + warp * kRunBarrierBytes, cut.ring_rows * kValueRowBytes);
   if (own.exists) run.stream.Start();
   ptx::GrowRegisters<Shape::kConsumerRegisters>();
   ptx::NamedSync(kStartBarrier, Shape::kStartThreads);
@@ -214,7 +252,7 @@ __global__ void __launch_bounds__(RowGroupShape<kColumns, kNTiles, kRowGroups>::
   typename Shape::Sums sums = {};
   StageChunks<Shape> x(shared, group % Shape::kLanes);
   MultiplyTile<Shape>(run, own.exists, x, sums);
-  StoreRowGroups<Shape, kRowGroups>(p.columns, sums, shared, column0);
+  StoreRowGroups<Shape, kRowGroups>(p.columns, own, sums, shared, run_at, column0);
 #else
   __trap();  // Prepare finds out
 #endif
