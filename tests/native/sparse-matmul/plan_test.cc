@@ -180,6 +180,12 @@ TEST_CASE("quads are for 3 to 16 columns of weights with many zeros, also of man
   CHECK(plan_of(7168, 28672, 0.45, 8).columns == Columns::kHalves);
   CHECK(plan_of(7168, 28672, 0.2, 8).window_units == 8);
   CHECK(plan_of(7168, 28672, 0.3, 8).window_units == 7);
+  // The memory of an H100 takes longer for their bytes.
+  PlanOptions for_eight;
+  for_eight.expected_n = 8;
+  const DeviceInfo h100 = Gpu(90, 132, 227, true);
+  CHECK(Plan(h100, 7168, Even(28672, 7168, 0.3), for_eight).columns == Columns::kHalves);
+  CHECK(Plan(h100, 7168, Even(28672, 7168, 0.2), for_eight).columns == Columns::kQuads);
   // OPT-66B's and 175B's fc1 have more tiles than the warps that run at once.
   for (const auto& [in, out] : {std::pair<int64_t, int64_t>{9216, 36864}, {12288, 49152}}) {
     const WeightPlan plan = plan_of(in, out, 0.2, 8);
@@ -192,9 +198,7 @@ TEST_CASE("quads are for 3 to 16 columns of weights with many zeros, also of man
   // Five tiles with fewer nonzeros than others make for no row block of five.
   std::vector<int32_t> thin = Even(28672, 7168, 0.2);
   std::fill(thin.begin(), thin.begin() + 5 * 16, 900);
-  PlanOptions eight;
-  eight.expected_n = 8;
-  const WeightPlan thinner = Plan(gpu, 7168, thin, eight);
+  const WeightPlan thinner = Plan(gpu, 7168, thin, for_eight);
   CheckCut(thinner);
   CHECK(thinner.columns == Columns::kQuads);
   CHECK(thinner.panel_start[thinner.blocks] == thinner.blocks);
