@@ -34,10 +34,12 @@ constexpr double kWordsDensity = 0.41;
 constexpr double kQuadsDensity = 0.41;
 constexpr int kMostQuadColumns = 16;
 
-/// Weights are dense where that is expected to be faster by so much: of few rows, with tens of columns; from so many
+/// Weights are dense where that is expected to be faster by so much: of few rows, with tens of columns; by less, of K
+/// of so many units at most (OPT-1.3B's), whose packed products take some tenth longer than is estimated. From so many
 /// elements on and up to so many columns, for which DenseTime was compared with products of OPT-1.3B's to OPT-30B's
 /// matrices on an H200 (docs/kernels.md).
-constexpr double kInPlaceOfPacked = 1.15;
+constexpr double kInPlaceOfPacked = 1.15, kInPlaceOfShort = 1.04;
+constexpr int64_t kShortUnits = 64;
 constexpr int64_t kLeastDense = int64_t{1} << 22;
 constexpr int kMostDenseColumns = 64;
 
@@ -348,7 +350,7 @@ bool IsFasterDense(const WeightShape& shape, const LayoutChoice& choice, const J
   const double packed = plan.layout == Layout::kJagged
                             ? JaggedTime(shape, cut.window_k, cut.columns, memory_gbs, n)
                             : ProductTime(shape, choice, ClustersAtOnce(plan.device, choice.cluster), memory_gbs, n);
-  return DenseTime(shape, memory_gbs) * kInPlaceOfPacked < packed;
+  return DenseTime(shape, memory_gbs) * (shape.units <= kShortUnits ? kInPlaceOfShort : kInPlaceOfPacked) < packed;
 }
 
 /// All of a plan but how the weight is cut: what does not depend on where its nonzeros lie.

@@ -388,6 +388,9 @@ TEST_CASE("small weights are dense for tens of columns, if nothing else was aske
   };
   CHECK(is_dense(2048, 2048, 0.5, for_columns(32)));   // OPT-1.3B: o; 6.7 us, 8.5
   CHECK(is_dense(2048, 6144, 0.3, for_columns(64)));   // qkv; 9.9, 12.1
+  CHECK(is_dense(2048, 6144, 0.4, for_columns(16)));   // 9.7, 11.0
+  CHECK(!is_dense(2048, 6144, 0.2, for_columns(16)));  // 9.7, 8.6
+  CHECK(is_dense(2048, 8192, 0.2, for_columns(64)));   // fc1; 11.9, 12.6
   CHECK(is_dense(4096, 4096, 0.3, for_columns(64)));   // OPT-6.7B: o; 12.6, 14.1
   CHECK(!is_dense(2048, 8192, 0.3, for_columns(16)));  // OPT-1.3B: fc1; 11.5, 10.5
   CHECK(!is_dense(5120, 5120, 0.2, for_columns(8)));
