@@ -174,7 +174,7 @@ def many_sequences(models):
     """Weights laid out for 64 sequences, the last one dense: few and many tokens, and whole graphs, within the usual bounds."""
     options = {"expected_batch": "64"}
     generator = np.random.default_rng(8)
-    for rows, columns, sparsity in ((9000, 1344, 0.5), (2100, 4096, 0.9), (2048, 2048, 0.5)):
+    for rows, columns, sparsity in ((9000, 5128, 0.5), (15001, 4104, 0.9), (2048, 2048, 0.5)):
         weight = random_weight(generator, rows, columns, sparsity)
         session = gpu_session(sparse_matmul_model(weight), options, ON_GPU_ONLY)
         check_products(session, generator, weight, (1, 20, 64, 65, 128, 300), f"many sequences, {rows} x {columns}")
