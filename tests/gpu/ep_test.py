@@ -81,6 +81,17 @@ def check_prompts(models, options, generator, prompts):
         close(logits[mask == 1], expected[mask == 1], 0.06, 0.01, f"sparse80 {lengths}")
 
 
+def check_expected(models, batch, generator, weights, tokens, prompts):
+    """Sessions that expect `batch` sequences: products of these `weights` (rows, columns, share of zeros) with each number
+    of `tokens`, and a whole graph's logits of `prompts`, within the usual bounds."""
+    options = {"expected_batch": str(batch)}
+    for rows, columns, sparsity in weights:
+        weight = random_weight(generator, rows, columns, sparsity)
+        session = gpu_session(sparse_matmul_model(weight), options, ON_GPU_ONLY)
+        check_products(session, generator, weight, tokens, f"for {batch}, {rows} x {columns}")
+    check_prompts(models, options, generator, prompts)
+
+
 @section
 def devices(_):
     """The provider shows the GPU with its memory."""
@@ -148,37 +159,22 @@ def compact(_):
 
 @section
 def one_sequence(models):
-    """Weights laid out for one sequence: products of one, two and many tokens, and whole graphs, within the usual bounds."""
-    options = {"expected_batch": "1"}
-    generator = np.random.default_rng(6)
-    weight = random_weight(generator, 1500, 1344, 0.8)
-    session = gpu_session(sparse_matmul_model(weight), options, ON_GPU_ONLY)
-    check_products(session, generator, weight, (1, 2, 3, 9, 40, 300), "one sequence")
-    check_prompts(models, options, generator, ([1], [2], [7], [40], [5, 17]))
+    """Weights laid out for one sequence: one, two and many tokens."""
+    check_expected(models, 1, np.random.default_rng(6), ((1500, 1344, 0.8),), (1, 2, 3, 9, 40, 300), ([1], [2], [7], [40], [5, 17]))
 
 
 @section
 def some_sequences(models):
     """Weights laid out for 8 sequences, of which GPUs from 9.0 on have large ones as quads: few and many tokens."""
-    options = {"expected_batch": "8"}
-    generator = np.random.default_rng(9)
-    for rows, columns, sparsity in ((20480, 5120, 0.8), (5120, 8200, 0.9), (9000, 1344, 0.77)):
-        weight = random_weight(generator, rows, columns, sparsity)
-        session = gpu_session(sparse_matmul_model(weight), options, ON_GPU_ONLY)
-        check_products(session, generator, weight, (1, 8, 16, 33, 96, 97, 300), f"some sequences, {rows} x {columns}")
-    check_prompts(models, options, generator, ([1], [40], [5, 17]))
+    weights = ((20480, 5120, 0.8), (5120, 8200, 0.9), (9000, 1344, 0.77))
+    check_expected(models, 8, np.random.default_rng(9), weights, (1, 8, 16, 33, 96, 97, 300), ([1], [40], [5, 17]))
 
 
 @section
 def many_sequences(models):
-    """Weights laid out for 64 sequences, the last one dense: few and many tokens, and whole graphs, within the usual bounds."""
-    options = {"expected_batch": "64"}
-    generator = np.random.default_rng(8)
-    for rows, columns, sparsity in ((9000, 5128, 0.5), (15001, 4104, 0.9), (2048, 2048, 0.5)):
-        weight = random_weight(generator, rows, columns, sparsity)
-        session = gpu_session(sparse_matmul_model(weight), options, ON_GPU_ONLY)
-        check_products(session, generator, weight, (1, 20, 64, 65, 128, 300), f"many sequences, {rows} x {columns}")
-    check_prompts(models, options, generator, ([1], [40], [5, 17]))
+    """Weights laid out for 64 sequences, the last one dense: few and many tokens."""
+    weights = ((9000, 5128, 0.5), (15001, 4104, 0.9), (2048, 2048, 0.5))
+    check_expected(models, 64, np.random.default_rng(8), weights, (1, 20, 64, 65, 128, 300), ([1], [40], [5, 17]))
 
 
 @section

@@ -80,13 +80,13 @@ struct WeightPlan {
 };
 
 struct PlanOptions {
-  int layout = -1;      // a Layout other than kCanonical, where the weight can have it; -1 chooses
-  int expected_n = 0;   // columns of X for which the plan is to be fastest; 0: 1 to 32 alike
-  int cluster = 0;      // 1, 2 or 4 where such a row block is one panel; 0 chooses
-  int columns = -1;     // a Columns, or a jagged layout of no more bytes; -1 chooses
-  int row_groups = 0;   // row blocks of a thread block, 2 or 4 with Team::kRowGroup, else 3; 0 chooses
-  bool packed = false;  // never WeightPlan::dense, which nothing is that any of these says more of than columns
-  int team = -1;        // a Team; -1 chooses, and where the GPU or the weight does not have one, the other
+  int layout = -1;               // a Layout other than kCanonical, where the weight can have it; -1 chooses
+  int expected_n = 0;            // columns of X for which the plan is to be fastest; 0: 1 to 32 alike
+  int cluster = 0;               // 1, 2 or 4 where such a row block is one panel; 0 chooses
+  int columns = -1;              // a Columns, or a jagged layout of no more bytes; -1 chooses
+  int row_groups = 0;            // row blocks of a thread block, 2 or 4 with Team::kRowGroup, else 3; 0 chooses
+  bool packed = false;           // never WeightPlan::dense; nor is that where anything but expected_n is given
+  int team = -1;                 // a Team; -1 chooses, and where the GPU or the weight does not have one, the other
   bool float32_is_half = false;  // every float32 value is exact in float16 (CheckHalfExact): lay out as float16
 };
 
