@@ -135,9 +135,30 @@ __device__ __forceinline__ void BarrierArrive(uint32_t barrier) {
   asm volatile("{\n.reg .b64 state;\nmbarrier.arrive.shared.b64 state,[%0];\n}" ::"r"(barrier) : "memory");
 }
 
-/// Copies 16 bytes, of which `bytes` come from memory and the rest are zero (cp.async, 9.7.9.25.3).
-__device__ __forceinline__ void CopyAsync16(uint32_t destination, const void* source, uint32_t bytes) {
-  asm volatile("cp.async.cg.shared.global [%0],[%1],16,%2;" ::"r"(destination), "l"(source), "r"(bytes) : "memory");
+/// 16 bytes that are read once: they stay out of L1, which then keeps what is read again. Not ld.global.nc, which the
+/// assembler moves before the wait for a previous kernel that writes them.
+__device__ __forceinline__ uint4 LoadStreaming(const void* from) {
+  uint4 v;
+  asm volatile("ld.global.L1::no_allocate.v4.u32 {%0,%1,%2,%3},[%4];"
+               : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
+               : "l"(from));
+  return v;
+}
+
+/// Copies 16 bytes to shared memory (cp.async, 9.7.9.25.3).
+__device__ __forceinline__ void CopyAsync16(uint32_t destination, const void* source) {
+  asm volatile("cp.async.cg.shared.global [%0],[%1],16;" ::"r"(destination), "l"(source) : "memory");
+}
+/// The same, or 16 zero bytes and no read at all.
+__device__ __forceinline__ void CopyAsync16OrZeros(uint32_t destination, const void* source, bool inside) {
+  asm volatile("cp.async.cg.shared.global [%0],[%1],16,%2;" ::"r"(destination), "l"(source), "r"(inside ? 16 : 0)
+               : "memory");
+}
+__device__ __forceinline__ void CommitCopies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+/// Waits until at most kPending of this thread's groups are in flight.
+template <int kPending>
+__device__ __forceinline__ void WaitCopies() {
+  asm volatile("cp.async.wait_group %0;" ::"n"(kPending) : "memory");
 }
 /// Arrives once this thread's copies so far are complete.
 __device__ __forceinline__ void ArriveAfterCopies(uint32_t barrier) {

@@ -9,7 +9,8 @@
 namespace flashllm::test {
 namespace {
 
-enum class Bias { kNone, kPadding, kFull, kRow };  // [B, 1, S, T] of 0 and -30000, [B, H, S, T], [1, 1, 1, T]
+/// [B, 1, S, T] of 0 and -30000, or of 0 and -infinity; [B, H, S, T]; [1, 1, 1, T].
+enum class Bias { kNone, kPadding, kInfinite, kFull, kRow };
 
 struct Case {
   int64_t batch = 1, sequence = 1, heads = 2, head_dim = 64, past = 0;
@@ -17,21 +18,21 @@ struct Case {
   int64_t capacity = 0;  // of a cache in place; 0: the present is a tensor of its own
   bool ragged = false;   // lengths differ
   int splits = 0;
-  bool programmatic = false;
   double spread = 1.0;  // of queries: large ones make softmax sharp
 
   int64_t total() const { return past + sequence; }
   bool prompt() const { return past == 0; }
+  bool pads() const { return bias == Bias::kPadding || bias == Bias::kInfinite; }
 };
 
 std::string Describe(const Case& c, int capability) {
   char text[240];
   std::snprintf(text, sizeof(text),
-                "attention B=%lld S=%lld heads=%lldx%lld past=%lld bias=%d capacity=%lld ragged=%d splits=%d pdl=%d "
-                "spread=%g cc=%d",
+                "attention B=%lld S=%lld heads=%lldx%lld past=%lld bias=%d capacity=%lld ragged=%d splits=%d spread=%g "
+                "cc=%d",
                 static_cast<long long>(c.batch), static_cast<long long>(c.sequence), static_cast<long long>(c.heads),
                 static_cast<long long>(c.head_dim), static_cast<long long>(c.past), static_cast<int>(c.bias),
-                static_cast<long long>(c.capacity), c.ragged, c.splits, c.programmatic, c.spread, capability);
+                static_cast<long long>(c.capacity), c.ragged, c.splits, c.spread, capability);
   return text;
 }
 
@@ -73,14 +74,15 @@ struct Problem {
     bias = {{}, DataType::kFloat16};
     if (c.bias == Bias::kFull) bias = Random(c.batch * c.heads * c.sequence * total, DataType::kFloat16, 13, -2.0, 2.0);
     if (c.bias == Bias::kRow) bias = Random(total, DataType::kFloat16, 13, -2.0, 2.0);
-    if (c.bias != Bias::kPadding) return;
-    // Sequence b is padded by b positions on the left and, where it is long, by every 7th position; the last sequence
-    // is all padding.
+    if (!c.pads()) return;
+    // Sequence b is padded by b positions on the left, or with infinities by b thirds of them, and, where it is long,
+    // by every 7th position; the last sequence is all padding.
     bias.values.resize(c.batch * c.sequence * total);
     for (size_t i = 0; i < bias.values.size(); ++i) {
       const int64_t b = static_cast<int64_t>(i) / (c.sequence * total), j = static_cast<int64_t>(i) % total;
-      const bool padding = j < b || (total > 20 && j % 7 == 3) || (b > 1 && b == c.batch - 1);
-      bias.values[i] = padding ? -30000 : 0;
+      const bool padding = j < (c.bias == Bias::kInfinite ? b * total / 3 : b) || (total > 20 && j % 7 == 3) ||
+                           (b > 1 && b == c.batch - 1);
+      bias.values[i] = !padding ? 0 : c.bias == Bias::kInfinite ? -INFINITY : -30000;
     }
   }
 
@@ -103,6 +105,7 @@ struct Problem {
       case Bias::kNone:
         return 0;
       case Bias::kPadding:
+      case Bias::kInfinite:
         return bias.values[(b * c.sequence + token) * total + position];
       case Bias::kFull:
         return bias.values[((b * c.heads + head) * c.sequence + token) * total + position];
@@ -147,7 +150,9 @@ struct Problem {
             if (weights[j] > largest) size = magnitude * scale + std::abs(weights[j]);
             largest = std::max(largest, weights[j]);
           }
-          for (double& weight : weights) sum += weight = std::exp(weight - largest);
+          const bool sees_nothing = largest == -INFINITY;  // a row of zeros
+          for (double& weight : weights) sum += weight = sees_nothing ? 0 : std::exp(weight - largest);
+          if (sees_nothing) sum = 1, size = 0;
           for (int64_t d = 0; d < c.head_dim; ++d) {
             double value = 0, magnitude = 0;
             for (int64_t j = 0; j < visible; ++j) {
@@ -181,7 +186,7 @@ void Run(const GpuInfo& gpu, int capability, const Case& c) {
   args.seqlens = static_cast<const int32_t*>(seqlens.get());
   args.total = total;
   if (c.bias != Bias::kNone) args.bias = bias.get();
-  if (c.bias == Bias::kPadding) args.bias_batch_stride = c.sequence * total, args.bias_query_stride = total;
+  if (c.pads()) args.bias_batch_stride = c.sequence * total, args.bias_query_stride = total;
   if (c.bias == Bias::kFull) {
     args.bias_batch_stride = c.heads * c.sequence * total, args.bias_head_stride = c.sequence * total;
     args.bias_query_stride = total;
@@ -189,13 +194,12 @@ void Run(const GpuInfo& gpu, int capability, const Case& c) {
   args.output = output.get();
   args.scale = static_cast<float>(1 / std::sqrt(static_cast<double>(c.head_dim)));
   args.compute_capability = capability, args.sm_count = gpu.sm_count, args.splits = c.splits;
-  args.programmatic = c.programmatic && gpu.compute_capability >= 90;
   args.fault = static_cast<uint32_t*>(fault.get());
   Buffer workspace(AttentionWorkspaceBytes(args));
   args.workspace = workspace.get();
 
   std::vector<uint8_t> keys, values;
-  const std::vector<uint8_t> first = RunThrice(what, output, [&] {
+  const std::vector<uint8_t> first = RunThrice(what, output, [&](Turn& turn) {
     workspace.Poison();
     Buffer past_key(Encode(problem.past[0], DataType::kFloat16)),
         past_value(Encode(problem.past[1], DataType::kFloat16));
@@ -203,6 +207,7 @@ void Run(const GpuInfo& gpu, int capability, const Case& c) {
     if (problem.past_capacity > 0) args.past_key = past_key.get(), args.past_value = past_value.get();
     args.present_key = c.capacity > 0 ? past_key.get() : present_key.get();
     args.present_value = c.capacity > 0 ? past_value.get() : present_value.get();
+    args.programmatic = turn.Late({&qkv, &bias, &seqlens, &past_key, &past_value});
     const cudaError_t error = LaunchAttention(args, nullptr);
     if (error != cudaSuccess) return error;
     keys = (c.capacity > 0 ? past_key : present_key).Read();
@@ -245,7 +250,14 @@ void RunHostileLengths(const GpuInfo& gpu, int64_t sequence, bool in_place) {
     Expect(fault.Read()[0] == cuda::kFaultLength, what, "reported no fault for " + std::to_string(hostile));
     std::vector<double> expected, bound, got = Decode(output.Read(), DataType::kFloat16);
     problem.ExpectedOutput(&expected, &bound);
-    got.resize(got.size() / 2), expected.resize(got.size());
+    if (hostile < 0) {  // nothing is seen: rows of zeros
+      expected.resize(got.size());
+      std::fill(expected.begin() + got.size() / 2, expected.end(), 0.0);
+      bound.resize(got.size());
+      std::fill(bound.begin() + got.size() / 2, bound.end(), 0.0);
+    } else {
+      got.resize(got.size() / 2), expected.resize(got.size());
+    }
     Compare(what, got, expected, [&](size_t i) { return bound[i]; });
   }
 }
@@ -289,28 +301,32 @@ void RunAttention(const GpuInfo& gpu, Size size) {
     for (int64_t head_dim :
          tiny ? std::vector<int64_t>{80, 128} : std::vector<int64_t>{8, 16, 24, 32, 64, 80, 96, 104, 128}) {
       for (int splits : {0, 1, 2, 3, 8}) {
-        Run(gpu, capability, {2, 1, 3, head_dim, 37, Bias::kPadding, 0, false, splits, splits == 2});
-        Run(gpu, capability, {3, 2, 2, head_dim, 70, Bias::kFull, 96, true, splits, splits == 3, 8.0});
+        Run(gpu, capability, {2, 1, 3, head_dim, 37, Bias::kPadding, 0, false, splits});
+        Run(gpu, capability, {3, 2, 2, head_dim, 70, Bias::kFull, 96, true, splits, 8.0});
       }
-      Run(gpu, capability, {3, 70, 2, head_dim, 0, Bias::kPadding, 0, true, 0, true});
-      Run(gpu, capability, {2, 9, 3, head_dim, 61, Bias::kFull, 80, false, 0, false, 8.0});
+      Run(gpu, capability, {3, 70, 2, head_dim, 0, Bias::kPadding, 0, true});
+      Run(gpu, capability, {2, 9, 3, head_dim, 61, Bias::kFull, 80, false, 0, 8.0});
+      Run(gpu, capability, {3, 70, 2, head_dim, 0, Bias::kInfinite, 0, true});
+      Run(gpu, capability, {3, 1, 2, head_dim, 150, Bias::kInfinite, 0});
       if (tiny) continue;
-      Run(gpu, capability, {2, 33, 2, head_dim, 100, Bias::kRow, 0, true, 0, true, 4.0});
+      Run(gpu, capability, {3, 33, 2, head_dim, 300, Bias::kInfinite, 400, true, 0, 4.0});
+      for (int splits : {1, 2, 8}) Run(gpu, capability, {3, 2, 2, head_dim, 500, Bias::kInfinite, 512, true, splits});
+      Run(gpu, capability, {2, 33, 2, head_dim, 100, Bias::kRow, 0, true, 0, 4.0});
       Run(gpu, capability, {1, 1, 1, head_dim, 0, Bias::kNone, 0});
       Run(gpu, capability, {1, 5, 1, head_dim, 1, Bias::kNone, 6});
     }
     if (tiny) continue;
     for (int splits : {0, 1, 2, 4, 5, 8, 64}) {
-      Run(gpu, capability, {2, 1, 4, 128, 1500, Bias::kPadding, 2048, true, splits, true, 4.0});
-      Run(gpu, capability, {9, 1, 2, 64, 255, Bias::kRow, 0, true, splits, false});
+      Run(gpu, capability, {2, 1, 4, 128, 1500, Bias::kPadding, 2048, true, splits, 4.0});
+      Run(gpu, capability, {9, 1, 2, 64, 255, Bias::kRow, 0, true, splits});
     }
-    Run(gpu, capability, {40, 1, 12, 64, 130, Bias::kPadding, 200, true, 0, true});
+    Run(gpu, capability, {40, 1, 12, 64, 130, Bias::kPadding, 200, true});
   }
   const int capability = gpu.compute_capability;
   for (int64_t sequence :
        tiny ? std::vector<int64_t>{3, 65} : std::vector<int64_t>{3, 4, 5, 16, 17, 63, 64, 65, 128, 200}) {
     Run(gpu, capability, {2, sequence, 2, 96, 0, Bias::kNone, 0});
-    Run(gpu, capability, {2, sequence, 2, 128, 0, Bias::kPadding, 256, true, 0, true});
+    Run(gpu, capability, {2, sequence, 2, 128, 0, Bias::kPadding, 256, true});
     Run(gpu, capability, {1, sequence, 2, 64, 77, Bias::kPadding, 0});
   }
   for (int64_t sequence : {1, 6}) {

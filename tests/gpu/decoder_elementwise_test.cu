@@ -83,7 +83,10 @@ void RunBinary(BinaryOp op, DataType type, const Shape& a_shape, const Shape& b_
   args.op = op, args.a = a_device.get(), args.b = b_device.get(), args.y = y.get(), args.type = type;
   args.a_shape = a_shape, args.b_shape = b_shape;
   args.fault = static_cast<uint32_t*>(fault.get());
-  const auto bytes = RunThrice(what, y, [&] { return cuda::LaunchBinary(args, nullptr); });
+  const auto bytes = RunThrice(what, y, [&](Turn& turn) {
+    args.programmatic = turn.Late({&a_device, &b_device});
+    return cuda::LaunchBinary(args, nullptr);
+  });
   std::vector<double> expected(shape.count());
   bool divides_by_zero = false;
   for (int64_t i = 0; i < shape.count(); ++i) {
@@ -137,7 +140,7 @@ void RunIntegerLimits() {
     cuda::BinaryArgs args;
     args.op = op, args.a = a_device.get(), args.b = b_device.get(), args.y = y.get(), args.type = DataType::kInt64;
     args.a_shape = args.b_shape = {1, {4}};
-    const auto bytes = RunThrice("integer limits", y, [&] { return cuda::LaunchBinary(args, nullptr); });
+    const auto bytes = RunThrice("integer limits", y, [&](Turn&) { return cuda::LaunchBinary(args, nullptr); });
     Expect(std::memcmp(bytes.data(), expected.data(), bytes.size()) == 0, "integer limits", "wrong result");
   }
 }
@@ -173,7 +176,10 @@ void RunUnary(UnaryOp op, DataType type, int64_t count, size_t misaligned) {
   Buffer x_device(x.bytes(), misaligned), y(count * SizeOf(type), misaligned);
   cuda::UnaryArgs args;
   args.op = op, args.x = x_device.get(), args.y = y.get(), args.count = count, args.type = type;
-  const auto bytes = RunThrice(what, y, [&] { return cuda::LaunchUnary(args, nullptr); });
+  const auto bytes = RunThrice(what, y, [&](Turn& turn) {
+    args.programmatic = turn.Late({&x_device});
+    return cuda::LaunchUnary(args, nullptr);
+  });
   std::vector<double> expected;
   for (double value : x.values) expected.push_back(Reference(op, value));
   // Gelu's tail is a difference of numbers near 1: float32's rounding, times x.
@@ -219,7 +225,10 @@ void RunCast(DataType from, DataType to, int64_t count, size_t misaligned) {
   Buffer x_device(x.bytes(), misaligned * SizeOf(from)), y(count * SizeOf(to), misaligned * SizeOf(to));
   cuda::CastArgs args;
   args.x = x_device.get(), args.y = y.get(), args.count = count, args.from = from, args.to = to;
-  const auto bytes = RunThrice(what, y, [&] { return cuda::LaunchCast(args, nullptr); });
+  const auto bytes = RunThrice(what, y, [&](Turn& turn) {
+    args.programmatic = turn.Late({&x_device});
+    return cuda::LaunchCast(args, nullptr);
+  });
   std::vector<double> expected;
   for (double value : x.values) expected.push_back(ReferenceCast(value, to));
   // INT64_MAX is no float64; it reads back as 2^63.
@@ -237,7 +246,10 @@ void RunWhere(DataType type, const Shape& condition, const Shape& a_shape, const
   cuda::WhereArgs args;
   args.condition = c_device.get(), args.a = a_device.get(), args.b = b_device.get(), args.y = y.get();
   args.condition_shape = condition, args.a_shape = a_shape, args.b_shape = b_shape, args.type = type;
-  const auto bytes = RunThrice(what, y, [&] { return cuda::LaunchWhere(args, nullptr); });
+  const auto bytes = RunThrice(what, y, [&](Turn& turn) {
+    args.programmatic = turn.Late({&c_device, &a_device, &b_device});
+    return cuda::LaunchWhere(args, nullptr);
+  });
   std::vector<double> expected(shape.count());
   for (int64_t i = 0; i < shape.count(); ++i) {
     expected[i] = c.values[BroadcastIndex(i, shape, condition)] != 0 ? a.values[BroadcastIndex(i, shape, a_shape)]

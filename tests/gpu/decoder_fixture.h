@@ -15,6 +15,7 @@
 #include <vector>
 
 #include "ops/decoder/cuda/tensor.h"
+#include "tests/gpu/late_inputs.h"
 
 namespace flashllm::test {
 
@@ -55,6 +56,7 @@ class Buffer {
   Buffer& operator=(const Buffer&) = delete;
 
   void* get() const { return static_cast<char*>(memory_) + shift_; }
+  size_t size() const { return bytes_; }
   /// All bits set: NaN in either float type, -1, and no legal bool.
   void Poison() { Check(cudaMemset(get(), 0xff, bytes_), "poison"); }
   std::vector<uint8_t> Read() const {
@@ -145,13 +147,36 @@ inline double HalfUlp(double value, DataType type) {
   return 0.0;
 }
 
-/// Runs `launch` three times on poisoned output and checks that the results are the same; returns the first.
+/// Whether the GPU has programmatic dependent launches, and they are to be tested.
+inline bool dependent_launches = false;
+
+/// A run of RunThrice.
+class Turn {
+ public:
+  explicit Turn(bool late) : late_(late) {}
+
+  /// Whether the launch is to be a programmatic one. Then these inputs come late, from a kernel ahead of it.
+  bool Late(std::initializer_list<const Buffer*> inputs) {
+    if (!late_) return false;
+    for (const Buffer* input : inputs) inputs_.Add(input->get(), input->size());
+    inputs_.Send();
+    return true;
+  }
+
+ private:
+  const bool late_;
+  LateInputs inputs_;
+};
+
+/// Runs launch(turn) three times on poisoned output, the last time with inputs that come late, and checks that the
+/// results are the same; returns the first.
 template <typename Launch>
 std::vector<uint8_t> RunThrice(const std::string& what, Buffer& y, Launch launch) {
   std::vector<uint8_t> first;
   for (int repeat = 0; repeat < 3; ++repeat) {
     y.Poison();
-    Check(launch(), what);
+    Turn turn(dependent_launches && repeat == 2);
+    Check(launch(turn), what);
     Check(cudaDeviceSynchronize(), what);
     const std::vector<uint8_t> bytes = y.Read();
     if (repeat == 0)

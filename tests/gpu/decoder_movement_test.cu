@@ -35,7 +35,10 @@ void RunGather(int64_t rows, int64_t row_bytes, int64_t count, DataType index_ty
   args.table = table_device.get(), args.indices = indices_device.get(), args.y = y.get();
   args.table_rows = rows, args.row_bytes = row_bytes, args.count = count, args.index_type = index_type;
   args.fault = static_cast<uint32_t*>(fault.get());
-  const auto bytes = RunThrice(what, y, [&] { return cuda::LaunchGather(args, nullptr); });
+  const auto bytes = RunThrice(what, y, [&](Turn& turn) {
+    args.programmatic = turn.Late({&indices_device, &table_device});
+    return cuda::LaunchGather(args, nullptr);
+  });
   std::vector<uint8_t> expected(count * row_bytes, 0);
   for (int64_t i = 0; i < count; ++i) {
     double row = indices.values[i];
@@ -55,7 +58,10 @@ void RunCopy(const std::string& name, StridedCopyArgs copy, int64_t from_count, 
     const std::vector<uint8_t> from = RandomBytes(from_count * element, 3);
     Buffer from_device(from, misaligned * element), to(to_count * element, misaligned * element);
     copy.from = from_device.get(), copy.to = to.get(), copy.element_bytes = element;
-    const auto bytes = RunThrice(what, to, [&] { return cuda::LaunchStridedCopy(copy, nullptr); });
+    const auto bytes = RunThrice(what, to, [&](Turn& turn) {
+      copy.programmatic = turn.Late({&from_device});
+      return cuda::LaunchStridedCopy(copy, nullptr);
+    });
     std::vector<uint8_t> expected(to_count * element, 0xff);
     for (int64_t i = 0; i < copy.shape.count(); ++i) {
       int64_t left = i, source = copy.from_offset, target = copy.to_offset;

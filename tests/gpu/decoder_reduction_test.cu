@@ -15,7 +15,7 @@ using cuda::ReduceOp;
 struct NormCase {
   int64_t rows, width;
   DataType type;
-  bool shift = true, skip = false, skip_bias = false, in_place = false, programmatic = false;
+  bool shift = true, skip = false, skip_bias = false, in_place = false, constant_affine = false;
   size_t misaligned = 0;
   double mean = 0.3;
 };
@@ -23,9 +23,9 @@ struct NormCase {
 void RunLayerNorm(const NormCase& c) {
   char what[160];
   std::snprintf(what, sizeof(what),
-                "layer norm [%lld, %lld] %s shift=%d skip=%d bias=%d in place=%d pdl=%d shifted %zu",
+                "layer norm [%lld, %lld] %s shift=%d skip=%d bias=%d in place=%d constant=%d shifted %zu",
                 static_cast<long long>(c.rows), static_cast<long long>(c.width), Name(c.type), c.shift, c.skip,
-                c.skip_bias, c.in_place, c.programmatic, c.misaligned);
+                c.skip_bias, c.in_place, c.constant_affine, c.misaligned);
   const int64_t count = c.rows * c.width;
   const Tensor x = Random(count, c.type, 1, c.mean - 2, c.mean + 2), skip = Random(count, c.type, 2),
                scale = Random(c.width, c.type, 3, 0.5, 1.5), shift = Random(c.width, c.type, 4),
@@ -36,14 +36,17 @@ void RunLayerNorm(const NormCase& c) {
   args.scale = scale_device.get(), args.shift = c.shift ? shift_device.get() : nullptr;
   args.skip_bias = c.skip_bias ? bias_device.get() : nullptr;
   args.rows = c.rows, args.width = c.width, args.type = c.type;
-  args.programmatic = args.constant_affine = c.programmatic;
+  args.constant_affine = c.constant_affine;
   std::vector<uint8_t> sums, results;
-  const auto bytes = RunThrice(what, y, [&] {
+  const auto bytes = RunThrice(what, y, [&](Turn& turn) {
     Buffer x_device(x.bytes(), c.misaligned), skip_device(skip.bytes(), c.misaligned);
     Buffer sum(count * SizeOf(c.type), c.misaligned);
     args.x = x_device.get(), args.skip = c.skip ? skip_device.get() : nullptr;
     args.y = c.in_place ? x_device.get() : y.get();
     args.sum = !c.skip ? nullptr : c.in_place ? skip_device.get() : sum.get();
+    args.programmatic = c.constant_affine
+                            ? turn.Late({&x_device, &skip_device, &bias_device})
+                            : turn.Late({&x_device, &skip_device, &bias_device, &scale_device, &shift_device});
     const cudaError_t error = LaunchLayerNorm(args, nullptr);
     if (c.skip) sums = (c.in_place ? skip_device : sum).Read();
     if (c.in_place) results = x_device.Read();
@@ -96,7 +99,10 @@ void RunReduce(ReduceOp op, DataType type, int64_t outer, int64_t axis, int64_t 
   cuda::ReduceArgs args;
   args.op = op, args.x = x_device.get(), args.y = y.get(), args.type = type;
   args.outer = outer, args.axis = axis, args.inner = inner;
-  const auto bytes = RunThrice(what, y, [&] { return cuda::LaunchReduce(args, nullptr); });
+  const auto bytes = RunThrice(what, y, [&](Turn& turn) {
+    args.programmatic = turn.Late({&x_device});
+    return cuda::LaunchReduce(args, nullptr);
+  });
   std::vector<double> expected(outer * inner), bound(outer * inner);
   for (int64_t line = 0; line < outer * inner; ++line) {
     const double* const from = x.values.data() + line / inner * axis * inner + line % inner;
@@ -133,9 +139,10 @@ void RunCumSum(DataType type, int64_t outer, int64_t axis, int64_t inner, bool e
   }
   for (bool in_place : {false, true}) {
     Buffer y(x.values.size() * SizeOf(type));
-    std::vector<uint8_t> result = RunThrice(what, y, [&] {
+    std::vector<uint8_t> result = RunThrice(what, y, [&](Turn& turn) {
       Buffer x_device(x.bytes());
       cuda::CumSumArgs args;
+      args.programmatic = turn.Late({&x_device});
       args.x = x_device.get(), args.y = in_place ? x_device.get() : y.get(), args.type = type;
       args.outer = outer, args.axis = axis, args.inner = inner, args.exclusive = exclusive, args.reverse = reverse;
       const cudaError_t error = cuda::LaunchCumSum(args, nullptr);
@@ -176,7 +183,10 @@ void RunSoftmax(DataType type, int64_t rows, int64_t width) {
   Buffer x_device(x.bytes()), y(rows * width * SizeOf(type));
   cuda::SoftmaxArgs args;
   args.x = x_device.get(), args.y = y.get(), args.rows = rows, args.width = width, args.type = type;
-  const auto bytes = RunThrice(what, y, [&] { return cuda::LaunchSoftmax(args, nullptr); });
+  const auto bytes = RunThrice(what, y, [&](Turn& turn) {
+    args.programmatic = turn.Late({&x_device});
+    return cuda::LaunchSoftmax(args, nullptr);
+  });
   std::vector<double> expected;
   for (int64_t row = 0; row < rows; ++row) {
     const auto first = x.values.begin() + row * width;
@@ -198,7 +208,10 @@ void RunArgMax(DataType type, const std::vector<double>& values, int64_t rows, i
   cuda::ArgMaxArgs args;
   args.x = x_device.get(), args.y = static_cast<int64_t*>(y.get()), args.rows = rows, args.width = width;
   args.row_stride = stride == 0 ? 0 : width + stride, args.type = type;
-  const auto bytes = RunThrice(what, y, [&] { return cuda::LaunchArgMax(args, nullptr); });
+  const auto bytes = RunThrice(what, y, [&](Turn& turn) {
+    args.programmatic = turn.Late({&x_device});
+    return cuda::LaunchArgMax(args, nullptr);
+  });
   const std::vector<double> exact = Decode(x.bytes(), type);
   std::vector<double> expected;
   for (int64_t row = 0; row < rows; ++row) {
@@ -253,7 +266,10 @@ void RunRange(DataType type, int64_t count, double start, double delta) {
   args.y = y.get(), args.count = count, args.type = type;
   args.start = static_cast<int64_t>(start), args.delta = static_cast<int64_t>(delta);
   args.float_start = start, args.float_delta = delta;
-  const auto bytes = RunThrice(what, y, [&] { return cuda::LaunchRange(args, nullptr); });
+  const auto bytes = RunThrice(what, y, [&](Turn& turn) {
+    args.programmatic = turn.Late({});
+    return cuda::LaunchRange(args, nullptr);
+  });
   std::vector<double> expected;
   const bool is_float = type == DataType::kFloat32 || type == DataType::kFloat16;
   for (int64_t i = 0; i < count; ++i)
@@ -276,7 +292,10 @@ void RunMatMul(DataType type, int64_t a_batch, int64_t b_batch, int64_t m, int64
   Expect(cuda::MatMulShape(args.a_shape, args.b_shape, &shape), what, "shapes");
   Buffer a_device(a.bytes()), b_device(b.bytes()), y(shape.count() * SizeOf(type));
   args.a = a_device.get(), args.b = b_device.get(), args.y = y.get(), args.type = type;
-  const auto bytes = RunThrice(what, y, [&] { return cuda::LaunchBatchedMatMul(args, nullptr); });
+  const auto bytes = RunThrice(what, y, [&](Turn& turn) {
+    args.programmatic = turn.Late({&a_device, &b_device});
+    return cuda::LaunchBatchedMatMul(args, nullptr);
+  });
   std::vector<double> expected(shape.count()), size(shape.count());
   for (int64_t i = 0; i < shape.count(); ++i) {
     const int64_t batch = i / (m * n), row = i / n % m, column = i % n;

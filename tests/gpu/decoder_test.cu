@@ -31,6 +31,7 @@ int main(int argc, char** argv) {
     TimeReductions(gpu);
     return 0;
   }
+  dependent_launches = gpu.compute_capability >= 90;
   const auto run = [&](const char* name, auto test) {
     test();
     std::printf("%s: %lld elements checked so far, %d failures\n", name, static_cast<long long>(checked), failures);

@@ -8,8 +8,9 @@
 #include <cstring>
 #include <string>
 
-#include "ops/dense-matmul/cuda/dense_matmul.h"
+#include "ops/dense-matmul/cuda/tma_gemm.h"
 #include "tests/gpu/device_buffer.h"
+#include "tests/gpu/late_inputs.h"
 
 namespace flashllm::test {
 namespace {
@@ -73,16 +74,18 @@ struct Case {
   int64_t x_gap = 0, y_gap = 0;  // elements between rows
   int64_t offset = 0;            // of every operand, in elements: 1 leaves none aligned
   bool in_place = false;         // the residual is Y's memory
+  bool weights_late = false;     // W is the work of the kernel ahead
 };
 
 std::string Describe(const Case& c, const char* path) {
   char text[240];
   std::snprintf(
       text, sizeof(text),
-      "%s M=%lld K=%lld N=%lld bias=%d relu=%d residual=%d pdl=%d x_gap=%lld y_gap=%lld offset=%lld in_place=%d", path,
-      static_cast<long long>(c.m), static_cast<long long>(c.k), static_cast<long long>(c.n), c.bias, c.relu, c.residual,
-      c.programmatic, static_cast<long long>(c.x_gap), static_cast<long long>(c.y_gap),
-      static_cast<long long>(c.offset), c.in_place);
+      "%s M=%lld K=%lld N=%lld bias=%d relu=%d residual=%d pdl=%d x_gap=%lld y_gap=%lld offset=%lld in_place=%d "
+      "late=%d",
+      path, static_cast<long long>(c.m), static_cast<long long>(c.k), static_cast<long long>(c.n), c.bias, c.relu,
+      c.residual, c.programmatic, static_cast<long long>(c.x_gap), static_cast<long long>(c.y_gap),
+      static_cast<long long>(c.offset), c.in_place, c.weights_late);
   return text;
 }
 
@@ -106,7 +109,10 @@ class Matrix {
   int64_t offset_;
 };
 
-void Run(const DenseDevice& device, const Case& c, const char* path) {
+using Launcher = cudaError_t (*)(const DenseDevice& device, const DenseMatMulArgs& args, cudaStream_t stream);
+
+/// `launch`: a kernel that takes strides as they are, in place of the entry point.
+void Run(const DenseDevice& device, const Case& c, const char* path, Launcher launch = cuda::LaunchDenseMatMul) {
   const int64_t x_stride = c.k + c.x_gap, y_stride = c.m + c.y_gap, y_count = c.n * y_stride - c.y_gap;
   const std::string what = Describe(c, path);
   const Matrix w(c.m * c.k, c.offset, 1), x(c.n * x_stride - c.x_gap, c.offset, 2), bias(c.m, c.offset, 3);
@@ -118,8 +124,15 @@ void Run(const DenseDevice& device, const Case& c, const char* path) {
   args.bias = c.bias ? bias.get() : nullptr;
   args.residual = !c.residual ? nullptr : c.in_place ? y.get() : residual.get();
   args.m = c.m, args.k = c.k, args.n = c.n;
-  args.x_stride = c.x_gap == 0 ? 0 : x_stride, args.y_stride = c.y_gap == 0 ? 0 : y_stride;
-  args.relu = c.relu, args.programmatic = c.programmatic;
+  const bool resolve = launch != cuda::LaunchDenseMatMul;
+  args.x_stride = c.x_gap == 0 && !resolve ? 0 : x_stride, args.y_stride = c.y_gap == 0 && !resolve ? 0 : y_stride;
+  args.relu = c.relu, args.programmatic = c.programmatic, args.weights_late = c.weights_late;
+  LateInputs late;
+  if (c.programmatic && device.compute_capability >= 90) {
+    late.Add(args.x, (c.n * x_stride - c.x_gap) * 2);
+    if (!c.in_place) late.Add(args.residual, y_count * 2);
+    if (c.weights_late) late.Add(args.w, c.m * c.k * 2);
+  }
   std::vector<uint8_t> first;
   for (int repeat = 0; repeat < 3; ++repeat) {
     if (c.in_place) {
@@ -127,7 +140,8 @@ void Run(const DenseDevice& device, const Case& c, const char* path) {
     } else {
       y.buffer().Poison();
     }
-    Check(cuda::LaunchDenseMatMul(device, args, nullptr), what.c_str());
+    late.Send();
+    Check(launch(device, args, nullptr), what.c_str());
     Check(cudaDeviceSynchronize(), what.c_str());
     const std::vector<uint8_t> bytes = y.buffer().Read();
     if (repeat == 0) {
@@ -164,7 +178,7 @@ void RunPath(const DenseDevice& device, const char* path, bool quick) {
     for (int64_t n : columns) {
       const int variant = static_cast<int>((m + k + n) % 8);
       Case c{m, k, n, (variant & 1) != 0, (variant & 2) != 0, (variant & 4) != 0};
-      c.programmatic = n % 2 == 1;
+      c.programmatic = n % 2 == 1, c.weights_late = n % 3 == 0;
       Run(device, c, path);
       if (quick && n > 65) break;
     }
@@ -196,9 +210,31 @@ void RunPath(const DenseDevice& device, const char* path, bool quick) {
     Run(device, {7168, 520, n, true, false, true, true}, path);
     Run(device, {3000, 1032, n, true, true, false}, path);
   }
-  // OPT-13B's and OPT-30B's rows, which take tiles of 64, 96, 160 and 192.
+  // OPT-13B's and OPT-30B's rows.
   for (int64_t n : {100, 256, 512}) {
     for (int64_t m : {5120, 20480, 21504}) Run(device, {m, 200, n, true, true, true}, path);
+  }
+}
+
+/// Every instance of the sm_90a kernel: tiles that are full and that are not, rings that go round.
+void RunTmaKernels(const DenseDevice& device) {
+  for (const cuda::TmaKernel& kernel : cuda::TmaKernels()) {
+    if (device.clusters[kernel.cluster * kernel.split / 2] == 0) continue;
+    const std::string path = "tile of " + std::to_string(kernel.rows) + " x " + std::to_string(kernel.width) +
+                             ", cluster " + std::to_string(kernel.cluster) + ", split " + std::to_string(kernel.split);
+    const int64_t least_k = (kernel.least_k + 7) / 8 * 8;
+    for (int64_t n : {1, kernel.rows - 5, kernel.rows * kernel.cluster * 2 + 9}) {
+      for (int64_t m : {kernel.width - 3, kernel.width * 5 + 17}) {
+        for (int64_t k : {least_k, int64_t{1096}}) {
+          Case c{m, k, n, n > 1, m % 2 == 0, k > least_k};
+          c.programmatic = n > 1, c.weights_late = n > kernel.rows;
+          Run(device, c, path.c_str(), kernel.launch);
+        }
+      }
+    }
+    // More tiles than run at once.
+    Run(device, {kernel.width * int64_t{150}, 72 + least_k, kernel.rows, true, true, true}, path.c_str(),
+        kernel.launch);
   }
 }
 
@@ -222,7 +258,10 @@ int main(int argc, char** argv) {
     if (std::strcmp(argv[i], "--sm80") == 0) sm80 = true;
   }
   if (sm80) device.compute_capability = 80, device.encode_tensor_map = nullptr;
-  if (device.encode_tensor_map != nullptr) test::RunPath(device, "sm_90a", quick);
+  if (device.encode_tensor_map != nullptr) {
+    test::RunPath(device, "sm_90a", quick);
+    test::RunTmaKernels(device);
+  }
   device.encode_tensor_map = nullptr;
   test::RunPath(device, "sm_80", quick);
   std::printf("%lld elements checked, %d cases failed\n", static_cast<long long>(test::checked), test::failures);

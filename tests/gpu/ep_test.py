@@ -539,6 +539,117 @@ def two_sessions(models):
 
 
 @section
+def faults_of_runs(models):
+    """Of runs at once, those alone fail whose inputs a kernel found wrong."""
+    decoder = Decoder(gpu_session(os.path.join(models, "sparse80", "model.onnx")))
+    generator = np.random.default_rng(9)
+    ids, mask, positions = sequences(generator, 8000, [9, 40])
+    expected, _ = decoder.run(ids, mask, positions)
+    failures = []
+
+    def good():
+        for _ in range(40):
+            check(np.array_equal(decoder.run(ids, mask, positions)[0], expected), "a sound run beside a wrong one differs")
+
+    def bad():
+        for _ in range(40):
+            try:
+                decoder.run(ids + 9000, mask, positions)
+            except Exception as error:  # noqa: BLE001
+                check("index" in str(error), str(error))
+            else:
+                check(False, "a wrong run beside sound ones was taken")
+
+    def work(action):
+        try:
+            action()
+        except Exception as error:  # noqa: BLE001
+            failures.append(error)
+
+    threads = [threading.Thread(target=work, args=(action,)) for action in (good, bad, good, bad)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    check(not failures, failures)
+
+
+@section
+def computed_weight(_):
+    """Gemm with a weight that the kernels ahead of it compute, as an adapter's product is, which it may not read early."""
+    from onnx import TensorProto, helper
+
+    rows, columns, rank, tokens = 1536, 512, 64, 8
+    shapes = {"X": [tokens, columns], "A": [rows, rank], "B": [rank, columns], "Y": [tokens, rows]}
+    values = {name: helper.make_tensor_value_info(name, TensorProto.FLOAT16, shape) for name, shape in shapes.items()}
+    nodes = [helper.make_node("MatMul", ["A", "B"], ["W"]), helper.make_node("Gemm", ["X", "W"], ["Y"], transB=1)]
+    graph = helper.make_graph(nodes, "adapter", [values[name] for name in "XAB"], [values["Y"]])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8)
+    session = gpu_session(model.SerializeToString(), config=ON_GPU_ONLY)
+    generator = np.random.default_rng(10)
+    for repeat in range(20):
+        x, a, b = (generator.uniform(-1, 1, shapes[name]).astype(np.float16) for name in "XAB")
+        weight = (a.astype(np.float32) @ b.astype(np.float32)).astype(np.float16).astype(np.float64)
+        expected = x.astype(np.float64) @ weight.T
+        found = session.run(None, {"X": x, "A": a, "B": b})[0]
+        check(np.abs(found - expected).max() <= 4e-3 * np.abs(expected).max(), f"run {repeat} is wrong")
+
+
+@section
+def recorded_copies(_):
+    """A run that gets or gives something in host memory is not recorded, and says why; with gpu_graph_id -1 it is run."""
+    weight = random_weight(np.random.default_rng(11), 64, 64, 0.5)
+    session = gpu_session(sparse_matmul_model(weight), {"cuda_graph": "1"}, ON_GPU_ONLY)
+    x = np.ones((1, 2, 64), np.float16)
+    expected = x.astype(np.float64) @ weight.astype(np.float64).T
+    close(session.run(None, {"X": x})[0], expected, 0.05, 0.01, "the first run, an ordinary one")
+    try:
+        session.run(None, {"X": x})
+    except Exception as error:  # noqa: BLE001
+        check("gpu_graph_id -1" in str(error), str(error))
+    else:
+        check(False, "copies of host memory were recorded")
+    for _ in range(3):
+        close(session.run(None, {"X": x}, plain_run())[0], expected, 0.05, 0.01, "afterwards")
+
+
+@section
+def graphs_at_once(models):
+    """Threads that record and replay graphs of one session at once get what each gets alone, bit for bit."""
+    decoder = Decoder(gpu_session(os.path.join(models, "sparse80", "model.onnx"), {"cuda_graph": "1"}, ON_GPU_ONLY))
+    generator = np.random.default_rng(12)
+    failures = []
+
+    def text(number, graph):
+        lengths, steps = [5 + number, 12], 12
+        prompt, mask, positions = sequences(np.random.default_rng(number), 8000, lengths)
+        state = Static(decoder, len(lengths), 64, 8192, graph)
+        found = [state.prefill(prompt, mask, positions)[:, -1:]]
+        for step in range(steps):
+            mask = np.concatenate([mask, np.ones((2, 1), np.int64)], axis=1)
+            at = (mask.sum(axis=1) - 1)[:, None]
+            found.append(state.step(found[-1].argmax(axis=2), mask.shape[1] - 1, at))
+        return np.concatenate(found, axis=1).view(np.uint16)
+
+    expected = [text(number, number) for number in range(3)]
+
+    def work(number):
+        try:
+            for repeat in range(3):
+                graph = 10 + 3 * repeat + number
+                check(np.array_equal(text(number, graph), expected[number]), "a graph beside others differs")
+        except Exception as error:  # noqa: BLE001
+            failures.append(error)
+
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    check(not failures, failures)
+
+
+@section
 def two_devices(models):
     """Sessions on two GPUs at once, with CUDA graphs and without, give what one gives alone, bit for bit; tensors cross between them."""
     if gpu_count() < 2:

@@ -135,6 +135,17 @@ void CheckPrefill(const Packed& w, const std::string& pattern, const Resident& r
   }
 }
 
+/// Whether the plan has the row groups that it was asked for. Of too few or too many tiles, or where nonzeros lie in
+/// few rows, it need not.
+bool HasTeam(const Packed& w, const std::string& pattern, const cuda::DeviceInfo& info,
+             const cuda::PlanOptions& options, const cuda::WeightPlan& plan) {
+  const bool triplet = options.team == static_cast<int>(cuda::Team::kRowTriplet);
+  if (!triplet && options.team != static_cast<int>(cuda::Team::kRowGroup)) return true;
+  if (info.encode_tensor_map == nullptr || pattern.rfind("uniform", 0) != 0) return true;
+  const int64_t tiles = (w.m + 15) / 16, row_blocks = int64_t{info.clusters[options.cluster / 2]} * (triplet ? 3 : 2);
+  return tiles < row_blocks || tiles > 4 * row_blocks || static_cast<int>(plan.team) == options.team;
+}
+
 void RunWeight(const cuda::DeviceInfo& info, const cuda::DenseDevice& device, int64_t m, int64_t k,
                const std::string& pattern, ValueType type, int cluster, const cuda::PlanOptions& given) {
   if (quads_only && given.columns != static_cast<int>(cuda::Columns::kQuads)) return;
@@ -143,6 +154,7 @@ void RunWeight(const cuda::DeviceInfo& info, const cuda::DenseDevice& device, in
   options.cluster = cluster;
   options.float32_is_half = pattern == "halves";
   const Resident resident(w, info, options);
+  if (!HasTeam(w, pattern, info, options, resident.plan)) return Fail(w, pattern, "the plan chose another team");
   const int blocks = resident.plan.blocks;
   std::vector<cuda::WeightOrder> orders = {cuda::WeightOrder::kRows};
   if (k % cuda::kPanelK == 0) orders.push_back(cuda::WeightOrder::kPanels);
@@ -172,7 +184,7 @@ void RunWeight(const cuda::DeviceInfo& info, const cuda::DenseDevice& device, in
 
 void RunAll(const cuda::DeviceInfo& info, const cuda::DenseDevice& device, bool quick) {
   const std::vector<std::pair<int64_t, int64_t>> shapes =
-      quick ? std::vector<std::pair<int64_t, int64_t>>{{65, 136}, {33, 192}}
+      quick ? std::vector<std::pair<int64_t, int64_t>>{{100, 136}, {33, 192}}
             : std::vector<std::pair<int64_t, int64_t>>{{1, 1},     {17, 33},   {65, 136},  {515, 264},
                                                        {515, 320}, {2300, 64}, {150, 1344}};
   cuda::PlanOptions halves, words, jagged, row_groups, row_triplets, many;
@@ -205,6 +217,15 @@ void RunAll(const cuda::DeviceInfo& info, const cuda::DenseDevice& device, bool 
     }
     RunWeight(info, device, m, k, "halves", ValueType::kFloat32, 0, jagged);
   }
+  // GPUs with less shared memory have fewer K lanes.
+  for (int shared_kb : {163, 99}) {
+    cuda::DeviceInfo small = info;
+    small.shared_bytes = shared_kb << 10;
+    for (const cuda::PlanOptions& options : {halves, words}) {
+      for (const char* pattern : {"uniform50", "full", "one-row"})
+        RunWeight(small, device, 130, 192, pattern, ValueType::kFloat16, 0, options);
+    }
+  }
 }
 
 }  // namespace
@@ -226,6 +247,10 @@ int main(int argc, char** argv) {
   for (int i = 1; i < argc; ++i) {
     if (std::strcmp(argv[i], "--quick") == 0) quick = true;
     if (std::strcmp(argv[i], "--quads") == 0) test::quads_only = true;
+    if (std::strcmp(argv[i], "--sm80") == 0) {
+      info.compute_capability = device.compute_capability = 80;
+      info.encode_tensor_map = device.encode_tensor_map = nullptr;
+    }
   }
   test::RunAll(info, device, quick);
   std::printf("%lld elements checked, %d cases failed\n", static_cast<long long>(test::checked), test::failures);

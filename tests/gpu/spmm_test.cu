@@ -14,6 +14,7 @@
 
 #include "ops/sparse-matmul/cuda/spmm.h"
 #include "tests/gpu/device_buffer.h"
+#include "tests/gpu/late_inputs.h"
 #include "tests/gpu/layout_readers.h"
 #include "tests/gpu/packed_fixture.h"
 
@@ -190,9 +191,15 @@ void Run(const cuda::DeviceInfo& device, const Case& c) {
   args.residual = c.residual ? residual_device.get() : nullptr;
   args.activation = c.relu ? Activation::kRelu : Activation::kNone;
   args.programmatic = c.programmatic;
+  LateInputs late;
+  if (c.programmatic && device.compute_capability >= 90) {
+    late.Add(args.x, x.bytes.size());
+    late.Add(args.residual, residual.bytes.size());
+  }
   std::vector<uint8_t> first;
   for (int repeat = 0; repeat < 3; ++repeat) {
     y.Poison();
+    late.Send();
     Check(cuda::Launch(plan, layout.get(), parts, args, nullptr), "Launch");
     Check(cudaDeviceSynchronize(), Describe(c).c_str());
     const std::vector<uint8_t> bytes = y.Read();
@@ -247,6 +254,47 @@ void RunNonFinite(const cuda::DeviceInfo& device, ValueType type, int team, int 
         return Fail(c, "an infinite X gave a finite or NaN output");
       if ((nan_bits & 0x7fff) <= 0x7c00) return Fail(c, "a NaN in X was lost");
     }
+  }
+}
+
+/// An infinite weight times a finite X, which no layout of bfloat16 may make NaN of, is infinite.
+void RunInfiniteWeights(const cuda::DeviceInfo& device, ValueType type, const cuda::PlanOptions& given) {
+  constexpr int kRows = 48;
+  constexpr int64_t kK = 320, kN = 3;
+  Packed w = MakePacked(kRows, kK, "uniform80", type, 3);
+  const uint16_t infinity = type == ValueType::kBFloat16 ? 0x7f80 : 0x7c00, x_third = 0x3555;
+  for (int row = 0; row < kRows; ++row) std::memcpy(&w.values[w.row_offsets[row] * 2], &infinity, 2);
+  Buffer bitmap(w.bitmap.data(), w.bitmap.size()), offsets(w.row_offsets.data(), w.row_offsets.size() * 4),
+      values(w.values.data(), w.values.size());
+  const cuda::DeviceParts parts{static_cast<const uint8_t*>(bitmap.get()), static_cast<const int32_t*>(offsets.get()),
+                                values.get(), type};
+  cuda::PlanOptions options = given;
+  if (type == ValueType::kBFloat16) {
+    Buffer scratch(4);
+    Check(cuda::CheckInfinity(static_cast<const uint16_t*>(values.get()), w.nnz, scratch.get(), nullptr,
+                              &options.has_infinity),
+          "CheckInfinity");
+  }
+  const Case c{kRows, kK, kN, "infinite weights", type};
+  if (options.has_infinity != (type == ValueType::kBFloat16)) return Fail(c, "CheckInfinity did not see them");
+  cuda::WeightPlan plan;
+  Check(cuda::MakePlan(w.view(), device, options, &plan), "MakePlan");
+  Buffer staging(plan.staging_bytes);
+  if (plan.layout != Layout::kCanonical) Check(cuda::Measure(parts, staging.get(), nullptr, &plan), "Measure");
+  Buffer layout(plan.layout_bytes);
+  if (plan.layout != Layout::kCanonical)
+    Check(cuda::Convert(plan, parts, staging.get(), layout.get(), nullptr), "Convert");
+  const std::vector<uint16_t> x(kN * kK, x_third);
+  Buffer x_device(x.data(), x.size() * 2), y(kN * kRows * 2);
+  cuda::MatMulArgs args;
+  args.x = x_device.get(), args.y = y.get(), args.n = kN;
+  y.Poison();
+  Check(cuda::Launch(plan, layout.get(), parts, args, nullptr), "Launch");
+  const std::vector<uint8_t> bytes = y.Read();
+  for (size_t i = 0; i < kN * kRows; ++i, ++checked) {
+    uint16_t bits;
+    std::memcpy(&bits, &bytes[2 * i], 2);
+    if (bits != 0x7c00) return Fail(c, "an output is not infinite");
   }
 }
 
@@ -370,6 +418,7 @@ void RunManyTimes(const cuda::DeviceInfo& device, int64_t m, int64_t k, const ch
     int team, expected;
     std::vector<int64_t> columns;
     int kind = -1;  // a Columns
+    Layout layout = Layout::kColumns;
   };
   const Packed w = MakePacked(m, k, pattern, ValueType::kFloat16, 7);
   const Tensor x(kMostColumns * k, ElementType::kFloat16, 11);
@@ -378,16 +427,16 @@ void RunManyTimes(const cuda::DeviceInfo& device, int64_t m, int64_t k, const ch
   const cuda::DeviceParts parts{static_cast<const uint8_t*>(bitmap.get()), static_cast<const int32_t*>(offsets.get()),
                                 values.get(), ValueType::kFloat16};
   Buffer first(kMostColumns * m * 2), y(kMostColumns * m * 2);
-  std::vector<Plan> plans = {{0, 0, {8, 16, 32, 64}}};
+  std::vector<Plan> plans = {{0, 0, {8, 16, 32, 64}}, {-1, 0, {1, 2}, -1, Layout::kJagged}};
   if (device.compute_capability >= 90 && device.encode_tensor_map != nullptr) {
-    for (int team : {1, 2, 3}) plans.push_back({team, 0, {8, 16, 32, 64}});
+    for (int team : {1, 2, 3}) plans.push_back({team, 0, {8, 16, 32, 64, 128}});
     plans.push_back({-1, 256, {192, 256, kMostColumns}});
     for (int team : {2, 3}) plans.push_back({team, 0, {8, 16, 32}, static_cast<int>(cuda::Columns::kQuads)});
   }
-  for (const auto& [team, expected, columns, kind] : plans) {
+  for (const auto& [team, expected, columns, kind, layout_kind] : plans) {
     cuda::PlanOptions options;
     options.columns = kind;
-    options.team = team, options.layout = static_cast<int>(Layout::kColumns), options.expected_n = expected;
+    options.team = team, options.layout = static_cast<int>(layout_kind), options.expected_n = expected;
     cuda::WeightPlan plan;
     Check(cuda::MakePlan(w.view(), device, options, &plan), "MakePlan");
     Buffer staging(plan.staging_bytes);
@@ -411,7 +460,7 @@ void RunManyTimes(const cuda::DeviceInfo& device, int64_t m, int64_t k, const ch
       std::memcpy(&count, bytes.data(), sizeof(count));
       checked += kLaunches * n * m;
       Case c{m, k, n, pattern, ValueType::kFloat16};
-      c.team = team, c.expected = expected, c.columns = kind;
+      c.team = team, c.expected = expected, c.columns = kind, c.layout = static_cast<int>(layout_kind);
       if (count != 0) Fail(c, "of many launches some differ");
     }
   }
@@ -606,6 +655,21 @@ void RunAll(const cuda::DeviceInfo& device, bool quick) {
   }
   RunNonFinite(device, half, -1, -1, 256);
   RunNonFinite(device, half, -1, static_cast<int>(Layout::kJagged));
+  for (ValueType type : {half, bf16}) {
+    for (int layout : {static_cast<int>(Layout::kColumns), static_cast<int>(Layout::kJagged)}) {
+      for (int columns : {0, 1, 2}) {
+        cuda::PlanOptions options;
+        options.layout = layout, options.columns = columns, options.team = columns == 2 ? 2 : -1;
+        RunInfiniteWeights(columns == 2 ? one : device, type, options);
+      }
+    }
+  }
+  // More columns than a grid has room for.
+  for (int layout : {0, 1, 2}) {
+    Case c{17, 40, 65537, "uniform50", half, ElementType::kFloat16, 0, true};
+    c.canonical = layout == 0, c.layout = layout == 0 ? -1 : layout;
+    Run(device, c);
+  }
   RunInfiniteBehindWindow(device);
   RunManyTimes(device, 8192, 2048, "uniform50");
   RunManyTimes(device, 2048, 8192, "uniform80");

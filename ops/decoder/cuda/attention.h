@@ -28,7 +28,8 @@ struct AttentionArgs {
   int64_t total = 0;                 // at least the longest length; at most present_capacity
 
   // float16, or null. Added to the scaled score of query i and position j of sequence b and head h: bias[b ·
-  // bias_batch_stride + h · bias_head_stride + i · bias_query_stride + j], j < total. A stride of 0 broadcasts.
+  // bias_batch_stride + h · bias_head_stride + i · bias_query_stride + j], j < total. A stride of 0 broadcasts. A query
+  // whose scores are all -infinity gets zeros.
   const void* bias = nullptr;
   int64_t bias_batch_stride = 0, bias_head_stride = 0, bias_query_stride = 0;
 

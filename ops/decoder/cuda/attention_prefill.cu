@@ -149,7 +149,7 @@ __global__ void __launch_bounds__(kPrefillWarps * 32, Products::kHeadDim <= 96 ?
   for (int tile = 0; tile < tiles; ++tile) {
     if (tile + 1 < tiles) T::Load(source, head_dim, (tile + 1) * kTile, visible, shared, (tile + 1) % 2);
     CommitCopies();
-    WaitForCopies<1>();
+    WaitCopies<1>();
     Products::Publish();
     __syncthreads();
     TileBias bias;

@@ -51,7 +51,7 @@ struct MmaProducts {
 #pragma unroll
       for (int n = 0; n < kHeadDim / 16; ++n) {
         uint32_t b[4];
-        LoadMatricesTransposed(b, values + ((step * 16 + row) * kStride + n * 16 + column) * 2);
+        LoadTransposed(b, values + ((step * 16 + row) * kStride + n * 16 + column) * 2);
         ptx::Mma<false>(state->output[2 * n], a, b[0], b[1]);
         ptx::Mma<false>(state->output[2 * n + 1], a, b[2], b[3]);
       }

@@ -4,8 +4,8 @@
 #include <algorithm>
 
 #include "ops/cuda/launch.h"
+#include "ops/cuda/ptx.cuh"
 #include "ops/dense-matmul/cuda/epilogue.cuh"
-#include "ops/dense-matmul/cuda/mma.cuh"
 #include "ops/dense-matmul/cuda/operand.cuh"
 
 namespace flashllm::cuda {
@@ -34,7 +34,7 @@ __device__ __forceinline__ void LoadTile(const Operand& from, int row0, int k0, 
     const uint32_t address = to + ChunkAt(row, chunk);
     if constexpr (kAligned) {
       const bool inside = from.Contains(row0 + row, k0 + 8 * chunk);
-      ptx::CopyAsyncOrZero(address, inside ? from.At(row0 + row, k0 + 8 * chunk) : from.base, inside ? 16 : 0);
+      ptx::CopyAsync16OrZeros(address, inside ? from.At(row0 + row, k0 + 8 * chunk) : from.base, inside);
     } else {
       ptx::StoreShared128(address, from.LoadUnaligned(row0 + row, k0 + 8 * chunk));
     }

@@ -6,8 +6,8 @@
 #include "ops/dense-matmul/cuda/skinny.h"
 
 #include "ops/cuda/launch.h"
+#include "ops/cuda/ptx.cuh"
 #include "ops/dense-matmul/cuda/epilogue.cuh"
-#include "ops/dense-matmul/cuda/mma.cuh"
 #include "ops/dense-matmul/cuda/operand.cuh"
 
 namespace flashllm::cuda {

@@ -20,6 +20,9 @@ constexpr int64_t kTrioColumns = 384;
 
 template <class Tile>
 struct TmaInstance {
+  /// Where a cluster cuts K, each block has some steps of it.
+  static constexpr int64_t kLeastK = Tile::kSplit > 1 ? (4 * Tile::kSplit - 1) * kStepK + 1 : 1;
+
   static int64_t Tiles(const DenseMatMulArgs& args) {
     return CeilDivide(args.m, Tile::kWidth) * CeilDivide(args.n, Tile::kRows * Tile::kCluster);
   }
@@ -36,10 +39,10 @@ struct TmaInstance {
     // share. Of tiles for which memory limits alike, those are taken that keep more multiprocessors at work.
     constexpr double kBurst = 1.5, kTile = 260, kExchange = 600, kUneven = 1e-3;
     const int64_t steps = CeilDivide(args.k, kStepK);
+    if (args.k < kLeastK) return std::numeric_limits<double>::infinity();
     // Up to 64 columns, widths beside 64 and 128 are for one wave: two of 96 take OPT-30B's qkv 80 us, three of 64 77.
     if (Tile::kConsumers == 1 && Tile::kSplit == 1 && Tile::kWidth % 64 != 0 && waves > 1)
       return std::numeric_limits<double>::infinity();
-    if (Tile::kSplit > 1 && steps < 4 * Tile::kSplit) return std::numeric_limits<double>::infinity();
     const double busiest = waves * Tile::kWidth * CeilDivide(steps, Tile::kSplit);
     const double even = static_cast<double>(args.m) * steps / device.sm_count;
     return std::max(busiest / kBurst, even) + kUneven * busiest +
@@ -90,6 +93,8 @@ struct TmaInstance {
     return shape;
   }
 
+  static TmaKernel Describe() { return {Tile::kRows, Tile::kWidth, Tile::kCluster, Tile::kSplit, kLeastK, Launch}; }
+
   static cudaError_t Prepare() {
     return cudaFuncSetAttribute(TmaGemm<Tile>, cudaFuncAttributeMaxDynamicSharedMemorySize, Tile::kTotalBytes);
   }
@@ -102,7 +107,6 @@ using Skinny160 = TmaInstance<TmaTile<1, 160, 1>>;
 using Skinny224 = TmaInstance<TmaTile<1, 224, 1>>;
 using Split64By2 = TmaInstance<TmaTile<1, 64, 1, 2>>;
 using Split96By2 = TmaInstance<TmaTile<1, 96, 1, 2>>;
-using Split128By2 = TmaInstance<TmaTile<1, 128, 1, 2>>;
 using Split64By4 = TmaInstance<TmaTile<1, 64, 1, 4>>;
 using Wide64 = TmaInstance<TmaTile<2, 64, 1>>;
 using Wide96 = TmaInstance<TmaTile<2, 96, 1>>;
@@ -133,27 +137,33 @@ cudaError_t LaunchCheapest(const DenseDevice& device, const DenseMatMulArgs& arg
   return launches[best](device, args, stream);
 }
 
-template <class... Instances>
-cudaError_t PrepareAll() {
-  cudaError_t error = cudaSuccess;
-  ((error = error == cudaSuccess ? Instances::Prepare() : error), ...);
-  return error;
-}
+template <class... Listed>
+struct Instances {
+  static cudaError_t Prepare() {
+    cudaError_t error = cudaSuccess;
+    ((error = error == cudaSuccess ? Listed::Prepare() : error), ...);
+    return error;
+  }
+  static std::vector<TmaKernel> Describe() { return {Listed::Describe()...}; }
+};
+
+using AllInstances = Instances<Skinny64, Skinny96, Skinny128, Skinny160, Skinny224, Split64By2, Split96By2, Split64By4,
+                               Wide64, Wide96, Wide128, Wide160, Wide192, Wide224, Wide256, Trio64, Trio96, Trio128,
+                               Trio160, Trio192, Pair96, Pair128, Pair160, Pair192, Pair224, Pair256>;
 
 }  // namespace
 
 cudaError_t PrepareTmaGemm(DenseDevice* info) {
   const cudaError_t error = FindTensorMapEncoder(&info->encode_tensor_map);
   if (error != cudaSuccess) return error;
-  const cudaError_t prepared =
-      PrepareAll<Skinny64, Skinny96, Skinny128, Skinny160, Skinny224, Split64By2, Split96By2, Split128By2, Split64By4,
-                 Wide64, Wide96, Wide128, Wide160, Wide192, Wide224, Wide256, Trio64, Trio96, Trio128, Trio160, Trio192,
-                 Pair96, Pair128, Pair160, Pair192, Pair224, Pair256>();
+  const cudaError_t prepared = AllInstances::Prepare();
   if (prepared != cudaSuccess) return prepared;
   info->clusters[0] = info->sm_count;
   const cudaError_t counted = Pair256::CountClusters(info->sm_count, &info->clusters[1]);
   return counted == cudaSuccess ? Split64By4::CountClusters(info->sm_count, &info->clusters[2]) : counted;
 }
+
+std::vector<TmaKernel> TmaKernels() { return AllInstances::Describe(); }
 
 bool SuitsTmaGemm(const DenseDevice& device, const DenseMatMulArgs& args) {
   return device.encode_tensor_map != nullptr && IsAligned16(args.w) && IsAligned16(args.x) && args.k % 8 == 0 &&
@@ -162,8 +172,8 @@ bool SuitsTmaGemm(const DenseDevice& device, const DenseMatMulArgs& args) {
 
 cudaError_t LaunchTmaGemm(const DenseDevice& device, const DenseMatMulArgs& args, cudaStream_t stream) {
   if (args.n <= 64)
-    return LaunchCheapest<Skinny128, Skinny224, Skinny160, Skinny96, Skinny64, Split128By2, Split96By2, Split64By2,
-                          Split64By4>(device, args, stream);
+    return LaunchCheapest<Skinny128, Skinny224, Skinny160, Skinny96, Skinny64, Split96By2, Split64By2, Split64By4>(
+        device, args, stream);
   if (args.n <= kMemoryColumns)
     return LaunchCheapest<Wide256, Wide224, Wide192, Wide160, Wide128, Wide96, Wide64>(device, args, stream);
   return LaunchCheapest<Pair256, Pair224, Pair192, Pair160, Pair128, Pair96, Wide256, Wide224, Wide192, Wide160,

@@ -10,7 +10,8 @@
 
 namespace flashllm::cuda {
 
-constexpr int kStepK = kBoxK;            // of one stage
+constexpr int kStepK = kBoxK;  // of one stage
+static_assert(kPanelK == kStepK, "a panel is as wide as a box");
 constexpr int kSharedBytes = 227 << 10;  // a block's limit on sm_90
 
 struct TmaGemmParams {
@@ -267,6 +268,8 @@ __global__ void __launch_bounds__(Tile::kThreads, 1) TmaGemm(const __grid_consta
     __syncwarp();
     block.Synchronise();  // no block may leave while the other signals to it
   }
+#else
+  __trap();  // PrepareTmaGemm is not called there
 #endif
 }
 

@@ -1,6 +1,8 @@
 // The sm_90a kernel's instances and the choice among them.
 #pragma once
 
+#include <vector>
+
 #include "ops/dense-matmul/cuda/dense_matmul.h"
 
 namespace flashllm::cuda {
@@ -13,5 +15,15 @@ bool SuitsTmaGemm(const DenseDevice& device, const DenseMatMulArgs& args);
 
 /// `args` with strides resolved.
 cudaError_t LaunchTmaGemm(const DenseDevice& device, const DenseMatMulArgs& args, cudaStream_t stream);
+
+/// An instance, by itself: for tests, which cannot know of which shapes it is chosen on their GPU.
+struct TmaKernel {
+  int rows, width;     // of X and of W that a tile has
+  int cluster, split;  // thread blocks that share a tile's X, or its K
+  int64_t least_k;
+  /// As LaunchTmaGemm.
+  cudaError_t (*launch)(const DenseDevice& device, const DenseMatMulArgs& args, cudaStream_t stream);
+};
+std::vector<TmaKernel> TmaKernels();
 
 }  // namespace flashllm::cuda

@@ -258,6 +258,30 @@ __global__ void FindInexact(const float* values, int64_t count, uint32_t* inexac
   if (__any_sync(kAllLanes, differs) && (threadIdx.x & 31) == 0) *inexact = 1;
 }
 
+__global__ void FindInfinity(const uint16_t* values, int64_t count, uint32_t* found) {
+  constexpr int kInfinity = 0x7f80, kNoSign = 0x7fff;  // of bfloat16
+  const int64_t i = blockIdx.x * static_cast<int64_t>(kThreads) + threadIdx.x;
+  const bool infinite = i < count && (values[i] & kNoSign) == kInfinity;
+  if (__any_sync(kAllLanes, infinite) && (threadIdx.x & 31) == 0) *found = 1;
+}
+
+/// Whether find(values, count, word) sets the word for any of the values.
+template <typename Value>
+cudaError_t FindAny(void (*find)(const Value*, int64_t, uint32_t*), const Value* values, int64_t count, void* scratch,
+                    cudaStream_t stream, bool* any) {
+  uint32_t found = 0;
+  cudaError_t error = cudaMemsetAsync(scratch, 0, sizeof(found), stream);
+  if (error == cudaSuccess && count > 0) {
+    find<<<static_cast<unsigned>((count + kThreads - 1) / kThreads), kThreads, 0, stream>>>(
+        values, count, static_cast<uint32_t*>(scratch));
+    error = cudaGetLastError();
+  }
+  if (error == cudaSuccess) error = cudaMemcpyAsync(&found, scratch, sizeof(found), cudaMemcpyDeviceToHost, stream);
+  if (error == cudaSuccess) error = cudaStreamSynchronize(stream);
+  *any = found != 0;
+  return error;
+}
+
 Source MakeSource(const WeightPlan& plan, const DeviceParts& parts, const void* staging) {
   Source source;
   source.bitmap = reinterpret_cast<const uint32_t*>(parts.bitmap);
@@ -306,17 +330,15 @@ cudaError_t ConvertColumns(const WeightPlan& plan, const DeviceParts& parts, con
 }  // namespace
 
 cudaError_t CheckHalfExact(const float* values, int64_t count, void* scratch, cudaStream_t stream, bool* exact) {
-  uint32_t inexact = 0;
-  cudaError_t error = cudaMemsetAsync(scratch, 0, sizeof(inexact), stream);
-  if (error == cudaSuccess && count > 0) {
-    FindInexact<<<static_cast<unsigned>((count + kThreads - 1) / kThreads), kThreads, 0, stream>>>(
-        values, count, static_cast<uint32_t*>(scratch));
-    error = cudaGetLastError();
-  }
-  if (error == cudaSuccess) error = cudaMemcpyAsync(&inexact, scratch, sizeof(inexact), cudaMemcpyDeviceToHost, stream);
-  if (error == cudaSuccess) error = cudaStreamSynchronize(stream);
-  *exact = inexact == 0;
+  bool inexact = false;
+  const cudaError_t error = FindAny(FindInexact, values, count, scratch, stream, &inexact);
+  *exact = !inexact;
   return error;
+}
+
+cudaError_t CheckInfinity(const uint16_t* values, int64_t count, void* scratch, cudaStream_t stream,
+                          bool* has_infinity) {
+  return FindAny(FindInfinity, values, count, scratch, stream, has_infinity);
 }
 
 cudaError_t Measure(const DeviceParts& parts, void* staging, cudaStream_t stream, WeightPlan* plan) {

@@ -33,7 +33,7 @@ __device__ __forceinline__ void FromFloat(float value, __half* to) { *to = __flo
 /// tree.
 template <typename Value, typename Element>
 __global__ void __launch_bounds__(kGenericThreads) GenericMatMul(const __grid_constant__ GenericParams p) {
-  const int row = (blockIdx.x * kGenericThreads + threadIdx.x) / 32, lane = threadIdx.x & 31;
+  const int row = static_cast<int>((int64_t{blockIdx.x} * kGenericThreads + threadIdx.x) / 32), lane = threadIdx.x & 31;
   if (row >= p.m) return;
   const int column0 = blockIdx.y * kGenericColumns, columns = min(kGenericColumns, p.n - column0);
   const Element* const x = static_cast<const Element*>(p.x) + static_cast<int64_t>(column0) * p.k;

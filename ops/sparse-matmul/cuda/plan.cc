@@ -35,12 +35,12 @@ constexpr double kQuadsDensity = 0.41;
 constexpr int kMostQuadColumns = 16;
 
 /// Weights are dense where that is expected to be faster by so much: of few rows, with tens of columns; by less, of K
-/// of so many units at most (OPT-1.3B's), whose packed products take some tenth longer than is estimated. From so many
-/// elements on and up to so many columns, for which DenseTime was compared with products of OPT-1.3B's to OPT-30B's
+/// of so many units at most (OPT-1.3B's), whose packed products take some tenth longer than is estimated. Of so many
+/// elements and up to so many columns, for which DenseTime was compared with products of OPT-1.3B's to OPT-30B's
 /// matrices on an H200 (docs/kernels.md).
 constexpr double kInPlaceOfPacked = 1.15, kInPlaceOfShort = 1.04;
 constexpr int64_t kShortUnits = 64;
-constexpr int64_t kLeastDense = int64_t{1} << 22;
+constexpr int64_t kLeastDense = int64_t{1} << 22, kMostDense = int64_t{28672} * 7168;
 constexpr int kMostDenseColumns = 64;
 
 /// A cluster's row block is one panel, so that its blocks exchange sums once; and so is a row group, of at least a
@@ -48,7 +48,9 @@ constexpr int kMostDenseColumns = 64;
 bool Fits(int64_t tiles, const DeviceInfo& device, Team team, int cluster, int row_groups = 1, int waves = 1) {
   const int64_t row_blocks = int64_t{ClustersAtOnce(device, cluster)} * row_groups * waves;
   if (HasRowGroups(team) && (tiles < row_blocks || tiles > row_blocks * PanelTiles(team))) return false;
-  return cluster == 1 || (device.compute_capability >= 90 && tiles <= row_blocks * PanelTiles(team));
+  if (cluster == 1) return true;
+  const bool runs = device.compute_capability >= 90 && device.clusters[cluster / 2] > 0;
+  return runs && tiles <= row_blocks * PanelTiles(team);
 }
 
 /// Microseconds by which launches of quads overlap more than those of the other teams of four warps, as all do in a
@@ -164,9 +166,11 @@ bool IsForManyColumns(const WeightShape& shape, const WeightPlan& plan, const Pl
 LayoutChoice ChooseForManyColumns(const WeightShape& shape, const DeviceInfo& device, const PlanOptions& options) {
   LayoutChoice best;
   double least = std::numeric_limits<double>::infinity();
+  const auto runs = [&](int cluster) { return cluster == 1 || device.clusters[cluster / 2] > 0; };
+  const int asked = options.cluster != 0 && !runs(options.cluster) ? 1 : options.cluster;
   for (int cluster : {1, 2, 4}) {
-    if (options.cluster != 0 ? cluster != options.cluster : shape.units < kLeastLaneUnits * 2 * cluster && cluster > 1)
-      continue;
+    if (!runs(cluster)) continue;
+    if (asked != 0 ? cluster != asked : shape.units < kLeastLaneUnits * 2 * cluster && cluster > 1) continue;
     const LayoutChoice choice = {Team::kRowGroup, cluster,
                                  options.columns >= 0 ? static_cast<Columns>(options.columns) : Columns::kWords, 2};
     const double time =
@@ -344,8 +348,10 @@ bool IsFasterDense(const WeightShape& shape, const LayoutChoice& choice, const J
                    const PlanOptions& options) {
   if (options.packed || options.expected_n < 1 || options.expected_n > kMostDenseColumns || options.layout >= 0 ||
       options.columns >= 0 || options.team >= 0 || options.cluster != 0 || options.row_groups != 0 ||
-      plan.value_type != ValueType::kFloat16 || plan.out_features * plan.in_features < kLeastDense)
+      plan.value_type != ValueType::kFloat16)
     return false;
+  const int64_t elements = plan.out_features * plan.in_features;
+  if (elements < kLeastDense || elements > kMostDense) return false;
   const int memory_gbs = plan.device.memory_gbs, n = options.expected_n;
   const double packed = plan.layout == Layout::kJagged
                             ? JaggedTime(shape, cut.window_k, cut.columns, memory_gbs, n)
@@ -365,8 +371,9 @@ WeightPlan ChooseLayout(const PackedWeight& weight, const DeviceInfo& device, co
 
   const WeightShape shape = ShapeOf(weight);
   const bool inexact = weight.value_type == ValueType::kFloat32 && !options.float32_is_half;
+  const bool infinite = weight.value_type == ValueType::kBFloat16 && options.has_infinity;
   // Tile indices are 16 bits wide; 32 rows of X are addressed in 31.
-  if (inexact || shape.tiles == 0 || shape.units == 0 || shape.tiles > UINT16_MAX ||
+  if (inexact || infinite || shape.tiles == 0 || shape.units == 0 || shape.tiles > UINT16_MAX ||
       weight.in_features >= int64_t{1} << 26)
     return plan;
 

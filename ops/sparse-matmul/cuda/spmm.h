@@ -88,6 +88,7 @@ struct PlanOptions {
   bool packed = false;           // never WeightPlan::dense; nor is that where anything but expected_n is given
   int team = -1;                 // a Team; -1 chooses, and where the GPU or the weight does not have one, the other
   bool float32_is_half = false;  // every float32 value is exact in float16 (CheckHalfExact): lay out as float16
+  bool has_infinity = false;     // of bfloat16 values (CheckInfinity): not laid out
 };
 
 /// Chooses layout and partition. `weight` is validated; only its shape and `row_offsets` (host memory) are read.
@@ -115,6 +116,11 @@ struct DeviceParts {
 /// Whether all `count` float32 values (device memory) are exact in float16. Synchronises the stream. `scratch`: 4 bytes
 /// of device memory.
 cudaError_t CheckHalfExact(const float* values, int64_t count, void* scratch, cudaStream_t stream, bool* exact);
+
+/// Whether any of `count` bfloat16 values is infinite. Kernels multiply both terms of a split X by a bfloat16 weight,
+/// and infinity times the one that is 0 would be NaN. `scratch` as above.
+cudaError_t CheckInfinity(const uint16_t* values, int64_t count, void* scratch, cudaStream_t stream,
+                          bool* has_infinity);
 
 /// Finds how large the layout will be and completes the plan. Synchronises the stream. Not for kCanonical plans.
 /// `staging`: plan->staging_bytes of device memory; Convert needs what Measure leaves there.

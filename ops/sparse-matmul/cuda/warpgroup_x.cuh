@@ -103,7 +103,7 @@ class XProducer {
     const __half* from = p.x + static_cast<int64_t>(column0_ + lane / 8) * p.k + at;
     for (int row = lane / 8; row < rows; row += 4, from += 4 * p.k) {
       const bool exists = column0_ + row < p.n && at < p.k;
-      ptx::CopyAsync16(chunk + row * 128 + (lane % 8 ^ row % 8) * 16, exists ? from : p.x, exists ? 16 : 0);
+      ptx::CopyAsync16OrZeros(chunk + row * 128 + (lane % 8 ^ row % 8) * 16, exists ? from : p.x, exists);
     }
   }
 

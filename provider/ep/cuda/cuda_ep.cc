@@ -46,8 +46,9 @@ CudaEp::CudaEp(const Options& options, Gpu* gpu, const OrtKernelRegistry* regist
       pinned_pool_(std::make_shared<MemoryPool>(gpu->ordinal(), MemoryKind::kPinnedHost)),
       weight_pool_(std::make_shared<MemoryPool>(gpu->ordinal(), MemoryKind::kDevice)),
       weights_(gpu, weight_pool_, options.kept),
-      faults_(gpu->ordinal()),
+      faults_(std::make_shared<FaultBoard>(gpu->ordinal())),
       times_(std::make_shared<KernelTimes>(gpu->ordinal())),
+      streams_(std::make_shared<RunStreams>(gpu->ordinal(), faults_)),
       unclaimed_(logger, options) {
   gpu->Open();
   SetNodes();
@@ -61,7 +62,7 @@ CudaEp::CudaEp(const Options& options, Gpu* gpu, const OrtKernelRegistry* regist
     Log(logger, ORT_LOGGING_LEVEL_WARNING,
         "flashllm: option cuda_graph needs ONNX Runtime 1.26 or newer; runs of this session are not recorded");
   } else if (options.cuda_graph) {
-    graphs_.emplace(gpu->ordinal(), pool_, times_);
+    graphs_.emplace(gpu->ordinal(), pool_, times_, faults_);
     SetGraphs();
   }
 }
@@ -94,7 +95,7 @@ void CudaEp::SetMemory() {
       auto* ep = static_cast<CudaEp*>(self);
       // What is recorded must be on the stream that is recorded.
       *stream = ep->graphs_ ? MakeSyncStreamView(ep->gpu_->ordinal(), ep->graphs_->stream())
-                            : MakeSyncStream(ep->gpu_->ordinal());
+                            : MakeSyncStream(ep->gpu_->ordinal(), ep->streams_);
     });
   };
   OnSessionInitializationEnd = [](OrtEp* self) noexcept -> OrtStatus* {
@@ -149,14 +150,9 @@ void CudaEp::SetRuns() {
   };
   Sync = [](OrtEp* self) noexcept -> OrtStatus* {
     return Guard([&] {
-      auto* ep = static_cast<CudaEp*>(self);
-      const DeviceScope scope(ep->gpu_->ordinal());
-      if (ep->graphs_) {
-        ep->graphs_->Wait();
-        ep->faults_.Check();
-      } else {
-        CheckCuda(cudaDeviceSynchronize(), "the work on the GPU");
-      }
+      // Runs that may be recorded are waited for before they end. Of the others only this session's streams are waited
+      // for, not the device: on another one somebody may be recording, whom that would disturb.
+      static_cast<CudaEp*>(self)->streams_->Wait();
     });
   };
   CreateProfiler = [](OrtEp* self, OrtEpProfilerImpl** profiler) noexcept -> OrtStatus* {
@@ -168,12 +164,8 @@ void CudaEp::SetRuns() {
 }
 
 void CudaEp::EndRun(const OrtRunOptions* run_options) {
-  if (graphs_) {
-    graphs_->EndRun(GraphIdOf(run_options), computed_);
-    graphs_->Wait();
-  }
+  if (graphs_) graphs_->EndRun(GraphIdOf(run_options), computed_);
   times_->Collect();
-  faults_.Check();
 }
 
 void CudaEp::SetGraphs() {

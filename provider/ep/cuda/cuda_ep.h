@@ -14,6 +14,7 @@
 #include "provider/ep/cuda/gpu.h"
 #include "provider/ep/cuda/graph_capture.h"
 #include "provider/ep/cuda/profiler.h"
+#include "provider/ep/cuda/stream.h"
 #include "provider/ep/cuda/upload.h"
 #include "provider/ep/cuda/weight_memory.h"
 #include "provider/ep/ep.h"
@@ -33,7 +34,7 @@ class CudaEp : public SessionEp {
   DeviceWeightCache& weights() { return weights_; }
   /// How the session's weights are to be laid out, all alike. For kernels that are being created.
   const cuda::PlanOptions& plan_options();
-  FaultBoard& faults() { return faults_; }
+  FaultBoard& faults() { return *faults_; }
   KernelTimes& times() { return *times_; }
   /// Whether kernels may start while the one before them still runs (programmatic dependent launch). Not in a profile,
   /// which times each by itself.
@@ -66,8 +67,9 @@ class CudaEp : public SessionEp {
   WeightMemory expected_;
   std::once_flag plan_options_made_;
   cuda::PlanOptions plan_options_;
-  FaultBoard faults_;
+  const std::shared_ptr<FaultBoard> faults_;
   const std::shared_ptr<KernelTimes> times_;
+  const std::shared_ptr<RunStreams> streams_;  // where runs are not recorded
   std::optional<GraphCapture> graphs_;
   std::atomic<size_t> computed_{0};
   UnclaimedLog unclaimed_;

@@ -1,14 +1,13 @@
 #include "provider/ep/cuda/data_transfer.h"
 
 #include "provider/ep/cuda/call.h"
+#include "provider/ep/cuda/gpu.h"
 #include "provider/ep/cuda/memory_pool.h"
 #include "provider/ep/cuda/stream.h"
 #include "provider/ep/cuda/upload.h"
 
 namespace flashllm::ep {
 namespace {
-
-constexpr uint32_t kNvidia = 0x10DE;
 
 /// Where a tensor lies.
 struct Place {
@@ -34,7 +33,7 @@ class DataTransfer : public OrtDataTransferImpl {
     CanCopy = [](const OrtDataTransferImpl*, const OrtMemoryDevice* from, const OrtMemoryDevice* to) noexcept {
       const auto ours = [](const OrtMemoryDevice* memory) {
         return g_ort.ep->MemoryDevice_GetDeviceType(memory) == OrtMemoryInfoDeviceType_GPU &&
-               g_ort.ep->MemoryDevice_GetVendorId(memory) == kNvidia;
+               g_ort.ep->MemoryDevice_GetVendorId(memory) == kNvidiaVendor;
       };
       const auto host = [](const OrtMemoryDevice* memory) {
         return g_ort.ep->MemoryDevice_GetDeviceType(memory) == OrtMemoryInfoDeviceType_CPU;
@@ -81,6 +80,14 @@ void CopyTensor(const OrtValue* from, OrtValue* to, OrtSyncStream* ort_stream) {
   if (stream == nullptr && target_place.on_gpu && !source_place.on_gpu && !source_place.pinned) {
     Upload(device, {target, source, bytes});
     return;
+  }
+  // ONNX Runtime copies what a run gets and gives on the run's stream. A recorded copy would read and write the host's
+  // memory again when the graph runs: memory that is somebody else's by then.
+  if (stream != nullptr && !(source_place.on_gpu && target_place.on_gpu) && IsCapturing(stream)) {
+    throw Error(
+        ORT_INVALID_ARGUMENT,
+        "flashllm: a run with an input or output in host memory cannot be recorded as a CUDA graph. Bind inputs "
+        "and outputs in memory of the GPU, or give the run gpu_graph_id -1, or leave option cuda_graph out");
   }
   // The runtime knows device and pinned memory by its address; anything else is pageable host memory.
   CheckCuda(cudaMemcpyAsync(target, source, bytes, cudaMemcpyDefault, stream), "copying a tensor");

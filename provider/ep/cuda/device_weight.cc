@@ -164,6 +164,11 @@ void DeviceWeight::LayOut(cuda::ElementType type, cuda::PlanOptions options, boo
     CheckCuda(cuda::CheckHalfExact(static_cast<const float*>(parts_.values), weight.nnz, result.get(), stream,
                                    &options.float32_is_half),
               "looking at a weight's values");
+  } else if (weight.value_type == ValueType::kBFloat16) {
+    const Scratch result(parts_pool_.get(), 4, nullptr);
+    CheckCuda(cuda::CheckInfinity(static_cast<const uint16_t*>(parts_.values), weight.nnz, result.get(), stream,
+                                  &options.has_infinity),
+              "looking at a weight's values");
   }
   CheckCuda(cuda::MakePlan(weight, gpu->device(), options, &plan_), "planning a weight");
   if (few.has_value()) {

@@ -1,7 +1,5 @@
 #include "provider/ep/cuda/fault_board.h"
 
-#include <cuda_runtime_api.h>
-
 #include <algorithm>
 
 #include "ops/decoder/cuda/tensor.h"
@@ -24,41 +22,58 @@ std::string Explain(uint32_t faults) {
 }  // namespace
 
 FaultBoard::~FaultBoard() {
-  for (const Page& page : pages_) static_cast<void>(cudaFreeHost(page.host));
+  while (!pages_.empty()) Forget(pages_.begin()->first);
 }
 
-uint32_t* FaultBoard::Add(const std::string& node) {
+size_t FaultBoard::Add(const std::string& node) {
   std::lock_guard<std::mutex> lock(mutex_);
-  const size_t word = nodes_.size() % kWordsOfPage;
-  if (word == 0) {
-    const DeviceScope scope(device_);
-    Page page;
-    void* memory = nullptr;
-    CheckCuda(cudaHostAlloc(&memory, kWordsOfPage * sizeof(uint32_t), cudaHostAllocMapped), "allocating mapped memory");
-    page.host = static_cast<uint32_t*>(memory);
-    std::fill_n(page.host, kWordsOfPage, 0u);
-    void* mapped = nullptr;
-    const cudaError_t failed = cudaHostGetDevicePointer(&mapped, memory, 0);
-    if (failed != cudaSuccess) static_cast<void>(cudaFreeHost(memory));
-    CheckCuda(failed, "mapping memory");
-    page.device = static_cast<uint32_t*>(mapped);
-    pages_.push_back(page);
-  }
   nodes_.push_back(node);
-  return pages_.back().device + word;
+  return nodes_.size() - 1;
 }
 
-void FaultBoard::Check() {
+FaultBoard::Page FaultBoard::MakePage() const {
+  const DeviceScope scope(device_);
+  Page page;
+  void* memory = nullptr;
+  CheckCuda(cudaHostAlloc(&memory, kWordsOfPage * sizeof(uint32_t), cudaHostAllocMapped), "allocating mapped memory");
+  page.host = static_cast<uint32_t*>(memory);
+  std::fill_n(page.host, kWordsOfPage, 0u);
+  void* mapped = nullptr;
+  const cudaError_t failed = cudaHostGetDevicePointer(&mapped, memory, 0);
+  if (failed != cudaSuccess) static_cast<void>(cudaFreeHost(memory));
+  CheckCuda(failed, "mapping memory");
+  page.device = static_cast<uint32_t*>(mapped);
+  return page;
+}
+
+uint32_t* FaultBoard::Word(size_t node, cudaStream_t stream) {
   std::lock_guard<std::mutex> lock(mutex_);
+  std::vector<Page>& pages = pages_[stream];
+  while (pages.size() <= node / kWordsOfPage) pages.push_back(MakePage());
+  return pages[node / kWordsOfPage].device + node % kWordsOfPage;
+}
+
+void FaultBoard::Check(cudaStream_t stream) {
+  std::lock_guard<std::mutex> lock(mutex_);
+  const auto found = pages_.find(stream);
+  if (found == pages_.end()) return;
   std::string wrong;
-  for (size_t i = 0; i < nodes_.size(); ++i) {
-    volatile uint32_t* const word = pages_[i / kWordsOfPage].host + i % kWordsOfPage;
+  for (size_t i = 0; i < std::min(nodes_.size(), found->second.size() * kWordsOfPage); ++i) {
+    volatile uint32_t* const word = found->second[i / kWordsOfPage].host + i % kWordsOfPage;
     const uint32_t faults = *word;
     if (faults == 0) continue;
     *word = 0;
     if (wrong.empty()) wrong = "flashllm: " + nodes_[i] + ": " + Explain(faults);
   }
   if (!wrong.empty()) throw Error(ORT_INVALID_ARGUMENT, wrong + ". Check the model's inputs");
+}
+
+void FaultBoard::Forget(cudaStream_t stream) noexcept {
+  std::lock_guard<std::mutex> lock(mutex_);
+  const auto found = pages_.find(stream);
+  if (found == pages_.end()) return;
+  for (const Page& page : found->second) static_cast<void>(cudaFreeHost(page.host));
+  pages_.erase(found);
 }
 
 }  // namespace flashllm::ep

@@ -1,5 +1,6 @@
 #include "provider/ep/cuda/graph_capture.h"
 
+#include <string>
 #include <thread>
 #include <utility>
 
@@ -17,8 +18,9 @@ constexpr size_t kFirstShare = 8, kLeastKernels = 16;
 
 }  // namespace
 
-GraphCapture::GraphCapture(int device, std::shared_ptr<MemoryPool> pool, std::shared_ptr<KernelTimes> times)
-    : device_(device), pool_(std::move(pool)), times_(std::move(times)) {
+GraphCapture::GraphCapture(int device, std::shared_ptr<MemoryPool> pool, std::shared_ptr<KernelTimes> times,
+                           std::shared_ptr<FaultBoard> faults)
+    : device_(device), pool_(std::move(pool)), times_(std::move(times)), faults_(std::move(faults)) {
   const DeviceScope scope(device);
   CheckCuda(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking), "creating a stream");
 }
@@ -66,9 +68,20 @@ void GraphCapture::EndPart() {
   recorded_.parts.push_back(exec);
 }
 
+bool GraphCapture::Has(int id) const {
+  std::lock_guard<std::mutex> lock(mutex_);
+  return graphs_.count(id) != 0;
+}
+
 void GraphCapture::BeginRun(int id) {
+  std::lock_guard<std::mutex> lock(mutex_);
+  Begin(id);
+  running_ = true;
+}
+
+void GraphCapture::Begin(int id) {
   Discard();
-  if (id < 0 || Has(id) || ordinary_.count(id) == 0) return;
+  if (id < 0 || graphs_.count(id) != 0 || ordinary_.count(id) == 0) return;
   const DeviceScope scope(device_);
   times_->DropRecorded();  // of a recording that could not become a graph
   BeginPart();
@@ -85,8 +98,20 @@ void GraphCapture::Computed(size_t count) {
 }
 
 void GraphCapture::EndRun(int id, size_t computed) {
+  std::lock_guard<std::mutex> lock(mutex_);
+  const std::unique_ptr<GraphCapture, void (*)(GraphCapture*)> ended(this, [](GraphCapture* self) {
+    self->running_ = false;
+    self->run_ended_.notify_all();
+  });
+  End(id, computed);
+}
+
+void GraphCapture::End(int id, size_t computed) {
+  const DeviceScope scope(device_);
   if (!capturing_) {
-    if (id >= 0 && !Has(id)) ordinary_[id] = computed;
+    if (id >= 0 && graphs_.count(id) == 0) ordinary_[id] = computed;
+    WaitForStream(stream_);
+    faults_->Check(stream_);
     return;
   }
   if (computed != ordinary_[id]) {
@@ -94,39 +119,43 @@ void GraphCapture::EndRun(int id, size_t computed) {
     ordinary_.erase(id);
     return;
   }
-  const DeviceScope scope(device_);
   EndPart();
   capturing_ = false;
   pool_->EndPrivate();
   recorded_.launches = times_->TakeRecorded();
   graphs_[id] = std::exchange(recorded_, {});
-  Replay(id);
-  Wait();
+  Run(&graphs_[id]);
+}
+
+void GraphCapture::Run(Graph* graph) {
+  graph->wait.Begin();
+  for (cudaGraphExec_t part : graph->parts) CheckCuda(cudaGraphLaunch(part, stream_), "starting a graph");
+  if (times_->active() && !graph->launches.empty()) {
+    WaitForStream(stream_);
+    times_->CollectReplay(graph->launches);
+  } else {
+    graph->wait.End([&] { return cudaStreamQuery(stream_) != cudaErrorNotReady; },
+                    [](auto until) { std::this_thread::sleep_until(until); }, [&] { WaitForStream(stream_); });
+    WaitForStream(stream_);  // it has ended, perhaps by an error
+  }
+  faults_->Check(stream_);
 }
 
 void GraphCapture::Replay(int id) {
-  const DeviceScope scope(device_);
-  Graph& graph = graphs_.at(id);
-  graph.wait.Begin();
-  started_ = id;
-  for (cudaGraphExec_t part : graph.parts) CheckCuda(cudaGraphLaunch(part, stream_), "starting a graph");
-  if (!times_->active() || graph.launches.empty()) return;
-  started_ = -1;
-  WaitForStream(stream_);
-  times_->CollectReplay(graph.launches);
-}
-
-void GraphCapture::Wait() {
-  const DeviceScope scope(device_);
-  const auto found = graphs_.find(std::exchange(started_, -1));
-  if (found != graphs_.end()) {
-    found->second.wait.End([&] { return cudaStreamQuery(stream_) != cudaErrorNotReady; },
-                           [](auto until) { std::this_thread::sleep_until(until); }, [&] { WaitForStream(stream_); });
+  std::unique_lock<std::mutex> lock(mutex_);
+  run_ended_.wait(lock, [&] { return !running_; });
+  const auto found = graphs_.find(id);
+  if (found == graphs_.end()) {
+    throw Error(ORT_FAIL, "flashllm: the CUDA graph of gpu_graph_id " + std::to_string(id) +
+                              " was released while a run of it began. Release a graph when its runs have ended");
   }
-  WaitForStream(stream_);  // it has ended, perhaps by an error
+  const DeviceScope scope(device_);
+  Run(&found->second);
 }
 
 void GraphCapture::Release(int id) {
+  std::unique_lock<std::mutex> lock(mutex_);
+  run_ended_.wait(lock, [&] { return !running_; });
   ordinary_.erase(id);
   const auto found = graphs_.find(id);
   if (found == graphs_.end()) return;

@@ -202,6 +202,13 @@ ONNXTensorElementDataType InputType(const OrtKernelInfo* info, size_t index) {
   return element;
 }
 
+bool IsConstant(const OrtKernelInfo* info, size_t index) {
+  int constant = 0;
+  const OrtValue* value = nullptr;
+  Check(g_ort.api->KernelInfoGetConstantInput_tensor(info, index, &constant, &value));
+  return constant != 0;
+}
+
 int Axis(int64_t axis, int rank, const std::string& where) {
   if (axis < -rank || axis >= rank) {
     throw Error(ORT_INVALID_ARGUMENT, "flashllm: " + where + " has axis " + std::to_string(axis) +

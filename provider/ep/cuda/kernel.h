@@ -97,6 +97,9 @@ std::string StringAttribute(const OrtKernelInfo* info, const char* name, const s
 std::vector<int64_t> IntsAttribute(const OrtKernelInfo* info, const char* name);
 /// The element type of an input at kernel creation; undefined where it is left out.
 ONNXTensorElementDataType InputType(const OrtKernelInfo* info, size_t index);
+/// Whether an input is an initializer. What is none may be written by the kernel ahead, and is not read before that has
+/// ended.
+bool IsConstant(const OrtKernelInfo* info, size_t index);
 
 /// `axis` counted from the front; throws Error where it is none of `rank` axes.
 int Axis(int64_t axis, int rank, const std::string& where);

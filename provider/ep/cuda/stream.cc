@@ -1,6 +1,6 @@
 #include "provider/ep/cuda/stream.h"
 
-#include <memory>
+#include <utility>
 
 #include "provider/ep/cuda/call.h"
 #include "provider/ep/cuda/memory_pool.h"
@@ -51,8 +51,9 @@ class Notification : public OrtSyncNotificationImpl {
 
 class SyncStream : public OrtSyncStreamImpl {
  public:
-  SyncStream(int device, cudaStream_t stream, bool owned)
-      : OrtSyncStreamImpl{}, device_(device), stream_(stream), owned_(owned) {
+  SyncStream(int device, cudaStream_t stream, bool owned, std::shared_ptr<RunStreams> runs)
+      : OrtSyncStreamImpl{}, device_(device), stream_(stream), owned_(owned), runs_(std::move(runs)) {
+    if (runs_ != nullptr) runs_->Add(stream_);
     ort_version_supported = g_ort.version;
     OrtSyncStreamImpl::Release = [](OrtSyncStreamImpl* self) noexcept { delete static_cast<SyncStream*>(self); };
     GetHandle = [](OrtSyncStreamImpl* self) noexcept -> void* { return static_cast<SyncStream*>(self)->stream_; };
@@ -66,7 +67,11 @@ class SyncStream : public OrtSyncStreamImpl {
       return Guard([&] { static_cast<SyncStream*>(self)->Wait(false); });
     };
     OnSessionRunEnd = [](OrtSyncStreamImpl* self) noexcept -> OrtStatus* {
-      return Guard([&] { static_cast<SyncStream*>(self)->Wait(true); });
+      return Guard([&] {
+        auto* it = static_cast<SyncStream*>(self);
+        it->Wait(true);
+        if (it->runs_ != nullptr) it->runs_->CheckFaults(it->stream_);
+      });
     };
   }
   ~SyncStream() {
@@ -74,6 +79,7 @@ class SyncStream : public OrtSyncStreamImpl {
       Wait(true);
     } catch (...) {  // a device that failed: its memory is not used again either
     }
+    if (runs_ != nullptr) runs_->Remove(stream_);
     if (owned_) static_cast<void>(cudaStreamDestroy(stream_));
   }
 
@@ -88,18 +94,38 @@ class SyncStream : public OrtSyncStreamImpl {
   const int device_;
   const cudaStream_t stream_;
   const bool owned_;
+  const std::shared_ptr<RunStreams> runs_;
 };
 
 }  // namespace
 
-OrtSyncStreamImpl* MakeSyncStream(int device) {
+void RunStreams::Wait() {
+  const DeviceScope scope(device_);
+  std::lock_guard<std::mutex> lock(mutex_);
+  for (cudaStream_t stream : streams_) WaitForStream(stream);
+}
+
+void RunStreams::Add(cudaStream_t stream) {
+  std::lock_guard<std::mutex> lock(mutex_);
+  streams_.insert(stream);
+}
+
+void RunStreams::Remove(cudaStream_t stream) noexcept {
+  std::lock_guard<std::mutex> lock(mutex_);
+  streams_.erase(stream);
+  faults_->Forget(stream);
+}
+
+OrtSyncStreamImpl* MakeSyncStream(int device, std::shared_ptr<RunStreams> runs) {
   const DeviceScope scope(device);
   cudaStream_t stream = nullptr;
   CheckCuda(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking), "creating a stream");
-  return new SyncStream(device, stream, true);
+  return new SyncStream(device, stream, true, std::move(runs));
 }
 
-OrtSyncStreamImpl* MakeSyncStreamView(int device, cudaStream_t stream) { return new SyncStream(device, stream, false); }
+OrtSyncStreamImpl* MakeSyncStreamView(int device, cudaStream_t stream) {
+  return new SyncStream(device, stream, false, nullptr);
+}
 
 cudaStream_t HandleOf(OrtSyncStream* stream) {
   return stream == nullptr ? nullptr : static_cast<cudaStream_t>(g_ort.api->SyncStream_GetHandle(stream));

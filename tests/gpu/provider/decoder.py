@@ -107,10 +107,12 @@ class InPlace:
 
 class Static:
     """A batch whose every input and output lies in one place on the GPU and never changes its shape, as CUDA graphs want it: the
-    attention mask is as wide as the caches and filled as decoding goes on."""
+    attention mask is as wide as the caches and filled as decoding goes on. `graph`: the graph's number in its session."""
 
-    def __init__(self, decoder, batch, capacity, vocabulary):
+    def __init__(self, decoder, batch, capacity, vocabulary, graph=0):
         self.decoder, self.mask = decoder, np.zeros((batch, capacity), np.int64)
+        self.options = ort.RunOptions()
+        self.options.add_run_config_entry("gpu_graph_id", str(graph))
         place = lambda array: ort.OrtValue.ortvalue_from_numpy(array, GPU, decoder.device)  # noqa: E731
         one = np.zeros((batch, 1), np.int64)
         self.inputs = {"input_ids": place(one), "attention_mask": place(self.mask), "position_ids": place(one)}
@@ -138,5 +140,5 @@ class Static:
         self.inputs["input_ids"].update_inplace(np.ascontiguousarray(ids))
         self.inputs["attention_mask"].update_inplace(self.mask)
         self.inputs["position_ids"].update_inplace(np.ascontiguousarray(positions))
-        self.decoder.session.run_with_iobinding(self.binding)
+        self.decoder.session.run_with_iobinding(self.binding, self.options)
         return self.logits.numpy()

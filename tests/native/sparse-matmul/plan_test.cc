@@ -376,6 +376,17 @@ TEST_CASE("a dense product is faster where decoding limits: 64 columns, half zer
   CHECK(DenseTime(shape, h200) > ProductTime(shape, choice, 132, h200, 32));
 }
 
+TEST_CASE("clusters that the GPU cannot run are not chosen, and not taken where they are asked for") {
+  const DeviceInfo gpu = Gpu(90, 3, 227);  // one of two, none of four
+  for (int cluster : {0, 4}) {
+    PlanOptions options;
+    options.cluster = cluster;
+    CHECK(Plan(gpu, 8192, Even(16, 8192, 0.5), options).cluster != 4);
+    options.expected_n = 256;
+    CHECK(Plan(gpu, 8192, Even(16, 8192, 0.5), options).cluster != 4);
+  }
+}
+
 TEST_CASE("small weights are dense for tens of columns, if nothing else was asked for") {
   const DeviceInfo gpu = H200();
   const auto is_dense = [&](int64_t in, int64_t out, double density, const PlanOptions& options) {
@@ -395,6 +406,7 @@ TEST_CASE("small weights are dense for tens of columns, if nothing else was aske
   CHECK(!is_dense(2048, 8192, 0.3, for_columns(16)));  // OPT-1.3B: fc1; 11.5, 10.5
   CHECK(!is_dense(5120, 5120, 0.2, for_columns(8)));
   for (int n : {1, 8, 16, 32, 64}) CHECK(!is_dense(7168, 28672, 0.5, for_columns(n)));
+  CHECK(!is_dense(9216, 36864, 0.5, for_columns(64)));  // OPT-66B: never measured
   for (int n : {0, 65, 256}) CHECK(!is_dense(2048, 2048, 0.5, for_columns(n)));
   CHECK(!is_dense(1024, 1024, 0.5, for_columns(32)));  // never measured
   PlanOptions options = for_columns(32);

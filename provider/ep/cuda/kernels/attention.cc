@@ -31,7 +31,7 @@ class GroupQueryAttention : public CudaKernel {
 
   const int64_t heads_;
   const float scale_;
-  uint32_t* const fault_;
+  const size_t fault_;
 };
 
 void GroupQueryAttention::SetQuery(const Call& call, cuda::AttentionArgs* args) const {
@@ -116,7 +116,7 @@ void GroupQueryAttention::Run(const Call& call) {
   args.scale = scale_ != 0.0f ? scale_ : 1.0f / std::sqrt(static_cast<float>(args.head_dim));
   args.compute_capability = ep().gpu().compute_capability();
   args.sm_count = ep().gpu().device().sm_count;
-  args.fault = fault_;
+  args.fault = ep().faults().Word(fault_, call.stream());
   args.programmatic = ep().programmatic();
   const Scratch workspace(&ep().pool(), static_cast<size_t>(cuda::AttentionWorkspaceBytes(args)), call.stream());
   args.workspace = workspace.get();

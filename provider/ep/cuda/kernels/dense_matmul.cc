@@ -11,7 +11,7 @@ namespace {
 
 class Gemm : public CudaKernel {
  public:
-  explicit Gemm(const OrtKernelInfo* info) : CudaKernel(info, "Gemm") {}
+  explicit Gemm(const OrtKernelInfo* info) : CudaKernel(info, "Gemm"), constant_w_(IsConstant(info, 1)) {}
 
  private:
   void Run(const Call& call) override {
@@ -31,8 +31,11 @@ class Gemm : public CudaKernel {
     if (args.y == nullptr) return;
     args.x = x.data, args.w = w.data, args.bias = bias.data;
     args.programmatic = ep().programmatic();
+    args.weights_late = !constant_w_;
     CheckLaunch(cuda::LaunchDenseMatMul(ep().gpu().dense_device(), args, call.stream()));
   }
+
+  const bool constant_w_;
 };
 
 class MatMul : public CudaKernel {

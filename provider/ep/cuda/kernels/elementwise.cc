@@ -19,8 +19,7 @@ constexpr const char* NameOf(cuda::UnaryOp op) { return op == cuda::UnaryOp::kRe
 template <cuda::BinaryOp kOp>
 class Binary : public CudaKernel {
  public:
-  explicit Binary(const OrtKernelInfo* info)
-      : CudaKernel(info, NameOf(kOp)), fault_(kOp == cuda::BinaryOp::kDiv ? ep().faults().Add(where()) : nullptr) {}
+  explicit Binary(const OrtKernelInfo* info) : CudaKernel(info, NameOf(kOp)) {}
 
  private:
   void Run(const Call& call) override {
@@ -37,11 +36,9 @@ class Binary : public CudaKernel {
     args.a = a.data, args.b = b.data;
     args.a_shape = a.shape, args.b_shape = b.shape;
     args.type = DataTypeOf(a.type);
-    args.fault = fault_;
     args.programmatic = ep().programmatic();
     CheckLaunch(cuda::LaunchBinary(args, call.stream()));
   }
-  uint32_t* const fault_;
 };
 
 template <cuda::UnaryOp kOp>

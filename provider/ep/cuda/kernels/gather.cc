@@ -26,11 +26,11 @@ class Gather : public CudaKernel {
     for (int i = 1; i < table.shape.rank; ++i) args.row_bytes *= table.shape.dims[i];
     args.count = indices.count();
     args.index_type = DataTypeOf(indices.type);
-    args.fault = fault_;
+    args.fault = ep().faults().Word(fault_, call.stream());
     args.programmatic = ep().programmatic();
     CheckLaunch(cuda::LaunchGather(args, call.stream()));
   }
-  uint32_t* const fault_;
+  const size_t fault_;
 };
 
 }  // namespace

@@ -7,13 +7,6 @@
 namespace flashllm::ep {
 namespace {
 
-bool IsConstant(const OrtKernelInfo* info, size_t index) {
-  int constant = 0;
-  const OrtValue* value = nullptr;
-  Check(g_ort.api->KernelInfoGetConstantInput_tensor(info, index, &constant, &value));
-  return constant != 0;
-}
-
 class Norm : public CudaKernel {
  public:
   Norm(const OrtKernelInfo* info, const char* op, size_t scale, float epsilon)
