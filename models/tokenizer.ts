@@ -15,6 +15,8 @@ export interface Tokenizer {
    * does, or where the id ends within a character. Left out by a tokenizer of which this is not known.
    */
   textOf?(id: number): string | undefined;
+  /** Most UTF-8 bytes of a text that one id stands for; left out by a tokenizer of which this is not known. */
+  readonly mostBytes?: number | undefined;
 }
 
 /**
@@ -41,13 +43,22 @@ export async function loadTokenizer(folder: string): Promise<Tokenizer> {
   return {
     encode: (text, { special = true } = {}) => tokenizer.encode(text, { add_special_tokens: special }).ids,
     decode,
-    ...(joinsBytes(definition) ? { textOf: wholeTexts(decode) } : {}),
+    ...(joinsBytes(definition) ? { textOf: wholeTexts(decode), mostBytes: mostBytes(definition) } : {}),
   };
 }
 
 /** Whether a text is its tokens' bytes, one after the other: so it is with byte-level BPE, OPT's. */
 function joinsBytes({ decoder }: Record<string, unknown>): boolean {
   return (decoder as { type?: unknown } | null | undefined)?.type === 'ByteLevel';
+}
+
+/** Bytes of the longest token; undefined where a text may lose some before it is split into tokens. */
+function mostBytes({ normalizer, model, added_tokens: added = [] }: Record<string, unknown>): number | undefined {
+  const special = added as { content: string; lstrip?: boolean; rstrip?: boolean }[];
+  if (normalizer || special.some(({ lstrip, rstrip }) => lstrip || rstrip)) return undefined;
+  // Each character of a token in the vocabulary is a byte.
+  const lengths = Object.keys((model as { vocab: object }).vocab).map(({ length }) => length);
+  return [...lengths, ...special.map(({ content }) => Buffer.byteLength(content))].reduce((a, b) => Math.max(a, b), 1);
 }
 
 /** Texts of single ids, each decoded once; undefined for one that alone is no whole characters. */

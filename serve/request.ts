@@ -76,12 +76,12 @@ export const completionSchema = {
 } as const;
 
 /**
- * The prompts of a request, each as often as texts are asked for it, and the options for all. Where OpenAI's defaults
- * differ from the library's, OpenAI's hold: 16 tokens, temperature 1.
+ * The prompts of a request, how many texts are asked for each, and the options for all. Where OpenAI's defaults differ
+ * from the library's, OpenAI's hold: 16 tokens, temperature 1.
  *
  * @throws ApiError 400 for what OpenAI's API has and this server does not.
  */
-export function readRequest(body: CompletionRequest): { prompts: Prompt[]; options: GenerateOptions } {
+export function readRequest(body: CompletionRequest): { prompts: Prompt[]; n: number; options: GenerateOptions } {
   const n = body.n ?? 1;
   const unsupported = Object.entries({
     echo: body.echo === true,
@@ -112,7 +112,7 @@ export function readRequest(body: CompletionRequest): { prompts: Prompt[]; optio
     stopTokenIds: body.ignore_eos ? [] : undefined,
     logprobs: body.logprobs ?? undefined,
   };
-  return { prompts: prompts.flatMap((prompt) => new Array<Prompt>(n).fill(prompt)), options };
+  return { prompts, n, options };
 }
 
 function listPrompts(prompt: CompletionRequest['prompt']): Prompt[] {

@@ -8,7 +8,16 @@ import Fastify, {
   type FastifyReply,
   type FastifyRequest,
 } from 'fastify';
-import { type Generation, ModelFolderError, QueueFullError, type Scheduler, type TextModel } from '../models/index.js';
+import { breathe } from '../models/generation/event-loop.js';
+import {
+  type Generation,
+  ModelFolderError,
+  type Prompt,
+  QueueFullError,
+  type Scheduler,
+  type TextModel,
+  type Tokenizer,
+} from '../models/index.js';
 import { Completion } from './completions.js';
 import { ApiError, errorBody } from './errors.js';
 import { Metrics } from './metrics.js';
@@ -176,19 +185,26 @@ async function complete(
   const started = performance.now();
   const asked = findModel(served, body.model);
   const { name, model } = asked;
-  const { prompts, options: settings } = readRequest(body);
-  const ids = prompts.map((prompt) => (typeof prompt === 'string' ? model.tokenizer.encode(prompt) : prompt));
-  checkLengths(ids, asked.maxPositions, options);
+  const { prompts, n, options: settings } = readRequest(body);
   const abort = new AbortController();
   inFlight.add(abort);
   reply.raw.once('close', () => {
     inFlight.delete(abort);
     abort.abort(new ApiError(CLIENT_LEFT, 'the client has left'));
   });
+  // A prompt of the longest length leaves no place for an answer.
+  const most = Math.min(options.maxPromptTokens ?? asked.maxPositions, asked.maxPositions - 1);
+  const ids: (readonly number[])[] = [];
+  for (const prompt of prompts) {
+    const tokens = tokensOf(prompt, model.tokenizer, most);
+    for (let i = 0; i < n; i++) ids.push(tokens);
+    await breathe();
+    abort.signal.throwIfAborted();
+  }
   const generations = model.generator.start(ids, { ...settings, signal: abort.signal });
   for (const prompt of ids) metrics.promptTokens.inc({ model: name }, prompt.length);
   for (const generation of generations) measure(generation, metrics, name, started);
-  const completion = new Completion(generations, model.tokenizer, name, body.n ?? 1);
+  const completion = new Completion(generations, model.tokenizer, name, n);
   if (!body.stream) {
     const whole = await completion.whole();
     metrics.requests.inc({ status: '200' });
@@ -228,21 +244,24 @@ function findModel(served: readonly [ServedModel, ...ServedModel[]], asked: stri
   throw new ApiError(404, `the model '${asked}' is not here; this server has ${names}`, 'model', 'model_not_found');
 }
 
-function checkLengths(
-  prompts: readonly (readonly number[])[],
-  maxPositions: number,
-  { maxPromptTokens }: ServerOptions,
-): void {
-  // A prompt of the longest length leaves no place for an answer.
-  const most = Math.min(maxPromptTokens ?? maxPositions, maxPositions - 1);
-  const longest = Math.max(...prompts.map(({ length }) => length));
-  if (longest > most)
-    throw new ApiError(
-      400,
-      `a prompt has ${longest} tokens, expected at most ${most}; shorten it`,
-      'prompt',
-      'context_length_exceeded',
-    );
+/**
+ * The tokens of a prompt.
+ * @param most tokens that it may have.
+ * @throws ApiError 400 for more.
+ */
+function tokensOf(prompt: Prompt, tokenizer: Tokenizer, most: number): readonly number[] {
+  const { mostBytes = Number.POSITIVE_INFINITY } = tokenizer;
+  const bytes = typeof prompt === 'string' ? Buffer.byteLength(prompt) : 0;
+  // To encode what cannot fit would hold everybody up: a megabyte takes half a second.
+  if (bytes > most * mostBytes)
+    throw tooLong(`${bytes} bytes, expected at most ${most} tokens, of up to ${mostBytes} bytes`);
+  const tokens = typeof prompt === 'string' ? tokenizer.encode(prompt) : prompt;
+  if (tokens.length > most) throw tooLong(`${tokens.length} tokens, expected at most ${most}`);
+  return tokens;
+}
+
+function tooLong(found: string): ApiError {
+  return new ApiError(400, `a prompt has ${found}; shorten it`, 'prompt', 'context_length_exceeded');
 }
 
 function keyCheck(apiKey: string) {

@@ -135,6 +135,13 @@ test('what a token adds is known of whole characters alone, and is what decoding
   }
 });
 
+test('no text has more bytes than its tokens may have', (t) => {
+  const { mostBytes = 0, ...tokenizer } = model().tokenizer;
+  const longest = ` +${'-'.repeat(57)}+${'-'.repeat(32)}`;
+  t.is(tokenizer.encode(longest, { special: false }).length, 1);
+  t.is(mostBytes, Buffer.byteLength(longest));
+});
+
 test('perplexity of the held-out text, and by hand on a few tokens', async (t) => {
   const { tokenizer, decoder } = model();
   const ids = tokenizer.encode(await readFile(shippedHeldOutText(), 'utf8')).slice(0, 4096);

@@ -25,8 +25,13 @@ test.before(async () => {
 });
 test.after.always(() => rm(folder, { recursive: true }));
 
-async function serve(t: ExecutionContext, scheduling = {}, options: Partial<ServerOptions> = {}) {
-  const own = { ...model, generator: new TextGenerator(model.decoder, model.tokenizer, config, scheduling) };
+async function serve(
+  t: ExecutionContext,
+  scheduling = {},
+  options: Partial<ServerOptions> = {},
+  tokenizer = model.tokenizer,
+) {
+  const own = { ...model, tokenizer, generator: new TextGenerator(model.decoder, tokenizer, config, scheduling) };
   const server = createServer([{ name: 'opt-14m', model: own, maxPositions: config.maxPositions }], options);
   await server.app.listen({ host: '127.0.0.1', port: 0 });
   const url = `http://127.0.0.1:${(server.app.server.address() as AddressInfo).port}`;
@@ -215,6 +220,32 @@ test('wrong requests are refused in OpenAI’s form, and none of them stops the 
   const absent = await post({ prompt: 'a', max_tokens: 1, model: null, stream_options: { include_usage: null } });
   t.is(absent.status, 200);
   t.deepEqual(await (await fetch(`${url}/health`)).json(), { status: 'ok', running: 0, waiting: 0 });
+});
+
+test('each prompt is encoded once, however many texts are asked for, and others are served in between', async (t) => {
+  const encoded: string[] = [];
+  const encode = (text: string) => {
+    encoded.push(text);
+    const started = performance.now();
+    while (performance.now() - started < 20);
+    return model.tokenizer.encode(text);
+  };
+  const { post, url } = await serve(t, {}, {}, { ...model.tokenizer, encode });
+  let healthy = 0;
+  const prompts = Array.from({ length: 40 }, (_, i) => `Chapter ${i}`);
+  const answer = post({ ...greedy, prompt: prompts, n: 3, max_tokens: 1 });
+  await until(t, () => encoded.length > 0, 'it has begun');
+  for (; encoded.length < prompts.length; healthy++) t.is((await fetch(`${url}/health`)).status, 200);
+  t.true(healthy > 2, `${healthy} answers meanwhile`);
+  t.is(((await (await answer).json()) as { choices: unknown[] }).choices.length, 120);
+  t.deepEqual(encoded, prompts);
+  // 1023 tokens have at most 94 kB.
+  const huge = await post({ prompt: 'word '.repeat(20_000), n: 128 });
+  t.is(huge.status, 400);
+  const { error } = (await huge.json()) as { error: { message: string } };
+  t.regex(error.message, /100000 bytes, expected at most 1023 tokens, of up to \d+ bytes; shorten it/);
+  t.like(error, { param: 'prompt', code: 'context_length_exceeded' });
+  t.deepEqual(encoded, prompts);
 });
 
 test('an API key is demanded for all but health', async (t) => {
