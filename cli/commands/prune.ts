@@ -79,7 +79,11 @@ export function pruneCommand(): Command {
     )
     .option('--device <name>', 'auto (a GPU where there is one), cpu, cuda or cuda:<number>', parseDevice, 'auto')
     .option('--threads <number>', 'on the CPU (default: one a core)', threadCount)
-    .option('--work-folder <folder>', 'where activations lie on the way (default: beside the output)', folderPath)
+    .option(
+      '--work-folder <folder>',
+      'where activations lie on the way, in a folder of each run’s own (default: beside the output)',
+      folderPath,
+    )
     .option('--restart', 'throw an unfinished run away instead of going on with it')
     .option('--json', 'print the report as JSON')
     .action(run);

@@ -1,4 +1,4 @@
-import { cp, mkdir, open, readdir, readFile, realpath, rename, rm, writeFile } from 'node:fs/promises';
+import { cp, mkdir, mkdtemp, open, readdir, readFile, realpath, rename, rm, stat, writeFile } from 'node:fs/promises';
 import { join, resolve, sep } from 'node:path';
 import { ModelFolderError } from '../errors.js';
 import type { LayerReport } from './report.js';
@@ -10,6 +10,8 @@ interface Saved {
   /** Everything that the result depends on, as text. */
   readonly fingerprint: string;
   readonly layers: readonly LayerReport[];
+  /** Where its activations lie, if not within the folder. */
+  readonly work?: string | undefined;
 }
 
 /**
@@ -18,16 +20,20 @@ interface Saved {
  */
 export class PruneFolder {
   readonly partial: string;
-  private readonly work: string;
   private readonly output: string;
+  /** Where the caller wants activations, if not within the partial folder. */
+  private readonly elsewhere: string | undefined;
+  /** This run's own. */
+  private work: string;
   private layers: readonly LayerReport[] = [];
   private fingerprint = '';
 
-  /** @param workFolder where activations lie; default within the partial folder. */
+  /** @param workFolder where a folder for activations is made, one a run; default within the partial folder. */
   constructor(output: string, workFolder?: string | undefined) {
     this.output = resolve(output);
     this.partial = `${this.output}.partial`;
-    this.work = workFolder === undefined ? join(this.partial, 'work') : resolve(workFolder);
+    this.work = join(this.partial, 'work');
+    if (workFolder !== undefined && !this.holds(resolve(workFolder))) this.elsewhere = resolve(workFolder);
   }
 
   /** @throws ModelFolderError `USAGE` if the model to prune lies where the pruned one is to grow: beginning anew would delete it. */
@@ -46,11 +52,15 @@ export class PruneFolder {
    *
    * @returns the layers that are done.
    * @throws ModelFolderError `USAGE` if the output exists, or, where `restart` is not set, the partial folder holds layers of other settings or
-   * what no pruning has left there.
+   * what no pruning has left there, or the activations of the interrupted run are gone.
    */
   async open(fingerprint: string, restart: boolean): Promise<readonly LayerReport[]> {
     await this.refuseExisting();
-    const saved = restart ? undefined : await this.read();
+    const left = await this.read().catch((error: unknown) => {
+      if (!restart) throw error;
+      return undefined;
+    });
+    const saved = restart ? undefined : left;
     // Without a layer nothing is lost by beginning anew.
     const resumed = saved !== undefined && saved.layers.length > 0;
     if (resumed && saved.fingerprint !== fingerprint)
@@ -61,34 +71,48 @@ export class PruneFolder {
     this.fingerprint = fingerprint;
     if (resumed) {
       this.layers = saved.layers;
+      this.work = saved.work ?? this.work;
+      if (!this.holds(this.work)) await this.requireWork();
     } else {
       if (saved === undefined && !restart) await this.refuseForeign();
-      // One of the caller's may turn out to be none before anything is made.
-      if (!this.ownsWork) await this.makeWork();
+      // The caller's folder may turn out to be none before anything else is made.
+      if (this.elsewhere !== undefined) this.work = await this.makeWork(this.elsewhere);
+      if (left?.work !== undefined) await rm(left.work, { recursive: true, force: true });
       await rm(this.partial, { recursive: true, force: true });
       await mkdir(this.partial, { recursive: true });
       // From the beginning, so that the folder is known as a pruning's before its first layer is done.
       await this.writeProgress();
     }
-    await this.makeWork();
+    if (this.holds(this.work)) await mkdir(this.work, { recursive: true });
     return this.layers;
   }
 
-  /** Whether the work folder is within the partial one; else it is the caller's, whatever its name begins with. */
-  private get ownsWork(): boolean {
-    return this.work.startsWith(`${this.partial}${sep}`);
+  /** Whether a path is the partial folder or within it. */
+  private holds(path: string): boolean {
+    return `${path}${sep}`.startsWith(`${this.partial}${sep}`);
   }
 
-  private async makeWork(): Promise<void> {
+  /** A new folder within the caller's, which others may use at the same time. */
+  private async makeWork(folder: string): Promise<string> {
     try {
-      await mkdir(this.work, { recursive: true });
+      await mkdir(folder, { recursive: true });
+      return await mkdtemp(join(folder, 'flashllm-prune-'));
     } catch (cause) {
       throw new ModelFolderError(
         'USAGE',
-        `cannot use the work folder ${this.work}: ${(cause as Error).message}; choose another`,
+        `cannot use the work folder ${folder}: ${(cause as Error).message}; choose another`,
         { cause },
       );
     }
+  }
+
+  private async requireWork(): Promise<void> {
+    const found = await stat(this.work).catch(() => undefined);
+    if (!found?.isDirectory())
+      throw new ModelFolderError(
+        'USAGE',
+        `the unfinished pruning in ${this.partial} has its activations in ${this.work}, which is gone: bring it back, or begin anew, as prune --restart does`,
+      );
   }
 
   /** What goes into a layer, of the pruned model or the dense one. Both begin with the same embeddings. */
@@ -133,11 +157,7 @@ export class PruneFolder {
 
   /** Takes away what only the work needed, and renames the folder to the output. */
   async complete(): Promise<void> {
-    for (const side of sides) {
-      const last = this.hidden(this.layers.length, side);
-      for (const path of [last, `${last}.tmp`, this.context(side)]) await rm(path, { force: true });
-    }
-    if (this.ownsWork) await rm(this.work, { recursive: true, force: true });
+    if (this.holds(this.work)) await rm(this.work, { recursive: true, force: true });
     await this.refuseExisting();
     await rm(this.output, { recursive: true, force: true });
     await rm(this.file('progress.json'), { force: true });
@@ -149,6 +169,8 @@ export class PruneFolder {
       await cp(this.partial, this.output, { recursive: true });
       await rm(this.partial, { recursive: true });
     }
+    // Not before: without it an interrupted run does not go on.
+    if (!this.holds(this.work)) await rm(this.work, { recursive: true, force: true });
   }
 
   /** An empty folder may be replaced. */
@@ -172,7 +194,11 @@ export class PruneFolder {
   }
 
   private async writeProgress(): Promise<void> {
-    const saved: Saved = { fingerprint: this.fingerprint, layers: this.layers };
+    const saved: Saved = {
+      fingerprint: this.fingerprint,
+      layers: this.layers,
+      work: this.holds(this.work) ? undefined : this.work,
+    };
     await this.write('progress.json', JSON.stringify(saved));
   }
 
@@ -185,7 +211,8 @@ export class PruneFolder {
       throw error;
     }
     const saved = parse(text);
-    if (typeof saved?.fingerprint !== 'string' || !Array.isArray(saved.layers))
+    const known = ['undefined', 'string'].includes(typeof saved?.work);
+    if (typeof saved?.fingerprint !== 'string' || !Array.isArray(saved.layers) || !known)
       throw new ModelFolderError(
         'USAGE',
         `${this.file('progress.json')} is not what a pruning leaves: throw the folder away, as prune --restart does`,

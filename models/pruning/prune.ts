@@ -35,7 +35,10 @@ export interface PruneOptions extends PruneSettings {
   readonly device?: PruneDeviceName | undefined;
   /** On the CPU. Default: one a core. */
   readonly threads?: number | undefined;
-  /** Where activations lie while pruning: three times sequences × length × hidden_size × 4 bytes. Default: beside the output. */
+  /**
+   * Where activations lie while pruning, in a folder of the run's own: three times sequences × length × hidden_size × 4 bytes. Default: beside
+   * the output. A run that goes on has them where it began.
+   */
   readonly workFolder?: string | undefined;
   /** Throw an unfinished run away instead of going on with it. */
   readonly restart?: boolean | undefined;

@@ -1,6 +1,6 @@
 // Whole folders: what comes out, interruptions, determinism, settings.
 import { spawn } from 'node:child_process';
-import { access, copyFile, cp, mkdir, readdir, readFile, rm, writeFile } from 'node:fs/promises';
+import { access, copyFile, cp, mkdir, readdir, readFile, rename, rm, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { fileURLToPath } from 'node:url';
@@ -260,6 +260,55 @@ test('folders that are not of the pruning stay as they are', async (t) => {
   await prune(model, { output: folder, restart: true, workFolder });
   t.deepEqual(await readdir(workFolder), ['note.txt']);
   t.deepEqual((await readdir(join(folder, '..'))).sort(), ['pruned', 'pruned.partial-activations']);
+});
+
+test('runs that share a work folder do not meet there, and one that goes on finds what it has there', async (t) => {
+  const model = await tinyModel();
+  const workFolder = await temporaryFolder();
+  const alone = { output: await output(), sparsity: 0.25 };
+  await prune(model, alone);
+  const abort = new AbortController();
+  let met: Promise<unknown> | undefined;
+  const first = { output: await output(), workFolder };
+  const second = { output: await output(), workFolder, sparsity: 0.25 };
+  const interrupted = prune(model, {
+    ...first,
+    signal: abort.signal,
+    onProgress: (_, note) => {
+      if (!note.startsWith('layer 1')) return;
+      met ??= prune(model, second);
+      abort.abort(new Error('enough'));
+    },
+  });
+  await t.throwsAsync(interrupted, { message: 'enough' });
+  await met;
+  t.deepEqual(await content(second.output), await content(alone.output));
+  const [kept = '', ...others] = await readdir(workFolder);
+  t.deepEqual(others, []);
+  // Not told where, it knows.
+  const moved = join(workFolder, 'moved');
+  await rename(join(workFolder, kept), moved);
+  await t.throwsAsync(prune(model, { output: first.output }), {
+    name: 'ModelFolderError',
+    message: /partial has its activations in .*, which is gone: bring it back, or begin anew, as prune --restart does/,
+  });
+  await rename(moved, join(workFolder, kept));
+  t.is((await prune(model, { output: first.output })).resumedLayers, 1);
+  t.deepEqual(await readdir(workFolder), []);
+  const straight = await output();
+  await prune(model, { output: straight });
+  t.deepEqual(await content(first.output), await content(straight));
+});
+
+test('beginning anew takes the activations of the run before along', async (t) => {
+  const model = await tinyModel();
+  const workFolder = await temporaryFolder();
+  const folder = await output();
+  const signal = AbortSignal.abort(new Error('enough'));
+  await t.throwsAsync(prune(model, { output: folder, workFolder, signal }), { message: 'enough' });
+  t.is((await readdir(workFolder)).length, 1);
+  await prune(model, { output: folder, restart: true });
+  t.deepEqual(await readdir(workFolder), []);
 });
 
 test('an output that exists, a text that is too short and settings out of range are refused', async (t) => {
