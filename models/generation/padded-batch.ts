@@ -78,11 +78,13 @@ export class PaddedBatch implements Batch {
       return { length: Math.max(0, from + fresh - padding), token: (i) => prompt[from + i - padding] ?? 0 };
     });
     if (cache.tokens < longest) return;
-    this.prefilling = undefined;
+    const tokens = members.map((sequence, row) => sequence && choose(sequence, logits.at(row, fresh - 1)));
+    // Who got a token may have cancelled itself or others: they are no members any more.
     const started = members.map((sequence, row): Slot | undefined => {
-      const token = sequence && choose(sequence, logits.at(row, fresh - 1));
+      const token = tokens[row];
       return token === undefined || !sequence ? undefined : { sequence, token, length: sequence.prompt.length };
     });
+    this.prefilling = undefined;
     this.joining = started;
     await this.join(cache, started);
     this.joining = [];

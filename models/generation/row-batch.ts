@@ -111,12 +111,14 @@ export class RowBatch implements Batch {
     const [only] = members;
     work.done += (rows[0] as RowInput).ids.length;
     if (members.length === 1 && only && work.done < only.prompt.length) return;
-    this.prefilling = undefined;
     for (const [row, sequence] of members.entries()) {
       const token = sequence && next(sequence, row);
-      if (token !== undefined && sequence)
-        this.slots[first + row] = { sequence, token, length: sequence.prompt.length, row: first + row };
+      // Who gets a token may cancel itself or others: until it has its slot, a sequence is a member.
+      if (token === undefined || !sequence || members[row] !== sequence) continue;
+      members[row] = undefined;
+      this.slots[first + row] = { sequence, token, length: sequence.prompt.length, row: first + row };
     }
+    this.prefilling = undefined;
   }
 
   /**

@@ -101,6 +101,30 @@ for (const kind of ['rows', 'halves', 'padded'] as const) {
     await shared.scheduler.idle();
     t.is(shared.scheduler.active, 0);
   });
+
+  test(`${kind}: who cancels at a first token, itself or another, makes place at once`, async (t) => {
+    const shared = generator({}, kind);
+    const options = { maxNewTokens: 40, stopTokenIds: [] };
+    // All are read in one step: the second one's token comes after the first one's and before the last one's.
+    const going = shared.start(['The', 'A', 'An', 'One'], options);
+    const made = going.map(() => 0);
+    for (const [i, generation] of going.entries())
+      generation.onPiece(() => {
+        made[i] = (made[i] as number) + 1;
+        if (i === 1) for (const other of going.slice(0, 3)) other.cancel(new Error('enough'));
+      });
+    for (const { result } of going.slice(0, 3)) await t.throwsAsync(result, { message: 'enough' });
+    t.is((await going[3]?.result)?.tokenIds.length, model(kind).tokenizer.encode('One').length + 40);
+    t.deepEqual(made, [1, 1, 0, 40]);
+    const abort = new AbortController();
+    let put = 0;
+    const streamer = { put: () => ++put === 2 && abort.abort(new Error('enough')), end: () => {} };
+    const [aborted] = shared.start(['The'], { ...options, signal: abort.signal, streamer });
+    await t.throwsAsync(async () => aborted?.result, { message: 'enough' });
+    await shared.scheduler.idle();
+    // The prompt and its first token.
+    t.is(put, 2);
+  });
 }
 
 test('float16 gives the same alone and in a batch, by its likeliest tokens and by its logits', async (t) => {
