@@ -15,6 +15,8 @@ export interface Tokenizer {
    * does, or where the id ends within a character. Left out by a tokenizer of which this is not known.
    */
   textOf?(id: number): string | undefined;
+  /** Bytes of an id in the vocabulary, where a text is its ids' bytes; left out by a tokenizer of other texts. */
+  bytesOf?(id: number): Uint8Array | undefined;
   /** Most UTF-8 bytes of a text that one id stands for; left out by a tokenizer of which this is not known. */
   readonly mostBytes?: number | undefined;
 }
@@ -43,13 +45,29 @@ export async function loadTokenizer(folder: string): Promise<Tokenizer> {
   return {
     encode: (text, { special = true } = {}) => tokenizer.encode(text, { add_special_tokens: special }).ids,
     decode,
-    ...(joinsBytes(definition) ? { textOf: wholeTexts(decode), mostBytes: mostBytes(definition) } : {}),
+    ...(joinsBytes(definition) && {
+      textOf: wholeTexts(decode),
+      bytesOf: (id) => bytesOf(tokenizer.id_to_token(id)),
+      mostBytes: mostBytes(definition),
+    }),
   };
 }
 
 /** Whether a text is its tokens' bytes, one after the other: so it is with byte-level BPE, OPT's. */
 function joinsBytes({ decoder }: Record<string, unknown>): boolean {
   return (decoder as { type?: unknown } | null | undefined)?.type === 'ByteLevel';
+}
+
+/** Bytes that no character of their own stands for in a byte-level vocabulary: there they are 256 and following. */
+const unprintable = Array.from({ length: 256 }, (_, byte) => byte).filter(
+  (byte) => byte <= 0x20 || (byte >= 0x7f && byte <= 0xa0) || byte === 0xad,
+);
+
+/** The bytes of a token as the vocabulary writes it; undefined where there is none, or its characters are not of bytes. */
+function bytesOf(token: string | undefined): Uint8Array | undefined {
+  const codes = Array.from(token ?? '', (character) => character.codePointAt(0) as number);
+  const bytes = codes.map((code) => (code < 256 ? code : unprintable[code - 256]));
+  return token === undefined || bytes.includes(undefined) ? undefined : Uint8Array.from(bytes as number[]);
 }
 
 /** Bytes of the longest token; undefined where a text may lose some before it is split into tokens. */

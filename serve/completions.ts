@@ -6,6 +6,7 @@ import {
   type Generation,
   TextAssembler,
   type Tokenizer,
+  type TokenLogprob,
 } from '../models/index.js';
 
 /** One chosen token's log-probabilities in OpenAI's form; lists of one entry a token. */
@@ -83,13 +84,21 @@ export class Completion {
     offsets: TokenOffsets,
   ): LogprobLists {
     return {
-      tokens: pieces.map(({ tokenId }) => this.tokenizer.decode([tokenId])),
+      tokens: pieces.map(({ tokenId }) => tokenName(this.tokenizer, tokenId)),
       token_logprobs: pieces.map(({ logprob }) => logprob as number),
-      top_logprobs: pieces.map(({ top = [] }) =>
-        Object.fromEntries(top.map(({ tokenId, logprob }) => [this.tokenizer.decode([tokenId]), logprob])),
-      ),
+      top_logprobs: pieces.map(({ top = [] }) => this.named(top)),
       text_offset: pieces.map(({ tokenId }) => offsets.next(tokenId)),
     };
+  }
+
+  /** Log-probabilities by the tokens' names. Of tokens with the same one the likeliest counts, which comes first. */
+  private named(top: readonly TokenLogprob[]): Record<string, number> {
+    const found = new Map<string, number>();
+    for (const { tokenId, logprob } of top) {
+      const name = tokenName(this.tokenizer, tokenId);
+      if (!found.has(name)) found.set(name, logprob);
+    }
+    return Object.fromEntries(found);
   }
 
   private usage(texts: readonly GeneratedText[]): object {
@@ -97,6 +106,28 @@ export class Completion {
     const made = texts.reduce((sum, text) => sum + text.tokenIds.length - text.promptTokens, 0);
     return { prompt_tokens: prompt, completion_tokens: made, total_tokens: prompt + made };
   }
+}
+
+const utf8 = new TextDecoder('utf-8', { fatal: true, ignoreBOM: true });
+
+/**
+ * What OpenAI calls a token: its text, or, of one whose bytes alone are no text, these, such as `bytes:\xe2\x80`; a special token is empty.
+ */
+function tokenName(tokenizer: Tokenizer, id: number): string {
+  const text = tokenizer.textOf?.(id);
+  if (text !== undefined) return text;
+  const bytes = tokenizer.bytesOf?.(id);
+  if (!bytes) return tokenizer.decode([id]);
+  try {
+    return utf8.decode(bytes);
+  } catch {
+    const named = (byte: number) => (byte >= 0x20 && byte < 0x7f ? String.fromCharCode(byte) : `\\x${hex(byte)}`);
+    return `bytes:${Array.from(bytes, named).join('')}`;
+  }
+}
+
+function hex(byte: number): string {
+  return byte.toString(16).padStart(2, '0');
 }
 
 /**

@@ -135,6 +135,18 @@ test('what a token adds is known of whole characters alone, and is what decoding
   }
 });
 
+test('a text’s bytes are its tokens’, also where these are no characters alone', (t) => {
+  const { tokenizer, decoder } = model();
+  const bytesOf = (id: number) => [...(tokenizer.bytesOf?.(id) ?? [])];
+  const text = ' ~ \t\n\u0000 é 😀 日本 \u00ad\u00a0ÿ’';
+  t.deepEqual(tokenizer.encode(text, { special: false }).flatMap(bytesOf), [...Buffer.from(text)]);
+  for (let id = 0; id < (decoder.vocabulary as number); id++) {
+    const text = tokenizer.textOf?.(id);
+    if (text) t.is(Buffer.from(bytesOf(id)).toString(), text);
+  }
+  t.is(tokenizer.bytesOf?.(10 ** 6), undefined);
+});
+
 test('no text has more bytes than its tokens may have', (t) => {
   const { mostBytes = 0, ...tokenizer } = model().tokenizer;
   const longest = ` +${'-'.repeat(57)}+${'-'.repeat(32)}`;

@@ -6,7 +6,7 @@ import { Generation } from '../../models/generation/generation.js';
 import { type GenerateOptions, resolveOptions } from '../../models/generation/options.js';
 import { TextSequence } from '../../models/generation/sequence.js';
 import { shippedModel } from '../../models/shipped.js';
-import { loadTokenizer } from '../../models/tokenizer.js';
+import { loadTokenizer, type Tokenizer } from '../../models/tokenizer.js';
 import { Completion } from '../../serve/completions.js';
 
 const tokenizer = await loadTokenizer(shippedModel());
@@ -44,8 +44,14 @@ class Response extends EventEmitter {
   }
 }
 
+interface Logprobs {
+  tokens: string[];
+  top_logprobs: Record<string, number>[];
+  text_offset: number[];
+}
+
 interface Sent {
-  choices: { text: string; logprobs: { tokens: string[]; text_offset: number[] } | null }[];
+  choices: { text: string; logprobs: Logprobs | null }[];
 }
 
 async function both(text: string, options: GenerateOptions = {}) {
@@ -82,11 +88,32 @@ test('offsets of tokens are the same streamed and not, also while text is held b
 test('offsets lie in the text where a character has several tokens', async (t) => {
   const { text, tokens, whole, streamed } = await both('a 😀 b 日本 c');
   t.is(text, 'a 😀 b 日本 c');
-  t.true(tokens.includes('\ufffd'));
   t.deepEqual(streamed, whole);
+  // Names of parts of characters say which.
+  t.deepEqual(tokens.slice(2, 7), ['bytes:\\xf0', 'bytes:\\x9f', 'bytes:\\x98', 'bytes:\\x80', ' b']);
   const last = tokens.length - 1;
   t.is(text?.slice(whole[last]), tokens[last]);
   t.is(text?.slice(whole[tokens.indexOf(' b')]), ' b 日本 c');
+});
+
+/** What is sent of a text of one token, the likeliest of three. */
+async function likeliest(three: [number, number, number], texts: Tokenizer = tokenizer) {
+  const top = three.map((tokenId, i) => ({ tokenId, logprob: -i - 0.5 }));
+  const generation = new Generation();
+  const logprobs = [{ logprob: -0.5, top }];
+  generation.sink.end({ tokenIds: [2, three[0]], promptTokens: 1, text: '', finishReason: 'length', logprobs });
+  const { choices } = (await new Completion([generation], texts, 'm', 1).whole()) as Sent;
+  return choices[0]?.logprobs?.top_logprobs[0];
+}
+
+test('of tokens that are called the same, the likeliest is told; parts of characters are told apart', async (t) => {
+  const parts = tokenizer.encode('😀', { special: false });
+  // The first two are special, and so without text.
+  t.deepEqual(await likeliest([0, 1, parts[0] as number]), { '': -0.5, 'bytes:\\xf0': -2.5 });
+  const apart = { 'bytes:\\xf0': -0.5, 'bytes:\\x9f': -1.5, 'bytes:\\x98': -2.5 };
+  t.deepEqual(await likeliest(parts.slice(0, 3) as [number, number, number]), apart);
+  const mixed = { ...tokenizer, textOf: () => undefined, bytesOf: () => Buffer.from(' ~\xe2\x80', 'latin1') };
+  t.deepEqual(await likeliest([7, 8, 9], mixed), { 'bytes: ~\\xe2\\x80': -0.5 });
 });
 
 test('many texts wait for a slow reader together', async (t) => {
