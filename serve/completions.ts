@@ -86,12 +86,17 @@ export class Completion {
     return {
       tokens: pieces.map(({ tokenId }) => tokenName(this.tokenizer, tokenId)),
       token_logprobs: pieces.map(({ logprob }) => logprob as number),
-      top_logprobs: pieces.map(({ top = [] }) => this.named(top)),
+      top_logprobs: pieces.map(({ tokenId, logprob, top = [] }) =>
+        this.named([...top, { tokenId, logprob: logprob as number }]),
+      ),
       text_offset: pieces.map(({ tokenId }) => offsets.next(tokenId)),
     };
   }
 
-  /** Log-probabilities by the tokens' names. Of tokens with the same one the likeliest counts, which comes first. */
+  /**
+   * Log-probabilities by the tokens' names: of the likeliest tokens, and of the chosen one also where it is none of them. Of tokens with the
+   * same name the first counts, which is the likeliest.
+   */
   private named(top: readonly TokenLogprob[]): Record<string, number> {
     const found = new Map<string, number>();
     for (const { tokenId, logprob } of top) {

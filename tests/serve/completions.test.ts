@@ -65,6 +65,7 @@ async function both(text: string, options: GenerateOptions = {}) {
   const [whole] = choices;
   return {
     text: whole?.text,
+    logprobs: whole?.logprobs,
     tokens: whole?.logprobs?.tokens as string[],
     whole: whole?.logprobs?.text_offset as number[],
     streamed: pieces.flatMap(({ logprobs }) => logprobs?.text_offset ?? []),
@@ -96,12 +97,12 @@ test('offsets lie in the text where a character has several tokens', async (t) =
   t.is(text?.slice(whole[tokens.indexOf(' b')]), ' b 日本 c');
 });
 
-/** What is sent of a text of one token, the likeliest of three. */
-async function likeliest(three: [number, number, number], texts: Tokenizer = tokenizer) {
+/** What is sent of a text of one token, by default the likeliest of three. */
+async function likeliest(three: [number, number, number], texts: Tokenizer = tokenizer, chosen = three[0]) {
   const top = three.map((tokenId, i) => ({ tokenId, logprob: -i - 0.5 }));
   const generation = new Generation();
-  const logprobs = [{ logprob: -0.5, top }];
-  generation.sink.end({ tokenIds: [2, three[0]], promptTokens: 1, text: '', finishReason: 'length', logprobs });
+  const logprobs = [{ logprob: top.find(({ tokenId }) => tokenId === chosen)?.logprob ?? -9, top }];
+  generation.sink.end({ tokenIds: [2, chosen], promptTokens: 1, text: '', finishReason: 'length', logprobs });
   const { choices } = (await new Completion([generation], texts, 'm', 1).whole()) as Sent;
   return choices[0]?.logprobs?.top_logprobs[0];
 }
@@ -114,6 +115,15 @@ test('of tokens that are called the same, the likeliest is told; parts of charac
   t.deepEqual(await likeliest(parts.slice(0, 3) as [number, number, number]), apart);
   const mixed = { ...tokenizer, textOf: () => undefined, bytesOf: () => Buffer.from(' ~\xe2\x80', 'latin1') };
   t.deepEqual(await likeliest([7, 8, 9], mixed), { 'bytes: ~\\xe2\\x80': -0.5 });
+});
+
+test('the chosen token is told beside the likeliest ones', async (t) => {
+  const [one, two, three, four] = tokenizer.encode('one two three four', { special: false }) as number[];
+  const top = [one, two, three] as [number, number, number];
+  t.deepEqual(await likeliest(top, tokenizer, two), { one: -0.5, ' two': -1.5, ' three': -2.5 });
+  t.deepEqual(await likeliest(top, tokenizer, four), { one: -0.5, ' two': -1.5, ' three': -2.5, ' four': -9 });
+  const { logprobs } = await both('one');
+  t.deepEqual(logprobs?.top_logprobs.map(Object.keys), [['one']]);
 });
 
 test('many texts wait for a slow reader together', async (t) => {
