@@ -1,5 +1,6 @@
 import { randomUUID } from 'node:crypto';
 import type { ServerResponse } from 'node:http';
+import { breathe } from '../models/generation/event-loop.js';
 import {
   type GeneratedPiece,
   type GeneratedText,
@@ -32,21 +33,18 @@ export class Completion {
     this.head = { id: `cmpl-${randomUUID()}`, object: 'text_completion', created, model };
   }
 
-  /** The whole answer, when all texts have ended. */
-  async whole(): Promise<object> {
+  /** The whole answer, JSON, when all texts have ended. Log-probabilities are megabytes: others are served while they are written. */
+  async whole(): Promise<string> {
     const texts = await Promise.all(this.generations.map(({ result }) => result));
-    const choices = texts.map(({ text, finishReason, tokenIds, promptTokens, logprobs }, index) => ({
-      index,
-      text,
-      finish_reason: finishReason,
-      logprobs: logprobs
-        ? this.logprobs(
-            logprobs.map((entry, i) => ({ ...entry, tokenId: tokenIds[promptTokens + i] as number })),
-            new TokenOffsets(this.tokenizer),
-          )
-        : null,
-    }));
-    return { ...this.head, choices, usage: this.usage(texts) };
+    const choices: string[] = [];
+    for (const [index, { text, finishReason, tokenIds, promptTokens, logprobs }] of texts.entries()) {
+      const pieces = logprobs?.map((entry, i) => ({ ...entry, tokenId: tokenIds[promptTokens + i] as number }));
+      const lists = pieces ? await this.logprobs(pieces, new TokenOffsets(this.tokenizer)) : null;
+      choices.push(JSON.stringify({ index, text, finish_reason: finishReason, logprobs: lists }));
+      await breathe();
+    }
+    const head = JSON.stringify(this.head).slice(0, -1);
+    return `${head},"choices":[${choices.join()}],"usage":${JSON.stringify(this.usage(texts))}}`;
   }
 
   /** Writes server-sent events as tokens are made, those of all texts mixed; waits where the client reads slowly. */
@@ -66,7 +64,7 @@ export class Completion {
       this.generations.map(async (generation, index) => {
         const offsets = new TokenOffsets(this.tokenizer);
         for await (const piece of generation) {
-          const logprobs = piece.logprob === undefined ? null : this.logprobs([piece], offsets);
+          const logprobs = piece.logprob === undefined ? null : await this.logprobs([piece], offsets);
           if (piece.text !== '' || logprobs)
             await send({ choices: [{ index, text: piece.text, logprobs, finish_reason: null }] });
         }
@@ -79,18 +77,19 @@ export class Completion {
     response.end('data: [DONE]\n\n');
   }
 
-  private logprobs(
+  private async logprobs(
     pieces: readonly Pick<GeneratedPiece, 'tokenId' | 'logprob' | 'top'>[],
     offsets: TokenOffsets,
-  ): LogprobLists {
-    return {
-      tokens: pieces.map(({ tokenId }) => tokenName(this.tokenizer, tokenId)),
-      token_logprobs: pieces.map(({ logprob }) => logprob as number),
-      top_logprobs: pieces.map(({ tokenId, logprob, top = [] }) =>
-        this.named([...top, { tokenId, logprob: logprob as number }]),
-      ),
-      text_offset: pieces.map(({ tokenId }) => offsets.next(tokenId)),
-    };
+  ): Promise<LogprobLists> {
+    const lists: LogprobLists = { tokens: [], token_logprobs: [], top_logprobs: [], text_offset: [] };
+    for (const { tokenId, logprob = Number.NaN, top = [] } of pieces) {
+      lists.tokens.push(tokenName(this.tokenizer, tokenId));
+      lists.token_logprobs.push(logprob);
+      lists.top_logprobs.push(this.named([...top, { tokenId, logprob }]));
+      lists.text_offset.push(offsets.next(tokenId));
+      await breathe();
+    }
+    return lists;
   }
 
   /**

@@ -208,7 +208,7 @@ async function complete(
   if (!body.stream) {
     const whole = await completion.whole();
     metrics.requests.inc({ status: '200' });
-    return whole;
+    return reply.type('application/json; charset=utf-8').send(whole);
   }
   reply.hijack();
   const { raw } = reply;

@@ -1,15 +1,17 @@
 // What is sent of texts, without a server: offsets of tokens, and a reader that is slower than the model.
 import { EventEmitter } from 'node:events';
+import { readFile } from 'node:fs/promises';
 import type { ServerResponse } from 'node:http';
 import test from 'ava';
 import { Generation } from '../../models/generation/generation.js';
 import { type GenerateOptions, resolveOptions } from '../../models/generation/options.js';
 import { TextSequence } from '../../models/generation/sequence.js';
-import { shippedModel } from '../../models/shipped.js';
+import { shippedHeldOutText, shippedModel } from '../../models/shipped.js';
 import { loadTokenizer, type Tokenizer } from '../../models/tokenizer.js';
 import { Completion } from '../../serve/completions.js';
 
 const tokenizer = await loadTokenizer(shippedModel());
+const prose = (await readFile(shippedHeldOutText(), 'utf8')).slice(0, 2000);
 
 /** A generation that makes the tokens of a text, all at once. */
 function generate(text: string, options: GenerateOptions = {}): Generation {
@@ -54,20 +56,24 @@ interface Sent {
   choices: { text: string; logprobs: Logprobs | null }[];
 }
 
+async function whole(generations: Generation[], texts: Tokenizer = tokenizer): Promise<Sent> {
+  return JSON.parse(await new Completion(generations, texts, 'm', 1).whole());
+}
+
 async function both(text: string, options: GenerateOptions = {}) {
-  const { choices } = (await new Completion([generate(text, options)], tokenizer, 'm', 1).whole()) as Sent;
+  const { choices } = await whole([generate(text, options)]);
   const response = new Response();
   await new Completion([generate(text, options)], tokenizer, 'm', 1).stream(
     response as unknown as ServerResponse,
     false,
   );
   const pieces = response.events.slice(0, -1).flatMap((event) => (JSON.parse(event.slice(6)) as Sent).choices);
-  const [whole] = choices;
+  const [first] = choices;
   return {
-    text: whole?.text,
-    logprobs: whole?.logprobs,
-    tokens: whole?.logprobs?.tokens as string[],
-    whole: whole?.logprobs?.text_offset as number[],
+    text: first?.text,
+    logprobs: first?.logprobs,
+    tokens: first?.logprobs?.tokens as string[],
+    whole: first?.logprobs?.text_offset as number[],
     streamed: pieces.flatMap(({ logprobs }) => logprobs?.text_offset ?? []),
   };
 }
@@ -103,7 +109,7 @@ async function likeliest(three: [number, number, number], texts: Tokenizer = tok
   const generation = new Generation();
   const logprobs = [{ logprob: top.find(({ tokenId }) => tokenId === chosen)?.logprob ?? -9, top }];
   generation.sink.end({ tokenIds: [2, chosen], promptTokens: 1, text: '', finishReason: 'length', logprobs });
-  const { choices } = (await new Completion([generation], texts, 'm', 1).whole()) as Sent;
+  const { choices } = await whole([generation], texts);
   return choices[0]?.logprobs?.top_logprobs[0];
 }
 
@@ -124,6 +130,31 @@ test('the chosen token is told beside the likeliest ones', async (t) => {
   t.deepEqual(await likeliest(top, tokenizer, four), { one: -0.5, ' two': -1.5, ' three': -2.5, ' four': -9 });
   const { logprobs } = await both('one');
   t.deepEqual(logprobs?.top_logprobs.map(Object.keys), [['one']]);
+});
+
+test('the event loop turns while many log-probabilities are written, and no token is decoded for each', async (t) => {
+  const ids = tokenizer.encode(prose, { special: false });
+  const top = ids.slice(0, 20).map((tokenId) => ({ tokenId, logprob: -3 }));
+  const generations = Array.from({ length: 16 }, () => {
+    const generation = new Generation();
+    const logprobs = ids.map(() => ({ logprob: -1, top }));
+    generation.sink.end({ tokenIds: ids, promptTokens: 0, text: prose, finishReason: 'length', logprobs });
+    return generation;
+  });
+  let decoded = 0;
+  const decode = (some: readonly number[]) => {
+    decoded++;
+    return tokenizer.decode(some);
+  };
+  let turns = 0;
+  const counter = setInterval(() => turns++, 1);
+  const started = performance.now();
+  const { choices } = await whole(generations, { ...tokenizer, decode });
+  clearInterval(counter);
+  t.is(choices[15]?.logprobs?.tokens.join(''), prose);
+  // A turn each 5 ms, or where other processes take their time, fewer.
+  t.true(turns > (performance.now() - started) / 50, `${turns} turns`);
+  t.is(decoded, 0);
 });
 
 test('many texts wait for a slow reader together', async (t) => {
