@@ -53,7 +53,10 @@ export function serveCommand(): Command {
     .option('--compare <folder>', 'serve this model, too: the page at / runs both, one after the other')
     .option('--compare-name <model>', 'name of that one for clients (default: the folder’s)')
     .option('--compare-stock', 'run that one without flashllm')
-    .option('--api-key <key>', 'required of clients (default: FLASHLLM_API_KEY of the environment, or none)')
+    .option(
+      '--api-key <key>',
+      'required of clients, printable ASCII without spaces (default: FLASHLLM_API_KEY of the environment, or none)',
+    )
     .option('--max-batch <number>', 'most sequences that run at once', batchSize, 32)
     .option('--max-waiting <number>', 'most that wait; further requests get 429', wholeNumber(1), 128)
     .option(
@@ -94,12 +97,8 @@ async function run(folder: string, options: Options, command: Command): Promise<
   if (options.compare !== undefined && name === compareName)
     refuse(command, `both models are called '${name}'; give one of them a --name or --compare-name`);
   const apiKey = options.apiKey ?? process.env.FLASHLLM_API_KEY;
-  // No client can send an empty key, and a variable that holds none by mistake must not open the server to all.
-  if (apiKey === '')
-    refuse(
-      command,
-      `${options.apiKey === '' ? '--api-key' : 'FLASHLLM_API_KEY'} is empty; give a key, or leave it out`,
-    );
+  const fault = apiKey === undefined ? undefined : keyFault(apiKey);
+  if (fault) refuse(command, `${options.apiKey === undefined ? 'FLASHLLM_API_KEY' : '--api-key'} ${fault}`);
   await requireAddress(host, port);
   const { signal, release } = abortOnInterrupt();
   const served: ServedModel[] = [];
@@ -130,6 +129,18 @@ async function run(folder: string, options: Options, command: Command): Promise<
     release();
     await Promise.all(served.map(({ model }) => model.session.release()));
   }
+}
+
+/**
+ * Why no client could send a key, which is not told. A variable that holds an empty one by mistake must not open the server to all.
+ * @returns undefined of one that can be sent.
+ */
+function keyFault(key: string): string | undefined {
+  if (key === '') return 'is empty; give a key, or leave it out';
+  const wrong = key.search(/[^!-~]/);
+  if (wrong < 0) return undefined;
+  const found = /^[!-~]+\r?\n$/.test(key) ? 'ends with a newline' : `has another character at place ${wrong + 1}`;
+  return `${found}, expected printable ASCII without spaces: no client can send it; give another key, or leave it out`;
 }
 
 function cannotListen(host: string, port: number, cause: Error): Error {

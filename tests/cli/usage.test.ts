@@ -51,6 +51,14 @@ const cases: [keyof typeof commands, string[], RegExp][] = [
   ['serve', ['none', '--compare-name', 'a'], /^error: --compare-name goes with --compare only/],
   ['serve', ['none', '--compare', 'a/none'], /^error: both models are called 'none'; give one of them a --name/],
   ['serve', ['none', '--api-key', ''], /^error: --api-key is empty; give a key, or leave it out/],
+  [
+    'serve',
+    ['none', '--api-key', 'a\n'],
+    /^error: --api-key ends with a newline, expected printable ASCII .* give another/,
+  ],
+  ['serve', ['none', '--api-key', 'ab\r\n'], /^error: --api-key ends with a newline, expected printable ASCII/],
+  ['serve', ['none', '--api-key', 'schlüssel'], /^error: --api-key has another character at place 5, expected/],
+  ['serve', ['none', '--api-key', 'a b\n'], /^error: --api-key has another character at place 2, expected/],
   ['verify', ['none', 'none', '--inputs', 'none', '--past', '2'], /^error: --past is of random inputs, which --inputs/],
   [
     'prune',
@@ -71,10 +79,12 @@ for (const [name, args, message] of cases)
     t.regex(await refused(name, args), message);
   });
 
-test.serial('serve with an empty key in its environment', async (t) => {
-  process.env.FLASHLLM_API_KEY = '';
+test.serial('serve with a key in its environment that is none', async (t) => {
   try {
+    process.env.FLASHLLM_API_KEY = '';
     t.regex(await refused('serve', ['none']), /^error: FLASHLLM_API_KEY is empty; give a key/);
+    process.env.FLASHLLM_API_KEY = 'sesame\n';
+    t.regex(await refused('serve', ['none']), /^error: FLASHLLM_API_KEY ends with a newline/);
   } finally {
     delete process.env.FLASHLLM_API_KEY;
   }
