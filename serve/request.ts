@@ -28,12 +28,17 @@ export interface CompletionRequest {
 }
 
 const optional = (type: string, limits: object = {}) => ({ type: [type, 'null'], ...limits });
+/** Without the maximum, 1e300 would be one. */
+const count = optional('integer', { minimum: 0, maximum: Number.MAX_SAFE_INTEGER });
 const tokens = { type: 'array', minItems: 1, items: { type: 'integer', minimum: 0 } };
 
 /** Most texts that one request may ask for. */
 export const MOST_CHOICES = 128;
 
-/** JSON schema; fields that it does not name are ignored. */
+/**
+ * JSON schema; fields that it does not name are ignored. What it lets through is within the library's bounds, whose errors name options, not
+ * these fields.
+ */
 export const completionSchema = {
   type: 'object',
   required: ['prompt'],
@@ -47,12 +52,12 @@ export const completionSchema = {
         { type: 'array', minItems: 1, maxItems: MOST_CHOICES, items: tokens },
       ],
     },
-    max_tokens: optional('integer', { minimum: 0 }),
-    min_tokens: optional('integer', { minimum: 0 }),
+    max_tokens: count,
+    min_tokens: count,
     temperature: optional('number', { minimum: 0, maximum: 2 }),
     top_p: optional('number', { minimum: 0, maximum: 1 }),
-    top_k: optional('integer', { minimum: 0 }),
-    repetition_penalty: optional('number', { exclusiveMinimum: 0, maximum: 10 }),
+    top_k: count,
+    repetition_penalty: optional('number', { minimum: 0.01, maximum: 10 }),
     presence_penalty: optional('number', { minimum: -2, maximum: 2 }),
     frequency_penalty: optional('number', { minimum: -2, maximum: 2 }),
     seed: optional('integer', { minimum: 0, maximum: 2 ** 48 }),

@@ -306,7 +306,14 @@ function toApiError(error: Error & Partial<FastifyError>): ApiError {
   if (error instanceof ModelFolderError && error.kind === 'USAGE') return new ApiError(400, error.message);
   const status = error.statusCode ?? 500;
   // What failed inside is for the server's log, not for clients.
-  if (status < 500) return new ApiError(status, error.message);
+  if (status < 500) return new ApiError(status, error.message, faultyField(error));
   process.stderr.write(`${error.stack}\n`);
   return new ApiError(500, 'the server failed to answer; its log says why');
+}
+
+/** The field of the request that the schema refuses, if it is one's fault. */
+function faultyField({ validation }: Partial<FastifyError>): string | null {
+  const [first] = validation ?? [];
+  if (first?.keyword === 'required') return String(first.params.missingProperty);
+  return first?.instancePath.split('/')[1] ?? null;
 }

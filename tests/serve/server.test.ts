@@ -185,28 +185,40 @@ test('a full queue answers 429, says when to come back, and takes requests again
 
 test('wrong requests are refused in OpenAI’s form, and none of them stops the server', async (t) => {
   const { post, url } = await serve(t, {}, { maxPromptTokens: 20, bodyLimit: 2000 });
-  const cases: [unknown, number, RegExp][] = [
-    [{}, 400, /prompt/],
-    [{ prompt: 7 }, 400, /prompt/],
-    [{ prompt: [] }, 400, /prompt/],
-    [{ prompt: [[]] }, 400, /prompt/],
-    [{ prompt: [1, 'a'] }, 400, /prompt/],
+  const cases: [unknown, number, RegExp, string?][] = [
+    [{}, 400, /prompt/, 'prompt'],
+    [[], 400, /body must be object/],
+    [{ prompt: 7 }, 400, /prompt/, 'prompt'],
+    [{ prompt: [] }, 400, /prompt/, 'prompt'],
+    [{ prompt: [[]] }, 400, /prompt/, 'prompt'],
+    [{ prompt: [1, 'a'] }, 400, /prompt/, 'prompt'],
     [{ prompt: [99999999] }, 400, /token 99999999, expected whole numbers from 0 to 8191/],
-    [{ prompt: 'a', max_tokens: '8' }, 400, /max_tokens must be integer/],
-    [{ prompt: 'a', temperature: 3 }, 400, /temperature/],
-    [{ prompt: 'a', stop: '' }, 400, /stop/],
-    [{ prompt: 'a', echo: true }, 400, /echo is not supported/],
-    [{ prompt: 'a', n: 100, best_of: 100, model: 'other' }, 404, /'other' is not here; this server has 'opt-14m'/],
-    [{ prompt: ['a', 'b'], n: 100 }, 400, /200 texts/],
-    [{ prompt: 'word '.repeat(50) }, 400, /tokens, expected at most 20/],
+    [{ prompt: 'a', max_tokens: '8' }, 400, /max_tokens must be integer/, 'max_tokens'],
+    [{ prompt: 'a', max_tokens: 1e300 }, 400, /max_tokens must be <= \d/, 'max_tokens'],
+    [{ prompt: 'a', min_tokens: 1e300 }, 400, /min_tokens must be <= \d/, 'min_tokens'],
+    [{ prompt: 'a', top_k: 1e300 }, 400, /top_k must be <= \d/, 'top_k'],
+    [{ prompt: 'a', repetition_penalty: 0.001 }, 400, /repetition_penalty must be >= 0\.01/, 'repetition_penalty'],
+    [{ prompt: 'a', temperature: 3 }, 400, /temperature/, 'temperature'],
+    [{ prompt: 'a', stop: '' }, 400, /stop/, 'stop'],
+    [{ prompt: 'a', stream_options: { include_usage: 1 } }, 400, /include_usage/, 'stream_options'],
+    [{ prompt: 'a', echo: true }, 400, /echo is not supported/, 'echo'],
+    [
+      { prompt: 'a', n: 100, best_of: 100, model: 'other' },
+      404,
+      /'other' is not here; this server has 'opt-14m'/,
+      'model',
+    ],
+    [{ prompt: ['a', 'b'], n: 100 }, 400, /200 texts/, 'n'],
+    [{ prompt: 'word '.repeat(50) }, 400, /tokens, expected at most 20/, 'prompt'],
     [{ prompt: 'word '.repeat(500) }, 413, /too large/],
   ];
-  for (const [body, status, message] of cases) {
+  for (const [body, status, message, param = null] of cases) {
     const response = await post(body);
-    const { error } = (await response.json()) as { error: { message: string; type: string } };
+    const { error } = (await response.json()) as { error: { message: string; type: string; param: unknown } };
     t.is(response.status, status, JSON.stringify(body).slice(0, 80));
     t.regex(error.message, message);
     t.truthy(error.type);
+    t.is(error.param, param, error.message);
   }
   t.is((await post(undefined, { body: '{' })).status, 400);
   t.is((await fetch(`${url}/v1/chat/completions`, { method: 'POST' })).status, 404);
@@ -246,6 +258,16 @@ test('each prompt is encoded once, however many texts are asked for, and others 
   t.regex(error.message, /100000 bytes, expected at most 1023 tokens, of up to \d+ bytes; shorten it/);
   t.like(error, { param: 'prompt', code: 'context_length_exceeded' });
   t.deepEqual(encoded, prompts);
+});
+
+test('more tokens than the model’s context has place for are not made', async (t) => {
+  const { client } = await serve(t);
+  const { choices, usage } = await client.completions.create({
+    ...greedy,
+    ...{ prompt: new Array(config.maxPositions - 3).fill(5), max_tokens: Number.MAX_SAFE_INTEGER, ignore_eos: true },
+  });
+  t.is(choices[0]?.finish_reason, 'length');
+  t.is(usage?.completion_tokens, 3);
 });
 
 test('an API key is demanded for all but health', async (t) => {
