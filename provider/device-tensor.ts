@@ -27,7 +27,9 @@ export function wrapDevice(Class: TensorClass, name: string, native: NativeTenso
   return Class.fromGpuBuffer(native.device as never, {
     dataType: dataType as 'float16',
     dims: native.dims,
-    download: () => download(native.device) as never,
+    // What an ordinary tensor of the type has: a Float16Array where there is one.
+    download: async () =>
+      new Class(dataType as 'float16', (await download(native.device)) as Uint16Array, native.dims).data as never,
     dispose: () => loadNative().disposeTensor(native.device),
   });
 }

@@ -184,7 +184,12 @@ test('rows of a tensor are views of it; copies go from row to row; wrong rows ar
   t.is(row.location, 'gpu-buffer');
   memory.copyRow(whole, 1, other, 0, 40);
   memory.copyRow(other, 0, whole, 2, 40);
-  const bits = async (tensor: Tensor) => new Uint16Array(((await tensor.getData()) as Uint16Array).buffer);
+  const bits = async (tensor: Tensor) => {
+    const data = (await tensor.getData()) as Uint16Array;
+    // The array that a tensor of the CPU has: a Float16Array where there is one.
+    t.is(data.constructor, new Tensor('float16', new Uint16Array(1), [1]).data.constructor);
+    return new Uint16Array(data.buffer);
+  };
   const data = await bits(whole);
   const head = (r: number, h: number) => [...data.subarray((r * 2 + h) * 512, (r * 2 + h) * 512 + 320)];
   for (const h of [0, 1]) t.deepEqual(head(2, h), head(1, h));
