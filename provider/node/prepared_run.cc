@@ -1,5 +1,6 @@
 #include "provider/node/prepared_run.h"
 
+#include <future>
 #include <memory>
 #include <shared_mutex>
 #include <string>
@@ -34,9 +35,16 @@ class PreparedRun {
   const std::shared_ptr<SessionState>& session() const { return state_; }
   int graph_id() const { return graph_id_; }
 
-  /// Whether the caller may start it now: nobody else has, or has ended. End() must follow.
-  bool Begin() { return !std::exchange(busy_, true); }
+  /// Whether the caller may start it now: nobody else has, or has ended. End() must follow. `ended` tells when that
+  /// start no longer uses the run.
+  bool Begin(std::shared_future<void> ended) {
+    if (std::exchange(busy_, true)) return false;
+    ended_ = std::move(ended);
+    return true;
+  }
   void End() { busy_ = false; }
+  /// Of the last start; not valid where there was none.
+  const std::shared_future<void>& ended() const { return ended_; }
 
   /// Throws Error where a typed array no longer has the memory that it had: it was transferred, or its buffer resized.
   void RequireMemory() const {
@@ -123,7 +131,9 @@ class PreparedRun {
   const int graph_id_;
   std::shared_ptr<OrtSession> session_;  // before the binding to it, hence ended after it
   Owned<OrtIoBinding> binding_;          // where tensors lie on a GPU
-  bool busy_ = false;                    // touched on the JavaScript thread only
+  // Touched on the JavaScript thread only.
+  bool busy_ = false;
+  std::shared_future<void> ended_;  // of the last start
 };
 
 using Handle = Napi::External<std::shared_ptr<PreparedRun>>;
@@ -132,23 +142,33 @@ class StartTask : public Task {
  public:
   /// Throws Error where the session is released, a tensor has lost its memory, or another start has not ended.
   StartTask(std::shared_ptr<PreparedRun> run, uint32_t copies)
-      : use_(std::make_shared<SessionState::Use>(run->session())), run_(std::move(run)), copies_(copies) {
+      : held_(std::make_shared<Held>(run->session())), run_(std::move(run)), copies_(copies) {
     run_->RequireMemory();
-    if (!run_->Begin()) throw Error(ORT_INVALID_ARGUMENT, "the prepared run is under way; wait for it to end");
+    if (!run_->Begin(held_->ended.get_future().share()))
+      throw Error(ORT_INVALID_ARGUMENT, "the prepared run is under way; wait for it to end");
   }
   /// Not before the promise is settled: until then the tensors are the run's.
   ~StartTask() override { run_->End(); }
 
   void Execute() override {
-    const std::shared_lock<std::shared_mutex> graphs(use_->graphs());
-    run_->Execute(*use_, copies_);
+    const std::shared_lock<std::shared_mutex> graphs(held_->use.graphs());
+    run_->Execute(held_->use, copies_);
   }
-  std::shared_ptr<void> TakeHeld() override { return std::move(use_); }
+  std::shared_ptr<void> TakeHeld() override { return std::move(held_); }
   Napi::Value Result(Napi::Env env) override { return env.Undefined(); }
   void Cancel() override { run_->Cancel(); }
 
  private:
-  std::shared_ptr<SessionState::Use> use_;
+  /// What releasing the session and disposing of the run wait for. Not the run itself: that ends on the JavaScript
+  /// thread.
+  struct Held {
+    explicit Held(std::shared_ptr<SessionState> state) : use(std::move(state)) {}
+    ~Held() { ended.set_value(); }
+    const SessionState::Use use;
+    std::promise<void> ended;
+  };
+
+  std::shared_ptr<Held> held_;
   const std::shared_ptr<PreparedRun> run_;
   const uint32_t copies_;
 };
@@ -157,6 +177,7 @@ class DisposeTask : public Task {
  public:
   explicit DisposeTask(std::shared_ptr<PreparedRun> run) : run_(std::move(run)) {
     if (run_ == nullptr) return;
+    start_ended_ = run_->ended();
     try {
       use_ = std::make_shared<SessionState::Use>(run_->session());
     } catch (const Error&) {  // the session is released, its graphs with it
@@ -164,6 +185,7 @@ class DisposeTask : public Task {
   }
 
   void Execute() override {
+    if (start_ended_.valid()) start_ended_.wait();  // it was submitted before, so that it has a thread
     if (use_ != nullptr && run_->graph_id() >= 0 && g_ort.version >= kReleasesGraphs) {
       const std::unique_lock<std::shared_mutex> graphs(use_->graphs());
       Check(g_ort.api->SessionReleaseCapturedGraph(use_->session(), run_->graph_id()));
@@ -174,6 +196,7 @@ class DisposeTask : public Task {
 
  private:
   const std::shared_ptr<PreparedRun> run_;
+  std::shared_future<void> start_ended_;
   std::shared_ptr<SessionState::Use> use_;
 };
 

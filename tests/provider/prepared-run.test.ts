@@ -54,6 +54,33 @@ test('several prepared and ordinary runs of a session go at once; one is not sta
   await one.release();
 });
 
+test('disposing settles after a start that nobody has waited for, and from then on nothing is written', async (t) => {
+  const size = 4_000_000;
+  for (const released of [false, true]) {
+    const one = await session('flashllm', 'cpu');
+    const [a, sum, product] = [2, -1, -1].map((value) => new Float32Array(size).fill(value)) as [
+      Float32Array,
+      Float32Array,
+      Float32Array,
+    ];
+    const tensor = (data: Float32Array) => new ort.Tensor('float32', data, [size]);
+    const run = prepareRun(one, { a: tensor(a), b: tensor(a) }, { sum: tensor(sum), product: tensor(product) });
+    const settled: string[] = [];
+    const started = run?.start().then(() => settled.push('start'));
+    // The session's release is under way, too: then there is no graph to release, but still a start to wait for.
+    const release = released ? one.release() : undefined;
+    await run?.dispose().then(() => settled.push('dispose'));
+    for (const results of [sum, product]) {
+      t.true(results.every((value) => value === 4));
+      results.fill(-1);
+    }
+    await started;
+    await (release ?? one.release());
+    for (const results of [sum, product]) t.true(results.every((value) => value === -1));
+    t.deepEqual(settled, ['start', 'dispose']);
+  }
+});
+
 test('a start reads no memory that has been transferred away', async (t) => {
   const one = await session('flashllm', 'cpu');
   for (const lost of ['a', 'b', 'sum'] as const) {
