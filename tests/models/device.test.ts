@@ -1,4 +1,5 @@
 // Generation with keys and values on a GPU gives the texts of the CPU. Skipped where the provider offers no GPU.
+import { readdirSync } from 'node:fs';
 import { readFile, rm } from 'node:fs/promises';
 import anyTest from 'ava';
 import { Tensor } from 'onnxruntime-node';
@@ -9,7 +10,7 @@ import { exportOpt } from '../../models/opt/export.js';
 import { shippedHeldOutText, shippedModel } from '../../models/shipped.js';
 import { TextGenerator } from '../../models/text-generator.js';
 import { openTextModel } from '../../models/text-model.js';
-import { offersGpu } from '../../provider/device-tensor.js';
+import { offersGpu, writeOnDevice } from '../../provider/device-tensor.js';
 import { allocateOnDevice, doctorFacts, type PreparedRun, prepareRun } from '../../provider/index.js';
 import { temporaryFolder } from './support/checkpoints.js';
 
@@ -29,6 +30,19 @@ const test = offered ? anyTest.serial : anyTest.serial.skip;
 const two = offered && offersGpu(1);
 if (offered && !two) console.error('the test of two GPUs is skipped: the provider offers one');
 const testOfTwo = two ? anyTest.serial : anyTest.serial.skip;
+
+test('a large array written to a GPU leaves no threads behind', async (t) => {
+  const threads = () => readdirSync('/proc/self/task').length;
+  const tensor = allocateOnDevice(Tensor, 'float32', [2 ** 21]);
+  const small = allocateOnDevice(Tensor, 'float32', [1]);
+  writeOnDevice(small, Float32Array.of(1)); // after it the driver has its own threads, but for one or the other
+  const before = threads();
+  const written = Float32Array.from({ length: 2 ** 21 }, (_, i) => i);
+  writeOnDevice(tensor, written);
+  t.true(threads() < before + 3, `${threads()} threads, before ${before}`);
+  t.true(Buffer.from(((await tensor.getData()) as Float32Array).buffer).equals(Buffer.from(written.buffer)));
+  for (const one of [tensor, small]) one.dispose();
+});
 
 test('sequences join and leave a batch on the GPU and get the texts of the CPU', async (t) => {
   const folder = await temporaryFolder();

@@ -56,6 +56,7 @@ class Senders {
   void SawArrival();
   UploadStatistics TakeStatistics();
   void Use();
+  bool UseWithOthers();
   void Ready(int device);
   void EndUse() noexcept;
 
@@ -223,6 +224,14 @@ void Senders::Use() {
   ++users_;
 }
 
+/// Only where there is a use already. Returns whether there is.
+bool Senders::UseWithOthers() {
+  std::lock_guard<std::mutex> threads_lock(threads_mutex_);
+  if (users_ == 0) return false;
+  ++users_;
+  return true;
+}
+
 void Senders::Ready(int device) {
   std::lock_guard<std::mutex> threads_lock(threads_mutex_);
   Start(device, SendingThreads());
@@ -271,9 +280,14 @@ uint32_t PendingUpload::checksum() const {
 }
 
 void Upload(int device, const Transfer& transfer) {
-  // Below this the driver's own way is as fast.
+  // Below this the driver's own way is as fast; and where no session is being made, nobody would end the threads.
   constexpr size_t kDirectBelow = size_t{1} << 20;
-  if (transfer.bytes >= kDirectBelow) return PendingUpload(device, {transfer}, false).AwaitArrival();
+  if (transfer.bytes >= kDirectBelow && TheSenders().UseWithOthers()) {
+    struct Use {
+      ~Use() { TheSenders().EndUse(); }
+    } use;
+    return PendingUpload(device, {transfer}, false).AwaitArrival();
+  }
   const DeviceScope scope(device);
   CheckCuda(cudaMemcpy(transfer.to, transfer.from, transfer.bytes, cudaMemcpyHostToDevice), "copying to the GPU");
   // A copy from pageable memory may still be on the way from the driver's buffer.

@@ -16,7 +16,8 @@
 
 namespace flashllm::ep {
 
-/// Copies to the memory of a GPU and waits until all has arrived. Throws Error.
+/// Copies host memory to the memory of a GPU and waits until all has arrived: by the process's threads where somebody
+/// uses them and it is worth it, else as the driver does, at a few GB/s. Throws Error.
 void Upload(int device, const Transfer& transfer);
 
 /// An upload that goes on while its maker does other things. The process's threads do one after another, in the order
@@ -65,7 +66,8 @@ struct UploadStatistics {
 };
 UploadStatistics TakeUploadStatistics();
 
-/// Keeps pinned buffers and threads for further uploads. The last one that goes gives them back.
+/// Keeps pinned buffers and threads for uploads, without which no PendingUpload may be made. The last one that goes
+/// gives them back.
 class UploadUse {
  public:
   UploadUse();
