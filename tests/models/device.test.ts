@@ -2,7 +2,7 @@
 import { readdirSync } from 'node:fs';
 import { readFile, rm } from 'node:fs/promises';
 import anyTest from 'ava';
-import { Tensor } from 'onnxruntime-node';
+import { InferenceSession, Tensor } from 'onnxruntime-node';
 import { deviceMemory } from '../../models/generation/device-memory.js';
 import { RowCache } from '../../models/generation/row-cache.js';
 import { readOptConfig } from '../../models/opt/config.js';
@@ -12,6 +12,7 @@ import { TextGenerator } from '../../models/text-generator.js';
 import { openTextModel } from '../../models/text-model.js';
 import { offersGpu, writeOnDevice } from '../../provider/device-tensor.js';
 import { allocateOnDevice, doctorFacts, type PreparedRun, prepareRun } from '../../provider/index.js';
+import { elementTypes, plainModel, valueInfo } from '../provider/sparse-model.js';
 import { temporaryFolder } from './support/checkpoints.js';
 
 const offered = (() => {
@@ -218,4 +219,52 @@ test('rows of a tensor are views of it; copies go from row to row; wrong rows ar
   t.throws(() => memory.rows(whole, 0, 1));
   for (const view of [row, late]) memory.free(view);
   memory.free(other);
+});
+
+test('nodes of which the GPU kernels compute other cases only are left to the CPU', async (t) => {
+  const { FLOAT, INT64 } = elementTypes;
+  const wave = (dims: number[]) =>
+    new Tensor(
+      'float32',
+      Float32Array.from({ length: dims.reduce((a, b) => a * b) }, (_, i) => Math.sin(i)),
+      dims,
+    );
+  /** A model that is one node, with inputs of these dimensions and an output of `rank` axes. */
+  const model = (node: Record<string, unknown>, inputs: (number | string)[][], rank: number, opset?: number) => {
+    const names = inputs.map((_, i) => `in${i}`);
+    const graph = {
+      input: inputs.map((dims, i) => valueInfo(`in${i}`, FLOAT, dims)),
+      output: [
+        valueInfo(
+          'out',
+          FLOAT,
+          Array.from({ length: rank }, (_, i) => `d${i}`),
+        ),
+      ],
+      initializer: 'input' in node ? [{ name: 'axes', dataType: INT64, dims: [2], int64Data: [0, -1] }] : [],
+      node: [{ output: ['out'], ...node, input: [...names, ...((node.input as string[]) ?? [])] }],
+    };
+    return { bytes: plainModel(graph, opset), names };
+  };
+  const skip = { opType: 'SkipLayerNormalization', domain: 'com.microsoft' };
+  const axes = { name: 'axes', type: 'INTS', ints: [0, 2] };
+  const nine = [1, 2, 1, 2, 1, 2, 1, 2, 1];
+  const cases = [
+    ['a skip of one sequence', model(skip, [['b', 3, 16], [1, 3, 16], [16]], 3), [[2, 3, 16], [1, 3, 16], [16]]],
+    ['a skip of two axes', model(skip, [['b', 3, 16], [3, 16], [16]], 3), [[2, 3, 16], [3, 16], [16]]],
+    ['axes apart', model({ opType: 'ReduceMax', attribute: [axes] }, [[2, 'n', 4]], 3, 13), [[2, 3, 4]]],
+    ['axes of an input', model({ opType: 'ReduceMax', input: ['axes'] }, [[2, 'n', 4]], 3, 18), [[2, 3, 4]]],
+    ['nine axes', model({ opType: 'Add' }, [nine, nine], 9), [nine, nine]],
+  ] as const;
+  for (const [what, { bytes, names }, shapes] of cases) {
+    const feeds = Object.fromEntries(names.map((name, i) => [name, wave([...(shapes[i] as readonly number[])])]));
+    const results = [];
+    for (const provider of [{ name: 'flashllm', device: 'cuda' }, 'cpu']) {
+      const session = await InferenceSession.create(bytes, { executionProviders: [provider as never] });
+      const { out } = await session.run(feeds);
+      results.push([out?.dims, out?.data]);
+      await session.release();
+    }
+    t.deepEqual(results[0], results[1], what);
+  }
 });

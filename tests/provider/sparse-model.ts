@@ -258,7 +258,10 @@ export function reference(
 export function plainModel(graph: Record<string, unknown>, opset = 17): Uint8Array {
   const model = onnx.ModelProto.fromObject({
     irVersion: 8,
-    opsetImport: [{ domain: '', version: opset }],
+    opsetImport: [
+      { domain: '', version: opset },
+      { domain: 'com.microsoft', version: 1 },
+    ],
     graph: { name: 'plain', ...graph },
   });
   return Buffer.from(onnx.ModelProto.encode(model).finish());

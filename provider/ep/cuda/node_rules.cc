@@ -1,11 +1,14 @@
 #include "provider/ep/cuda/node_rules.h"
 
+#include <algorithm>
 #include <cstring>
 #include <map>
 #include <optional>
 #include <vector>
 
+#include "ops/decoder/cuda/tensor.h"
 #include "provider/ep/claim.h"
+#include "provider/ep/tensor_view.h"
 
 namespace flashllm::ep {
 namespace {
@@ -43,8 +46,52 @@ float FloatAttribute(const OrtNode* node, const char* name, float otherwise) {
   return value;
 }
 
-bool Has(const std::vector<const OrtValueInfo*>& inputs, size_t index) {
-  return index < inputs.size() && inputs[index] != nullptr;
+/// Empty where it is left out.
+std::vector<int64_t> IntsAttribute(const OrtNode* node, const char* name) {
+  const OrtOpAttr* attribute = nullptr;
+  std::vector<int64_t> values;
+  OrtStatus* status = g_ort.api->Node_GetAttributeByName(node, name, &attribute);
+  if (status == nullptr && attribute != nullptr) {
+    size_t bytes = 0;
+    status = g_ort.api->ReadOpAttr(attribute, ORT_OP_ATTR_INTS, nullptr, 0, &bytes);
+    if (status != nullptr && bytes > 0) {  // as many are needed
+      g_ort.api->ReleaseStatus(status);
+      values.resize(bytes / sizeof(int64_t));
+      status = g_ort.api->ReadOpAttr(attribute, ORT_OP_ATTR_INTS, values.data(), bytes, &bytes);
+      if (status != nullptr) values.clear();
+    }
+  }
+  if (status != nullptr) g_ort.api->ReleaseStatus(status);
+  return values;
+}
+
+/// The numbers of a constant int64 initializer.
+std::optional<std::vector<int64_t>> ConstantInts(const OrtValueInfo* value) {
+  bool constant = false;
+  const OrtValue* initializer = nullptr;
+  Check(g_ort.api->ValueInfo_IsConstantInitializer(value, &constant));
+  if (constant) Check(g_ort.api->ValueInfo_GetInitializerValue(value, &initializer));
+  if (initializer == nullptr) return std::nullopt;
+  const TensorView view = ViewOf(initializer);
+  if (view.type != ONNX_TENSOR_ELEMENT_DATA_TYPE_INT64) return std::nullopt;
+  size_t bytes = 0;
+  Check(g_ort.api->GetTensorSizeInBytes(initializer, &bytes));
+  std::vector<int64_t> values(bytes / sizeof(int64_t));
+  if (!values.empty()) std::memcpy(values.data(), view.data, bytes);
+  return values;
+}
+
+std::vector<const OrtValueInfo*> OutputsOf(const OrtNode* node) {
+  size_t count = 0;
+  Check(g_ort.api->Node_GetNumOutputs(node, &count));
+  std::vector<const OrtValueInfo*> outputs(count);
+  Check(g_ort.api->Node_GetOutputs(node, outputs.data(), count));
+  return outputs;
+}
+
+/// Whether a node has an input or output.
+bool Has(const std::vector<const OrtValueInfo*>& values, size_t index) {
+  return index < values.size() && values[index] != nullptr;
 }
 
 const OrtNode* ProducerOf(const OrtValueInfo* value) {
@@ -101,11 +148,24 @@ std::string LastAxisRule(const OrtNode* node, int64_t standard) {
   return last ? "" : "the GPU kernel works along the last axis only";
 }
 
+constexpr const char* kNoMean = "the GPU kernel has no output of means or deviations";
+
 std::string LayerNormRule(const OrtNode* node) {
-  size_t outputs = 0;
-  Check(g_ort.api->Node_GetNumOutputs(node, &outputs));
-  if (outputs > 1) return "the GPU kernel has no output Mean or InvStdDev";
-  return LastAxisRule(node, -1);
+  const std::vector<const OrtValueInfo*> outputs = OutputsOf(node);
+  return Has(outputs, 1) || Has(outputs, 2) ? kNoMean : LastAxisRule(node, -1);
+}
+
+/// Whether the skip may have as many of an axis as x when a run knows them (-1: the model does not say). One that is 1
+/// where x's is not is there to be broadcast.
+bool MayBeEqual(int64_t x, int64_t skip) { return x == skip || skip < 0 || (x < 0 && skip != 1); }
+
+std::string SkipLayerNormRule(const OrtNode* node) {
+  const std::vector<const OrtValueInfo*> inputs = InputsOf(node), outputs = OutputsOf(node);
+  if (Has(outputs, 1) || Has(outputs, 2)) return kNoMean;
+  const ValueType x = TypeOf(inputs[0]), skip = TypeOf(inputs[1]);
+  const bool same = !x.dims || !skip.dims ||
+                    std::equal(x.dims->begin(), x.dims->end(), skip.dims->begin(), skip.dims->end(), MayBeEqual);
+  return same ? "" : "the GPU kernel does not broadcast the skip";
 }
 
 std::string GemmRule(const OrtNode* node) {
@@ -157,10 +217,24 @@ std::string AttentionRule(const OrtNode* node) {
   return "";
 }
 
+/// Whether axes are known to be neighbours, or none.
+bool AreNeighbours(std::vector<int64_t> axes, const ValueType& of) {
+  for (int64_t& axis : axes) {
+    if (axis < 0 && of.dims) axis += static_cast<int64_t>(of.dims->size());
+  }
+  std::sort(axes.begin(), axes.end());
+  if (!of.dims && !axes.empty() && axes.front() < 0 && axes.back() >= 0) return false;
+  const auto apart = [](int64_t a, int64_t b) { return a != b && a != b - 1; };
+  return std::adjacent_find(axes.begin(), axes.end(), apart) == axes.end();
+}
+
 std::string ReduceRule(const OrtNode* node) {
   const std::vector<const OrtValueInfo*> inputs = InputsOf(node);
   if (IntAttribute(node, "noop_with_empty_axes", 0) != 0) return "the GPU kernel reduces all axes where none is given";
-  return Has(inputs, 1) && !IsOfShapes(inputs[1]) ? "its axes are not constant" : ShapeArithmetic(node);
+  const auto axes = Has(inputs, 1) ? ConstantInts(inputs[1]) : IntsAttribute(node, "axes");
+  if (!axes) return "its axes are not constant";
+  return AreNeighbours(*axes, TypeOf(inputs[0])) ? ShapeArithmetic(node)
+                                                 : "the GPU kernel reduces neighbouring axes only";
 }
 
 std::string ArgMaxRule(const OrtNode* node) {
@@ -191,8 +265,8 @@ std::string HostCastRule(const OrtNode* node) {
 
 const std::map<std::string, Rule>& Rules() {
   static const std::map<std::string, Rule> rules = {
-      {"ai.flashllm::SparseMatMul", SparseMatMulReason},
       {"com.microsoft::GroupQueryAttention", AttentionRule},
+      {"com.microsoft::SkipLayerNormalization", SkipLayerNormRule},
       {"Gather", GatherRule},
       {"LayerNormalization", LayerNormRule},
       {"Gemm", GemmRule},
@@ -214,6 +288,14 @@ const std::map<std::string, Rule>& Rules() {
 }  // namespace
 
 std::string ReasonAgainstNode(const OrtNode* node) {
+  if (IsSparseMatMul(node)) return SparseMatMulReason(node);  // no other provider computes it
+  for (const auto& values : {InputsOf(node), OutputsOf(node)}) {
+    for (const OrtValueInfo* value : values) {
+      const ValueType type = TypeOf(value);
+      if (type.dims && type.dims->size() > static_cast<size_t>(cuda::kMaxRank))
+        return "the GPU kernels take tensors of up to " + std::to_string(cuda::kMaxRank) + " axes";
+    }
+  }
   const auto rule = Rules().find(OpName(node));
   return rule == Rules().end() ? "" : rule->second(node);
 }
