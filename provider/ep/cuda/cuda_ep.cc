@@ -237,7 +237,6 @@ bool CudaEp::HasRoomForFastest() const {
 }
 
 void CudaEp::Claim(const OrtGraph* graph, OrtEpGraphSupportInfo* support) {
-  int64_t values = 0;
   for (const OrtNode* node : NodesOf(graph)) {
     const char* assigned = nullptr;
     Check(g_ort.api->Node_GetEpName(node, &assigned));
@@ -251,10 +250,7 @@ void CudaEp::Claim(const OrtGraph* graph, OrtEpGraphSupportInfo* support) {
                                    ? "there is no GPU kernel for " + OpName(node) + " of these types and version"
                                    : ReasonAgainstNode(node);
     if (reason.empty()) {
-      if (IsSparseMatMul(node)) {
-        values += IntAttribute(node, "nnz", 0);
-        CountWeight(node);
-      }
+      if (IsSparseMatMul(node)) CountWeight(node);
       Check(g_ort.ep->EpGraphSupportInfo_AddSingleNode(support, node));
     } else {
       unclaimed_.Report(node, reason);
@@ -262,7 +258,7 @@ void CudaEp::Claim(const OrtGraph* graph, OrtEpGraphSupportInfo* support) {
   }
   // ONNX Runtime has some way to go to the first upload. A small session would wait for buffers that it does not need.
   constexpr int64_t kManyValues = int64_t{100} << 20;
-  if (loading_ && values > kManyValues) loading_->Ready(gpu_->ordinal());
+  if (loading_ && expected_.nnz() > kManyValues) loading_->Ready(gpu_->ordinal());
 }
 
 }  // namespace flashllm::ep

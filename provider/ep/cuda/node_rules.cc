@@ -210,8 +210,8 @@ std::string AttentionRule(const OrtNode* node) {
   const ValueType query = TypeOf(inputs[0]);
   const int64_t parts = Has(inputs, 1) ? 1 : 3;
   if (!query.dims || query.dims->size() != 3 || (*query.dims)[2] < 0) return "the width of its query is not known";
-  const int64_t columns = (*query.dims)[2], head = columns / (heads * parts);
-  if (head * heads * parts != columns || head % 8 != 0 || head > 128) {
+  const int64_t columns = (*query.dims)[2], head = heads > columns / parts ? 0 : columns / (heads * parts);
+  if (head < 1 || head * heads * parts != columns || head % 8 != 0 || head > 128) {
     return "the GPU kernel takes heads of a multiple of 8 elements, at most 128";
   }
   return "";

@@ -20,6 +20,7 @@ void WeightMemory::Add(const std::string& name, const PackedWeight& weight, cons
   options.columns = static_cast<int>(cuda::Columns::kHalves);
   compact_ += cuda::ExpectedBytes(weight, device, options, type);
   dense_ += 2.0 * static_cast<double>(rows) * static_cast<double>(columns);
+  nnz_ += weight.nnz;
 }
 
 std::optional<cuda::PlanOptions> JaggedCopy(const PackedWeight& weight, const cuda::DeviceInfo& device,

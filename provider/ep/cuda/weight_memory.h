@@ -25,10 +25,12 @@ class WeightMemory {
   double compact() const { return compact_; }  // in columns of halves, or jagged where that takes no more
   double dense() const { return dense_; }      // all of them once more, expanded
   double jagged() const { return jagged_; }    // once more those that a second, jagged layout is kept of
+  int64_t nnz() const { return nnz_; }
 
  private:
   std::set<std::string> names_;
   double fastest_ = 0, compact_ = 0, dense_ = 0, jagged_ = 0;
+  int64_t nnz_ = 0;
 };
 
 /// How a weight is laid out once more for one or two columns, where that can be, is faster and is not how `options` lay

@@ -118,6 +118,8 @@ TEST_CASE("a weight that nodes share counts once, and one that cannot be, not at
   memory.Add("a", Weight(4096, 4096, 0.1), H200(), 0, ElementType::kFloat16);
   const double fastest = memory.fastest(), compact = memory.compact();
   CHECK(fastest > compact);
+  const int64_t nnz = memory.nnz();
+  CHECK(nnz == Weight(4096, 4096, 0.1).nnz);
   CHECK(memory.dense() == 2.0 * 4096 * 4096);
   memory.Add("a", Weight(4096, 4096, 0.1), H200(), 0, ElementType::kFloat16);
   for (const auto& [in, out] : {std::pair<int64_t, int64_t>{0, 64}, {64, -1}, {INT64_MAX, 64}, {64, INT64_MAX}}) {
@@ -126,15 +128,17 @@ TEST_CASE("a weight that nodes share counts once, and one that cannot be, not at
     weight.out_features = out;
     memory.Add("wrong", weight, H200(), 0, ElementType::kFloat16);
   }
-  for (int64_t nnz : {int64_t{-1}, int64_t{64 * 64 + 1}, INT64_MAX}) {
+  for (int64_t wrong : {int64_t{-1}, int64_t{64 * 64 + 1}, INT64_MAX}) {
     PackedWeight weight = Weight(64, 64, 0);
-    weight.nnz = nnz;
+    weight.nnz = wrong;
     memory.Add("wrong", weight, H200(), 0, ElementType::kFloat16);
   }
   CHECK(memory.fastest() == fastest);
   CHECK(memory.compact() == compact);
+  CHECK(memory.nnz() == nnz);
   memory.Add("b", Weight(4096, 4096, 0.1), H200(), 0, ElementType::kFloat16);
   CHECK(memory.compact() == 2 * compact);
+  CHECK(memory.nnz() == 2 * nnz);
 }
 
 TEST_CASE("float32 values are expected to be laid out as float16") {

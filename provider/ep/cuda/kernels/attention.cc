@@ -39,7 +39,7 @@ void GroupQueryAttention::SetQuery(const Call& call, cuda::AttentionArgs* args) 
   if (query.shape.rank != 3) Reject("has a query of shape " + ShapeText(query.shape) + ", expected three axes");
   const int64_t columns = query.shape.dims[2], parts = key ? 1 : 3;
   args->batch = query.shape.dims[0], args->sequence = query.shape.dims[1], args->heads = heads_;
-  args->head_dim = columns / (heads_ * parts);
+  args->head_dim = heads_ > columns / parts ? 0 : columns / (heads_ * parts);
   if (args->head_dim * heads_ * parts != columns || !cuda::AttentionSupports(args->head_dim)) {
     Reject("has " + std::to_string(columns) + " columns for " + std::to_string(heads_) +
            " heads, expected heads of a multiple of 8 elements, at most 128");
