@@ -4,7 +4,6 @@
 #include <charconv>
 #include <cstdio>
 #include <cstring>
-#include <set>
 
 #include "provider/ep/cuda/allocator.h"
 #include "provider/ep/cuda/call.h"

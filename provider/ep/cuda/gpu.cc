@@ -48,8 +48,8 @@ std::string ReasonAgainstGpu(const std::string& name, int compute_capability, in
   return "";
 }
 
-Gpu::Gpu(int ordinal, std::string name, int compute_capability)
-    : ordinal_(ordinal), name_(std::move(name)), compute_capability_(cuda::LaunchCapability(compute_capability)) {
+Gpu::Gpu(int ordinal, int compute_capability)
+    : ordinal_(ordinal), compute_capability_(cuda::LaunchCapability(compute_capability)) {
   memory_ = MakeMemoryInfo("FlashLLM", ordinal, OrtDeviceMemoryType_DEFAULT);
   pinned_memory_ = MakeMemoryInfo("FlashLLMPinned", ordinal, OrtDeviceMemoryType_HOST_ACCESSIBLE);
 }
@@ -93,7 +93,7 @@ Gpus FindGpus() {
     } else {
       refusal = ReasonAgainstGpu(properties.name, capability, driver);
     }
-    if (refusal.empty()) gpu = std::make_unique<Gpu>(i, properties.name, capability);
+    if (refusal.empty()) gpu = std::make_unique<Gpu>(i, capability);
     gpus.by_ordinal.push_back(std::move(gpu));
     gpus.refusals.push_back(std::move(refusal));
   }

@@ -25,12 +25,11 @@ std::string ReasonAgainstGpu(const std::string& name, int compute_capability, in
 /// One GPU. Made when the library is registered, without touching the device; Open() does that.
 class Gpu {
  public:
-  Gpu(int ordinal, std::string name, int compute_capability);
+  Gpu(int ordinal, int compute_capability);
   ~Gpu();
   Gpu(const Gpu&) = delete;
 
   int ordinal() const { return ordinal_; }
-  const std::string& name() const { return name_; }
   /// As which kernels are launched.
   int compute_capability() const { return compute_capability_; }
   const OrtMemoryInfo* memory() const { return memory_; }
@@ -44,7 +43,6 @@ class Gpu {
 
  private:
   const int ordinal_;
-  const std::string name_;
   const int compute_capability_;  // 90 = 9.0
   OrtMemoryInfo* memory_ = nullptr;
   OrtMemoryInfo* pinned_memory_ = nullptr;

@@ -130,8 +130,8 @@ void* Call::Output(size_t index, const cuda::Shape& shape, ONNXTensorElementData
   Check(g_ort.api->GetTensorMutableData(value, &data));
   if (data != nullptr) return data;
   const std::string reason = LastMemoryFailure();
-  throw Error(ORT_EP_FAIL, kernel_.where() + ": no memory for an output of shape " + ShapeText(shape) + " (" +
-                               std::to_string(shape.count() * ElementBytes(type)) + " bytes)" +
+  throw Error(ORT_EP_FAIL, "flashllm: " + kernel_.where() + ": no memory for an output of shape " + ShapeText(shape) +
+                               " (" + std::to_string(shape.count() * ElementBytes(type)) + " bytes)" +
                                (reason.empty() ? "" : ". " + reason));
 }
 
@@ -161,19 +161,6 @@ float FloatAttribute(const OrtKernelInfo* info, const char* name, float otherwis
   if (status == nullptr) return value;
   g_ort.api->ReleaseStatus(status);
   return otherwise;
-}
-
-std::string StringAttribute(const OrtKernelInfo* info, const char* name, const std::string& otherwise) {
-  size_t size = 0;
-  OrtStatus* status = g_ort.api->KernelInfoGetAttribute_string(info, name, nullptr, &size);
-  if (status != nullptr) {
-    g_ort.api->ReleaseStatus(status);
-    return otherwise;
-  }
-  std::string text(size, '\0');
-  Check(g_ort.api->KernelInfoGetAttribute_string(info, name, text.data(), &size));
-  text.resize(size > 0 ? size - 1 : 0);  // the terminating zero is counted
-  return text;
 }
 
 std::vector<int64_t> IntsAttribute(const OrtKernelInfo* info, const char* name) {

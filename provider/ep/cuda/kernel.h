@@ -93,7 +93,6 @@ class CudaKernel : public OrtKernelImpl {
 /// The attribute of a node at kernel creation; `otherwise` where it is left out.
 int64_t IntAttribute(const OrtKernelInfo* info, const char* name, int64_t otherwise);
 float FloatAttribute(const OrtKernelInfo* info, const char* name, float otherwise);
-std::string StringAttribute(const OrtKernelInfo* info, const char* name, const std::string& otherwise);
 std::vector<int64_t> IntsAttribute(const OrtKernelInfo* info, const char* name);
 /// The element type of an input at kernel creation; undefined where it is left out.
 ONNXTensorElementDataType InputType(const OrtKernelInfo* info, size_t index);
