@@ -268,3 +268,26 @@ test('nodes of which the GPU kernels compute other cases only are left to the CP
     t.deepEqual(results[0], results[1], what);
   }
 });
+
+test('integers are divided on the GPU, toward zero; by zero is an error that names the node', async (t) => {
+  for (const type of ['int32', 'int64'] as const) {
+    const kind = elementTypes[type === 'int32' ? 'INT32' : 'INT64'];
+    const bytes = plainModel({
+      node: [{ opType: 'Div', name: 'divide', input: ['a', 'b'], output: ['y'] }],
+      input: ['a', 'b'].map((name) => valueInfo(name, kind, ['n'])),
+      output: [valueInfo('y', kind, ['n'])],
+    });
+    const session = await InferenceSession.create(bytes, {
+      executionProviders: [{ name: 'flashllm', device: 'cuda' } as never],
+      extra: { session: { disable_cpu_ep_fallback: '1' } },
+    });
+    const integers = (...values: number[]) =>
+      type === 'int32' ? new Tensor(type, values, [4]) : new Tensor(type, values.map(BigInt), [4]);
+    const a = integers(7, -7, 9, 0);
+    const divided = async (b: Tensor) => Array.from((await session.run({ a, b })).y?.data as Int32Array, Number);
+    t.deepEqual(await divided(integers(2, 2, -4, 5)), [3, -3, -2, 0]);
+    await t.throwsAsync(divided(integers(2, 0, -4, 5)), { message: /Div node 'divide'.*divided by zero/ });
+    t.deepEqual(await divided(integers(1, 7, 3, -5)), [7, -1, 3, 0]);
+    await session.release();
+  }
+});

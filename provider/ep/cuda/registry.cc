@@ -51,7 +51,7 @@ std::vector<Entry> Table() {
       {"", "Sub", 7, 14, SubOnGpu(), {{"T", kFloats}}},
       {"", "Sub", 7, 14, SubOnHost(), {{"T", {kInt32}}}, {0, 1}, {0}},
       {"", "Mul", 7, 14, MulOnGpu(), {{"T", kNumbers}}},
-      {"", "Div", 7, 14, DivOnGpu(), {{"T", kFloats}}},
+      {"", "Div", 7, 14, DivOnGpu(), {{"T", kNumbers}}},
       {"", "Relu", 6, 14, ReluOnGpu(), {{"T", kFloats}}},
       {"",
        "Cast",
