@@ -19,7 +19,8 @@ constexpr const char* NameOf(cuda::UnaryOp op) { return op == cuda::UnaryOp::kRe
 template <cuda::BinaryOp kOp>
 class Binary : public CudaKernel {
  public:
-  explicit Binary(const OrtKernelInfo* info) : CudaKernel(info, NameOf(kOp)) {}
+  explicit Binary(const OrtKernelInfo* info)
+      : CudaKernel(info, NameOf(kOp)), fault_(kOp == cuda::BinaryOp::kDiv ? ep().faults().Add(where()) : 0) {}
 
  private:
   void Run(const Call& call) override {
@@ -36,9 +37,12 @@ class Binary : public CudaKernel {
     args.a = a.data, args.b = b.data;
     args.a_shape = a.shape, args.b_shape = b.shape;
     args.type = DataTypeOf(a.type);
+    if (kOp == cuda::BinaryOp::kDiv) args.fault = ep().faults().Word(fault_, call.stream());
     args.programmatic = ep().programmatic();
     CheckLaunch(cuda::LaunchBinary(args, call.stream()));
   }
+
+  const size_t fault_;  // of a division
 };
 
 template <cuda::UnaryOp kOp>
