@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <exception>
+#include <system_error>
 #include <thread>
 #include <vector>
 
@@ -65,7 +66,10 @@ void StripRunner::Pass(const std::function<void(int64_t, int64_t, int64_t, int)>
     }
   };
   std::vector<std::thread> others;
-  for (int worker = 1; worker < threads_; ++worker) others.emplace_back(work, worker);
+  try {
+    for (int worker = 1; worker < threads_; ++worker) others.emplace_back(work, worker);
+  } catch (const std::system_error&) {  // the system has no place for more; those that there are take their strips
+  }
   work(0);
   for (std::thread& thread : others) thread.join();
   if (failure != nullptr) std::rethrow_exception(failure);

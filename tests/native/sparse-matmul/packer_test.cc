@@ -1,3 +1,4 @@
+#include <pthread.h>
 #include <unistd.h>
 #include <cmath>
 #include <cstdio>
@@ -5,6 +6,8 @@
 #include <cstring>
 #include <fstream>
 #include <string>
+#include <system_error>
+#include <thread>
 #include <vector>
 
 #include "doctest/doctest.h"
@@ -142,6 +145,38 @@ TEST_CASE("a file is packed like memory, on any number of threads, at the offset
     CHECK(std::memcmp(&bytes[static_cast<size_t>(destination.values_offset)], expected.values.data(),
                       expected.values.size()) == 0);
   }
+}
+
+TEST_CASE("a weight is packed by the threads that there are, where the system has no place for more") {
+  const int64_t rows = 3001, columns = 1111 * 2;
+  const std::vector<float> dense = RandomDense(rows, columns, 0.7, Pattern::kUniform, 12);
+  const OwnedPackedWeight expected = PackDense(dense, rows, columns, ValueType::kFloat16);
+  const std::vector<float> transposed = Transposed(dense, rows, columns);
+  const TemporaryFile out;
+  PackDestination destination;
+  destination.path = out.path();
+  destination.row_offsets_offset = static_cast<int64_t>(expected.bitmap.size());
+  destination.values_offset = destination.row_offsets_offset + static_cast<int64_t>(expected.row_offsets.size()) * 4;
+  PackControl control;
+  control.threads = 3;
+  pthread_attr_t usual, huge;
+  REQUIRE(pthread_getattr_default_np(&usual) == 0);
+  REQUIRE(pthread_getattr_default_np(&huge) == 0);
+  REQUIRE(pthread_attr_setstacksize(&huge, size_t{1} << 46) == 0);  // of no thread that the system could start
+  REQUIRE(pthread_setattr_default_np(&huge) == 0);
+  PackResult result;
+  try {
+    CHECK_THROWS_AS(std::thread([] {}).join(), std::system_error);
+    result = PackWeight({InMemory(transposed.data(), ValueType::kFloat32, rows, columns, Layout::kInOut)}, {},
+                        ValueType::kFloat16, destination, control);
+  } catch (const std::system_error& error) {
+    FAIL_CHECK(std::string(error.what()));
+  }
+  pthread_setattr_default_np(&usual);
+  pthread_attr_destroy(&huge);
+  pthread_attr_destroy(&usual);
+  CHECK(result.nnz == expected.view.nnz);
+  CHECK(result.checksum == expected.checksum);
 }
 
 TEST_CASE("segments of different types and layouts join along out_features") {
