@@ -136,9 +136,6 @@ class BlockedSparseMatMul final : public SparseMatMul {
     }
   }
 
-  int64_t owned_bytes() const override { return static_cast<int64_t>(index_.size() * sizeof(uint16_t)); }
-  bool borrows_weight() const override { return true; }
-
  private:
   double Sparsity() const { return 1.0 - static_cast<double>(weight_.nnz) / static_cast<double>(elements_); }
 

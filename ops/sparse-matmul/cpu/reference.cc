@@ -76,9 +76,6 @@ class ReferenceSparseMatMul final : public SparseMatMul {
     });
   }
 
-  int64_t owned_bytes() const override { return 0; }
-  bool borrows_weight() const override { return true; }
-
  private:
   void ComputeOne(const MatMulArgs& args, const Row& row, int64_t n, int64_t m) const {
     float sum = 0;

@@ -43,15 +43,9 @@ class SparseMatMul {
   /// Computes Y. `threads` is how many workers parallel_for has (a hint for cutting the work); results do not depend on
   /// it.
   virtual void Run(const MatMulArgs& args, int threads, const ParallelFor& parallel_for) const = 0;
-
-  /// Bytes that this object owns beside the borrowed weight (a layout of its own, if it made one).
-  virtual int64_t owned_bytes() const = 0;
-
-  /// Whether Run() still reads the weight's parts; where false, they may be freed.
-  virtual bool borrows_weight() const = 0;
 };
 
-/// `weight` must come from Validate() and, where borrows_weight(), outlive the result.
+/// `weight` must come from Validate(); its parts must outlive the result, which reads them.
 /// An `isa` that this machine lacks is an error of the caller: pass DetectIsa() or less.
 std::unique_ptr<SparseMatMul> MakeSparseMatMul(const PackedWeight& weight, Isa isa);
 
