@@ -193,7 +193,9 @@ std::unique_ptr<Device> MakeCpuDevice(Workers& workers);
 std::unique_ptr<Device> MakeCudaDevice(Workers& workers, int ordinal);
 
 template <typename T>
-Array<T>::Array(Device& device, int64_t size) : device_(&device), size_(size) {
+Array<T>::Array(Device& device, int64_t size) : Array() {  // so that the destructor frees what cannot be zeroed
+  device_ = &device;
+  size_ = size;
   if (size == 0) return;
   data_ = static_cast<T*>(device.Allocate(static_cast<size_t>(size) * sizeof(T)));
   device.Zero(data_, static_cast<size_t>(size) * sizeof(T));

@@ -20,7 +20,7 @@ constexpr int64_t kElements = 1 << 15;  // of a loop over elements in one iterat
 
 inline int64_t Blocks(int64_t size, int64_t block) { return (size + block - 1) / block; }
 
-class CpuDevice final : public Device {
+class CpuDevice : public Device {
  public:
   explicit CpuDevice(Workers& workers) : workers_(workers), kernels_(BestDenseKernels()) {}
 
