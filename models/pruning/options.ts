@@ -37,7 +37,7 @@ export interface PruneSettings {
   readonly scope?: PruneScope | undefined;
   /** Prune towards what the dense model computes, so that each layer makes up for what the ones before have lost. Default true. */
   readonly compensation?: boolean | undefined;
-  /** Let biases take up the mean change of the outputs. Default true. */
+  /** Let biases take up the mean change of the outputs; else they stay as they are. Default true. */
   readonly biasCorrection?: boolean | undefined;
   /** Share of the Hessian's mean diagonal that is added to its diagonal, by `sparsegpt` and compensation. Default 0.01. */
   readonly damping?: number | undefined;

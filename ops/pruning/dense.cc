@@ -43,6 +43,24 @@ std::vector<double> Multiply(Device& device, const Matrix& a, const std::vector<
   return ToHost(device, Multiply(device, a, vector).data);
 }
 
+void AddOuter(Device& device, double alpha, const std::vector<double>& x, const std::vector<double>& y, Matrix* a) {
+  const Array<double> left = ToDevice(device, x);
+  const Array<double> right = ToDevice(device, y);
+  Product<double> product;
+  product.a = left.data();
+  product.a_stride = 1;
+  product.b = right.data();
+  product.b_stride = a->columns;
+  product.c = a->data.data();
+  product.c_stride = a->columns;
+  product.m = a->rows;
+  product.n = a->columns;
+  product.k = 1;
+  product.alpha = alpha;
+  product.beta = 1;
+  device.Multiply(product);
+}
+
 std::vector<double> Diagonal(Device& device, const Matrix& a) {
   Array<double> diagonal(device, a.rows);
   device.ReadDiagonal(a.rows, a.data.data(), diagonal.data());

@@ -16,6 +16,9 @@ Matrix Multiply(Device& device, const Matrix& a, const Matrix& b);
 /// a · x for a vector of a.columns elements, as host vectors.
 std::vector<double> Multiply(Device& device, const Matrix& a, const std::vector<double>& x);
 
+/// a += alpha · x · yᵀ for host vectors of a.rows and a.columns elements.
+void AddOuter(Device& device, double alpha, const std::vector<double>& x, const std::vector<double>& y, Matrix* a);
+
 std::vector<double> Diagonal(Device& device, const Matrix& a);
 
 /// Adds a number to the diagonal.

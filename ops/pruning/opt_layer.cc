@@ -155,7 +155,7 @@ PruneReport OptLayer::Prune(LinearId id, const PruneOptions& options, const Prog
   if (inputs_ == nullptr || inputs_->features() != linear.in_features) {
     throw PruningError("linear " + std::to_string(id) + " was to be pruned before its inputs were collected");
   }
-  if (targets_[id] && !IsSparse(linear, options.sparsity)) targets_[id]->Retarget(*inputs_, options.damping, &linear);
+  if (targets_[id] && !IsSparse(linear, options.sparsity)) targets_[id]->Retarget(*inputs_, options, &linear);
   // The method is about to need their memory.
   targets_[id].reset();
   weights_[kPruned][id] = Parameters();

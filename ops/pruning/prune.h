@@ -24,8 +24,9 @@ struct PruneOptions {
   Method method = Method::kSparseGpt;
   double sparsity = 0.5;                  // 0 to below 1
   PruneScope scope = PruneScope::kLayer;  // of kMagnitude; kWanda is by row, the others by their own rule
-  bool correct_bias = true;               // methods see centred inputs, and the bias takes up (W − Ŵ)·mean
-  double damping = 0.01;                  // kSparseGpt: of the mean diagonal
+  bool correct_bias = true;               // methods see centred inputs, and the bias takes up (W − Ŵ)·mean; else
+                                          // it stays as it is
+  double damping = 0.01;                  // kSparseGpt and Retarget(): of the mean diagonal
   int64_t block_columns = 128;            // kSparseGpt
   int iterations = 20;                    // kAdmm
   int refinement = 10;                    // steps of conjugate gradients on the support that was found; 0: none

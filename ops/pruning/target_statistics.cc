@@ -12,8 +12,8 @@ void TargetStatistics::Add(const float* y, const float* x, int64_t count) {
   device_.AddTargets(count, cross_.rows, cross_.columns, y, x, cross_.data.data(), sum_.data());
 }
 
-void TargetStatistics::Retarget(const InputStatistics& inputs, double damping, Linear* linear) const {
-  const bool centred = !linear->bias.empty();
+void TargetStatistics::Retarget(const InputStatistics& inputs, const PruneOptions& options, Linear* linear) const {
+  const bool centred = options.correct_bias && !linear->bias.empty();
   const std::vector<double> mean = inputs.Mean();
   // x − shift has the mean `mean − shift`; with it, the cross moment of centred inputs, or of those as they are.
   std::vector<double> moved = inputs.Shift();
@@ -23,12 +23,15 @@ void TargetStatistics::Retarget(const InputStatistics& inputs, double damping, L
   Matrix weight = WeightOnDevice(device_, *linear);
   Matrix h = inputs.Moment(centred);
   Matrix rest = Multiply(device_, weight, h);
+  if (!centred && !linear->bias.empty()) {
+    AddOuter(device_, static_cast<double>(inputs.tokens()), {linear->bias.begin(), linear->bias.end()}, mean, &rest);
+  }
   device_.TargetRest(rest.rows, rest.columns, cross_.data.data(), sum_.data(), ToDevice(device_, moved).data(),
                      rest.data.data());
   double trace = 0;
   for (const double element : Diagonal(device_, h)) trace += element;
   // A little more than nothing: inputs that are all zero give a singular matrix.
-  AddToDiagonal(device_, std::max(damping * trace / static_cast<double>(h.rows), 1e-12), &h);
+  AddToDiagonal(device_, std::max(options.damping * trace / static_cast<double>(h.rows), 1e-12), &h);
   const Matrix change = Multiply(device_, rest, InvertSymmetric(device_, std::move(h)));
   device_.Add(weight.size(), 1, change.data.data(), weight.data.data());
   const std::vector<double> values = ToHost(device_, weight.data);

@@ -19,10 +19,11 @@ class TargetStatistics {
   void Add(const float* y, const float* x, int64_t count);
 
   /// Replaces weights and bias by those that come closest to the dense outputs on the inputs there are:
-  /// W + (Σ y xᵀ − W·H)(H + λ)⁻¹, λ the damping of the mean diagonal; the bias makes the means equal. They take up what
-  /// pruning the layers before has changed. `inputs` must have seen the same tokens. A linear without a bias has none
-  /// afterwards.
-  void Retarget(const InputStatistics& inputs, double damping, Linear* linear) const;
+  /// W + (Σ y xᵀ − W·H)(H + λ)⁻¹, λ the damping of the mean diagonal; the bias makes the means equal, and is rounded
+  /// with what pruning moves it by (PruneLinear). They take up what pruning the layers before has changed. Without
+  /// correct_bias the weights alone do: y is then less the bias, which stays as it is. `inputs` must have seen the same
+  /// tokens. A linear without a bias has none afterwards.
+  void Retarget(const InputStatistics& inputs, const PruneOptions& options, Linear* linear) const;
 
  private:
   Device& device_;

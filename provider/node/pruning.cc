@@ -277,7 +277,7 @@ class MatrixTask final : public Task {
     if (!targets_.empty()) {
       pruning::TargetStatistics target(*device, linear_.out_features, linear_.in_features);
       target.Add(pruning::ToDevice(*device, targets_).data(), inputs.data(), tokens_);
-      target.Retarget(statistics, options_.damping, &linear_);
+      target.Retarget(statistics, options_, &linear_);
     }
     report_ = pruning::PruneLinear(*device, statistics, options_, &linear_);
   }

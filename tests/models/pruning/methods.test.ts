@@ -187,8 +187,12 @@ for (const method of ['magnitude', 'wanda', 'sparsegpt', 'admm'] as const) {
   });
 }
 
-for (const withBias of [false, true]) {
-  test(`targets, ${withBias ? 'with' : 'without'} bias: the damped least squares fit to them`, async (t) => {
+for (const [name, withBias, correctBias] of [
+  ['without bias', false, true],
+  ['with bias', true, true],
+  ['with a bias that stays', true, false],
+] as const) {
+  test(`targets, ${name}: the damped least squares fit to them`, async (t) => {
     const given = problem(11, 24, 160, 29);
     const other = problem(11, 24, 160, 31);
     const targets = given.inputs.map((x, token) =>
@@ -197,16 +201,19 @@ for (const withBias of [false, true]) {
         return Math.fround(own + (other.inputs[token]?.[m] as number));
       }),
     );
-    const centre = withBias ? mean(given.inputs) : new Float64Array(24);
+    const moves = withBias && correctBias;
+    const centre = moves ? mean(given.inputs) : new Float64Array(24);
     const h = gram(given.inputs, centre);
     const damping = h.reduce((sum, row, k) => sum + (row[k] as number), 0) * (0.01 / 24);
     const inverted = inverse(h.map((row, k) => row.map((value, j) => value + (j === k ? damping : 0))));
-    const { rows, bias } = await pruned(given, { sparsity: 0 }, withBias, targets);
+    const { rows, bias } = await pruned(given, { sparsity: 0, correctBias }, withBias, targets);
+    if (withBias && !moves) t.deepEqual([...(bias as Float32Array)], [...given.bias]);
     rows.forEach((row, m) => {
       const before = given.weight[m] as Float64Array;
+      const kept = withBias && !moves ? (given.bias[m] as number) : 0;
       const rest = before.map((_, k) => {
         const cross = targets.reduce(
-          (sum, y, i) => sum + (y[m] as number) * (at(given.inputs, i, k) - (centre[k] as number)),
+          (sum, y, i) => sum + ((y[m] as number) - kept) * (at(given.inputs, i, k) - (centre[k] as number)),
           0,
         );
         return cross - before.reduce((sum, value, j) => sum + value * at(h, j, k), 0);
@@ -215,7 +222,7 @@ for (const withBias of [false, true]) {
         const expected = (before[k] as number) + rest.reduce((sum, r, j) => sum + r * at(inverted, j, k), 0);
         t.true(Math.abs(value - expected) < 1e-4, `${value}, expected ${expected}`);
       });
-      if (!withBias) return;
+      if (!moves) return;
       const left = mean(targets)[m] as number;
       const output = row.reduce((sum, value, k) => sum + value * (centre[k] as number), 0);
       t.true(Math.abs((bias?.[m] as number) - (left - output)) < 1e-4);

@@ -100,6 +100,19 @@ for (const [name, { fields, stored }] of Object.entries(variants)) {
   });
 }
 
+test('without bias correction, compensation moves weights alone: biases are what they were', async (t) => {
+  const model = await tinyModel({ num_hidden_layers: 3 });
+  const [folder, alone] = [await output(), await output()];
+  await prune(model, { output: folder, biasCorrection: false });
+  await prune(model, { output: alone, biasCorrection: false, compensation: false });
+  const [before, after, without] = [await tensors(model), await tensors(folder), await tensors(alone)];
+  const biases = [...after.keys()].filter((name) => /(_proj|fc\d)\.bias$/.test(name));
+  t.is(biases.length, 3 * 6);
+  for (const name of biases) t.deepEqual(after.get(name), before.get(name), name);
+  const last = [...after.keys()].find((name) => name.endsWith('layers.2.fc2.weight')) as string;
+  t.notDeepEqual(after.get(last), without.get(last));
+});
+
 test('results do not depend on threads, and repeat', async (t) => {
   const model = await tinyModel({ hidden_size: 96, ffn_dim: 200, num_hidden_layers: 2 });
   for (const method of ['sparsegpt', 'admm'] as const) {
