@@ -59,8 +59,9 @@ struct PruneReport {
 /// Called with the fraction done, on the calling thread.
 using Progress = std::function<void(double)>;
 
-/// Prunes `linear` in place to exactly round(sparsity · elements) zeros (by rows: of each row), or more where the
-/// weight had more. What is kept is rounded to the types that are stored (and may become zero there). Throws
+/// Prunes `linear` in place to round(sparsity · elements) zeros (by rows: of each row), or leaves it alone where it had
+/// as many. There can be more where inputs are always zero (centred: constant), whose weights kSparseGpt, kAdmm and
+/// refinement clear. What is kept is rounded to the types that are stored (and may become zero there). Throws
 /// PruningError.
 PruneReport PruneLinear(Device& device, const InputStatistics& inputs, const PruneOptions& options, Linear* linear,
                         const Progress& progress = {});

@@ -29,16 +29,16 @@ struct Threshold {
   int64_t ties = 0;
 };
 
-/// Finds the threshold of a whole weight in two passes over it: Count() with pass 0, NextPass(), Count() again, Find().
-/// One selector a thread, merged before NextPass() and Find().
+/// Finds the threshold of a whole weight in two passes over it: Count(), NextPass(), and both again unless done(); then
+/// threshold(). One selector a thread, merged before NextPass().
 class LayerSelector {
  public:
   LayerSelector();
   /// Adds values to the histogram of the current pass.
   void Count(const float* values, int64_t count);
   void Merge(const LayerSelector& other);
-  /// Settles the upper bits of the threshold that drops `drop` elements. `exact`: the lower bits of every value are
-  /// zero, so that no second pass is needed.
+  /// Settles the upper bits of the threshold that drops `drop` elements, the second time the lower ones. `exact`: the
+  /// lower bits of every value are zero, so that no second pass is needed.
   void NextPass(int64_t drop, bool exact);
   bool done() const { return done_; }
   Threshold threshold() const { return threshold_; }

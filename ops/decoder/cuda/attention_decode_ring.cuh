@@ -16,7 +16,7 @@ constexpr int kAhead = 4;          // positions that a group of threads computes
 constexpr int kStages = 4;         // chunks in flight for a warp
 constexpr int kChunkBytes = 2048;  // of keys, and as many of values: kAhead positions of all groups of a warp
 constexpr int kWarpRingBytes = kStages * 2 * kChunkBytes;
-constexpr int kRingBytes = kDecodeWarps * kWarpRingBytes;  // 64 KB, of kDecodeBlocks 190 KB in flight
+constexpr int kRingBytes = kDecodeWarps * kWarpRingBytes;  // 64 KB, of kDecodeBlocks 192 KB in flight
 constexpr int kPrefetchedPositions = 64;
 
 /// 8 elements as they are loaded: taken apart only where they are used, since that waits for the load.

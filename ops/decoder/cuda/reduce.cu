@@ -25,8 +25,8 @@ struct Reducer {
   }
 };
 
-/// One thread block an output. A thread begins with an element of its own, or leaves the sum to others with 0; for
-/// maximum and minimum it takes the line's first element.
+/// One thread block an output. A thread begins with what changes no result: 0 for sums, the line's first element for
+/// maximum and minimum.
 template <typename T>
 __global__ void __launch_bounds__(kThreads) ReduceKernel(const __grid_constant__ ReduceArgs p) {
   using C = typename Element<T>::Compute;
