@@ -70,8 +70,6 @@ class PreparedRun {
     Copy(sides_.inputs, ~uint32_t{0}, true);
     if (binding_ != nullptr) {
       Check(g_ort.api->RunWithBinding(use.session(), options_.get(), binding_.get()));
-      // A replayed graph is started, not waited for.
-      Check(g_ort.api->SynchronizeBoundOutputs(binding_.get()));
     } else {
       std::vector<Owned<OrtValue>> none;  // every output has a place
       Check(Run(use.session(), options_.get(), sides_, &none));

@@ -94,10 +94,7 @@ OrtStatus* RunTask::RunBound() {
               : g_ort.api->BindOutputToDevice(made, name,
                                               StaysOnDevice(i) && computed != nullptr ? computed : CpuMemory()));
   }
-  Check(g_ort.api->SynchronizeBoundInputs(made));
-  OrtStatus* status = g_ort.api->RunWithBinding(session, options_.get(), made);
-  if (status == nullptr) status = g_ort.api->SynchronizeBoundOutputs(made);
-  if (status != nullptr) return status;
+  if (OrtStatus* status = g_ort.api->RunWithBinding(session, options_.get(), made)) return status;
   results_.resize(outputs.names.size());
   OrtValue** values = nullptr;
   size_t count = 0;
