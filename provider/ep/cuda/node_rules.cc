@@ -114,6 +114,7 @@ bool IsOfShapes(const OrtValueInfo* value, int* budget) {
   if (node == nullptr) return false;
   const std::string op = OpName(node);
   if (op == "Shape" || op == "Size") return true;
+  if (op == "Range") return false;  // the GPU's, of as many numbers as there are positions
   for (const OrtValueInfo* input : InputsOf(node)) {
     if (!IsOfShapes(input, budget)) return false;
   }
@@ -246,12 +247,18 @@ std::string SoftmaxRule(const OrtNode* node) { return LastAxisRule(node, -1); }
 
 std::string ConcatRule(const OrtNode* node) {
   const std::vector<const OrtValueInfo*> inputs = InputsOf(node);
+  if (inputs.empty() || TypeOf(inputs[0]).element != ONNX_TENSOR_ELEMENT_DATA_TYPE_INT64) return "";
   if (inputs.size() > kHostConcatInputs) return "it has more than " + std::to_string(kHostConcatInputs) + " inputs";
   for (const OrtValueInfo* input : inputs) {
     const ValueType type = TypeOf(input);
     if (!type.dims || type.dims->size() != 1) return "the GPU provider joins integers of one axis only";
   }
   return "";
+}
+
+std::string PowRule(const OrtNode* node) {
+  const std::vector<const OrtValueInfo*> inputs = InputsOf(node);
+  return TypeOf(inputs[0]).element == TypeOf(inputs[1]).element ? "" : "the GPU kernel takes powers of one type only";
 }
 
 std::string HostCastRule(const OrtNode* node) {
@@ -273,6 +280,8 @@ const std::map<std::string, Rule>& Rules() {
       {"MatMul", MatMulRule},
       {"Softmax", SoftmaxRule},
       {"ReduceMax", ReduceRule},
+      {"ReduceMean", ReduceRule},
+      {"Pow", PowRule},
       {"ArgMax", ArgMaxRule},
       {"Concat", ConcatRule},
       {"Cast", HostCastRule},
@@ -281,6 +290,16 @@ const std::map<std::string, Rule>& Rules() {
       {"Div", ShapeArithmetic},
       {"Where", ShapeArithmetic},
       {"Transpose", ShapeArithmetic},
+      {"Slice", ShapeArithmetic},
+      {"CumSum", ShapeArithmetic},
+      {"Equal", ShapeArithmetic},
+      {"Less", ShapeArithmetic},
+      {"LessOrEqual", ShapeArithmetic},
+      {"Greater", ShapeArithmetic},
+      {"GreaterOrEqual", ShapeArithmetic},
+      {"And", ShapeArithmetic},
+      {"Or", ShapeArithmetic},
+      {"Not", ShapeArithmetic},
   };
   return rules;
 }

@@ -52,6 +52,16 @@ std::vector<Entry> Table() {
       {"", "Sub", 7, 14, SubOnHost(), {{"T", {kInt32}}}, {0, 1}, {0}},
       {"", "Mul", 7, 14, MulOnGpu(), {{"T", kNumbers}}},
       {"", "Div", 7, 14, DivOnGpu(), {{"T", kNumbers}}},
+      {"", "Pow", 12, 15, PowOnGpu(), {{"T", kFloats}, {"T1", kFloats}}},
+      {"", "Equal", 7, 19, EqualOnGpu(), {{"T", {kFloat, kHalf, kInt32, kInt64, kBool}}}},
+      {"", "Less", 9, 13, LessOnGpu(), {{"T", kNumbers}}},
+      {"", "LessOrEqual", 12, 16, LessOrEqualOnGpu(), {{"T", kNumbers}}},
+      {"", "Greater", 9, 13, GreaterOnGpu(), {{"T", kNumbers}}},
+      {"", "GreaterOrEqual", 12, 16, GreaterOrEqualOnGpu(), {{"T", kNumbers}}},
+      {"", "And", 7, 7, AndOnGpu()},
+      {"", "Or", 7, 7, OrOnGpu()},
+      {"", "Not", 1, 1, NotOnGpu()},
+      {"", "Sqrt", 6, 13, SqrtOnGpu(), {{"T", kFloats}}},
       {"", "Relu", 6, 14, ReluOnGpu(), {{"T", kFloats}}},
       {"",
        "Cast",
@@ -64,10 +74,14 @@ std::vector<Entry> Table() {
       {"", "Where", 9, 16, WhereOnGpu(), {{"T", kNumbers}}},
       {"", "Softmax", 13, 13, SoftmaxOnGpu(), {{"T", kFloats}}},
       {"", "ReduceMax", 11, 20, ReduceMaxOnGpu(), {{"T", kNumbers}}, {1}},
+      {"", "ReduceMean", 11, 18, ReduceMeanOnGpu(), {{"T", kFloats}}, {1}},
+      {"", "CumSum", 11, 14, CumSumOnGpu(), {{"T", kNumbers}, {"T2", {kInt32, kInt64}}}, {1}},
       {"", "ArgMax", 11, 13, ArgMaxOnGpu(), {{"T", kFloats}}},
       {"", "Range", 11, 11, RangeOnGpu(), {{"T", {kInt32, kInt64}}}, {0, 1, 2}},
       {"", "Expand", 8, 13, ExpandOnGpu(), {{"T", kAll}}, {1}},
       {"", "Transpose", 1, kNewest, TransposeOnGpu(), {{"T", kAll}}},
+      {"", "Slice", 10, 13, SliceOnGpu(), {{"T", kAll}, {"Tind", {kInt32, kInt64}}}, {1, 2, 3, 4}},
+      {"", "Concat", 4, 13, ConcatOnGpu(), {{"T", {kFloat, kHalf, kBFloat, kInt32, kBool}}}},
       {"", "Concat", 4, 13, ConcatOnHost(), {{"T", {kInt64}}}, {}, {0}},
       {"", "Reshape", 5, kNewest, ReshapeOnGpu(), {{"T", {kFloat, kHalf, kBFloat}}}, {1}, {}, true},
       {"", "Flatten", 1, kNewest, FlattenOnGpu(), {{"T", {kFloat, kHalf, kBFloat}}}, {}, {}, true},
@@ -105,7 +119,7 @@ void AddKernel(OrtKernelRegistry* registry, const Entry& entry) {
   for (size_t index : entry.host_inputs) {
     Check(g_ort.ep->KernelDefBuilder_SetInputMemType(builder, index, OrtMemTypeCPUInput));
   }
-  if (std::string(entry.op) == "Concat") {
+  if (entry.create == ConcatOnHost()) {
     for (size_t i = 0; i < kHostConcatInputs; ++i) {
       Check(g_ort.ep->KernelDefBuilder_SetInputMemType(builder, i, OrtMemTypeCPUInput));
     }

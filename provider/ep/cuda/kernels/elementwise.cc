@@ -1,4 +1,4 @@
-// Arithmetic element by element: Add, Sub, Mul, Div, Relu, Gelu, Cast, Where.
+// What is computed element by element: arithmetic, comparisons, logic, Relu, Gelu, Sqrt, Cast, Where.
 #include "ops/decoder/cuda/elementwise.h"
 
 #include "provider/ep/cuda/kernel.h"
@@ -7,14 +7,13 @@
 namespace flashllm::ep {
 namespace {
 
-constexpr const char* NameOf(cuda::BinaryOp op) {
-  return op == cuda::BinaryOp::kAdd   ? "Add"
-         : op == cuda::BinaryOp::kSub ? "Sub"
-         : op == cuda::BinaryOp::kMul ? "Mul"
-                                      : "Div";
-}
-
-constexpr const char* NameOf(cuda::UnaryOp op) { return op == cuda::UnaryOp::kRelu ? "Relu" : "Gelu"; }
+/// ONNX's names, in the order of BinaryOp and UnaryOp.
+constexpr const char* kBinaryNames[] = {"Add", "Sub",   "Mul",  "Div",         "Min",     "Max",
+                                        "Pow", "Equal", "Less", "LessOrEqual", "Greater", "GreaterOrEqual",
+                                        "And", "Or",    "Xor"};
+constexpr const char* kUnaryNames[] = {"Relu", "Gelu", "Neg", "Abs", "Sqrt", "Exp", "Tanh", "Not"};
+constexpr const char* NameOf(cuda::BinaryOp op) { return kBinaryNames[static_cast<int>(op)]; }
+constexpr const char* NameOf(cuda::UnaryOp op) { return kUnaryNames[static_cast<int>(op)]; }
 
 template <cuda::BinaryOp kOp>
 class Binary : public CudaKernel {
@@ -30,8 +29,9 @@ class Binary : public CudaKernel {
       Reject("has operands of shapes " + ShapeText(a.shape) + " and " + ShapeText(b.shape) +
              ", which do not broadcast");
     }
+    const bool decides = cuda::ResultType(kOp, DataTypeOf(a.type)) == cuda::DataType::kBool;
     cuda::BinaryArgs args;
-    args.y = call.Output(0, shape, a.type);
+    args.y = call.Output(0, shape, decides ? ONNX_TENSOR_ELEMENT_DATA_TYPE_BOOL : a.type);
     if (args.y == nullptr) return;
     args.op = kOp;
     args.a = a.data, args.b = b.data;
@@ -114,6 +114,16 @@ OrtKernelCreateFunc AddOnGpu() { return Create<Binary<cuda::BinaryOp::kAdd>>; }
 OrtKernelCreateFunc SubOnGpu() { return Create<Binary<cuda::BinaryOp::kSub>>; }
 OrtKernelCreateFunc MulOnGpu() { return Create<Binary<cuda::BinaryOp::kMul>>; }
 OrtKernelCreateFunc DivOnGpu() { return Create<Binary<cuda::BinaryOp::kDiv>>; }
+OrtKernelCreateFunc PowOnGpu() { return Create<Binary<cuda::BinaryOp::kPow>>; }
+OrtKernelCreateFunc EqualOnGpu() { return Create<Binary<cuda::BinaryOp::kEqual>>; }
+OrtKernelCreateFunc LessOnGpu() { return Create<Binary<cuda::BinaryOp::kLess>>; }
+OrtKernelCreateFunc LessOrEqualOnGpu() { return Create<Binary<cuda::BinaryOp::kLessOrEqual>>; }
+OrtKernelCreateFunc GreaterOnGpu() { return Create<Binary<cuda::BinaryOp::kGreater>>; }
+OrtKernelCreateFunc GreaterOrEqualOnGpu() { return Create<Binary<cuda::BinaryOp::kGreaterOrEqual>>; }
+OrtKernelCreateFunc AndOnGpu() { return Create<Binary<cuda::BinaryOp::kAnd>>; }
+OrtKernelCreateFunc OrOnGpu() { return Create<Binary<cuda::BinaryOp::kOr>>; }
+OrtKernelCreateFunc NotOnGpu() { return Create<Unary<cuda::UnaryOp::kNot>>; }
+OrtKernelCreateFunc SqrtOnGpu() { return Create<Unary<cuda::UnaryOp::kSqrt>>; }
 OrtKernelCreateFunc ReluOnGpu() { return Create<Unary<cuda::UnaryOp::kRelu>>; }
 OrtKernelCreateFunc GeluOnGpu() { return Create<Unary<cuda::UnaryOp::kGelu>>; }
 OrtKernelCreateFunc CastOnGpu() { return Create<Cast>; }

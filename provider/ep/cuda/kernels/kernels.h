@@ -16,16 +16,30 @@ OrtKernelCreateFunc AddOnGpu();                     // elementwise.cc
 OrtKernelCreateFunc SubOnGpu();                     //
 OrtKernelCreateFunc MulOnGpu();                     //
 OrtKernelCreateFunc DivOnGpu();                     //
+OrtKernelCreateFunc PowOnGpu();                     //
+OrtKernelCreateFunc EqualOnGpu();                   //
+OrtKernelCreateFunc LessOnGpu();                    //
+OrtKernelCreateFunc LessOrEqualOnGpu();             //
+OrtKernelCreateFunc GreaterOnGpu();                 //
+OrtKernelCreateFunc GreaterOrEqualOnGpu();          //
+OrtKernelCreateFunc AndOnGpu();                     //
+OrtKernelCreateFunc OrOnGpu();                      //
+OrtKernelCreateFunc NotOnGpu();                     //
+OrtKernelCreateFunc SqrtOnGpu();                    //
 OrtKernelCreateFunc ReluOnGpu();                    //
 OrtKernelCreateFunc GeluOnGpu();                    //
 OrtKernelCreateFunc CastOnGpu();                    //
 OrtKernelCreateFunc WhereOnGpu();                   //
 OrtKernelCreateFunc SoftmaxOnGpu();                 // reduce.cc
 OrtKernelCreateFunc ReduceMaxOnGpu();               //
+OrtKernelCreateFunc ReduceMeanOnGpu();              //
+OrtKernelCreateFunc CumSumOnGpu();                  //
 OrtKernelCreateFunc ArgMaxOnGpu();                  //
 OrtKernelCreateFunc RangeOnGpu();                   //
 OrtKernelCreateFunc ExpandOnGpu();                  // moves.cc
 OrtKernelCreateFunc TransposeOnGpu();               //
+OrtKernelCreateFunc SliceOnGpu();                   //
+OrtKernelCreateFunc ConcatOnGpu();                  //
 OrtKernelCreateFunc ReshapeOnGpu();                 // views.cc
 OrtKernelCreateFunc SqueezeOnGpu();                 //
 OrtKernelCreateFunc UnsqueezeOnGpu();               //

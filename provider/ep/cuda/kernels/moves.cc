@@ -1,4 +1,4 @@
-// Ops that only move elements: Expand, Transpose.
+// Ops that only move elements: Expand, Transpose, Slice, Concat.
 #include <algorithm>
 
 #include "ops/decoder/cuda/elementwise.h"
@@ -70,9 +70,99 @@ class Transpose : public Move {
   const std::vector<int64_t> permutation_;
 };
 
+/// Starts, ends, axes and steps are host memory.
+class Slice : public Move {
+ public:
+  explicit Slice(const OrtKernelInfo* info) : Move(info, "Slice") {}
+
+ private:
+  void Run(const Call& call) override {
+    const Tensor x = call.Required(0, "data"), given_axes = call.Input(3), given_steps = call.Input(4);
+    const std::vector<int64_t> from = call.HostInts(call.Required(1, "starts")),
+                               to = call.HostInts(call.Required(2, "ends")),
+                               axes = given_axes ? call.HostInts(given_axes) : std::vector<int64_t>(),
+                               steps = given_steps ? call.HostInts(given_steps) : std::vector<int64_t>();
+    const size_t count = from.size();
+    if (to.size() != count || (given_axes && axes.size() != count) || (given_steps && steps.size() != count) ||
+        count > static_cast<size_t>(x.shape.rank)) {
+      Reject("has " + std::to_string(count) + " starts, " + std::to_string(to.size()) + " ends, " +
+             std::to_string(axes.size()) + " axes and " + std::to_string(steps.size()) +
+             " steps for a tensor of shape " + ShapeText(x.shape));
+    }
+    cuda::Shape shape = x.shape;
+    int64_t starts[cuda::kMaxRank] = {}, strides[cuda::kMaxRank];
+    std::fill_n(strides, cuda::kMaxRank, 1);
+    for (size_t i = 0; i < count; ++i) {
+      const int axis = given_axes ? Axis(axes[i], x.shape.rank, where()) : static_cast<int>(i);
+      const int64_t dim = x.shape.dims[axis], step = given_steps ? steps[i] : 1;
+      if (step == 0) Reject("has a step of 0");
+      strides[axis] = std::clamp(step, -dim - 1, dim + 1);  // no two places are further apart
+      SliceAxis(dim, from[i], to[i], strides[axis], &starts[axis], &shape.dims[axis]);
+    }
+    void* const y = call.Output(0, shape, x.type);
+    if (y == nullptr) return;
+    cuda::StridedCopyArgs copy;
+    if (!cuda::DescribeSlice(x.shape, starts, strides, shape.dims, &copy)) Reject("is sliced beyond its tensor");
+    Launch(call, &copy, x, y);
+  }
+
+  /// As ONNX's Slice counts: negative places from the end, clamped to the axis. `count` of them from `first` on.
+  static void SliceAxis(int64_t dim, int64_t start, int64_t end, int64_t step, int64_t* first, int64_t* count) {
+    *first = *count = 0;
+    if (dim == 0) return;
+    const int64_t least = step > 0 ? 0 : -1, most = step > 0 ? dim : dim - 1;  // of an end
+    const auto place = [&](int64_t at, int64_t from) {
+      if (at < -dim) return from;  // before the first
+      return std::min(at < 0 ? at + dim : at, most);
+    };
+    const int64_t begin = place(start, 0), distance = place(end, least) - begin;
+    if (distance == 0 || (distance > 0) != (step > 0)) return;
+    *first = begin;
+    *count = (distance + step - (step > 0 ? 1 : -1)) / step;
+  }
+};
+
+class Concat : public Move {
+ public:
+  explicit Concat(const OrtKernelInfo* info) : Move(info, "Concat"), axis_(IntAttribute(info, "axis", 0)) {
+    Check(g_ort.api->KernelInfo_GetInputCount(info, &inputs_));
+  }
+
+ private:
+  void Run(const Call& call) override {
+    const Tensor first = call.Required(0, "inputs");
+    const int axis = Axis(axis_, first.shape.rank, where());
+    cuda::Shape shape = first.shape;
+    shape.dims[axis] = 0;
+    for (size_t i = 0; i < inputs_; ++i) {
+      const cuda::Shape part = call.Required(i, "inputs").shape;
+      bool fits = part.rank == shape.rank;
+      for (int at = 0; fits && at < shape.rank; ++at) fits = at == axis || part.dims[at] == shape.dims[at];
+      if (!fits)
+        Reject("joins shape " + ShapeText(part) + " to " + ShapeText(first.shape) + " along axis " +
+               std::to_string(axis));
+      shape.dims[axis] += part.dims[axis];
+    }
+    void* const y = call.Output(0, shape, first.type);
+    if (y == nullptr) return;
+    int64_t position = 0;
+    for (size_t i = 0; i < inputs_; ++i) {
+      const Tensor part = call.Required(i, "inputs");
+      cuda::StridedCopyArgs copy;
+      if (part.count() > 0 && cuda::DescribeConcat(part.shape, shape, axis, position, &copy))
+        Launch(call, &copy, part, y);
+      position += part.shape.dims[axis];
+    }
+  }
+  const int64_t axis_;
+  size_t inputs_ = 0;
+};
+
 }  // namespace
 
 OrtKernelCreateFunc ExpandOnGpu() { return Create<Expand>; }
 OrtKernelCreateFunc TransposeOnGpu() { return Create<Transpose>; }
+OrtKernelCreateFunc SliceOnGpu() { return Create<Slice>; }
+OrtKernelCreateFunc ConcatOnGpu() { return Create<Concat>; }
 
 }  // namespace flashllm::ep

@@ -1,4 +1,4 @@
-// Softmax, ReduceMax, ArgMax and Range.
+// Softmax, ReduceMax, ReduceMean, CumSum, ArgMax and Range.
 #include "ops/decoder/cuda/reduce.h"
 
 #include <algorithm>
@@ -31,10 +31,11 @@ class Softmax : public CudaKernel {
 };
 
 /// Over neighbouring axes, given as an input (opset 18) or an attribute (before); none: all.
-class ReduceMax : public CudaKernel {
+template <cuda::ReduceOp kOp>
+class Reduce : public CudaKernel {
  public:
-  explicit ReduceMax(const OrtKernelInfo* info)
-      : CudaKernel(info, "ReduceMax"),
+  explicit Reduce(const OrtKernelInfo* info)
+      : CudaKernel(info, kOp == cuda::ReduceOp::kMax ? "ReduceMax" : "ReduceMean"),
         attribute_(IntsAttribute(info, "axes")),
         keep_(IntAttribute(info, "keepdims", 1) != 0) {}
 
@@ -46,7 +47,7 @@ class ReduceMax : public CudaKernel {
     for (int64_t axis : axes) reduced[Axis(axis, x.shape.rank, where())] = true;
     if (axes.empty()) std::fill_n(reduced, x.shape.rank, true);
     cuda::ReduceArgs args;
-    args.op = cuda::ReduceOp::kMax;
+    args.op = kOp;
     args.outer = args.axis = args.inner = 1;
     std::vector<int64_t> dims;
     for (int i = 0, stage = 0; i < x.shape.rank; ++i) {
@@ -66,6 +67,35 @@ class ReduceMax : public CudaKernel {
   }
   const std::vector<int64_t> attribute_;
   const bool keep_;
+};
+
+/// The axis is host memory.
+class CumSum : public CudaKernel {
+ public:
+  explicit CumSum(const OrtKernelInfo* info)
+      : CudaKernel(info, "CumSum"),
+        exclusive_(IntAttribute(info, "exclusive", 0) != 0),
+        reverse_(IntAttribute(info, "reverse", 0) != 0) {}
+
+ private:
+  void Run(const Call& call) override {
+    const Tensor x = call.Required(0, "x"), given = call.Required(1, "axis");
+    if (given.count() != 1) Reject("has an axis of shape " + ShapeText(given.shape) + ", expected one number");
+    const int axis = Axis(call.HostInts(given)[0], x.shape.rank, where());
+    cuda::CumSumArgs args;
+    args.outer = args.inner = 1;
+    for (int i = 0; i < axis; ++i) args.outer *= x.shape.dims[i];
+    args.axis = x.shape.dims[axis];
+    for (int i = axis + 1; i < x.shape.rank; ++i) args.inner *= x.shape.dims[i];
+    args.y = call.Output(0, x.shape, x.type);
+    if (args.y == nullptr) return;
+    args.x = x.data;
+    args.exclusive = exclusive_, args.reverse = reverse_;
+    args.type = DataTypeOf(x.type);
+    args.programmatic = ep().programmatic();
+    CheckLaunch(cuda::LaunchCumSum(args, call.stream()));
+  }
+  const bool exclusive_, reverse_;
 };
 
 class ArgMax : public CudaKernel {
@@ -128,7 +158,9 @@ class Range : public CudaKernel {
 }  // namespace
 
 OrtKernelCreateFunc SoftmaxOnGpu() { return Create<Softmax>; }
-OrtKernelCreateFunc ReduceMaxOnGpu() { return Create<ReduceMax>; }
+OrtKernelCreateFunc ReduceMaxOnGpu() { return Create<Reduce<cuda::ReduceOp::kMax>>; }
+OrtKernelCreateFunc ReduceMeanOnGpu() { return Create<Reduce<cuda::ReduceOp::kMean>>; }
+OrtKernelCreateFunc CumSumOnGpu() { return Create<CumSum>; }
 OrtKernelCreateFunc ArgMaxOnGpu() { return Create<ArgMax>; }
 OrtKernelCreateFunc RangeOnGpu() { return Create<Range>; }
 
