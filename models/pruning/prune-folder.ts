@@ -1,5 +1,6 @@
 import { cp, mkdir, mkdtemp, open, readdir, readFile, realpath, rename, rm, stat, writeFile } from 'node:fs/promises';
-import { join, resolve, sep } from 'node:path';
+import { dirname, join, resolve, sep } from 'node:path';
+import { withLock } from '../../graph-passes/onnx/lock-file.js';
 import { ModelFolderError } from '../errors.js';
 import type { LayerReport } from './report.js';
 
@@ -45,6 +46,18 @@ export class PruneFolder {
         'USAGE',
         `${this.partial}, where the model grows, holds the input ${folder}; choose another output`,
       );
+  }
+
+  /**
+   * Runs `work`, from opening the folder to completing it, while no other run may: another one with this output would delete the folder under it,
+   * or write its own layers there.
+   *
+   * @throws OutputError if another run holds the output.
+   */
+  async whileLocked<T>(work: () => Promise<T>): Promise<T> {
+    await this.refuseExisting();
+    await mkdir(dirname(this.output), { recursive: true });
+    return withLock(this.output, work);
   }
 
   /**

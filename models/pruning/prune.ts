@@ -67,7 +67,7 @@ const stages: readonly { stage: PruneStage; first: number; end: number }[] = [
  * Prunes the decoder linears of a Hugging Face OPT folder, layer by layer, each on what the pruned layers before it give. Memory is bounded by
  * one layer and its statistics; activations lie in mapped files. A run that was interrupted goes on where it stopped.
  *
- * @throws ModelFolderError for a model, text or settings that cannot be used.
+ * @throws ModelFolderError for a model, text or settings that cannot be used; OutputError where another run writes the output.
  */
 export async function pruneOpt(folder: string, options: PruneOptions): Promise<PruneResult> {
   const settings = resolveSettings(options);
@@ -83,25 +83,27 @@ export async function pruneOpt(folder: string, options: PruneOptions): Promise<P
   await target.refuseInput(folder);
   // Before the folder is made: what cannot be computed leaves none behind.
   const run = new PruneRun(folder, config, checkpoint, settings, calibration, target, options);
-  const done = await target.open(
-    await fingerprint(folder, checkpoint, settings, calibration),
-    options.restart ?? false,
-  );
-  const layers = await run.layers(done);
-  const report: PruningReport = {
-    settings,
-    calibration: {
-      sequences: calibration.sequences,
-      length: calibration.length,
-      seed: options.calibration?.seed ?? 0,
-      file: options.calibration?.file ?? 'default',
-    },
-    device: run.device,
-    layers,
-    total: totals(layers),
-  };
-  await run.complete(report);
-  return { output: options.output, report, resumedLayers: done.length };
+  return target.whileLocked(async () => {
+    const done = await target.open(
+      await fingerprint(folder, checkpoint, settings, calibration),
+      options.restart ?? false,
+    );
+    const layers = await run.layers(done);
+    const report: PruningReport = {
+      settings,
+      calibration: {
+        sequences: calibration.sequences,
+        length: calibration.length,
+        seed: options.calibration?.seed ?? 0,
+        file: options.calibration?.file ?? 'default',
+      },
+      device: run.device,
+      layers,
+      total: totals(layers),
+    };
+    await run.complete(report);
+    return { output: options.output, report, resumedLayers: done.length };
+  });
 }
 
 class PruneRun {

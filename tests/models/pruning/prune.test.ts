@@ -313,6 +313,25 @@ test('runs that share a work folder do not meet there, and one that goes on find
   t.deepEqual(await content(first.output), await content(straight));
 });
 
+test('a second run with the same output is refused, and the first ends as if alone', async (t) => {
+  const model = await tinyModel();
+  const [folder, alone] = [await output(), await output()];
+  await prune(model, { output: alone });
+  const second = { output: folder, sparsity: 0.25 };
+  let met: Promise<unknown> | undefined;
+  const onProgress = (_: number, note: string) => {
+    if (!note.startsWith('layer 1')) return;
+    met ??= Promise.allSettled([prune(model, second), prune(model, { ...second, restart: true })]);
+  };
+  await prune(model, { output: folder, onProgress });
+  for (const { reason } of (await met) as PromiseRejectedResult[]) {
+    t.is(reason?.name, 'OutputError');
+    t.regex(reason.message, /pruned is being written by another .*process \d+ on .*delete .*\.pruned\.lock/);
+  }
+  t.deepEqual(await content(folder), await content(alone));
+  t.deepEqual(await readdir(join(folder, '..')), ['pruned']);
+});
+
 test('beginning anew takes the activations of the run before along', async (t) => {
   const model = await tinyModel();
   const workFolder = await temporaryFolder();
