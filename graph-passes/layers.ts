@@ -1,6 +1,7 @@
 /** The linear layers of a model: found by the rules, each with its weight's job; layers of one weight share the job. */
 import type { PruneSpec } from '../provider/native.js';
 import type { Scope } from './graph/graph-view.js';
+import { opName } from './graph/node.js';
 import type { NodeProto } from './onnx/proto.js';
 import { gemm, gemmLeft } from './passes/gemm.js';
 import { matmul, matmulLeft } from './passes/matmul.js';
@@ -35,8 +36,8 @@ export function findLayers(context: RuleContext, trace: Trace): { layers: Layer[
   const refused: RefusedLayer[] = [];
   for (const scope of context.view.scopes) {
     for (const node of scope.graph.node ?? []) {
-      if (node.domain && node.domain !== 'ai.onnx') continue;
-      const rules = LINEAR_RULES.filter((rule) => rule.ops.includes(node.opType ?? ''));
+      const op = opName(node);
+      const rules = LINEAR_RULES.filter(({ ops }) => ops.includes(op));
       const found = rules.length > 0 ? firstMatch(context, scope, node, rules, trace) : undefined;
       if (found instanceof Refusal) {
         refused.push({ name: nodeLabel(node), weightName: node.input?.[1] ?? '', reason: found.reason });

@@ -1,5 +1,6 @@
 /** Which layer is the one that yields the logits. */
 import type { GraphView } from './graph/graph-view.js';
+import { opName } from './graph/node.js';
 import type { Layer } from './layers.js';
 
 /** Ops that may stand between the last layer and the output. */
@@ -13,12 +14,12 @@ const MAX_LINKS = 4;
  */
 export function isOutputLayer(view: GraphView, { scope, node, linear }: Layer): boolean {
   const { weight } = linear;
-  for (const use of weight.scope.usesOf(weight.name)) if (use.node?.opType === 'Gather') return true;
+  for (const use of weight.scope.usesOf(weight.name)) if (use.node && opName(use.node) === 'Gather') return true;
   let value = node.output?.[0] ?? '';
   for (let i = 0; i < MAX_LINKS; i++) {
     if (scope.outputs.has(value)) return value === 'logits';
     const next = view.soleConsumer(scope, value);
-    if (!next || !FINISHING.has(next.opType ?? '')) return false;
+    if (!next || !FINISHING.has(opName(next))) return false;
     value = next.output?.[0] ?? '';
   }
   return false;

@@ -4,6 +4,7 @@
  */
 import type { ConstantMatrix } from '../graph/constant.js';
 import type { GraphView, Scope } from '../graph/graph-view.js';
+import { opName } from '../graph/node.js';
 import type { Shapes } from '../graph/shapes.js';
 import type { NodeProto } from '../onnx/proto.js';
 import { isSparseNode, type PackedWeight } from '../sparse-op.js';
@@ -34,7 +35,7 @@ export class Refusal {
 
 export interface Rule<Match> {
   readonly name: string;
-  /** Names of the ops that it looks at. */
+  /** Names of the ops that it looks at, as opName gives them. */
   readonly ops: readonly string[];
   check(context: RuleContext, scope: Scope, node: NodeProto): Match | Refusal;
   rewrite(context: RuleContext, scope: Scope, node: NodeProto, match: Match): void;
@@ -78,7 +79,7 @@ export function applyRules(context: RuleContext, rules: readonly Rule<unknown>[]
     for (const rule of rules) {
       scope.settle();
       for (const node of scope.graph.node ?? []) {
-        if (!rule.ops.includes(node.opType ?? '') || scope.producers.get(node.output?.[0] ?? '') !== node) continue;
+        if (!rule.ops.includes(opName(node)) || scope.producers.get(node.output?.[0] ?? '') !== node) continue;
         const match = rule.check(context, scope, node);
         if (!(match instanceof Refusal)) rule.rewrite(context, scope, node, match);
         const reason = match instanceof Refusal ? match.reason : '';

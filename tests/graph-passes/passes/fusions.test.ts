@@ -171,3 +171,40 @@ test('nothing goes into a SparseMatMul that the model came with: its function kn
     t.true((await compareAll(edited, report.output.path, { x: floatTensorOf([3, K], noise(3 * K, 3)) })) <= TOLERANCE);
   }
 });
+
+test('ops of the same name in another domain are not taken in', async (t) => {
+  const shape: Shape = ['n', K];
+  for (const [op, inner, input] of [
+    ['Relu', 'Neg', ['p']],
+    ['Add', 'Sub', ['p', 'b']],
+    ['Add', 'Sub', ['p', 'x']],
+  ] as const) {
+    const parameters = input.map((_, i) => `in${i}`);
+    const model = {
+      ...makeModel({
+        nodes: [matmul, makeNode(op, [...input], ['y'], { domain: 'my.ops' })],
+        initializers: [weight('w'), bias],
+        inputs: [value('x', 1, shape)],
+        outputs: [value('y', 1, shape)],
+      }),
+      opsetImport: [
+        { domain: '', version: 17 },
+        { domain: 'my.ops', version: 1 },
+      ],
+      functions: [
+        {
+          name: op,
+          domain: 'my.ops',
+          input: parameters,
+          output: ['out'],
+          node: [makeNode(inner, parameters, ['out'])],
+          opsetImport: [{ domain: '', version: 17 }],
+        },
+      ],
+    };
+    const file = writeModel(model);
+    const report = await rewrite(file);
+    t.deepEqual(opTypes(report.output.path), ['SparseMatMul', op]);
+    t.true((await compareAll(file, report.output.path, { x: floatTensorOf([3, K], noise(3 * K, 3)) })) <= TOLERANCE);
+  }
+});
