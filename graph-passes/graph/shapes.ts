@@ -22,10 +22,12 @@ const MAX_SYMBOL_LENGTH = 1000;
 
 /** Ops whose first output has the shape of their first input. */
 const LIKE_INPUT = new Set(
-  `Identity Cast Relu Gelu Sigmoid Tanh Erf Sqrt Reciprocal Exp Log Neg Abs Not Clip LeakyRelu Elu HardSwish Softmax
-  LogSoftmax LayerNormalization SimplifiedLayerNormalization RMSNormalization BatchNormalization Dropout CumSum Trilu Sin Cos
-  com.microsoft.SkipLayerNormalization com.microsoft.SkipSimplifiedLayerNormalization com.microsoft.FastGelu
-  com.microsoft.QuickGelu`.split(/\s+/),
+  `Identity Cast Relu Gelu Sigmoid Tanh Erf Sqrt Reciprocal Exp Log Neg Abs Not Clip LeakyRelu PRelu Elu Selu Softplus Mish Swish
+  HardSwish HardSigmoid Softmax LogSoftmax LayerNormalization SimplifiedLayerNormalization RMSNormalization BatchNormalization
+  InstanceNormalization GroupNormalization Dropout CumSum Trilu Sin Cos Sign Floor Ceil Round RotaryEmbedding ScatterND
+  ScatterElements QuantizeLinear DequantizeLinear com.microsoft.SkipLayerNormalization
+  com.microsoft.SkipSimplifiedLayerNormalization com.microsoft.FastGelu com.microsoft.QuickGelu com.microsoft.BiasGelu
+  com.microsoft.RotaryEmbedding`.split(/\s+/),
 );
 const BROADCAST = new Set(
   'Add Sub Mul Div Pow Max Min Where And Or Equal Less LessOrEqual Greater GreaterOrEqual Mod'.split(' '),
@@ -191,7 +193,15 @@ class NodeInference {
       case 'Split':
       case 'Tile':
       case 'Pad':
+      case 'Attention':
+      case 'TopK':
+      case 'Conv':
         return x && this.unknown(x.length);
+      case 'com.microsoft.Attention':
+      case 'com.microsoft.MultiHeadAttention':
+      case 'com.microsoft.GroupQueryAttention':
+      case 'com.microsoft.EmbedLayerNormalization':
+        return this.unknown(3);
       case 'Flatten':
         return this.unknown(2);
       case 'Expand': {
@@ -205,6 +215,13 @@ class NodeInference {
       case 'ReduceMean':
       case 'ReduceSum':
       case 'ReduceMax':
+      case 'ReduceMin':
+      case 'ReduceProd':
+      case 'ReduceL1':
+      case 'ReduceL2':
+      case 'ReduceSumSquare':
+      case 'ReduceLogSum':
+      case 'ReduceLogSumExp':
         return this.reduce();
       default:
         return undefined;
@@ -279,9 +296,13 @@ class NodeInference {
 
   private reduce(): readonly Dim[] | undefined {
     const x = this.shape(0);
-    const axes = this.ints('axes', 1)?.map((axis) => axisOf(axis, x?.length ?? 0));
-    if (!x || !axes || intAttribute(this.node, 'keepdims', 1) === 0) return undefined;
-    return x.map((dim, i) => (axes.includes(i) ? 1 : dim));
+    const named = this.node.input?.[1] ? this.ints('axes', 1) : (intsAttribute(this.node, 'axes') ?? []);
+    if (!x || !named) return undefined;
+    if (named.length === 0 && intAttribute(this.node, 'noop_with_empty_axes', 0) !== 0) return x;
+    const axes = new Set(named.map((axis) => axisOf(axis, x.length)));
+    const isReduced = (i: number) => axes.size === 0 || axes.has(i);
+    if (intAttribute(this.node, 'keepdims', 1) === 0) return x.filter((_, i) => !isReduced(i));
+    return x.map((dim, i) => (isReduced(i) ? 1 : dim));
   }
 
   /** The elements of the output, where it is a small integer tensor that shapes are computed with. */

@@ -4,7 +4,7 @@ import { type LinearRule, Refusal } from './rule.js';
 import { linearOf, weightOperand } from './weight-operand.js';
 
 /**
- * `MatMul(X, W) = SparseMatMul(X, pack(Wᵀ))`, where `W [K, M]` is constant and X has two dimensions or more.
+ * `MatMul(X, W) = SparseMatMul(X, pack(Wᵀ))`, where `W [K, M]` is constant and X is known to have two dimensions or more.
  */
 export const matmul: LinearRule = {
   name: 'matmul',
@@ -15,8 +15,10 @@ export const matmul: LinearRule = {
     const weight = weightOperand(context, scope, w);
     if (weight instanceof Refusal) return weight;
     const shape = context.shapes.shapeOf(scope, x);
-    if (shape && shape.length < 2)
-      return new Refusal(`X has ${shape.length} dimension(s), SparseMatMul takes 2 or more`);
+    if (!shape || shape.length < 2) {
+      const found = shape ? shape.length : 'an unknown number of';
+      return new Refusal(`X has ${found} dimension(s), SparseMatMul takes 2 or more`);
+    }
     if (!(weightOperand(context, scope, x) instanceof Refusal)) return new Refusal('both operands are constant');
     return linearOf(weight, false, 1);
   },

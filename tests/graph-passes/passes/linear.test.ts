@@ -179,4 +179,53 @@ test('refusals say why', async (t) => {
   const v = floats('v', [3, 6], noise(18, 2));
   const both = [makeNode('MatMul', ['v', 'w'], ['p']), makeNode('Add', ['p', 'x'], ['y'])];
   t.regex(await reasonOf(both, [w, v], [3, 4], [3, 4]), /both operands are constant/);
+  const unknown = [makeNode('Mystery', ['x'], ['m'], { domain: 'my.ops' }), ...matmul('m', 'w')];
+  t.regex(await reasonOf(unknown, [w], [3, 6], [3, 4]), /X has an unknown number of dimension/);
+});
+
+test('X behind a reduction has the dimensions that the reduction leaves', async (t) => {
+  const w = floats('w', [6, 4], sparseValues(24, 0.5, 1));
+  const axes = onnx.TensorProto.create({
+    name: 'axes',
+    dataType: DATA_TYPE.int64,
+    dims: [1],
+    rawData: new Uint8Array(BigInt64Array.of(-2n).buffer),
+  });
+  const cases: [op: string, attributes: Record<string, number | number[]>, x: number[], y: Shape, left: RegExp][] = [
+    ['ReduceMean', { axes: [0], keepdims: 0 }, [3, 6], [4], /^X has 1 dimension/],
+    ['ReduceMean', { axes: [-2], keepdims: 0 }, [2, 3, 6], [2, 4], /^sparse$/],
+    ['ReduceMax', { axes: [0] }, [3, 6], [1, 4], /^sparse$/],
+    ['ReduceSum', { keepdims: 0 }, [3, 6], [4], /^X has 1 dimension/],
+    ['ReduceSum', { keepdims: 0 }, [2, 3, 6], [2, 4], /^sparse$/],
+    ['ReduceSum', {}, [2, 3, 6], [2, 1, 4], /^sparse$/],
+  ];
+  for (const [op, attributes, x, y, left] of cases) {
+    const inputs = op === 'ReduceSum' ? ['x', 'axes'] : ['x'];
+    const nodes = [makeNode(op, inputs, ['m'], { attributes }), makeNode('MatMul', ['m', 'w'], ['y'])];
+    const initializers = [w, ...(op === 'ReduceSum' ? [axes] : [])];
+    t.regex(await reasonOf(nodes, initializers, x, y), left, `${op} of [${x}]`);
+    const file = writeModel(
+      makeModel({ nodes, initializers, inputs: [value('x', 1, x)], outputs: [value('y', 1, y)] }),
+    );
+    const report = await rewrite(file);
+    const feeds = {
+      x: floatTensorOf(
+        x,
+        noise(
+          x.reduce((a, b) => a * b, 1),
+          7,
+        ),
+      ),
+    };
+    t.true((await compareAll(file, report.output.path, feeds)) <= TOLERANCE);
+  }
+  // Without axes all are reduced, or, where the node says so, none.
+  const all = [
+    makeNode('ReduceSum', ['x'], ['m'], { attributes: { keepdims: 0 } }),
+    makeNode('MatMul', ['m', 'w'], ['y']),
+  ];
+  t.regex(await reasonOf(all, [w], [3, 6], [4]), /X has 0 dimension/);
+  const none = { keepdims: 0, noop_with_empty_axes: 1 };
+  const kept = [makeNode('ReduceSum', ['x'], ['m'], { attributes: none }), makeNode('MatMul', ['m', 'w'], ['y'])];
+  t.is(await reasonOf(kept, [w], [3, 6], [3, 4]), 'sparse');
 });
