@@ -1,6 +1,6 @@
 /** The files that go along with a model: configuration, tokenizer, licence. */
 import { readdirSync, readFileSync, realpathSync, statSync } from 'node:fs';
-import { copyFile, mkdir } from 'node:fs/promises';
+import { mkdir, readFile } from 'node:fs/promises';
 import path from 'node:path';
 import { ModelError } from './onnx/errors.js';
 import { inside } from './onnx/external-data.js';
@@ -66,11 +66,14 @@ export function readConfig(folder: string): Record<string, unknown> | undefined 
   throw new ModelError(`${file} must hold a JSON object`);
 }
 
-/** Copies configuration and tokenizer files from one model folder to another; returns their names. */
+/**
+ * Copies configuration and tokenizer files from one model folder to another, which is made if missing; returns their names. The copies are
+ * new files: they do not inherit that a source is read-only, and a link in their place is not written through.
+ */
 export async function copyCompanions(from: string, to: string): Promise<string[]> {
   const names = companionsOf(from);
   await mkdir(to, { recursive: true });
-  for (const name of names) await copyFile(path.join(from, name), path.join(to, name));
+  for (const name of names) await writeWhole(path.join(to, name), await readFile(path.join(from, name)));
   return names;
 }
 

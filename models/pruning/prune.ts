@@ -1,7 +1,7 @@
 import { createHash } from 'node:crypto';
-import { copyFile, readFile, stat } from 'node:fs/promises';
+import { readFile, stat } from 'node:fs/promises';
 import { join } from 'node:path';
-import { companionsOf } from '../../graph-passes/companions.js';
+import { copyCompanions } from '../../graph-passes/companions.js';
 import { loadNative } from '../../provider/native.js';
 import type { LinearPlaces, NativePruning, PrunerHandle, PruneStage } from '../../provider/native-pruning.js';
 import { openCheckpoint } from '../checkpoint/index.js';
@@ -173,7 +173,7 @@ class PruneRun {
       'model.safetensors.index.json',
       `${JSON.stringify({ metadata: { total_size: bytes }, weight_map: map }, undefined, 2)}\n`,
     );
-    for (const name of companionsOf(this.folder)) await copyFile(join(this.folder, name), target.file(name));
+    await copyCompanions(this.folder, target.partial);
     await target.write('pruning.json', `${JSON.stringify(report, undefined, 2)}\n`);
     await target.write('pruning.svg', reportSvg(report));
     await target.complete();

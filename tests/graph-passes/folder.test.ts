@@ -1,5 +1,5 @@
 /** Folders of models: what goes along with them, and what must not be written over. */
-import fs, { mkdirSync, readdirSync, readFileSync, symlinkSync, writeFileSync } from 'node:fs';
+import fs, { chmodSync, lstatSync, mkdirSync, readdirSync, readFileSync, symlinkSync, writeFileSync } from 'node:fs';
 import { syncBuiltinESMExports } from 'node:module';
 import path from 'node:path';
 import test from 'ava';
@@ -111,6 +111,23 @@ test('a companion that leads out of the folder is refused', async (t) => {
     message: /tokenizer\.json leads to .*secret, outside the model's folder/,
   });
   t.deepEqual(readdirSync(folder).sort(), ['model.onnx', 'tokenizer.json']);
+});
+
+test('copies of companions can be replaced where the sources are read-only, and links in their place stay unwritten', async (t) => {
+  const folder = tempFolder();
+  writeModel(linear(1), folder);
+  const source = path.join(folder, 'tokenizer.json');
+  writeFileSync(source, 'new');
+  chmodSync(source, 0o444);
+  const [output, elsewhere] = [tempFolder(), path.join(tempFolder(), 'mine')];
+  writeFileSync(elsewhere, 'keep me');
+  const copy = path.join(output, 'tokenizer.json');
+  symlinkSync(elsewhere, copy);
+  await rewriteInto(folder, output);
+  t.is(readFileSync(elsewhere, 'utf8'), 'keep me');
+  t.is(readFileSync(copy, 'utf8'), 'new');
+  t.true(lstatSync(copy).isFile());
+  t.is(lstatSync(copy).mode & 0o200, 0o200);
 });
 
 test('a file called onnx is no folder of models', async (t) => {
