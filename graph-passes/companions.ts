@@ -1,6 +1,6 @@
 /** The files that go along with a model: configuration, tokenizer, licence. */
 import { readdirSync, readFileSync, realpathSync, statSync } from 'node:fs';
-import { mkdir, readFile } from 'node:fs/promises';
+import { mkdir, readFile, rm } from 'node:fs/promises';
 import path from 'node:path';
 import { ModelError } from './onnx/errors.js';
 import { inside } from './onnx/external-data.js';
@@ -8,9 +8,12 @@ import { TempFile } from './onnx/temp-file.js';
 
 const CONFIG = 'config.json';
 
-/** What belongs to a model; anything else in its folder is none of our business. */
-const COMPANION =
-  /^((.*_)?config\.json|tokenizer.*|vocab\..+|merges\.txt|special_tokens_map\.json|added_tokens\.json|chat_template.*|.+\.spm|licen[sc]e.*)$/i;
+/** Files of a tokenizer. */
+const TOKENIZER =
+  /^(tokenizer.*|vocab\..+|merges\.txt|special_tokens_map\.json|added_tokens\.json|chat_template.*|.+\.spm)$/i;
+
+/** What else belongs to a model; anything else in its folder is none of our business. */
+const OTHER = /^((.*_)?config\.json|licen[sc]e.*)$/i;
 
 /** Models and their data are no companions, whatever they are called. */
 const MODEL = /\.onnx(_data)?$/i;
@@ -24,7 +27,7 @@ const WEIGHT_FOLDERS = ['', 'onnx'];
  * @throws ModelError for a link out of the folder, unless into the one that a model of it is linked to (Hugging Face's cache).
  */
 export function companionsOf(folder: string): string[] {
-  const names = readdirSync(folder).filter((name) => COMPANION.test(name) && !MODEL.test(name));
+  const names = readdirSync(folder).filter((name) => isTokenizer(name) || (OTHER.test(name) && !MODEL.test(name)));
   const files = names.filter((name) => isFile(path.join(folder, name))).sort();
   const roots = [realpathSync(folder), ...weightFolders(folder)];
   for (const name of files) {
@@ -35,6 +38,10 @@ export function companionsOf(folder: string): string[] {
     );
   }
   return files;
+}
+
+function isTokenizer(name: string): boolean {
+  return TOKENIZER.test(name) && !MODEL.test(name);
 }
 
 function weightFolders(folder: string): string[] {
@@ -75,6 +82,12 @@ export async function copyCompanions(from: string, to: string): Promise<string[]
   await mkdir(to, { recursive: true });
   for (const name of names) await writeWhole(path.join(to, name), await readFile(path.join(from, name)));
   return names;
+}
+
+/** Removes the tokenizer files of a folder but those to keep: an earlier model's there would be taken for this one's. */
+export async function removeTokenizer(folder: string, keep: readonly string[]): Promise<void> {
+  const names = readdirSync(folder).filter((name) => isTokenizer(name) && !keep.includes(name));
+  for (const name of names) if (isFile(path.join(folder, name))) await rm(path.join(folder, name));
 }
 
 /**

@@ -1,6 +1,6 @@
 import { access } from 'node:fs/promises';
 import { join, resolve } from 'node:path';
-import { copyCompanions, declareDataFiles, writeWhole } from '../../graph-passes/companions.js';
+import { copyCompanions, declareDataFiles, removeTokenizer, writeWhole } from '../../graph-passes/companions.js';
 import type { ModelProto } from '../../graph-passes/onnx/proto.js';
 import { saveModel } from '../../graph-passes/onnx/save.js';
 import { openCheckpoint } from '../checkpoint/index.js';
@@ -16,7 +16,7 @@ const modelFile = 'model.onnx';
 
 /** What exports have in common. */
 export interface ExportOptions {
-  /** Folder for model.onnx, model.onnx_data and the files beside; made if missing. */
+  /** Folder for model.onnx, model.onnx_data and the files beside; made if missing. Tokenizer files of an earlier model there are removed. */
   readonly output: string;
   /** Type of activations, cache and logits; default float32. */
   readonly dtype?: OptDtype | undefined;
@@ -81,6 +81,7 @@ export async function exportRandomOpt(
   const weights = new RandomWeights(random, options.dtype ?? 'float32');
   const model = buildOptModel(config, weights, { dtype: options.dtype ?? 'float32', attention });
   const saved = await save(model, options, []);
+  await removeTokenizer(options.output, []);
   await writeWhole(join(options.output, 'config.json'), `${JSON.stringify(configJson, undefined, 2)}\n`);
   await declareDataFiles(options.output, [modelFile]);
   return { ...saved, config, attention, companions: ['config.json'], unusedTensors: [] };
@@ -110,16 +111,22 @@ async function save(
   return { modelPath: path, modelBytes, dataBytes };
 }
 
-/** Copies what goes along with the model; a tokenizer.json is made where there are only vocab.json and merges.txt. */
+/**
+ * Copies what goes along with the model; a tokenizer.json is made where there are only vocab.json and merges.txt. No tokenizer of an earlier
+ * model stays in the output.
+ */
 async function writeCompanions(folder: string, output: string): Promise<string[]> {
   const sameFolder = resolve(folder) === resolve(output);
   const written = sameFolder ? ['config.json'] : await copyCompanions(folder, output);
   await declareDataFiles(output, [modelFile]);
-  const parts = ['vocab.json', 'merges.txt'].map((part) => exists(join(folder, part)));
-  if (!(await exists(join(output, 'tokenizer.json'))) && (await Promise.all(parts)).every(Boolean)) {
+  const [whole, ...parts] = await Promise.all(
+    ['tokenizer.json', 'vocab.json', 'merges.txt'].map((part) => exists(join(folder, part))),
+  );
+  if (!whole && parts.every(Boolean)) {
     await writeWhole(join(output, 'tokenizer.json'), `${JSON.stringify(await buildTokenizerJson(folder))}\n`);
     written.push('tokenizer.json');
   }
+  if (!sameFolder) await removeTokenizer(output, written);
   return written;
 }
 

@@ -3,12 +3,12 @@
 import { mkdir, readdir, readFile, rm, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import test from 'ava';
-import { exportOpt } from '../../models/opt/export.js';
+import { exportOpt, exportRandomOpt } from '../../models/opt/export.js';
 import { measurePerplexity } from '../../models/perplexity.js';
 import { shippedHeldOutText, shippedModel } from '../../models/shipped.js';
 import { openTextModel, type TextModel } from '../../models/text-model.js';
 import { loadTokenizer } from '../../models/tokenizer.js';
-import { temporaryFolder } from './support/checkpoints.js';
+import { temporaryFolder, tinyConfig } from './support/checkpoints.js';
 
 interface Case {
   prompt: string;
@@ -203,6 +203,30 @@ test('an export carries the folder’s other files along, and nothing unfinished
   }
   const { companions } = await exportOpt(bare, { output: join(bare, 'out') });
   t.true(companions.includes('tokenizer.json'));
+});
+
+test('no tokenizer of an earlier model stays in an output, other files do', async (t) => {
+  const output = await temporaryFolder();
+  const stale = async () => {
+    for (const file of ['tokenizer.json', 'added_tokens.json', 'notes.txt']) await writeFile(join(output, file), '{}');
+  };
+  const bare = await temporaryFolder();
+  for (const file of await readdir(shippedModel())) {
+    if (!file.startsWith('tokenizer')) await writeFile(join(bare, file), await readFile(join(shippedModel(), file)));
+  }
+  await stale();
+  await exportOpt(bare, { output });
+  const made = JSON.parse(await readFile(join(output, 'tokenizer.json'), 'utf8'));
+  t.is(Object.keys(made.model.vocab).length, 8192);
+  t.false((await readdir(output)).includes('added_tokens.json'));
+  for (const file of ['vocab.json', 'merges.txt']) await rm(join(bare, file));
+  const left = ['config.json', 'generation_config.json', 'model.onnx', 'model.onnx_data', 'notes.txt'];
+  await stale();
+  await exportOpt(bare, { output });
+  t.deepEqual((await readdir(output)).sort(), left);
+  await stale();
+  await exportRandomOpt(tinyConfig(), { sparsity: 0.5, seed: 0, shareLayers: false }, { output });
+  t.deepEqual((await readdir(output)).sort(), left);
 });
 
 test('an interrupted export leaves no model', async (t) => {
