@@ -1,8 +1,14 @@
 import { access } from 'node:fs/promises';
 import { join, resolve } from 'node:path';
-import { copyCompanions, declareDataFiles, removeTokenizer, writeWhole } from '../../graph-passes/companions.js';
+import {
+  companionsOf,
+  copyCompanions,
+  declareDataFiles,
+  removeTokenizer,
+  writeWhole,
+} from '../../graph-passes/companions.js';
 import type { ModelProto } from '../../graph-passes/onnx/proto.js';
-import { saveModel } from '../../graph-passes/onnx/save.js';
+import { refuseOutputs, saveModel } from '../../graph-passes/onnx/save.js';
 import { openCheckpoint } from '../checkpoint/index.js';
 import { ModelFolderError } from '../errors.js';
 import { buildTokenizerJson } from '../tokenizer-json.js';
@@ -48,8 +54,8 @@ export interface ExportResult {
  * Exports a Hugging Face OPT checkpoint (safetensors or pytorch_model.bin, sharded or not) to an ONNX decoder with
  * past. Weights stream from file to file: memory does not grow with the model. No output appears before it is whole.
  *
- * @throws ModelFolderError where the folder's content is not a usable OPT model; OutputError where the output cannot
- * be written.
+ * @throws ModelFolderError where the folder's content is not a usable OPT model; ModelError for a file beside that cannot be taken along;
+ * OutputError where the output cannot be written.
  */
 export async function exportOpt(folder: string, options: ExportOptions): Promise<ExportResult> {
   const config = await readOptConfig(folder);
@@ -57,11 +63,12 @@ export async function exportOpt(folder: string, options: ExportOptions): Promise
   const weights = new CheckpointWeights(checkpoint, options.dtype ?? 'float32');
   const attention = chooseAttention(config, options);
   const model = buildOptModel(config, weights, { dtype: options.dtype ?? 'float32', attention });
-  const saved = await save(model, options, checkpoint.files);
-  const companions = await writeCompanions(folder, options.output);
+  const planned = await planCompanions(folder, options.output);
+  const saved = await save(model, options, checkpoint.files, planned.names);
+  await writeCompanions(folder, options.output, planned);
   // A tied model's lm_head, which torch saves all the same, is the embedding again.
   const unusedTensors = weights.unused().filter((name) => !(config.tied && name === 'lm_head.weight'));
-  return { ...saved, config, attention, companions, unusedTensors };
+  return { ...saved, config, attention, companions: planned.names, unusedTensors };
 }
 
 /**
@@ -80,11 +87,12 @@ export async function exportRandomOpt(
   const attention = chooseAttention(config, options);
   const weights = new RandomWeights(random, options.dtype ?? 'float32');
   const model = buildOptModel(config, weights, { dtype: options.dtype ?? 'float32', attention });
-  const saved = await save(model, options, []);
+  const companions = ['config.json'];
+  const saved = await save(model, options, [], companions);
   await removeTokenizer(options.output, []);
   await writeWhole(join(options.output, 'config.json'), `${JSON.stringify(configJson, undefined, 2)}\n`);
   await declareDataFiles(options.output, [modelFile]);
-  return { ...saved, config, attention, companions: ['config.json'], unusedTensors: [] };
+  return { ...saved, config, attention, companions, unusedTensors: [] };
 }
 
 function chooseAttention(config: OptConfig, { attention }: ExportOptions): OptAttention {
@@ -97,11 +105,17 @@ function chooseAttention(config: OptConfig, { attention }: ExportOptions): OptAt
   return attention ?? defaultAttention(config);
 }
 
+/** @param companions names of the files that go along: what is in their way is told before the weights are written. */
 async function save(
   model: ModelProto,
   options: ExportOptions,
   inputs: readonly string[],
+  companions: readonly string[],
 ): Promise<Pick<ExportResult, 'modelPath' | 'modelBytes' | 'dataBytes'>> {
+  refuseOutputs(
+    companions.map((name) => join(options.output, name)),
+    inputs,
+  );
   const { path, modelBytes, dataBytes } = await saveModel(model, {
     path: join(options.output, modelFile),
     inputs,
@@ -111,23 +125,35 @@ async function save(
   return { modelPath: path, modelBytes, dataBytes };
 }
 
-/**
- * Copies what goes along with the model; a tokenizer.json is made where there are only vocab.json and merges.txt. No tokenizer of an earlier
- * model stays in the output.
- */
-async function writeCompanions(folder: string, output: string): Promise<string[]> {
-  const sameFolder = resolve(folder) === resolve(output);
-  const written = sameFolder ? ['config.json'] : await copyCompanions(folder, output);
-  await declareDataFiles(output, [modelFile]);
+/** What goes along with a model. */
+interface Companions {
+  /** Names of all files that are written. */
+  readonly names: readonly string[];
+  /** What is to be in tokenizer.json, where the source has only vocab.json and merges.txt. */
+  readonly tokenizer: string | undefined;
+}
+
+async function planCompanions(folder: string, output: string): Promise<Companions> {
+  const names = isSame(folder, output) ? ['config.json'] : companionsOf(folder);
   const [whole, ...parts] = await Promise.all(
     ['tokenizer.json', 'vocab.json', 'merges.txt'].map((part) => exists(join(folder, part))),
   );
-  if (!whole && parts.every(Boolean)) {
-    await writeWhole(join(output, 'tokenizer.json'), `${JSON.stringify(await buildTokenizerJson(folder))}\n`);
-    written.push('tokenizer.json');
+  if (whole || !parts.every(Boolean)) return { names, tokenizer: undefined };
+  const tokenizer = `${JSON.stringify(await buildTokenizerJson(folder))}\n`;
+  return { names: [...names, 'tokenizer.json'], tokenizer };
+}
+
+async function writeCompanions(folder: string, output: string, { names, tokenizer }: Companions): Promise<void> {
+  if (!isSame(folder, output)) {
+    await copyCompanions(folder, output);
+    await removeTokenizer(output, names);
   }
-  if (!sameFolder) await removeTokenizer(output, written);
-  return written;
+  await declareDataFiles(output, [modelFile]);
+  if (tokenizer !== undefined) await writeWhole(join(output, 'tokenizer.json'), tokenizer);
+}
+
+function isSame(folder: string, output: string): boolean {
+  return resolve(folder) === resolve(output);
 }
 
 async function exists(path: string): Promise<boolean> {

@@ -1,6 +1,6 @@
 // The trained model that ships: exported, its tokenizer, generation and perplexity, against what PyTorch and
 // transformers gave.
-import { mkdir, readdir, readFile, rm, writeFile } from 'node:fs/promises';
+import { copyFile, mkdir, readdir, readFile, rm, symlink, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import test from 'ava';
 import { exportOpt, exportRandomOpt } from '../../models/opt/export.js';
@@ -227,6 +227,34 @@ test('no tokenizer of an earlier model stays in an output, other files do', asyn
   await stale();
   await exportRandomOpt(tinyConfig(), { sparsity: 0.5, seed: 0, shareLayers: false }, { output });
   t.deepEqual((await readdir(output)).sort(), left);
+});
+
+test('what is wrong with the files beside a model is told before its weights are written', async (t) => {
+  const output = await temporaryFolder();
+  await mkdir(join(output, 'tokenizer_config.json'));
+  await t.throwsAsync(exportOpt(shippedModel(), { output }), {
+    name: 'OutputError',
+    message: /tokenizer_config\.json is a folder, where a file is to be written/,
+  });
+  t.deepEqual(await readdir(output), ['tokenizer_config.json']);
+  const random = await temporaryFolder();
+  await mkdir(join(random, 'config.json'));
+  await t.throwsAsync(
+    exportRandomOpt(tinyConfig(), { sparsity: 0.5, seed: 0, shareLayers: false }, { output: random }),
+    { message: /config\.json is a folder, where a file is to be written/ },
+  );
+  t.deepEqual(await readdir(random), ['config.json']);
+
+  const folder = await temporaryFolder();
+  for (const file of await readdir(shippedModel()))
+    if (!file.startsWith('tokenizer')) await copyFile(join(shippedModel(), file), join(folder, file));
+  await writeFile(join(folder, 'vocab.json'), '{bad');
+  const out = join(await temporaryFolder(), 'out');
+  await t.throwsAsync(exportOpt(folder, { output: out }), { message: /vocab\.json/ });
+  await rm(join(folder, 'vocab.json'));
+  await symlink('/etc/hostname', join(folder, 'tokenizer.json'));
+  await t.throwsAsync(exportOpt(folder, { output: out }), { message: /tokenizer\.json leads to .*outside/ });
+  await t.throwsAsync(readdir(out), { code: 'ENOENT' });
 });
 
 test('an interrupted export leaves no model', async (t) => {
