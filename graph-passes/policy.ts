@@ -54,6 +54,10 @@ export function decide(policy: Policy, job: WeightJob): Decision {
     return dense(`${percent(job.sparsity)} zeros, below ${percent(policy.minSparsity)}`);
   }
   if (job.overflowedType) return dense(`the model casts it to ${job.overflowedType}, which a value of it overflows`);
+  if (job.overflows(type)) {
+    const wider = type === 'float16' ? 'bfloat16 or float32' : 'float32';
+    return dense(`a value of it overflows ${type}; choose ${wider} values`);
+  }
   const notes = [`${percent(job.sparsity)} zeros`];
   const exact = { float32: true, float16: job.analysis.fitsFloat16, bfloat16: job.analysis.fitsBFloat16 }[type];
   if (!exact) notes.push(`values rounded to ${type}`);

@@ -36,7 +36,7 @@ export interface InspectOptions {
   include?: readonly string[];
   /** Globs on node and weight names of layers that stay dense. */
   exclude?: readonly string[];
-  /** Type of stored values. Default `auto`: the smallest that holds every value of the layer exactly. */
+  /** Type of stored values; a layer with a value beyond it stays dense. Default `auto`: the smallest that holds every value of the layer exactly. */
   weights?: ValueTypeChoice;
   /** Prunes before packing. The output layer (vocabulary) is left out unless `include` names layers. */
   prune?: PruneSpec;
@@ -193,13 +193,14 @@ function sparseNodesOf({ scopes }: GraphView): ReadonlySet<NodeProto> {
 
 async function analyzeAll(
   jobs: readonly WeightJob[],
-  { onProgress, signal }: Pick<InspectOptions, 'onProgress' | 'signal'>,
+  { weights = 'auto', onProgress, signal }: Pick<InspectOptions, 'weights' | 'onProgress' | 'signal'>,
 ): Promise<void> {
   const bytesTotal = jobs.reduce((sum, job) => sum + job.denseBytes, 0);
   let done = 0;
   for (const job of jobs) {
     signal?.throwIfAborted();
-    await job.analyze((bytes) => onProgress?.({ phase: 'read', bytesDone: done + bytes, bytesTotal }), signal);
+    const report = (bytes: number) => onProgress?.({ phase: 'read', bytesDone: done + bytes, bytesTotal });
+    await job.analyze(weights, report, signal);
     done += job.denseBytes;
     onProgress?.({ phase: 'read', bytesDone: done, bytesTotal });
   }

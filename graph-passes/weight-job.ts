@@ -2,7 +2,7 @@
 import { open } from 'node:fs/promises';
 import { loadNative, type PruneSpec, type WeightAnalysis, type WeightSegment } from '../provider/native.js';
 import { ModelError } from './onnx/errors.js';
-import { BFLOAT16, FLOAT16, FLOAT32, type Placement, type TensorSource } from './onnx/tensor.js';
+import { BFLOAT16, FLOAT16, FLOAT32, float16ToNumber, type Placement, type TensorSource } from './onnx/tensor.js';
 import { packedBytes, partShapes, type ValueType, valueBytes } from './sparse-op.js';
 
 const VALUE_TYPE_OF: Readonly<Record<number, ValueType>> = {
@@ -18,9 +18,14 @@ export function valueTypeOf(dataType: number): ValueType {
   return type;
 }
 
-/** The float32 bits of the least magnitude that rounds to infinity. */
-const OVERFLOW_BITS: Readonly<Partial<Record<ValueType, number>>> = { float16: 0x477ff000, bfloat16: 0x7f7f8000 };
-const INFINITY_BITS = 0x7f800000;
+/** The least magnitude that rounds to infinity. */
+const OVERFLOW: Readonly<Record<ValueType, number>> = {
+  float32: Number.POSITIVE_INFINITY,
+  float16: 65520,
+  bfloat16: 2 ** 128 - 2 ** 119,
+};
+/** The bits of infinity, above those of all finite magnitudes. */
+const INFINITY_BITS: Readonly<Record<ValueType, number>> = { float32: 0x7f800000, float16: 0x7c00, bfloat16: 0x7f80 };
 const BLOCK_BYTES = 4 * 2 ** 20;
 
 export interface WeightJobSpec {
@@ -43,7 +48,8 @@ export class WeightJob {
   /** Bytes of the dense weight as it is stored. */
   readonly denseBytes: number;
   private result: WeightAnalysis | undefined;
-  private overflow = false;
+  /** The largest magnitude of a finite value, scaled; 0 where no type needs it. */
+  private largest = 0;
   private checksumValue: number | undefined;
   private parts: PackedParts | undefined;
 
@@ -57,18 +63,30 @@ export class WeightJob {
     );
   }
 
-  /** Reads the whole weight once; again where the model rounds it to a type that does not hold every value. */
-  async analyze(onProgress: (bytes: number) => void, signal: AbortSignal | undefined): Promise<void> {
+  /** Reads the whole weight once; again where the model rounds it to a type, or one is asked for, that does not hold every value. */
+  async analyze(
+    choice: ValueTypeChoice,
+    onProgress: (bytes: number) => void,
+    signal: AbortSignal | undefined,
+  ): Promise<void> {
     this.result = await loadNative().analyzeWeight(this.spec.segments, this.options(), onProgress, signal);
-    const { roundedTo } = this.spec;
-    const { fitsFloat16, fitsBFloat16 } = this.result;
-    if (!roundedTo || { float32: true, float16: fitsFloat16, bfloat16: fitsBFloat16 }[roundedTo]) return;
-    for (const segment of this.spec.segments) this.overflow ||= await overflows(segment, roundedTo, signal);
+    const { fitsFloat16, fitsBFloat16, nnz } = this.result;
+    const fits = { auto: true, float32: true, float16: fitsFloat16, bfloat16: fitsBFloat16 };
+    // Pruning keeps the largest values, unless it keeps none.
+    if (nnz === 0 || (fits[choice] && fits[this.spec.roundedTo ?? 'auto'])) return;
+    for (const segment of this.spec.segments) this.largest = Math.max(this.largest, await largestOf(segment, signal));
+    this.largest = Math.fround(this.largest * Math.abs(this.spec.scale));
   }
 
   /** The type that the model's own Cast makes an infinity in, of a finite value; undefined where it does not. */
   get overflowedType(): ValueType | undefined {
-    return this.overflow ? this.spec.roundedTo : undefined;
+    const { roundedTo } = this.spec;
+    return roundedTo && this.overflows(roundedTo) ? roundedTo : undefined;
+  }
+
+  /** Whether a finite value becomes infinite in a type, of those that {@link analyze} looked at. */
+  overflows(type: ValueType): boolean {
+    return this.largest >= OVERFLOW[type];
   }
 
   /** What {@link analyze} found. */
@@ -166,29 +184,35 @@ class PackedParts {
   }
 }
 
-/** Whether a finite value of the segment becomes infinite in a narrower type. */
-async function overflows(segment: WeightSegment, type: ValueType, signal: AbortSignal | undefined): Promise<boolean> {
-  const least = OVERFLOW_BITS[type] ?? INFINITY_BITS;
+/** The largest magnitude of the segment's finite values. */
+async function largestOf(segment: WeightSegment, signal: AbortSignal | undefined): Promise<number> {
   const size = valueBytes(segment.type);
   const bytes = segment.outFeatures * segment.inFeatures * size;
-  const block = Buffer.alloc(Math.min(BLOCK_BYTES, bytes));
+  const block = new ArrayBuffer(Math.min(BLOCK_BYTES, bytes));
+  const infinity = INFINITY_BITS[segment.type];
+  // Magnitudes are in the order of their bits.
+  let largest = 0;
   const file = await open(segment.path, 'r');
   try {
     for (let at = 0; at < bytes; ) {
       signal?.throwIfAborted();
-      const want = Math.min(block.length, bytes - at);
-      const { bytesRead } = await file.read(block, 0, want, segment.offset + at);
+      const want = Math.min(block.byteLength, bytes - at);
+      const { bytesRead } = await file.read(new Uint8Array(block), 0, want, segment.offset + at);
       const whole = bytesRead - (bytesRead % size);
       if (whole === 0) throw new ModelError(`${segment.path} ends before byte ${segment.offset + bytes}`);
-      for (let i = 0; i < whole; i += size) {
-        // A bfloat16 is the upper half of a float32.
-        const bits = size === 4 ? block.readUInt32LE(i) & 0x7fffffff : (block.readUInt16LE(i) & 0x7fff) * 2 ** 16;
-        if (bits >= least && bits < INFINITY_BITS) return true;
+      const words = size === 4 ? new Uint32Array(block, 0, whole / 4) : new Uint16Array(block, 0, whole / 2);
+      const magnitude = size === 4 ? 0x7fffffff : 0x7fff;
+      for (const word of words) {
+        const bits = word & magnitude;
+        if (bits > largest && bits < infinity) largest = bits;
       }
       at += whole;
     }
   } finally {
     await file.close();
   }
-  return false;
+  if (segment.type === 'float16') return float16ToNumber(largest);
+  // A bfloat16 is the upper half of a float32.
+  const bits = segment.type === 'float32' ? largest : largest * 2 ** 16;
+  return new Float32Array(Uint32Array.of(bits).buffer)[0] as number;
 }

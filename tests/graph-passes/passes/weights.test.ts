@@ -3,7 +3,7 @@ import path from 'node:path';
 import test, { type ExecutionContext } from 'ava';
 import ort from 'onnxruntime-node';
 import { makeAttribute, makeNode } from '../../../graph-passes/graph/node.js';
-import type { RewriteOptions } from '../../../graph-passes/index.js';
+import { inspectModel, type RewriteOptions } from '../../../graph-passes/index.js';
 import { loadModel } from '../../../graph-passes/onnx/load.js';
 import { type GraphProto, type NodeProto, onnx, type TensorProto } from '../../../graph-passes/onnx/proto.js';
 import { saveModel } from '../../../graph-passes/onnx/save.js';
@@ -237,6 +237,36 @@ for (const type of ['float32', 'float16', 'bfloat16'] as FloatName[]) {
     t.is(report.layers[0]?.valueType, type);
   });
 }
+
+for (const [stored, weights, largest, alpha, reason] of [
+  ['float32', 'float16', -65520, 1, /^a value of it overflows float16; choose bfloat16 or float32 values$/],
+  ['float32', 'float16', 65519, 1, /rounded to float16/],
+  ['bfloat16', 'float16', 2 ** 20, 1, /overflows float16/],
+  ['float16', 'float16', 32768, -4, /overflows float16/],
+  ['float32', 'float16', 2 ** 20, 2 ** -6, /zeros$/],
+  ['float32', 'bfloat16', 3.4e38, 1, /^a value of it overflows bfloat16; choose float32 values$/],
+  ['float32', 'bfloat16', 2 ** 20 + 1, 1, /rounded to bfloat16/],
+] as const)
+  test(`a ${stored} weight of up to ${alpha} · ${largest} as ${weights}: what is said is what is done`, async (t) => {
+    const at = inOut.findIndex((weight) => weight !== 0);
+    const gemm = makeNode('Gemm', ['x', 'w'], ['y']);
+    gemm.attribute = [{ name: 'alpha', type: onnx.AttributeProto.AttributeType.FLOAT, f: alpha }];
+    const type = stored === 'float16' ? 'float16' : 'float32';
+    const file = writeModel(
+      makeModel({
+        nodes: [makeNode('Cast', ['v'], ['w'], { attributes: { to: DATA_TYPE[type] } }), gemm],
+        initializers: [floats('v', [K, M], inOut.with(at, largest), stored)],
+        inputs: [value('x', DATA_TYPE[type], ['n', K])],
+        outputs: [value('y', DATA_TYPE[type], ['n', M])],
+      }),
+    );
+    const options = { weights, minSparsity: 0 };
+    const inspected = await inspectModel({ ...options, input: file });
+    const { layers } = await rewrite(file, options);
+    t.deepEqual(layers, inspected.layers);
+    t.regex(layers[0]?.reason ?? '', reason);
+    t.is(layers[0]?.decision, reason.source.includes('overflows') ? 'dense' : 'sparse');
+  });
 
 test('auto takes the smallest type that holds every value exactly', async (t) => {
   const exact = async (values: number[]) => {
