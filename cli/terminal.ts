@@ -81,12 +81,21 @@ export class Progress {
   }
 }
 
-/** An AbortSignal that the first Ctrl-C (SIGINT) or SIGTERM aborts; a second one ends the process at once. `release` takes the handlers away. */
+/** One request to stop may come as two signals: GNU timeout sends its own to the process and to its group. */
+const ONE_STOP_MS = 500;
+
+/**
+ * An AbortSignal that the first Ctrl-C (SIGINT) or SIGTERM aborts; one that comes later, not with the first, ends the process at once. `release`
+ * takes the handlers away.
+ */
 export function abortOnInterrupt(): { signal: AbortSignal; release: () => void } {
   const controller = new AbortController();
+  let first = 0;
   const onSignal = (name: NodeJS.Signals): void => {
-    if (controller.signal.aborted) process.exit(name === 'SIGINT' ? 130 : 143);
-    controller.abort(new InterruptedError(name));
+    if (!controller.signal.aborted) {
+      first = performance.now();
+      controller.abort(new InterruptedError(name));
+    } else if (performance.now() - first > ONE_STOP_MS) process.exit(name === 'SIGINT' ? 130 : 143);
   };
   process.on('SIGINT', onSignal);
   process.on('SIGTERM', onSignal);

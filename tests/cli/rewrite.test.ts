@@ -2,6 +2,7 @@
 import { execFile, spawn } from 'node:child_process';
 import { cpSync, existsSync, mkdirSync, readdirSync, readFileSync, rmSync, truncateSync, writeFileSync } from 'node:fs';
 import path from 'node:path';
+import { setTimeout as sleep } from 'node:timers/promises';
 import { promisify } from 'node:util';
 import test from 'ava';
 import { makeNode } from '../../graph-passes/graph/node.js';
@@ -255,6 +256,29 @@ test('every model of a folder is rewritten, also in onnx/', async (t) => {
   t.regex(several.stderr, /holds 2 models; name one: decoder_model.onnx, onnx\/decoder_with_past_model.onnx/);
 });
 
+test('signals that come as one stop let a command clean up, a later one ends it at once', async (t) => {
+  const script = `
+    import { abortOnInterrupt } from ${JSON.stringify(path.resolve('cli/terminal.ts'))};
+    const { signal } = abortOnInterrupt();
+    signal.addEventListener('abort', () => console.log(signal.reason.message));
+    setInterval(() => {}, 1000);
+    console.log('ready');`;
+  const child = spawn(process.execPath, ['--import=tsx', '--input-type=module', '-e', script], { stdio: 'pipe' });
+  const ended = new Promise<number | null>((resolve) => child.on('exit', resolve));
+  let stdout = '';
+  child.stdout.on('data', async (chunk: Buffer) => {
+    stdout += chunk.toString();
+    if (stdout !== 'ready\n') return;
+    child.kill('SIGINT');
+    child.kill('SIGTERM');
+    await sleep(700);
+    t.is(child.exitCode, null);
+    child.kill('SIGTERM');
+  });
+  t.is(await ended, 143);
+  t.is(stdout, 'ready\ninterrupted by SIGINT\n');
+});
+
 test('Ctrl-C ends a rewrite with 130 and leaves no file', async (t) => {
   const folder = tempFolder();
   const features = 16384;
@@ -281,7 +305,8 @@ test('Ctrl-C ends a rewrite with 130 and leaves no file', async (t) => {
   const ended = new Promise<number | null>((resolve) => child.on('exit', resolve));
   let stderr = '';
   child.stderr.on('data', (chunk: Buffer) => {
-    if (!stderr) child.kill('SIGINT');
+    // As timeout -s INT stops a command: itself, then its group.
+    if (!stderr) for (let i = 0; i < 2; i++) child.kill('SIGINT');
     stderr += chunk.toString();
   });
   t.is(await ended, 130, stderr);
