@@ -2,7 +2,7 @@
 import { readFileSync } from 'node:fs';
 import { Command, CommanderError } from 'commander';
 import pc from 'picocolors';
-import { InterruptedError } from './terminal.js';
+import { InterruptedError, printable } from './terminal.js';
 
 /** The commands, in the order of the help text. A command's module is loaded only when it is run or help is asked for. */
 const commands: Record<string, () => Promise<Command>> = {
@@ -71,7 +71,8 @@ function report(error: unknown): number {
     process.stderr.write(`${pc.yellow('interrupted')}: nothing was left half-written\n`);
     return error.signalName === 'SIGINT' ? 130 : 143;
   }
-  process.stderr.write(`${pc.red('error')}: ${error instanceof Error ? error.message : String(error)}\n`);
+  const lines = (error instanceof Error ? error.message : String(error)).split('\n');
+  process.stderr.write(`${pc.red('error')}: ${lines.map(printable).join('\n')}\n`);
   if (process.env.FLASHLLM_DEBUG && error instanceof Error) process.stderr.write(`${error.stack}\n`);
   return 1;
 }

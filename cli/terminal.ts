@@ -21,14 +21,22 @@ export function formatSeconds(seconds: number): string {
   return `${Math.floor(whole / 60)} min ${String(whole % 60).padStart(2, '0')} s`;
 }
 
+/**
+ * Text on one line, with its control characters written as escapes: names come from models, and a terminal would do what they say.
+ */
+export function printable(text: string): string {
+  return text.replace(/\p{Cc}/gu, (character) => `\\x${character.charCodeAt(0).toString(16).padStart(2, '0')}`);
+}
+
 /** One column of a table. */
 export interface Column {
   header: string;
   align?: 'left' | 'right';
 }
 
-/** Lines of a table with aligned columns, the header underlined. */
-export function formatTable(columns: readonly Column[], rows: readonly (readonly string[])[]): string {
+/** Lines of a table with aligned columns, the header underlined; cells are made {@link printable}. */
+export function formatTable(columns: readonly Column[], texts: readonly (readonly string[])[]): string {
+  const rows = texts.map((row) => row.map(printable));
   const widths = columns.map((column, i) =>
     Math.max(column.header.length, ...rows.map((row) => (row[i] ?? '').length)),
   );

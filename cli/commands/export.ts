@@ -3,7 +3,7 @@ import { Command, Option } from 'commander';
 import { type ExportOptions, type ExportResult, exportOpt, exportRandomOpt } from '../../models/opt/export.js';
 import { type OptSize, optConfigJson, optSizes } from '../../models/opt/sizes.js';
 import { folderPath, shareBelowOne, wholeNumber } from '../option-parsers.js';
-import { abortOnInterrupt, formatBytes, formatSeconds, Progress } from '../terminal.js';
+import { abortOnInterrupt, formatBytes, formatSeconds, Progress, printable } from '../terminal.js';
 import { refuse, refuseStray } from '../usage.js';
 
 interface Options {
@@ -104,5 +104,5 @@ async function print(result: ExportResult, seconds: number): Promise<void> {
     lines.push(
       `not used: ${unusedTensors.slice(0, 8).join(', ')}${unusedTensors.length > 8 ? ` and ${unusedTensors.length - 8} more` : ''}`,
     );
-  process.stdout.write(`${lines.join('\n')}\n`);
+  process.stdout.write(`${lines.map(printable).join('\n')}\n`);
 }

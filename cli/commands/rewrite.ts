@@ -18,7 +18,7 @@ import {
   refuseStrayPruning,
 } from '../layer-options.js';
 import { folderPath } from '../option-parsers.js';
-import { abortOnInterrupt, formatBytes } from '../terminal.js';
+import { abortOnInterrupt, formatBytes, printable } from '../terminal.js';
 import { refuse, refuseStray } from '../usage.js';
 
 interface Options extends LayerOptions {
@@ -122,7 +122,8 @@ function print(reports: readonly (InspectReport | RewriteReport)[], json: boolea
 }
 
 function printTrace(event: { rule: string; node: string; applied: boolean; reason: string }): void {
+  const { applied, rule, node, reason } = event;
   process.stderr.write(
-    `${event.applied ? 'applied' : 'refused'} ${event.rule} ${event.node}${event.reason && `: ${event.reason}`}\n`,
+    `${printable(`${applied ? 'applied' : 'refused'} ${rule} ${node}${reason && `: ${reason}`}`)}\n`,
   );
 }

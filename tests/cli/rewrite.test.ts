@@ -236,6 +236,30 @@ test('wrong usage is exit code 2, a failure 1, each with what to do', async (t) 
   t.regex(same.stderr, /Name another/);
 });
 
+test('names of a model cannot steer the terminal', async (t) => {
+  const name = '\u001b]0;title\u0007\u001b[2J\nlayer \u009b1m ü';
+  const escaped = '\\x1b]0;title\\x07\\x1b[2J\\x0alayer \\x9b1m ü';
+  const model = (initializers: Parameters<typeof makeModel>[0]['initializers']) =>
+    writeModel(
+      makeModel({
+        nodes: [makeNode('MatMul', ['x', 'w'], ['y'], { name }), makeNode('Relu', ['x'], ['z'], { name })],
+        initializers,
+        inputs: [value('x', 1, ['n', 8])],
+        outputs: [value('y', 1, ['n', 8]), value('z', 1, ['n', 8])],
+      }),
+    );
+  const file = model([floats('w', [8, 8], noise(64, 1))]);
+  const inspected = await flashllm('inspect', file);
+  t.regex(inspected.stdout, /^\\x1b\]0;title.* ü +8 × 8 /m);
+  const { stdout, stderr } = await flashllm('rewrite', file, '-o', tempFolder(), '--trace');
+  t.true(stdout.includes(escaped));
+  t.true(stderr.includes(`refused fuse-relu ${escaped}: `));
+  const twice = await flashllm('inspect', model([floats(name, [1], [1]), floats(name, [1], [1])]));
+  t.is(twice.code, 1);
+  t.regex(twice.stderr, /two initializers of one graph have the name '\\x1b\]0;/);
+  for (const text of [inspected.stdout, stdout, stderr, twice.stderr]) t.notRegex(text, /[^\P{Cc}\n]/u);
+});
+
 test('every model of a folder is rewritten, also in onnx/', async (t) => {
   const folder = tempFolder();
   const model = makeModel({
