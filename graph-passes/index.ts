@@ -14,4 +14,4 @@ export {
   type RewriteReport,
   rewriteModel,
 } from './rewrite.js';
-export { type OutputDifference, type VerifyOptions, type VerifyReport, verifyModels } from './verify.js';
+export { type Mismatch, type OutputDifference, type VerifyOptions, type VerifyReport, verifyModels } from './verify.js';

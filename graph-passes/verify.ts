@@ -25,6 +25,12 @@ export interface VerifyOptions {
   sizes?: Partial<InputSizes>;
 }
 
+/**
+ * Why two outputs have no difference that could be measured: one is missing, of another type or of another shape, or holds what is not finite
+ * where the other has something else.
+ */
+export type Mismatch = 'missing' | 'type' | 'shape' | 'non-finite';
+
 /** How one output of one run compares with the original's. */
 export interface OutputDifference {
   name: string;
@@ -32,10 +38,12 @@ export interface OutputDifference {
   shape: number[];
   /** Largest magnitude in the original's output. */
   magnitude: number;
+  /** Infinite where there is a `mismatch`. */
   maxAbsolute: number;
   /** `maxAbsolute / magnitude`. */
   maxRelative: number;
   tolerance: number;
+  mismatch: Mismatch | undefined;
   ok: boolean;
 }
 
@@ -184,28 +192,39 @@ function compare(
 ): OutputDifference {
   const left = numbers(expected);
   const right = found ? numbers(found) : [];
-  const sameShape = found?.type === expected.type && String(found.dims) === String(expected.dims);
+  const comparable = mismatchOf(expected, found) === undefined;
   let magnitude = 0;
-  let maxAbsolute = sameShape ? 0 : Number.POSITIVE_INFINITY;
-  for (let i = 0; sameShape && i < left.length; i++) {
+  let maxAbsolute = comparable ? 0 : Number.POSITIVE_INFINITY;
+  for (let i = 0; comparable && i < left.length; i++) {
     const [a, b] = [left[i] as number, right[i] as number];
     if (Number.isFinite(a)) magnitude = Math.max(magnitude, Math.abs(a));
     if (Object.is(a, b) || a === b) continue;
     const difference = Math.abs(a - b);
     maxAbsolute = Math.max(maxAbsolute, Number.isNaN(difference) ? Number.POSITIVE_INFINITY : difference);
   }
-  return judge(name, expected, magnitude, maxAbsolute, tolerance ?? TOLERANCE[expected.type] ?? 0);
+  return judge(name, expected, found, magnitude, maxAbsolute, tolerance ?? TOLERANCE[expected.type] ?? 0);
 }
 
 function judge(
   name: string,
-  { type, dims }: Tensor,
+  expected: Tensor,
+  found: Tensor | undefined,
   magnitude: number,
   maxAbsolute: number,
   tolerance: number,
 ): OutputDifference {
+  const { type, dims } = expected;
   const maxRelative = maxAbsolute === 0 ? 0 : maxAbsolute / (magnitude || Number.MIN_VALUE);
-  return { name, type, shape: [...dims], magnitude, maxAbsolute, maxRelative, tolerance, ok: maxRelative <= tolerance };
+  const mismatch = Number.isFinite(maxAbsolute) ? undefined : (mismatchOf(expected, found) ?? 'non-finite');
+  const ok = maxRelative <= tolerance;
+  return { name, type, shape: [...dims], magnitude, maxAbsolute, maxRelative, tolerance, mismatch, ok };
+}
+
+/** Why two tensors cannot be compared element by element. */
+function mismatchOf(expected: Tensor, found: Tensor | undefined): Mismatch | undefined {
+  if (!found) return 'missing';
+  if (found.type !== expected.type) return 'type';
+  return String(found.dims) === String(expected.dims) ? undefined : 'shape';
 }
 
 /** Whether an output is the index of each row's largest logit, which `flashllm export` adds to float16 models. */
@@ -226,16 +245,17 @@ function compareChoices(
 ): OutputDifference {
   const values = numbers(logits);
   const width = logits.dims[2] as number;
-  const [left, right] = [numbers(expected), found?.type === 'int64' ? numbers(found) : []];
+  const comparable = mismatchOf(expected, found) === undefined;
+  const [left, right] = [numbers(expected), comparable ? numbers(found as Tensor) : []];
   const at = (row: number, index: number) => (index >= 0 && index < width ? values[row * width + index] : undefined);
   const magnitude = Array.from(values).reduce((most, value) => Math.max(most, Math.abs(value)), 0);
-  let maxAbsolute = left.length === right.length ? 0 : Number.POSITIVE_INFINITY;
-  for (let row = 0; row < Math.min(left.length, right.length); row++) {
+  let maxAbsolute = comparable ? 0 : Number.POSITIVE_INFINITY;
+  for (let row = 0; row < right.length; row++) {
     const difference =
       (at(row, left[row] as number) ?? 0) - (at(row, right[row] as number) ?? Number.NEGATIVE_INFINITY);
     maxAbsolute = Math.max(maxAbsolute, Number.isNaN(difference) ? Number.POSITIVE_INFINITY : difference);
   }
-  return judge('likeliest', expected, magnitude, maxAbsolute, tolerance ?? TOLERANCE[logits.type] ?? 0);
+  return judge('likeliest', expected, found, magnitude, maxAbsolute, tolerance ?? TOLERANCE[logits.type] ?? 0);
 }
 
 function numbers(tensor: Tensor): ArrayLike<number> {

@@ -42,7 +42,7 @@ export function verifyCommand(): Command {
     .option('--sequence <n>', 'random inputs: tokens', wholeNumber(1, MOST_TOKENS), 5)
     .option('--past <n>', 'random inputs: tokens in the past', wholeNumber(0, MOST_TOKENS), 3)
     .option('--seed <n>', 'random inputs: seed', wholeNumber(0), 1)
-    .option('--json', 'print the report as JSON')
+    .option('--json', 'print the report as JSON; differences that are infinite are the text "Infinity"')
     .action(run);
 }
 
@@ -59,9 +59,14 @@ async function run(original: string, rewritten: string, options: Options, comman
     ...(inputs === undefined ? {} : { inputs }),
     ...(tolerance === undefined ? {} : { tolerance }),
   });
-  if (options.json) process.stdout.write(`${JSON.stringify(report, null, 2)}\n`);
+  if (options.json) process.stdout.write(`${JSON.stringify(report, spellOut, 2)}\n`);
   else process.stdout.write(`${format(report)}\n`);
   process.exitCode = report.ok ? 0 : 1;
+}
+
+/** JSON makes null of an infinite difference, which scripts take for 0; as text it is larger than any tolerance, or no number. */
+function spellOut(_: string, found: unknown): unknown {
+  return typeof found === 'number' && !Number.isFinite(found) ? String(found) : found;
 }
 
 function singleModel(path: string): string {
@@ -120,7 +125,7 @@ function format(report: VerifyReport): string {
       output.maxAbsolute.toExponential(2),
       output.maxRelative.toExponential(2),
       output.tolerance.toExponential(0),
-      output.ok ? 'ok' : 'DIFFERS',
+      output.ok ? 'ok' : `DIFFERS${output.mismatch ? ` (${output.mismatch})` : ''}`,
     ]);
     return `${providers.join(' + ')} against the original\n\n${formatTable(COLUMNS, rows)}`;
   });

@@ -59,6 +59,34 @@ test('verify exits with 1 where models differ', async (t) => {
   t.regex(verified.stdout, /DIFFERS/);
 });
 
+test('verify says why outputs cannot be compared, in a form that no script takes for a small difference', async (t) => {
+  const model = (op: string, type: number, shape: number[], output = 'y', attributes = {}) =>
+    writeModel(
+      makeModel({
+        nodes: [
+          makeNode('Sub', ['x', 'x'], ['zero']),
+          makeNode(op, op === 'Div' ? ['x', 'zero'] : ['x'], [output], { attributes }),
+        ],
+        initializers: [],
+        inputs: [value('x', 1, [2, 8])],
+        outputs: [value(output, type, shape)],
+      }),
+    );
+  const original = model('Identity', 1, [2, 8]);
+  for (const [mismatch, other] of [
+    ['type', model('Cast', 10, [2, 8], 'y', { to: 10 })],
+    ['shape', model('Transpose', 1, [8, 2], 'y', { perm: [1, 0] })],
+    ['missing', model('Identity', 1, [2, 8], 'z')],
+    ['non-finite', model('Div', 1, [2, 8])],
+  ] as const) {
+    const { code, stdout } = await flashllm('verify', original, other, '--json');
+    t.is(code, 1);
+    const found = (JSON.parse(stdout) as VerifyReport).runs[0]?.outputs[0];
+    t.like(found, { mismatch, maxAbsolute: 'Infinity', maxRelative: 'Infinity', ok: false });
+    t.true((await flashllm('verify', original, other)).stdout.includes(`DIFFERS (${mismatch})`));
+  }
+});
+
 test('verify says of a damaged model which it is, what is wrong with it and what to do, and nothing else', async (t) => {
   const whole = tempFolder();
   t.is((await flashllm('rewrite', fixture, '-o', whole, '--sparsity', '0.7')).code, 0);
