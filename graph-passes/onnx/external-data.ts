@@ -71,7 +71,7 @@ export class ExternalData {
 /** Whether a file lies in a folder or below it; both are real paths. */
 export function inside(file: string, folder: string): boolean {
   const relative = path.relative(folder, file);
-  return relative !== '' && !relative.startsWith('..') && !path.isAbsolute(relative);
+  return relative !== '' && relative !== '..' && !relative.startsWith(`..${path.sep}`) && !path.isAbsolute(relative);
 }
 
 /** A decimal count, NaN where it is none or beyond 2^53. */

@@ -43,6 +43,13 @@ test('length may be left out', (t) => {
   t.like(payloadOf(proto.graph?.initializer?.[0] as TensorProto), { range: { offset: 8, length: 64 } });
 });
 
+test('a name may begin with two dots', (t) => {
+  const folder = tempFolder();
+  writeFileSync(path.join(folder, '..data'), Buffer.alloc(64, 7));
+  const { files } = loadModel(place(external({ location: '..data' }), folder));
+  t.true(files.some((file) => file.endsWith('..data')));
+});
+
 test("a model and its data may be links into one folder, as in Hugging Face's cache", (t) => {
   const blobs = tempFolder();
   const snapshot = tempFolder();
