@@ -8,8 +8,9 @@
 namespace flashllm {
 namespace {
 
-// All ones if HalfToFloat(FloatToHalf(value)) gives the same bits, else 0: a NaN fits if it stays the same NaN, and so does -0.
-// Without a branch: among random zeros a branch that tells small values apart would be mispredicted every few elements.
+// All ones if HalfToFloat(FloatToHalf(value)) gives the same bits, else 0: a NaN fits if it stays the same NaN, and so
+// does -0. Without a branch: among random zeros a branch that tells small values apart would be mispredicted every few
+// elements.
 uint32_t FitsFloat16(float value) {
   // Masks of 32 bits, like the elements: loops over them are vectorised, over mixed widths they are not.
   const uint32_t magnitude = BitsOfFloat(value) & 0x7FFFFFFF;

@@ -1,5 +1,5 @@
-// Everything that only moves elements: Expand, Transpose, Slice, Split, Concat; and what moves nothing, as Reshape does,
-// where its output must not share its input's memory: an Expand to the same shape.
+// Everything that only moves elements: Expand, Transpose, Slice, Split, Concat; and what moves nothing, as Reshape
+// does, where its output must not share its input's memory: an Expand to the same shape.
 #pragma once
 
 #include "ops/decoder/cuda/tensor.h"
