@@ -17,6 +17,8 @@ import time
 import traceback
 
 import numpy as np
+import onnx
+import onnx.compose
 import onnxruntime as ort
 
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
@@ -57,7 +59,7 @@ def random_weight(generator, rows, columns, sparsity, dtype=np.float16):
     return weight
 
 
-def check_products(session, generator, weight, tokens, what):
+def check_products(session, generator, weight, tokens, what, name="X"):
     """Products of float16 with each number of `tokens` against float64, and twice the same.
 
     |error| <= 1e-3 of the largest |Y| and half a unit of float16.
@@ -65,7 +67,7 @@ def check_products(session, generator, weight, tokens, what):
     for count in tokens:
         x = generator.uniform(-1, 1, (1, count, weight.shape[1])).astype(np.float16)
         expected = x.astype(np.float64) @ weight.astype(np.float64).T
-        found, again = (session.run(None, {"X": x})[0] for _ in range(2))
+        found, again = (session.run(None, {name: x})[0] for _ in range(2))
         check(np.array_equal(found.view(np.uint16), again.view(np.uint16)), f"{what}, N={count}: two runs differ")
         close(found, expected, 1e-3 * np.abs(expected).max(), 2**-10, f"{what}, N={count}")
 
@@ -139,6 +141,19 @@ def expanded(_):
     rounding = 0.11  # of both figures, to a tenth
     check(abs(held[2] - held[0]) < rounding, "2 MB were taken for a copy that needs 3, or memory was not given back")
     check(held[4] - held[0] > 2 * weight.size / 1e6 - rounding, "no expanded copy was kept")
+
+    # Faster dense with so many sequences, the first lies dense, and leaves the option's memory to the second.
+    dense, sparse = (random_weight(generator, 2048, 2048, zeros) for zeros in (0.5, 0.9))
+    one, other = (onnx.load_from_string(sparse_matmul_model(each)) for each in (dense, sparse))
+    both = onnx.compose.merge_models(one, other, [("Y", "X")], prefix1="one.", prefix2="other.").SerializeToString()
+    for megabytes in (0, 9):
+        session = None
+        options = {"expanded_megabytes": str(megabytes), "expected_batch": "32"}
+        session, held[megabytes] = session_and_memory(both, options, ON_GPU_ONLY)
+        product = sparse.astype(np.float64) @ dense.astype(np.float64)
+        check_products(session, generator, product, (32, 300), f"a dense and a sparse one, {megabytes} MB", "one.X")
+    print(f"    beside one that lies dense: {held[0]} MB without the option, {held[9]} MB with 9")
+    check(held[9] - held[0] > 2 * sparse.size / 1e6 - rounding, "a weight that lies dense took the option's memory")
 
 
 @section

@@ -406,16 +406,17 @@ WeightPlan ChooseLayout(const PackedWeight& weight, const DeviceInfo& device, co
 
 }  // namespace
 
-Layout ExpectedLayout(const PackedWeight& weight, const DeviceInfo& device, const PlanOptions& options,
-                      ElementType type) {
-  const WeightPlan plan = ChooseLayout(weight, device, options);
-  return Supports(plan, type) ? plan.layout : Layout::kCanonical;
+WeightPlan ExpectedPlan(const PackedWeight& weight, const DeviceInfo& device, const PlanOptions& options,
+                        ElementType type) {
+  WeightPlan plan = ChooseLayout(weight, device, options);
+  if (!Supports(plan, type)) plan.layout = Layout::kCanonical;
+  return plan;
 }
 
 double ExpectedBytes(const PackedWeight& weight, const DeviceInfo& device, const PlanOptions& options,
                      ElementType type) {
-  const WeightPlan plan = ChooseLayout(weight, device, options);
-  if (plan.layout != Layout::kCanonical && Supports(plan, type)) {
+  const WeightPlan plan = ExpectedPlan(weight, device, options, type);
+  if (plan.layout != Layout::kCanonical) {
     const WeightShape shape = ShapeOf(weight);
     if (plan.dense) return 2.0 * static_cast<double>(weight.out_features) * static_cast<double>(weight.in_features);
     return plan.layout == Layout::kJagged ? JaggedBytes(shape, plan.window_k) : LayoutBytes(shape, plan.columns);

@@ -95,9 +95,10 @@ struct PlanOptions {
 cudaError_t MakePlan(const PackedWeight& weight, const DeviceInfo& device, const PlanOptions& options,
                      WeightPlan* plan);
 
-/// The layout of that plan for X of `type`, from the weight's shape, type and nnz alone.
-Layout ExpectedLayout(const PackedWeight& weight, const DeviceInfo& device, const PlanOptions& options,
-                      ElementType type);
+/// All of that plan but how the weight is cut, from the weight's shape, type and nnz alone. kCanonical where another
+/// layout would not serve X of `type`.
+WeightPlan ExpectedPlan(const PackedWeight& weight, const DeviceInfo& device, const PlanOptions& options,
+                        ElementType type);
 
 /// Bytes of device memory that a weight is expected to take for X of `type` with the plan that MakePlan would make,
 /// from its shape, type and nnz alone: for a decision that comes before any weight is read. LayoutBytes (cost.h) says

@@ -35,6 +35,22 @@ size_t PartsBytes(const PackedWeightClaim& claim) {
   throw Error(ORT_INVALID_GRAPH, "flashllm: the packed weight of " + where + " is not valid: " + wrong);
 }
 
+/// What a plan needs to know of a weight, but its row offsets.
+PackedWeight ShapeOf(const PackedWeightClaim& claim) {
+  PackedWeight weight;
+  weight.out_features = claim.out_features;
+  weight.in_features = claim.in_features;
+  weight.nnz = claim.nnz;
+  weight.value_type = claim.value_type;
+  return weight;
+}
+
+/// `options` before the values are known.
+cuda::PlanOptions Likely(cuda::PlanOptions options) {
+  options.float32_is_half = true;
+  return options;
+}
+
 /// Takes `bytes` of what is left, where it is enough.
 bool Take(int64_t bytes, int64_t* left) {
   if (bytes > *left) return false;
@@ -153,11 +169,7 @@ void* DeviceWeight::Convert(cuda::WeightPlan* plan, cudaStream_t stream) {
 
 void DeviceWeight::LayOut(cuda::ElementType type, cuda::PlanOptions options, bool expand,
                           std::optional<cuda::PlanOptions> few, Gpu* gpu, cudaStream_t stream) {
-  PackedWeight weight;
-  weight.out_features = loading_->claim.out_features;
-  weight.in_features = loading_->claim.in_features;
-  weight.nnz = loading_->claim.nnz;
-  weight.value_type = loading_->claim.value_type;
+  PackedWeight weight = ShapeOf(loading_->claim);
   weight.row_offsets = loading_->claim.row_offsets;
   if (weight.value_type == ValueType::kFloat32) {
     const Scratch result(parts_pool_.get(), 4, nullptr);
@@ -216,7 +228,7 @@ std::shared_ptr<const DeviceWeight> DeviceWeightCache::Prepare(const PackedWeigh
   if (const std::string wrong = CheckShapes(claim); !wrong.empty()) Reject(where, wrong);
   layouts_.AwaitRoom(PartsBytes(claim));
   const std::shared_ptr<DeviceWeight> begun = Begin(claim, verify_checksum, where);
-  const bool expand = Take(2 * claim.out_features * claim.in_features, &left_.expanded);
+  const bool expand = PlanExpanded(claim, type, options);
   std::optional<cuda::PlanOptions> few = PlanCopy(claim, type, options);
   layouts_.Add(PartsBytes(claim), {[begun, where] {
                                      const std::string wrong = Naming(where, [&] { return begun->AwaitParts(); });
@@ -232,19 +244,21 @@ std::shared_ptr<const DeviceWeight> DeviceWeightCache::Prepare(const PackedWeigh
   return begun;
 }
 
+/// Whether it is kept expanded beside its layout, if the memory for that is left. One that lies dense has no layout.
+bool DeviceWeightCache::PlanExpanded(const PackedWeightClaim& claim, cuda::ElementType type,
+                                     const cuda::PlanOptions& options) {
+  const cuda::WeightPlan plan = cuda::ExpectedPlan(ShapeOf(claim), gpu_->device(), Likely(options), type);
+  return !plan.dense && cuda::SupportsPrefill(plan, type) &&
+         Take(2 * claim.out_features * claim.in_features, &left_.expanded);
+}
+
 /// As which it is laid out a second time for one or two columns, if the memory for that is left: by what it is expected
 /// to take, since weights are measured in no order.
 std::optional<cuda::PlanOptions> DeviceWeightCache::PlanCopy(const PackedWeightClaim& claim, cuda::ElementType type,
                                                              const cuda::PlanOptions& options) {
   if (left_.jagged == 0) return std::nullopt;
-  PackedWeight weight;
-  weight.out_features = claim.out_features;
-  weight.in_features = claim.in_features;
-  weight.nnz = claim.nnz;
-  weight.value_type = claim.value_type;
-  cuda::PlanOptions likely = options;
-  likely.float32_is_half = true;  // not known yet
-  const std::optional<cuda::PlanOptions> few = JaggedCopy(weight, gpu_->device(), likely, type);
+  const PackedWeight weight = ShapeOf(claim);
+  const std::optional<cuda::PlanOptions> few = JaggedCopy(weight, gpu_->device(), Likely(options), type);
   if (!few.has_value()) return std::nullopt;
   const double bytes = cuda::ExpectedBytes(weight, gpu_->device(), *few, type);
   return Take(static_cast<int64_t>(bytes), &left_.jagged) ? few : std::nullopt;

@@ -92,6 +92,7 @@ class DeviceWeightCache {
   using Key = std::tuple<const void*, const void*, const void*, int64_t, int64_t, int64_t, uint32_t, ValueType,
                          cuda::ElementType>;
 
+  bool PlanExpanded(const PackedWeightClaim& claim, cuda::ElementType type, const cuda::PlanOptions& options);
   std::optional<cuda::PlanOptions> PlanCopy(const PackedWeightClaim& claim, cuda::ElementType type,
                                             const cuda::PlanOptions& options);
   std::shared_ptr<DeviceWeight> Begin(const PackedWeightClaim& claim, bool verify_checksum, const std::string& where);

@@ -28,7 +28,7 @@ std::optional<cuda::PlanOptions> JaggedCopy(const PackedWeight& weight, const cu
   cuda::PlanOptions few = options;
   few.expected_n = 1;
   const auto jagged = [&](const cuda::PlanOptions& of) {
-    return cuda::ExpectedLayout(weight, device, of, type) == cuda::Layout::kJagged;
+    return cuda::ExpectedPlan(weight, device, of, type).layout == cuda::Layout::kJagged;
   };
   if (jagged(options) || !jagged(few)) return std::nullopt;
   return few;

@@ -419,6 +419,9 @@ TEST_CASE("small weights are dense for tens of columns, if nothing else was aske
   weight.out_features = weight.in_features = 2048, weight.nnz = 2048 * 1024;
   CHECK(ExpectedBytes(weight, gpu, for_columns(32), ElementType::kFloat16) == 2.0 * 2048 * 2048);
   CHECK(ExpectedBytes(weight, gpu, for_columns(0), ElementType::kFloat16) < 1.3 * 2048 * 2048);
+  CHECK(ExpectedPlan(weight, gpu, for_columns(32), ElementType::kFloat16).dense);
+  CHECK(!ExpectedPlan(weight, gpu, for_columns(0), ElementType::kFloat16).dense);
+  CHECK(ExpectedPlan(weight, gpu, for_columns(32), ElementType::kFloat32).layout == Layout::kCanonical);
 }
 
 TEST_CASE("the memory that a weight is expected to take is about what layouts of its shape took") {
