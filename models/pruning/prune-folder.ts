@@ -1,5 +1,5 @@
 import { cp, mkdir, mkdtemp, open, readdir, readFile, realpath, rename, rm, stat, writeFile } from 'node:fs/promises';
-import { dirname, join, resolve, sep } from 'node:path';
+import { basename, dirname, join, resolve, sep } from 'node:path';
 import { withLock } from '../../graph-passes/onnx/lock-file.js';
 import { ModelFolderError } from '../errors.js';
 import type { LayerReport } from './report.js';
@@ -109,7 +109,7 @@ export class PruneFolder {
   private async makeWork(folder: string): Promise<string> {
     try {
       await mkdir(folder, { recursive: true });
-      return await mkdtemp(join(folder, 'flashllm-prune-'));
+      return await mkdtemp(join(folder, workPrefix));
     } catch (cause) {
       throw new ModelFolderError(
         'USAGE',
@@ -224,14 +224,22 @@ export class PruneFolder {
       throw error;
     }
     const saved = parse(text);
-    const known = ['undefined', 'string'].includes(typeof saved?.work);
-    if (typeof saved?.fingerprint !== 'string' || !Array.isArray(saved.layers) || !known)
+    if (typeof saved?.fingerprint !== 'string' || !Array.isArray(saved.layers) || !isWork(saved.work))
       throw new ModelFolderError(
         'USAGE',
         `${this.file('progress.json')} is not what a pruning leaves: throw the folder away, as prune --restart does`,
       );
     return saved;
   }
+}
+
+/** What the name of a run's folder for activations begins with, where the caller says where it is made. */
+const workPrefix = 'flashllm-prune-';
+
+/** Whether a run may have written this as its `work`: what is named there is deleted in the end, and may not be just anything. */
+function isWork(path: unknown): boolean {
+  if (path === undefined) return true;
+  return typeof path === 'string' && path === resolve(path) && basename(path).startsWith(workPrefix);
 }
 
 /** Undefined of what is no JSON object. */

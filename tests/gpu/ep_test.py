@@ -20,6 +20,7 @@ import numpy as np
 import onnx
 import onnx.compose
 import onnxruntime as ort
+from onnx import TensorProto, helper, numpy_helper
 
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 sys.path.insert(0, os.path.join(ROOT, "tests", "gpu", "provider"))
@@ -51,6 +52,24 @@ def close(found, expected, absolute, relative, what):
     worst = np.unravel_index(np.argmax(excess), excess.shape)
     print(f"    {what}: largest error {error.max():.3g}, mean {error.mean():.3g}")
     check(excess.max() <= 0, f"{what}: at {worst} found {found[worst]}, expected {expected[worst]}")
+
+
+def at_once(actions):
+    """Runs each in a thread of its own, all at once; fails where one does."""
+    failures = []
+
+    def work(action):
+        try:
+            action()
+        except Exception as error:  # noqa: BLE001
+            failures.append(error)
+
+    threads = [threading.Thread(target=work, args=(action,)) for action in actions]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    check(not failures, failures)
 
 
 def random_weight(generator, rows, columns, sparsity, dtype=np.float16):
@@ -213,8 +232,6 @@ def jagged_too(_):
 @section
 def host_integers(_):
     """Differences of int32, which are computed on the host: shapes as ONNX broadcasts them, also of nothing."""
-    from onnx import TensorProto, helper
-
     for a_shape, b_shape in (([3], [3]), ([3], []), ([1, 1], [3]), ([0], [1]), ([1], [0])):
         names = (("A", a_shape), ("B", b_shape), ("Y", [f"y{i}" for i in range(max(len(a_shape), len(b_shape)))]))
         a, b, y = (helper.make_tensor_value_info(name, TensorProto.INT32, shape) for name, shape in names)
@@ -252,20 +269,15 @@ def refusals(_):
 @section
 def loading(_):
     """Large weights from a file and from memory, several sessions at once; a damaged one is refused, and the next one loads."""
-    import onnx
-
     generator = np.random.default_rng(3)
     weight = random_weight(generator, 3000, 5000, 0.5)
     x = generator.uniform(-1, 1, (1, 4, 5000)).astype(np.float16)
     expected = x.astype(np.float64) @ weight.astype(np.float64).T
     model = sparse_matmul_model(weight)
-    found, failures = {}, []
+    found = {}
 
     def load(what, source):
-        try:
-            found[what] = gpu_session(source).run(None, {"X": x})[0]
-        except Exception as error:  # noqa: BLE001
-            failures.append(f"{what}: {error}")
+        found[what] = gpu_session(source).run(None, {"X": x})[0]
 
     with tempfile.TemporaryDirectory() as folder:
 
@@ -283,12 +295,7 @@ def loading(_):
             else:
                 check(False, "a damaged weight was taken")
         sources = {"a file": sound, "memory": model, "the file again": sound}
-        threads = [threading.Thread(target=load, args=item) for item in sources.items()]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-    check(not failures, failures)
+        at_once([lambda item=item: load(*item) for item in sources.items()])
     close(found["a file"], expected, 0.1, 0.01, "a weight of 3000 x 5000")
     for what, y in found.items():
         check(np.array_equal(y, found["a file"]), f"{what} gave another product than a file")
@@ -296,8 +303,6 @@ def loading(_):
 
 def damage(model: bytes) -> bytes:
     """The model with one bit of a stored value flipped."""
-    import onnx
-
     proto = onnx.ModelProto.FromString(model)
     values = next(t for t in proto.graph.initializer if t.name == "values")
     raw = bytearray(values.raw_data)
@@ -308,11 +313,9 @@ def damage(model: bytes) -> bytes:
 
 def replaceable(model: bytes) -> bytes:
     """The model with its row offsets as an input, too, of which the initializer is the default."""
-    import onnx
-
     proto = onnx.ModelProto.FromString(model)
     offsets = next(t for t in proto.graph.initializer if t.name == "row_offsets")
-    proto.graph.input.append(onnx.helper.make_tensor_value_info(offsets.name, offsets.data_type, offsets.dims))
+    proto.graph.input.append(helper.make_tensor_value_info(offsets.name, offsets.data_type, offsets.dims))
     return proto.SerializeToString()
 
 
@@ -530,8 +533,6 @@ def exporters_graph(_):
 @section
 def exporters_ops(_):
     """What exporters write around attention, on the GPU alone: growing caches, masks, norms in parts. Floats within 0.002 + 1 %."""
-    from onnx import TensorProto, helper, numpy_helper
-
     half, integer, boolean = TensorProto.FLOAT16, TensorProto.INT64, TensorProto.BOOL
     generator = np.random.default_rng(13)
     x = generator.uniform(-2, 2, (2, 3, 8)).astype(np.float16)
@@ -620,22 +621,13 @@ def two_sessions(models):
     generator = np.random.default_rng(6)
     inputs = [sequences(generator, 8000, [n, n + 9]) for n in (3, 30, 90)]
     expected = [[decoder.run(*one)[0] for one in inputs] for decoder in sessions]
-    failures = []
 
     def work(decoder, wanted):
-        try:
-            for _ in range(10):
-                for one, logits in zip(inputs, wanted):
-                    check(np.array_equal(decoder.run(*one)[0], logits), "a run beside others differs")
-        except Exception as error:  # noqa: BLE001
-            failures.append(error)
+        for _ in range(10):
+            for one, logits in zip(inputs, wanted):
+                check(np.array_equal(decoder.run(*one)[0], logits), "a run beside others differs")
 
-    threads = [threading.Thread(target=work, args=(d, e)) for d, e in zip(sessions, expected) for _ in range(3)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    check(not failures, failures)
+    at_once([lambda d=d, e=e: work(d, e) for d, e in zip(sessions, expected) for _ in range(3)])
 
 
 @section
@@ -645,7 +637,6 @@ def faults_of_runs(models):
     generator = np.random.default_rng(9)
     ids, mask, positions = sequences(generator, 8000, [9, 40])
     expected, _ = decoder.run(ids, mask, positions)
-    failures = []
 
     def good():
         for _ in range(40):
@@ -660,25 +651,12 @@ def faults_of_runs(models):
             else:
                 check(False, "a wrong run beside sound ones was taken")
 
-    def work(action):
-        try:
-            action()
-        except Exception as error:  # noqa: BLE001
-            failures.append(error)
-
-    threads = [threading.Thread(target=work, args=(action,)) for action in (good, bad, good, bad)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    check(not failures, failures)
+    at_once([good, bad, good, bad])
 
 
 @section
 def computed_weight(_):
     """Gemm with a weight that the kernels ahead of it compute, as an adapter's product is, which it may not read early."""
-    from onnx import TensorProto, helper
-
     rows, columns, rank, tokens = 1536, 512, 64, 8
     shapes = {"X": [tokens, columns], "A": [rows, rank], "B": [rank, columns], "Y": [tokens, rows]}
     values = {name: helper.make_tensor_value_info(name, TensorProto.FLOAT16, shape) for name, shape in shapes.items()}
@@ -716,8 +694,6 @@ def recorded_copies(_):
 def graphs_at_once(models):
     """Threads that record and replay graphs of one session at once get what each gets alone, bit for bit."""
     decoder = Decoder(gpu_session(os.path.join(models, "sparse80", "model.onnx"), {"cuda_graph": "1"}, ON_GPU_ONLY))
-    generator = np.random.default_rng(12)
-    failures = []
 
     def text(number, graph):
         lengths, steps = [5 + number, 12], 12
@@ -733,19 +709,11 @@ def graphs_at_once(models):
     expected = [text(number, number) for number in range(3)]
 
     def work(number):
-        try:
-            for repeat in range(3):
-                graph = 10 + 3 * repeat + number
-                check(np.array_equal(text(number, graph), expected[number]), "a graph beside others differs")
-        except Exception as error:  # noqa: BLE001
-            failures.append(error)
+        for repeat in range(3):
+            graph = 10 + 3 * repeat + number
+            check(np.array_equal(text(number, graph), expected[number]), "a graph beside others differs")
 
-    threads = [threading.Thread(target=work, args=(number,)) for number in range(3)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    check(not failures, failures)
+    at_once([lambda number=number: work(number) for number in range(3)])
 
 
 @section
@@ -775,23 +743,14 @@ def two_devices(models):
     ids, mask = np.concatenate([prompt, fresh], axis=1), np.concatenate([prompt_mask, np.ones((2, steps), np.int64)], axis=1)
     expected = OptReference(path).logits(ids, mask, np.maximum(np.cumsum(mask, axis=1) - 1, 0))[:, 10:]
     close(wanted.view(np.float16), expected, 0.06, 0.01, f"{steps} steps")
-    failures = []
 
     def work(one, expected):
-        try:
-            for _ in range(5):
-                check(np.array_equal(one(), expected), "a GPU beside another gives something else")
-        except Exception as error:  # noqa: BLE001
-            failures.append(error)
+        for _ in range(5):
+            check(np.array_equal(one(), expected), "a GPU beside another gives something else")
 
     tasks = [(lambda i=i: text(recorded[i]), wanted) for i in range(2)]
     tasks += [(lambda i=i: plain[i].run(prompt, prompt_mask, prompt_positions)[0], logits) for i in range(2)]
-    threads = [threading.Thread(target=work, args=task) for task in tasks]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    check(not failures, failures)
+    at_once([lambda task=task: work(*task) for task in tasks])
 
     # Caches that one GPU has written are read by a session on the other: ONNX Runtime has them copied.
     states = [InPlace(decoder, 2, capacity) for decoder in plain]

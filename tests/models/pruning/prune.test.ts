@@ -270,6 +270,10 @@ test('folders that are not of the pruning stay as they are', async (t) => {
   const workFolder = `${folder}.partial-activations`;
   await mkdir(workFolder);
   await writeFile(join(workFolder, 'note.txt'), 'keep me');
+  for (const work of [workFolder, join(workFolder, 'flashllm-prune-1', '..'), `${workFolder}/flashllm-prune-1/../`]) {
+    await writeFile(join(`${folder}.partial`, 'progress.json'), JSON.stringify({ fingerprint: '', layers: [], work }));
+    await t.throwsAsync(prune(model, { output: folder }), { message: /not what a pruning leaves: .*--restart/ });
+  }
   await prune(model, { output: folder, restart: true, workFolder });
   t.deepEqual(await readdir(workFolder), ['note.txt']);
   t.deepEqual((await readdir(join(folder, '..'))).sort(), ['pruned', 'pruned.partial-activations']);
