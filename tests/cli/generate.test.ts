@@ -22,7 +22,7 @@ test.before(async () => {
 test.after.always(() => rm(folder, { recursive: true }));
 
 async function flashllm(args: string[], input = ''): Promise<{ code: number; stdout: string; stderr: string }> {
-  const child = spawn(process.execPath, ['--import=tsx', main, ...args], { env: { ...process.env, NO_COLOR: '1' } });
+  const child = spawn(process.execPath, ['--import=tsx', main, ...args]);
   const output = { stdout: '', stderr: '' };
   for (const name of ['stdout', 'stderr'] as const)
     child[name].on('data', (data) => {
@@ -229,10 +229,7 @@ test.serial('a reader that leaves is no error of any command, and the work is do
 test.serial('output that cannot be written for another reason is an error, told once', async (t) => {
   const full = await open('/dev/full', 'w');
   const args = ['--import=tsx', main, 'inspect', folder];
-  const child = spawn(process.execPath, args, {
-    stdio: ['ignore', full.fd, 'pipe'],
-    env: { ...process.env, NO_COLOR: '1' },
-  });
+  const child = spawn(process.execPath, args, { stdio: ['ignore', full.fd, 'pipe'] });
   const ended = once(child, 'exit');
   t.regex(await readAll(child.stderr as Readable), /^error: ENOSPC: .*\n$/);
   t.deepEqual(await ended, [1, null]);

@@ -12,7 +12,7 @@ import { randomParameters, temporaryFolder, tinyConfig, writeCheckpoint } from '
 const main = fileURLToPath(new URL('../../cli/main.ts', import.meta.url));
 
 function start(...args: string[]) {
-  const child = spawn(process.execPath, ['--import=tsx', main, ...args], { env: { ...process.env, NO_COLOR: '1' } });
+  const child = spawn(process.execPath, ['--import=tsx', main, ...args]);
   let stdout = '';
   let stderr = '';
   child.stdout.on('data', (data) => {
