@@ -1,6 +1,6 @@
 // Times SparseMatMul against cublasGemmEx, the best algorithm of cuBLASLt's heuristic, and cuSPARSELt's product of a
 // weight pruned 2:4, on OPT's four matrices: every output checked, weights rotated through device memory, candidates
-// taking turns. docs/kernels.md says what the columns mean.
+// taking turns. bench/spmm/README.md says what the columns mean.
 #include <algorithm>
 #include <cmath>
 #include <cstdio>

@@ -187,8 +187,8 @@ struct QuadStage {
 };
 
 /// Units of a stage of a panel of this depth, not of kQuads, whose stages are as QuadStage says. Row groups have half
-/// as many of halves: their stages come one by one into a ring that holds few whole ones (docs/kernels.md); words are
-/// fewer rows. Rings of 24 warps have no room for more of either.
+/// as many of halves: their stages come one by one into a ring that holds few whole ones (docs/kernels-experiments.md);
+/// words are fewer rows. Rings of 24 warps have no room for more of either.
 FLASHLLM_HD constexpr int StageUnits(Columns columns, Team team, int depth) {
   return team == Team::kRowTriplet ? 4
          : team == Team::kRowGroup ? (columns == Columns::kHalves ? 4 : 8)

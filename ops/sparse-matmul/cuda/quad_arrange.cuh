@@ -97,7 +97,8 @@ class QuadArranger {
 
  private:
   static constexpr uint32_t kAllRows = (1u << kTileRows) - 1;
-  /// What a score counts: a row of those that are wanted and a row, and an X more in the bank group (docs/kernels.md).
+  /// What a score counts: a row of those that are wanted and a row, and an X more in the bank group
+  /// (docs/kernels-experiments.md).
   static constexpr int kWanted = 3, kRow = -1, kBank = -5;
   static constexpr int kNotNegative = -(kRow * kTileRows + kBank * 8);  // added to all scores
 

@@ -11,7 +11,7 @@ constexpr int kGroupLanes = 4;  // K lanes of a thread block
 constexpr int kGroupDepth = PanelDepth(Team::kWarpgroup, PanelTiles(Team::kWarpgroup));
 constexpr int kChunkK = kBoxK, kChunkUnits = kChunkK / kUnitK;
 
-/// How a kernel multiplies. By measurement (docs/kernels.md).
+/// How a kernel multiplies. By measurement (docs/kernels-experiments.md).
 enum class Products {
   kAlone,     // each warp for itself (mma), with X in registers
   kTogether,  // a warpgroup's four warps together (wgmma), with X in shared memory
