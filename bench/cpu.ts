@@ -26,7 +26,7 @@ const MOST_DENSE_BYTES = 1.2e9;
 const TURNS = 4;
 
 interface Options {
-  isa: 'auto' | 'avx512' | 'avx2' | 'reference';
+  isa: 'auto' | 'avx512' | 'avx2' | 'neon' | 'reference';
   threads: number;
   seconds: number;
   columns: number[];
@@ -252,7 +252,7 @@ await new Command('bench:cpu')
   .description('SparseMatMul and decoding on the CPU, against ONNX Runtime, in one process.')
   .addOption(
     new Option('--isa <name>', 'instruction set of our kernels')
-      .choices(['auto', 'avx512', 'avx2', 'reference'])
+      .choices(['auto', 'avx512', 'avx2', 'neon', 'reference'])
       .default('auto'),
   )
   .option('--threads <number>', 'threads of either side', positive, os.availableParallelism())

@@ -91,8 +91,10 @@ int main(int argc, char** argv) {
   const std::string isa_name = argc > 1 ? argv[1] : "best";
   const int threads = argc > 2 ? std::atoi(argv[2]) : 2;
   const std::string type_name = argc > 3 ? argv[3] : "float16";
-  const Isa best = flashllm::cpu::DetectIsa();
-  const Isa isa = isa_name == "avx2" ? Isa::kAvx2 : isa_name == "reference" ? Isa::kReference : best;
+  Isa isa = flashllm::cpu::DetectIsa();
+  for (const Isa other : flashllm::cpu::SupportedIsas()) {
+    if (isa_name == flashllm::cpu::IsaName(other)) isa = other;
+  }
   const ValueType type = type_name == "float32"   ? ValueType::kFloat32
                          : type_name == "float16" ? ValueType::kFloat16
                                                   : ValueType::kBFloat16;

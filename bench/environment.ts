@@ -40,6 +40,9 @@ function commit(): string {
   }
 }
 
+/** As /proc/cpuinfo names them: x86-64's, AArch64's. */
+const VECTOR_EXTENSIONS = ['avx2', 'avx512f', 'avx512_vbmi2', 'avx512_fp16', 'amx_bf16', 'asimd', 'sve', 'sve2'];
+
 /**
  * The model name, with the numbers that tell generations apart where a virtual machine hides the rest of the name, and the vector
  * extensions that decide which kernels run.
@@ -48,7 +51,10 @@ function cpuName(): string {
   const info = readFileSync('/proc/cpuinfo', 'utf8');
   const field = (name: string): string | undefined => new RegExp(`^${name}\\s*:\\s*(.*)$`, 'm').exec(info)?.[1];
   const model = os.cpus()[0]?.model ?? 'unknown';
-  const flags = field('flags')?.split(' ') ?? [];
-  const known = ['avx2', 'avx512f', 'avx512_vbmi2', 'avx512_fp16', 'amx_bf16'].filter((flag) => flags.includes(flag));
-  return `${model}, family ${field('cpu family') ?? '?'} model ${field('model') ?? '?'} (${known.join(', ')})`;
+  const flags = (field('flags') ?? field('Features'))?.split(' ') ?? [];
+  const known = VECTOR_EXTENSIONS.filter((flag) => flags.includes(flag));
+  const kind = field('CPU part')
+    ? `implementer ${field('CPU implementer')} part ${field('CPU part')}`
+    : `family ${field('cpu family') ?? '?'} model ${field('model') ?? '?'}`;
+  return `${model}, ${kind} (${known.join(', ')})`;
 }

@@ -18,7 +18,7 @@ export interface FlashLLMOptions {
   /** Whether weights on a GPU are laid out only in the way that takes the least memory, 1.02 to 1.2 times the packed weights of large models. The way that is fastest with many zeros takes up to 1.7 times. Without the option a session's weights have that where it takes at most half of the memory that the compact way would leave free; where not, they are compact too, and the log says so. Products are the same within rounding. Default: false. */
   readonly compactWeights?: boolean;
   /** CPU instruction set of the kernels. auto takes the best one that the processor has; reference is plain C++. Default: 'auto'. */
-  readonly isa?: 'auto' | 'avx512' | 'avx2' | 'reference';
+  readonly isa?: 'auto' | 'avx512' | 'avx2' | 'neon' | 'reference';
   /** Into how many parts a product is cut for ONNX Runtime's thread pool. 0: intraOpNumThreads in Node, else one per core. Default: 0. */
   readonly threads?: number;
   /** Whether the checksum of each packed weight is verified when a session is created. Bounds are always checked. Default: true. */
@@ -41,7 +41,7 @@ export const optionTable: readonly {
   { key: 'expandedMegabytes', name: 'expanded_megabytes', type: 'int', values: [] },
   { key: 'jaggedMegabytes', name: 'jagged_megabytes', type: 'int', values: [] },
   { key: 'compactWeights', name: 'compact_weights', type: 'bool', values: [] },
-  { key: 'isa', name: 'isa', type: 'enum', values: ['auto', 'avx512', 'avx2', 'reference'] },
+  { key: 'isa', name: 'isa', type: 'enum', values: ['auto', 'avx512', 'avx2', 'neon', 'reference'] },
   { key: 'threads', name: 'threads', type: 'int', values: [] },
   { key: 'verifyChecksum', name: 'verify_checksum', type: 'bool', values: [] },
   { key: 'logUnclaimed', name: 'log_unclaimed', type: 'bool', values: [] },

@@ -10,7 +10,7 @@ const DenseKernels& BestDenseKernels() {
       return kAvx512DenseKernels;
     case cpu::Isa::kAvx2:
       return kAvx2DenseKernels;
-    case cpu::Isa::kReference:
+    default:
       break;
   }
 #endif

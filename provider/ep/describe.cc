@@ -14,11 +14,11 @@ namespace {
 /// Names of the instruction sets that matter here and that this processor has.
 std::string CpuFeatures() {
   std::string names;
-#if defined(__x86_64__)
-  __builtin_cpu_init();
   const auto add = [&](const char* name, bool has) {
     if (has) names += (names.empty() ? "" : ", ") + JsonString(name);
   };
+#if defined(__x86_64__)
+  __builtin_cpu_init();
   add("sse4.2", __builtin_cpu_supports("sse4.2"));
   add("avx", __builtin_cpu_supports("avx"));
   add("avx2", __builtin_cpu_supports("avx2"));
@@ -27,6 +27,8 @@ std::string CpuFeatures() {
   add("avx512bw", __builtin_cpu_supports("avx512bw"));
   add("avx512vl", __builtin_cpu_supports("avx512vl"));
   add("avx512vbmi2", __builtin_cpu_supports("avx512vbmi2"));
+#else
+  for (const cpu::Isa isa : cpu::SupportedIsas()) add(cpu::IsaName(isa), isa != cpu::Isa::kReference);
 #endif
   return "[" + names + "]";
 }

@@ -91,15 +91,13 @@ std::map<std::string, std::string> GivenOptions(const OrtSessionOptions* session
 }
 
 cpu::Isa ReadIsa(const std::string& value) {
-  const cpu::Isa best = cpu::DetectIsa();
-  if (value == "auto") return best;
-  const cpu::Isa asked = value == "avx512" ? cpu::Isa::kAvx512
-                         : value == "avx2" ? cpu::Isa::kAvx2
-                                           : cpu::Isa::kReference;
-  if (asked > best) {
-    Reject("option isa is '" + value + "', but this processor's best is '" + cpu::IsaName(best) + "'. Use auto");
+  if (value == "auto") return cpu::DetectIsa();
+  std::vector<const char*> names;
+  for (cpu::Isa isa : cpu::SupportedIsas()) {
+    names.push_back(cpu::IsaName(isa));
+    if (value == names.back()) return isa;
   }
-  return asked;
+  Reject("option isa is '" + value + "', but this processor has: " + Join(names) + ". Use auto");
 }
 
 }  // namespace

@@ -85,9 +85,13 @@ test('provider options are checked, in TypeScript and in the library', async (t)
     message:
       /'devise'.*device, deviceId, cudaGraph, expectedBatch, expandedMegabytes, jaggedMegabytes, compactWeights, isa, threads/,
   });
-  await t.throwsAsync(using({ isa: 'neon' }), {
+  await t.throwsAsync(using({ isa: 'altivec' }), {
     instanceOf: InvalidOptionError,
-    message: /avx512, avx2, reference.*'neon'/,
+    message: /avx512, avx2, neon, reference.*'altivec'/,
+  });
+  await t.throwsAsync(using({ isa: process.arch === 'arm64' ? 'avx2' : 'neon' }), {
+    code: 'ORT_INVALID_ARGUMENT',
+    message: /this processor has: reference.*Use auto/,
   });
   await t.throwsAsync(using({ verifyChecksum: 1 }), { instanceOf: InvalidOptionError });
   await t.throwsAsync(using({ compactWeights: 1 }), {

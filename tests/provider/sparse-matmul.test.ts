@@ -10,11 +10,10 @@ import {
   toFloat16,
 } from './sparse-model.js';
 
-const isas = (['reference', 'avx2', 'avx512'] as const).filter((_, i) => i <= isaRank(doctorFacts().cpu?.isa));
-
-function isaRank(best: string | undefined): number {
-  return best === 'avx512' ? 2 : best === 'avx2' ? 1 : 0;
-}
+/** The kernels' instruction sets, each of which comes with those before it. */
+const KNOWN_ISAS =
+  process.arch === 'arm64' ? (['reference', 'neon'] as const) : (['reference', 'avx2', 'avx512'] as const);
+const isas = KNOWN_ISAS.slice(0, (KNOWN_ISAS as readonly string[]).indexOf(doctorFacts().cpu?.isa ?? '') + 1);
 
 /** Runs a random model on `n` random rows and returns the largest error in units of its bound, with the output. */
 async function worstError(

@@ -24,8 +24,9 @@ bool IsHalfWide() {
 }  // namespace
 #endif
 
-Isa DetectIsa() {
-#ifdef FLASHLLM_X86
+std::vector<Isa> SupportedIsas() {
+  std::vector<Isa> isas = {Isa::kReference};
+#if defined(FLASHLLM_X86)
   // GCC's and Clang's test covers CPUID and, by XGETBV, whether the system saves the registers.
   __builtin_cpu_init();
   const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c") &&
@@ -33,11 +34,15 @@ Isa DetectIsa() {
   const bool avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                       __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
                       __builtin_cpu_supports("avx512vbmi2");
-  if (avx2 && avx512) return Isa::kAvx512;
-  if (avx2) return Isa::kAvx2;
+  if (avx2) isas.push_back(Isa::kAvx2);
+  if (avx2 && avx512) isas.push_back(Isa::kAvx512);
+#elif defined(FLASHLLM_ARM64)
+  isas.push_back(Isa::kNeon);
 #endif
-  return Isa::kReference;
+  return isas;
 }
+
+Isa DetectIsa() { return SupportedIsas().back(); }
 
 const char* IsaName(Isa isa) {
   switch (isa) {
@@ -47,15 +52,19 @@ const char* IsaName(Isa isa) {
       return "avx2";
     case Isa::kAvx512:
       return "avx512";
+    case Isa::kNeon:
+      return "neon";
   }
   return "unknown";
 }
 
 std::unique_ptr<SparseMatMul> MakeSparseMatMul(const PackedWeight& weight, Isa isa) {
-#ifdef FLASHLLM_X86
+#if defined(FLASHLLM_X86)
   static const bool half_wide = IsHalfWide();
   if (isa == Isa::kAvx512) return MakeBlocked(weight, Avx512Kernels(half_wide));
   if (isa == Isa::kAvx2) return MakeBlocked(weight, Avx2Kernels());
+#elif defined(FLASHLLM_ARM64)
+  if (isa == Isa::kNeon) return MakeBlocked(weight, NeonKernels());
 #endif
   static_cast<void>(isa);
   return MakeReference(weight);

@@ -1,4 +1,5 @@
-// Between the blocked driver (blocked.cc, compiled for every machine) and the vector kernels (avx2.cc, avx512.cc).
+// Between the blocked driver (blocked.cc, compiled for every machine) and the vector kernels (avx2.cc, avx512.cc,
+// neon.cc).
 //
 // Plain structs and function pointers only: an inline function or template that both sides instantiate could reach the
 // linker in its AVX-512 form and then run on a machine without it. Kernel files keep everything else in anonymous
@@ -50,7 +51,7 @@ constexpr int64_t kMaxExpandColumns = 8, kMostExpandWords = 128;
 
 struct Kernels {
   const char* name;
-  /// Floats in a vector. Tiles are a multiple of it, or kNarrowTile.
+  /// Floats in a vector. Tiles are a multiple of it, or 8 columns.
   int64_t vector;
 
   /// From which sparsity on `list` and `accumulate` beat `expand`, for 1 to kMaxExpandColumns columns; measured.
@@ -90,5 +91,6 @@ struct Kernels {
 const Kernels& Avx2Kernels();
 /// `half_wide`: of a processor that computes 512 bits in two steps of 256 (Zen 4).
 const Kernels& Avx512Kernels(bool half_wide);
+const Kernels& NeonKernels();
 
 }  // namespace flashllm::cpu

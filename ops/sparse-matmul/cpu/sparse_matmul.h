@@ -5,14 +5,18 @@
 #include <functional>
 #include <memory>
 #include <string>
+#include <vector>
 
 #include "ops/sparse-matmul/format.h"
 
 namespace flashllm::cpu {
 
-enum class Isa { kReference, kAvx2, kAvx512 };  // kAvx512: F, BW, VL, DQ, VBMI2
+/// kAvx2: with FMA and F16C. kAvx512: F, BW, VL, DQ, VBMI2. kNeon: AArch64's.
+enum class Isa { kReference, kAvx2, kAvx512, kNeon };
 
-/// The best instruction set that this machine runs, by CPUID (and XGETBV).
+/// The instruction sets that this machine runs, the best last; by CPUID (and XGETBV) where they differ.
+std::vector<Isa> SupportedIsas();
+/// The last of them.
 Isa DetectIsa();
 const char* IsaName(Isa isa);
 
@@ -46,7 +50,7 @@ class SparseMatMul {
 };
 
 /// `weight` must come from Validate(); its parts must outlive the result, which reads them.
-/// An `isa` that this machine lacks is an error of the caller: pass DetectIsa() or less.
+/// An `isa` that this machine lacks is an error of the caller: pass one of SupportedIsas().
 std::unique_ptr<SparseMatMul> MakeSparseMatMul(const PackedWeight& weight, Isa isa);
 
 }  // namespace flashllm::cpu

@@ -29,13 +29,6 @@ constexpr double kUnit = 1.0 / (1 << 24);
 // one.
 constexpr double kExtraRoundings = 8;
 
-std::vector<Isa> IsasOfThisMachine() {
-  std::vector<Isa> isas = {Isa::kReference};
-  if (DetectIsa() >= Isa::kAvx2) isas.push_back(Isa::kAvx2);
-  if (DetectIsa() >= Isa::kAvx512) isas.push_back(Isa::kAvx512);
-  return isas;
-}
-
 // Threads that take turns in no fixed order.
 ParallelFor RunOn(int threads) {
   return [threads](int64_t count, const std::function<void(int64_t)>& body) {
@@ -178,7 +171,7 @@ void CheckEverywhere(const Case& c) {
   CAPTURE(c.sparsity);
   CAPTURE(NameOf(c.pattern));
   const Problem problem(c);
-  for (Isa isa : IsasOfThisMachine()) {
+  for (Isa isa : SupportedIsas()) {
     CAPTURE(IsaName(isa));
     const Tensor y = problem.Run(isa, 1);
     problem.Check(y);
@@ -241,7 +234,7 @@ TEST_CASE("rows too long for two-byte positions") {
 TEST_CASE("results are the same bits for any number of threads, and from run to run") {
   for (int64_t n : {1, 8, 64, 130}) {
     const Problem problem({517, 1030, n, 0.8});
-    for (Isa isa : IsasOfThisMachine()) {
+    for (Isa isa : SupportedIsas()) {
       const Tensor y = problem.Run(isa, 1);
       for (int threads : {1, 2, 5, 16}) CHECK(y.SameBytes(problem.Run(isa, threads)));
     }
@@ -250,7 +243,7 @@ TEST_CASE("results are the same bits for any number of threads, and from run to 
 
 TEST_CASE("no columns of X: nothing is touched") {
   const OwnedPackedWeight weight = PackDense(RandomDense(5, 70, 0.5, Pattern::kUniform, 1), 5, 70, ValueType::kFloat16);
-  for (Isa isa : IsasOfThisMachine()) {
+  for (Isa isa : SupportedIsas()) {
     MatMulArgs args;  // null pointers
     MakeSparseMatMul(weight.view, isa)->Run(args, 2, RunOn(2));
   }
@@ -263,7 +256,7 @@ TEST_CASE("infinities and NaNs among the weights reach the result") {
   dense[7 * columns + 99] = std::numeric_limits<float>::quiet_NaN();
   for (ValueType value_type : kValueTypes) {
     const OwnedPackedWeight weight = PackDense(dense, rows, columns, value_type);
-    for (Isa isa : IsasOfThisMachine()) {
+    for (Isa isa : SupportedIsas()) {
       for (int64_t n : {1, 8, 40}) {
         const std::vector<float> x(static_cast<size_t>(n * columns), 0.5f);
         std::vector<float> y(static_cast<size_t>(n * rows));
@@ -299,7 +292,7 @@ TEST_CASE("the parts of a weight may lie at any address") {
     shifted.bitmap = bitmap.get() + 1;
     std::memcpy(&shifted.row_offsets, &offsets_at, sizeof(offsets_at));
     shifted.values = values.get() + 1;
-    for (Isa isa : IsasOfThisMachine()) {
+    for (Isa isa : SupportedIsas()) {
       for (int64_t n : {1, 8, 20}) {
         const std::vector<float> x = RandomFloats(static_cast<size_t>(n * 150), 2);
         std::vector<float> straight(static_cast<size_t>(n * 33)), moved(static_cast<size_t>(n * 33));
