@@ -7,6 +7,7 @@ import { inside } from './onnx/external-data.js';
 import { TempFile } from './onnx/temp-file.js';
 
 const CONFIG = 'config.json';
+const GENERATION_CONFIG = 'generation_config.json';
 
 /** Files of a tokenizer. */
 const TOKENIZER =
@@ -84,9 +85,10 @@ export async function copyCompanions(from: string, to: string): Promise<string[]
   return names;
 }
 
-/** Removes the tokenizer files of a folder but those to keep: an earlier model's there would be taken for this one's. */
-export async function removeTokenizer(folder: string, keep: readonly string[]): Promise<void> {
-  const names = readdirSync(folder).filter((name) => isTokenizer(name) && !keep.includes(name));
+/** Removes what an earlier model has left in a folder and would be taken for this one's, but not the files to keep. */
+export async function removeStaleCompanions(folder: string, keep: readonly string[]): Promise<void> {
+  const stale = (name: string) => isTokenizer(name) || name === GENERATION_CONFIG;
+  const names = readdirSync(folder).filter((name) => stale(name) && !keep.includes(name));
   for (const name of names) if (isFile(path.join(folder, name))) await rm(path.join(folder, name));
 }
 

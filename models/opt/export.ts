@@ -4,7 +4,7 @@ import {
   companionsOf,
   copyCompanions,
   declareDataFiles,
-  removeTokenizer,
+  removeStaleCompanions,
   writeWhole,
 } from '../../graph-passes/companions.js';
 import type { ModelProto } from '../../graph-passes/onnx/proto.js';
@@ -89,7 +89,7 @@ export async function exportRandomOpt(
   const model = buildOptModel(config, weights, { dtype: options.dtype ?? 'float32', attention });
   const companions = ['config.json'];
   const saved = await save(model, options, [], companions);
-  await removeTokenizer(options.output, []);
+  await removeStaleCompanions(options.output, []);
   await writeWhole(join(options.output, 'config.json'), `${JSON.stringify(configJson, undefined, 2)}\n`);
   await declareDataFiles(options.output, [modelFile]);
   return { ...saved, config, attention, companions, unusedTensors: [] };
@@ -146,7 +146,7 @@ async function planCompanions(folder: string, output: string): Promise<Companion
 async function writeCompanions(folder: string, output: string, { names, tokenizer }: Companions): Promise<void> {
   if (!isSame(folder, output)) {
     await copyCompanions(folder, output);
-    await removeTokenizer(output, names);
+    await removeStaleCompanions(output, names);
   }
   await declareDataFiles(output, [modelFile]);
   if (tokenizer !== undefined) await writeWhole(join(output, 'tokenizer.json'), tokenizer);
