@@ -6,6 +6,23 @@
 #include "provider/ep/op_schema.h"
 
 namespace flashllm::ep {
+namespace {
+
+template <typename Number>
+Number NumberAttribute(const OrtNode* node, const char* name, OrtOpAttrType type, Number otherwise) {
+  const OrtOpAttr* attribute = nullptr;
+  OrtStatus* status = g_ort.api->Node_GetAttributeByName(node, name, &attribute);
+  Number value = otherwise;
+  if (status == nullptr && attribute != nullptr) {
+    size_t read = 0;
+    status = g_ort.api->ReadOpAttr(attribute, type, &value, sizeof value, &read);
+    if (status != nullptr) value = otherwise;
+  }
+  if (status != nullptr) g_ort.api->ReleaseStatus(status);
+  return value;
+}
+
+}  // namespace
 
 std::string OpName(const OrtNode* node) {
   const char* name = nullptr;
@@ -24,16 +41,11 @@ bool IsSparseMatMul(const OrtNode* node) {
 }
 
 int64_t IntAttribute(const OrtNode* node, const char* name, int64_t otherwise) {
-  const OrtOpAttr* attribute = nullptr;
-  OrtStatus* status = g_ort.api->Node_GetAttributeByName(node, name, &attribute);
-  int64_t value = otherwise;
-  if (status == nullptr && attribute != nullptr) {
-    size_t read = 0;
-    status = g_ort.api->ReadOpAttr(attribute, ORT_OP_ATTR_INT, &value, sizeof value, &read);
-    if (status != nullptr) value = otherwise;
-  }
-  if (status != nullptr) g_ort.api->ReleaseStatus(status);
-  return value;
+  return NumberAttribute(node, name, ORT_OP_ATTR_INT, otherwise);
+}
+
+float FloatAttribute(const OrtNode* node, const char* name, float otherwise) {
+  return NumberAttribute(node, name, ORT_OP_ATTR_FLOAT, otherwise);
 }
 
 std::vector<const OrtNode*> NodesOf(const OrtGraph* graph) {

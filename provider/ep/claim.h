@@ -14,8 +14,9 @@ namespace flashllm::ep {
 std::string OpName(const OrtNode* node);
 bool IsSparseMatMul(const OrtNode* node);
 
-/// The int attribute `name`; `otherwise` where it is missing or no int (the kernel then says what is wrong).
+/// The attribute `name`; `otherwise` where it is missing or of another type (the kernel then says what is wrong).
 int64_t IntAttribute(const OrtNode* node, const char* name, int64_t otherwise);
+float FloatAttribute(const OrtNode* node, const char* name, float otherwise);
 
 std::vector<const OrtNode*> NodesOf(const OrtGraph* graph);
 /// Null where an optional input is left out.

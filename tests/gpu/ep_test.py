@@ -543,10 +543,13 @@ def exporters_ops(_):
     nodes, constants, expected = [], {}, {}
 
     def node(op, names, value, element, **attributes):
-        output = f"y{len(expected)}"
-        nodes.append(helper.make_node(op, names, [output], f"{op}{len(expected)}", **attributes))
-        expected[output] = (element, value)
-        return output
+        return several(op, names, [value], element, **attributes)[0]
+
+    def several(op, names, values, element, **attributes):
+        outputs = [f"y{len(expected) + index}" for index in range(len(values))]
+        nodes.append(helper.make_node(op, names, outputs, f"{op}{len(expected)}", **attributes))
+        expected.update((output, (element, value)) for output, value in zip(outputs, values))
+        return outputs
 
     def constant(values, dtype=np.int64):
         name = f"c{len(constants)}"
@@ -577,6 +580,20 @@ def exporters_ops(_):
     square = node("Pow", ["X", constant(2, np.float16)], wide**2, half)
     mean = node("ReduceMean", [square], (wide**2).mean(2, keepdims=True), half, axes=[-1])
     node("Sqrt", [mean], np.sqrt((wide**2).mean(2, keepdims=True)), half)
+    for op, value in (("Neg", -wide), ("Abs", abs(wide)), ("Exp", np.exp(wide)), ("Tanh", np.tanh(wide))):
+        node(op, ["X"], value, half)
+    node("Neg", ["I"], -ids, integer)
+    least_score = np.finfo(np.float16).min
+    masked = constant(np.where(x > 0, x, -np.inf), np.float16)
+    node("Max", [masked, constant(least_score, np.float16)], np.where(x > 0, x, least_score), half)
+    node("Min", ["X", constant(past[:, :1], np.float16)], np.minimum(x, past[:, :1]), half)
+    node("Xor", [less, more], ids != 0, boolean)
+    node("ReduceMin", ["I"], ids.min(1), integer, axes=[1], keepdims=0)
+    node("ReduceSum", ["I", constant([0])], ids.sum(0, keepdims=True), integer)
+    node("ReduceSum", ["X", constant([1, 2])], wide.sum((1, 2)), half, keepdims=0)
+    several("Split", ["P"], np.split(past, 4, 2), half, axis=2)
+    several("Split", ["I", constant([3, 0, 1])], np.split(ids, [3, 3], 0), integer)
+    node("Range", [constant(value, np.float32) for value in (2.5, -1.0, -0.75)], np.arange(2.5, -1.0, -0.75), TensorProto.FLOAT)
 
     shaped = [helper.make_tensor_value_info(name, element, value.shape) for name, (element, value) in inputs.items()]
     outputs = [helper.make_tensor_value_info(name, element, value.shape) for name, (element, value) in expected.items()]
@@ -585,12 +602,14 @@ def exporters_ops(_):
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
     session = gpu_session(model.SerializeToString(), config=ON_GPU_ONLY, level=ort.GraphOptimizationLevel.ORT_DISABLE_ALL)
     found = session.run(list(expected), {name: value for name, (_, value) in inputs.items()})
-    for one, value, (element, wanted) in zip(nodes, found, expected.values()):
-        check(value.shape == wanted.shape, f"{one.name}: shape {value.shape}, expected {wanted.shape}")
-        if element == half:
-            close(value, wanted, 0.002, 0.01, one.name)
+    names = {output: one.name for one in nodes for output in one.output}
+    for value, (output, (element, wanted)) in zip(found, expected.items()):
+        name = names[output]
+        check(value.shape == wanted.shape, f"{name}: shape {value.shape}, expected {wanted.shape}")
+        if element in (half, TensorProto.FLOAT):
+            close(value, wanted, 0.002, 0.01, name)
         else:
-            check(np.array_equal(value, wanted), f"{one.name}: {value}, expected {wanted}")
+            check(np.array_equal(value, wanted), f"{name}: {value}, expected {wanted}")
 
 
 @section

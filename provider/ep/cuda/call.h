@@ -38,7 +38,7 @@ class DeviceScope {
   int previous_ = -1;
 };
 
-/// A stream for the length of a scope.
+/// A stream that is destroyed with its owner.
 class OwnStream {
  public:
   OwnStream() { CheckCuda(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking), "creating a stream"); }

@@ -33,19 +33,6 @@ ValueType TypeOf(const OrtValueInfo* value) {
   return type;
 }
 
-float FloatAttribute(const OrtNode* node, const char* name, float otherwise) {
-  const OrtOpAttr* attribute = nullptr;
-  OrtStatus* status = g_ort.api->Node_GetAttributeByName(node, name, &attribute);
-  float value = otherwise;
-  if (status == nullptr && attribute != nullptr) {
-    size_t read = 0;
-    status = g_ort.api->ReadOpAttr(attribute, ORT_OP_ATTR_FLOAT, &value, sizeof value, &read);
-    if (status != nullptr) value = otherwise;
-  }
-  if (status != nullptr) g_ort.api->ReleaseStatus(status);
-  return value;
-}
-
 /// Empty where it is left out.
 std::vector<int64_t> IntsAttribute(const OrtNode* node, const char* name) {
   const OrtOpAttr* attribute = nullptr;
@@ -256,6 +243,11 @@ std::string ConcatRule(const OrtNode* node) {
   return "";
 }
 
+/// Of Min and Max, which may have any number of operands.
+std::string ExtremeRule(const OrtNode* node) {
+  return InputsOf(node).size() == 2 ? "" : "the GPU kernel takes two operands only";
+}
+
 std::string PowRule(const OrtNode* node) {
   const std::vector<const OrtValueInfo*> inputs = InputsOf(node);
   return TypeOf(inputs[0]).element == TypeOf(inputs[1]).element ? "" : "the GPU kernel takes powers of one type only";
@@ -280,7 +272,11 @@ const std::map<std::string, Rule>& Rules() {
       {"MatMul", MatMulRule},
       {"Softmax", SoftmaxRule},
       {"ReduceMax", ReduceRule},
+      {"ReduceMin", ReduceRule},
+      {"ReduceSum", ReduceRule},
       {"ReduceMean", ReduceRule},
+      {"Min", ExtremeRule},
+      {"Max", ExtremeRule},
       {"Pow", PowRule},
       {"ArgMax", ArgMaxRule},
       {"Concat", ConcatRule},
@@ -291,6 +287,7 @@ const std::map<std::string, Rule>& Rules() {
       {"Where", ShapeArithmetic},
       {"Transpose", ShapeArithmetic},
       {"Slice", ShapeArithmetic},
+      {"Split", ShapeArithmetic},
       {"CumSum", ShapeArithmetic},
       {"Equal", ShapeArithmetic},
       {"Less", ShapeArithmetic},
@@ -299,7 +296,10 @@ const std::map<std::string, Rule>& Rules() {
       {"GreaterOrEqual", ShapeArithmetic},
       {"And", ShapeArithmetic},
       {"Or", ShapeArithmetic},
+      {"Xor", ShapeArithmetic},
       {"Not", ShapeArithmetic},
+      {"Neg", ShapeArithmetic},
+      {"Abs", ShapeArithmetic},
   };
   return rules;
 }

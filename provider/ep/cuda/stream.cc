@@ -1,5 +1,6 @@
 #include "provider/ep/cuda/stream.h"
 
+#include <memory>
 #include <utility>
 
 #include "provider/ep/cuda/call.h"
@@ -51,8 +52,9 @@ class Notification : public OrtSyncNotificationImpl {
 
 class SyncStream : public OrtSyncStreamImpl {
  public:
-  SyncStream(int device, cudaStream_t stream, bool owned, std::shared_ptr<RunStreams> runs)
-      : OrtSyncStreamImpl{}, device_(device), stream_(stream), owned_(owned), runs_(std::move(runs)) {
+  /// `own`: the stream, where it is this object's; else null.
+  SyncStream(int device, cudaStream_t stream, std::unique_ptr<OwnStream> own, std::shared_ptr<RunStreams> runs)
+      : OrtSyncStreamImpl{}, device_(device), stream_(stream), own_(std::move(own)), runs_(std::move(runs)) {
     if (runs_ != nullptr) runs_->Add(stream_);
     ort_version_supported = g_ort.version;
     OrtSyncStreamImpl::Release = [](OrtSyncStreamImpl* self) noexcept { delete static_cast<SyncStream*>(self); };
@@ -80,7 +82,6 @@ class SyncStream : public OrtSyncStreamImpl {
     } catch (...) {  // a device that failed: its memory is not used again either
     }
     if (runs_ != nullptr) runs_->Remove(stream_);
-    if (owned_) static_cast<void>(cudaStreamDestroy(stream_));
   }
 
  private:
@@ -93,7 +94,7 @@ class SyncStream : public OrtSyncStreamImpl {
 
   const int device_;
   const cudaStream_t stream_;
-  const bool owned_;
+  const std::unique_ptr<OwnStream> own_;
   const std::shared_ptr<RunStreams> runs_;
 };
 
@@ -118,13 +119,13 @@ void RunStreams::Remove(cudaStream_t stream) noexcept {
 
 OrtSyncStreamImpl* MakeSyncStream(int device, std::shared_ptr<RunStreams> runs) {
   const DeviceScope scope(device);
-  cudaStream_t stream = nullptr;
-  CheckCuda(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking), "creating a stream");
-  return new SyncStream(device, stream, true, std::move(runs));
+  auto own = std::make_unique<OwnStream>();
+  const cudaStream_t stream = own->get();
+  return new SyncStream(device, stream, std::move(own), std::move(runs));
 }
 
 OrtSyncStreamImpl* MakeSyncStreamView(int device, cudaStream_t stream) {
-  return new SyncStream(device, stream, false, nullptr);
+  return new SyncStream(device, stream, nullptr, nullptr);
 }
 
 cudaStream_t HandleOf(OrtSyncStream* stream) {

@@ -1,4 +1,4 @@
-// What is computed element by element: arithmetic, comparisons, logic, Relu, Gelu, Sqrt, Cast, Where.
+// What is computed element by element: arithmetic, comparisons, logic, functions of one number, Cast, Where.
 #include "ops/decoder/cuda/elementwise.h"
 
 #include "provider/ep/cuda/kernel.h"
@@ -114,6 +114,8 @@ OrtKernelCreateFunc AddOnGpu() { return Create<Binary<cuda::BinaryOp::kAdd>>; }
 OrtKernelCreateFunc SubOnGpu() { return Create<Binary<cuda::BinaryOp::kSub>>; }
 OrtKernelCreateFunc MulOnGpu() { return Create<Binary<cuda::BinaryOp::kMul>>; }
 OrtKernelCreateFunc DivOnGpu() { return Create<Binary<cuda::BinaryOp::kDiv>>; }
+OrtKernelCreateFunc MinOnGpu() { return Create<Binary<cuda::BinaryOp::kMin>>; }
+OrtKernelCreateFunc MaxOnGpu() { return Create<Binary<cuda::BinaryOp::kMax>>; }
 OrtKernelCreateFunc PowOnGpu() { return Create<Binary<cuda::BinaryOp::kPow>>; }
 OrtKernelCreateFunc EqualOnGpu() { return Create<Binary<cuda::BinaryOp::kEqual>>; }
 OrtKernelCreateFunc LessOnGpu() { return Create<Binary<cuda::BinaryOp::kLess>>; }
@@ -122,8 +124,13 @@ OrtKernelCreateFunc GreaterOnGpu() { return Create<Binary<cuda::BinaryOp::kGreat
 OrtKernelCreateFunc GreaterOrEqualOnGpu() { return Create<Binary<cuda::BinaryOp::kGreaterOrEqual>>; }
 OrtKernelCreateFunc AndOnGpu() { return Create<Binary<cuda::BinaryOp::kAnd>>; }
 OrtKernelCreateFunc OrOnGpu() { return Create<Binary<cuda::BinaryOp::kOr>>; }
+OrtKernelCreateFunc XorOnGpu() { return Create<Binary<cuda::BinaryOp::kXor>>; }
 OrtKernelCreateFunc NotOnGpu() { return Create<Unary<cuda::UnaryOp::kNot>>; }
+OrtKernelCreateFunc NegOnGpu() { return Create<Unary<cuda::UnaryOp::kNeg>>; }
+OrtKernelCreateFunc AbsOnGpu() { return Create<Unary<cuda::UnaryOp::kAbs>>; }
 OrtKernelCreateFunc SqrtOnGpu() { return Create<Unary<cuda::UnaryOp::kSqrt>>; }
+OrtKernelCreateFunc ExpOnGpu() { return Create<Unary<cuda::UnaryOp::kExp>>; }
+OrtKernelCreateFunc TanhOnGpu() { return Create<Unary<cuda::UnaryOp::kTanh>>; }
 OrtKernelCreateFunc ReluOnGpu() { return Create<Unary<cuda::UnaryOp::kRelu>>; }
 OrtKernelCreateFunc GeluOnGpu() { return Create<Unary<cuda::UnaryOp::kGelu>>; }
 OrtKernelCreateFunc CastOnGpu() { return Create<Cast>; }

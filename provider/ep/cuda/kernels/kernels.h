@@ -16,6 +16,8 @@ OrtKernelCreateFunc AddOnGpu();                     // elementwise.cc
 OrtKernelCreateFunc SubOnGpu();                     //
 OrtKernelCreateFunc MulOnGpu();                     //
 OrtKernelCreateFunc DivOnGpu();                     //
+OrtKernelCreateFunc MinOnGpu();                     //
+OrtKernelCreateFunc MaxOnGpu();                     //
 OrtKernelCreateFunc PowOnGpu();                     //
 OrtKernelCreateFunc EqualOnGpu();                   //
 OrtKernelCreateFunc LessOnGpu();                    //
@@ -24,14 +26,21 @@ OrtKernelCreateFunc GreaterOnGpu();                 //
 OrtKernelCreateFunc GreaterOrEqualOnGpu();          //
 OrtKernelCreateFunc AndOnGpu();                     //
 OrtKernelCreateFunc OrOnGpu();                      //
+OrtKernelCreateFunc XorOnGpu();                     //
 OrtKernelCreateFunc NotOnGpu();                     //
+OrtKernelCreateFunc NegOnGpu();                     //
+OrtKernelCreateFunc AbsOnGpu();                     //
 OrtKernelCreateFunc SqrtOnGpu();                    //
+OrtKernelCreateFunc ExpOnGpu();                     //
+OrtKernelCreateFunc TanhOnGpu();                    //
 OrtKernelCreateFunc ReluOnGpu();                    //
 OrtKernelCreateFunc GeluOnGpu();                    //
 OrtKernelCreateFunc CastOnGpu();                    //
 OrtKernelCreateFunc WhereOnGpu();                   //
 OrtKernelCreateFunc SoftmaxOnGpu();                 // reduce.cc
 OrtKernelCreateFunc ReduceMaxOnGpu();               //
+OrtKernelCreateFunc ReduceMinOnGpu();               //
+OrtKernelCreateFunc ReduceSumOnGpu();               //
 OrtKernelCreateFunc ReduceMeanOnGpu();              //
 OrtKernelCreateFunc CumSumOnGpu();                  //
 OrtKernelCreateFunc ArgMaxOnGpu();                  //
@@ -39,6 +48,7 @@ OrtKernelCreateFunc RangeOnGpu();                   //
 OrtKernelCreateFunc ExpandOnGpu();                  // moves.cc
 OrtKernelCreateFunc TransposeOnGpu();               //
 OrtKernelCreateFunc SliceOnGpu();                   //
+OrtKernelCreateFunc SplitOnGpu();                   //
 OrtKernelCreateFunc ConcatOnGpu();                  //
 OrtKernelCreateFunc ReshapeOnGpu();                 // views.cc
 OrtKernelCreateFunc SqueezeOnGpu();                 //

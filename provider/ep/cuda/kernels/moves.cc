@@ -1,4 +1,4 @@
-// Ops that only move elements: Expand, Transpose, Slice, Concat.
+// Ops that only move elements: Expand, Transpose, Slice, Split, Concat.
 #include <algorithm>
 
 #include "ops/decoder/cuda/elementwise.h"
@@ -122,6 +122,50 @@ class Slice : public Move {
   }
 };
 
+/// Sizes are an input in host memory (opset 13), an attribute (before), or left out: parts of one size, of which the
+/// last is smaller where `num_outputs` (opset 18) says that it may be.
+class Split : public Move {
+ public:
+  explicit Split(const OrtKernelInfo* info)
+      : Move(info, "Split"),
+        axis_(IntAttribute(info, "axis", 0)),
+        attribute_(IntsAttribute(info, "split")),
+        uneven_(IntAttribute(info, "num_outputs", 0) != 0) {
+    Check(g_ort.api->KernelInfo_GetOutputCount(info, &outputs_));
+  }
+
+ private:
+  void Run(const Call& call) override {
+    const Tensor x = call.Required(0, "input"), given = call.Input(1);
+    const int axis = Axis(axis_, x.shape.rank, where());
+    const int64_t dim = x.shape.dims[axis], parts = static_cast<int64_t>(outputs_);
+    std::vector<int64_t> sizes = given ? call.HostInts(given) : attribute_;
+    if (sizes.empty() && (uneven_ || dim % parts == 0)) {
+      const int64_t size = (dim + parts - 1) / parts;
+      for (int64_t i = 0; i < parts; ++i) sizes.push_back(std::clamp<int64_t>(dim - i * size, 0, size));
+    }
+    int64_t rest = dim;
+    for (int64_t size : sizes) rest = size < 0 || size > rest ? -1 : rest - size;
+    if (sizes.size() != outputs_ || rest != 0) {
+      Reject("cannot cut axis " + std::to_string(axis) + " of shape " + ShapeText(x.shape) + " into its " +
+             std::to_string(parts) + " outputs");
+    }
+    cuda::Shape shape = x.shape;
+    int64_t starts[cuda::kMaxRank] = {}, steps[cuda::kMaxRank];
+    std::fill_n(steps, cuda::kMaxRank, 1);
+    for (size_t i = 0; i < outputs_; starts[axis] += sizes[i++]) {
+      shape.dims[axis] = sizes[i];
+      void* const y = call.Output(i, shape, x.type);
+      cuda::StridedCopyArgs copy;
+      if (y != nullptr && cuda::DescribeSlice(x.shape, starts, steps, shape.dims, &copy)) Launch(call, &copy, x, y);
+    }
+  }
+  const int64_t axis_;
+  const std::vector<int64_t> attribute_;
+  const bool uneven_;
+  size_t outputs_ = 0;
+};
+
 class Concat : public Move {
  public:
   explicit Concat(const OrtKernelInfo* info) : Move(info, "Concat"), axis_(IntAttribute(info, "axis", 0)) {
@@ -163,6 +207,7 @@ class Concat : public Move {
 OrtKernelCreateFunc ExpandOnGpu() { return Create<Expand>; }
 OrtKernelCreateFunc TransposeOnGpu() { return Create<Transpose>; }
 OrtKernelCreateFunc SliceOnGpu() { return Create<Slice>; }
+OrtKernelCreateFunc SplitOnGpu() { return Create<Split>; }
 OrtKernelCreateFunc ConcatOnGpu() { return Create<Concat>; }
 
 }  // namespace flashllm::ep

@@ -1,7 +1,8 @@
-// Softmax, ReduceMax, ReduceMean, CumSum, ArgMax and Range.
+// Softmax, ReduceMax, -Min, -Sum and -Mean, CumSum, ArgMax and Range.
 #include "ops/decoder/cuda/reduce.h"
 
 #include <algorithm>
+#include <cmath>
 
 #include "provider/ep/cuda/kernel.h"
 #include "provider/ep/cuda/kernels/kernels.h"
@@ -30,12 +31,15 @@ class Softmax : public CudaKernel {
   const int64_t axis_;
 };
 
-/// Over neighbouring axes, given as an input (opset 18) or an attribute (before); none: all.
+/// ONNX's names, in the order of ReduceOp.
+constexpr const char* kReduceNames[] = {"ReduceMax", "ReduceMin", "ReduceSum", "ReduceMean"};
+
+/// Over neighbouring axes, given as an input (opset 18, ReduceSum 13) or an attribute (before); none: all.
 template <cuda::ReduceOp kOp>
 class Reduce : public CudaKernel {
  public:
   explicit Reduce(const OrtKernelInfo* info)
-      : CudaKernel(info, kOp == cuda::ReduceOp::kMax ? "ReduceMax" : "ReduceMean"),
+      : CudaKernel(info, kReduceNames[static_cast<int>(kOp)]),
         attribute_(IntsAttribute(info, "axes")),
         keep_(IntAttribute(info, "keepdims", 1) != 0) {}
 
@@ -128,7 +132,7 @@ class ArgMax : public CudaKernel {
   const bool keep_;
 };
 
-/// Of integers; start, limit and delta are host memory.
+/// start, limit and delta are host memory.
 class Range : public CudaKernel {
  public:
   explicit Range(const OrtKernelInfo* info) : CudaKernel(info, "Range") {}
@@ -139,19 +143,33 @@ class Range : public CudaKernel {
                  delta = call.Required(2, "delta");
     if (start.count() != 1 || limit.count() != 1 || delta.count() != 1)
       Reject("has start, limit or delta of several numbers");
-    const int64_t from = call.HostInts(start)[0], to = call.HostInts(limit)[0], step = call.HostInts(delta)[0];
-    if (step == 0) Reject("has delta 0");
-    const __int128 distance = static_cast<__int128>(to) - from;
-    const __int128 steps = step > 0 ? (distance + step - 1) / step : (distance + step + 1) / step;
-    if (steps > (int64_t{1} << 40)) Reject("has more elements than memory can hold");
-    const int64_t count = distance == 0 || (distance > 0) != (step > 0) ? 0 : static_cast<int64_t>(steps);
     cuda::RangeArgs args;
-    args.y = call.Output(0, MakeShape(&count, 1), start.type);
+    if (start.type == ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT) {
+      const double from = HostFloat(start), to = HostFloat(limit), step = HostFloat(delta);
+      if (step == 0) Reject("has delta 0");
+      args.count = Count(std::ceil((to - from) / step));
+      args.float_start = from, args.float_delta = step;
+    } else {
+      const int64_t from = call.HostInts(start)[0], to = call.HostInts(limit)[0], step = call.HostInts(delta)[0];
+      if (step == 0) Reject("has delta 0");
+      const __int128 distance = static_cast<__int128>(to) - from;
+      const bool none = distance == 0 || (distance > 0) != (step > 0);
+      args.count = none ? 0 : Count((distance + step - (step > 0 ? 1 : -1)) / step);
+      args.start = from, args.delta = step;
+    }
+    args.y = call.Output(0, MakeShape(&args.count, 1), start.type);
     if (args.y == nullptr) return;
-    args.count = count, args.start = from, args.delta = step;
     args.type = DataTypeOf(start.type);
     args.programmatic = ep().programmatic();
     CheckLaunch(cuda::LaunchRange(args, call.stream()));
+  }
+
+  static double HostFloat(const Tensor& tensor) { return *static_cast<const float*>(tensor.data); }
+
+  template <typename Number>
+  int64_t Count(Number steps) const {
+    if (!(steps < static_cast<Number>(int64_t{1} << 40))) Reject("has more elements than memory can hold");
+    return steps > 0 ? static_cast<int64_t>(steps) : 0;
   }
 };
 
@@ -159,6 +177,8 @@ class Range : public CudaKernel {
 
 OrtKernelCreateFunc SoftmaxOnGpu() { return Create<Softmax>; }
 OrtKernelCreateFunc ReduceMaxOnGpu() { return Create<Reduce<cuda::ReduceOp::kMax>>; }
+OrtKernelCreateFunc ReduceMinOnGpu() { return Create<Reduce<cuda::ReduceOp::kMin>>; }
+OrtKernelCreateFunc ReduceSumOnGpu() { return Create<Reduce<cuda::ReduceOp::kSum>>; }
 OrtKernelCreateFunc ReduceMeanOnGpu() { return Create<Reduce<cuda::ReduceOp::kMean>>; }
 OrtKernelCreateFunc CumSumOnGpu() { return Create<CumSum>; }
 OrtKernelCreateFunc ArgMaxOnGpu() { return Create<ArgMax>; }
