@@ -20,8 +20,8 @@ export type NextTokens =
   | { readonly likeliest?: undefined; readonly logits: Logits };
 
 /**
- * One new token for each of the same rows of a cache, again and again. Its tensors never change their shape or place: the mask is as
- * wide as the cache has room. So a step hands nothing over but what it writes into three arrays, and a GPU replays a recorded graph.
+ * One new token for each of the same rows of a cache, again and again. Its tensors never change their shape or place: the mask has its
+ * full width from the first step on. So a step hands nothing over but what it writes into three arrays, and a GPU replays a recorded graph.
  */
 export class DecodeStep {
   private readonly ids: BigInt64Array;
