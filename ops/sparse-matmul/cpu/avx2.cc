@@ -4,15 +4,40 @@
 
 #include "ops/sparse-matmul/cpu/kernels.h"
 #include "ops/sparse-matmul/cpu/transpose_8x8.h"
+#include "ops/sparse-matmul/cpu/vector_kernels.h"
 
 namespace flashllm::cpu {
 namespace {
 
-inline uint64_t LoadWord(const uint8_t* bits) {
-  uint64_t word;
-  __builtin_memcpy(&word, bits, 8);
-  return word;
+/// Eight floats.
+struct Eight {
+  static constexpr int64_t kLanes = 8;
+  __m256 v;
+
+  static inline Eight Zero() { return {_mm256_setzero_ps()}; }
+  static inline Eight All(float value) { return {_mm256_set1_ps(value)}; }
+  static inline Eight Load(const float* from) { return {_mm256_loadu_ps(from)}; }
+  inline void Store(float* to) const { _mm256_storeu_ps(to, v); }
+};
+
+inline Eight Add(Eight a, Eight b) { return {_mm256_add_ps(a.v, b.v)}; }
+inline Eight MultiplyAdd(Eight sum, Eight a, Eight b) { return {_mm256_fmadd_ps(a.v, b.v, sum.v)}; }
+inline float SumOf(Eight a) {
+  __m128 half = _mm_add_ps(_mm256_castps256_ps128(a.v), _mm256_extractf128_ps(a.v, 1));
+  half = _mm_add_ps(half, _mm_movehl_ps(half, half));
+  return _mm_cvtss_f32(_mm_add_ss(half, _mm_movehdup_ps(half)));
 }
+
+class Word {
+ public:
+  explicit inline Word(const uint8_t* bits) : bits_(LoadBits(bits)) {}
+  inline unsigned Mask(int byte) const { return bits_ >> (8 * byte) & 0xFF; }
+  inline int64_t Before(int byte) const { return byte == 0 ? 0 : _mm_popcnt_u64(bits_ << (64 - 8 * byte)); }
+  inline int64_t count() const { return _mm_popcnt_u64(bits_); }
+
+ private:
+  uint64_t bits_;
+};
 
 // By the mask of eight weights: where each finds its value among the packed ones.
 struct Tables {
@@ -38,145 +63,47 @@ constexpr Tables MakeTables() {
 
 constexpr Tables kTables = MakeTables();
 
+inline __m128i Load128(const uint8_t* bytes) { return _mm_loadu_si128(reinterpret_cast<const __m128i*>(bytes)); }
+
+/// Values of two bytes between their zeros.
+inline __m128i Expand16(unsigned mask, const uint8_t* values) {
+  return _mm_shuffle_epi8(Load128(values), Load128(kTables.shuffle16[mask]));
+}
+
 struct Half {
   static constexpr int64_t kSize = 2;
-  static inline __m256 Widen(__m128i packed) { return _mm256_cvtph_ps(packed); }
+  static inline Eight Widen(__m128i packed) { return {_mm256_cvtph_ps(packed)}; }
+  static inline Eight Load(const uint8_t* values) { return Widen(Load128(values)); }
+  static inline Eight Expand(unsigned mask, const uint8_t* values) { return Widen(Expand16(mask, values)); }
 };
 
 struct BFloat16 {
   static constexpr int64_t kSize = 2;
-  static inline __m256 Widen(__m128i packed) {
-    return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(packed), 16));
+  static inline Eight Widen(__m128i packed) {
+    return {_mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(packed), 16))};
   }
+  static inline Eight Load(const uint8_t* values) { return Widen(Load128(values)); }
+  static inline Eight Expand(unsigned mask, const uint8_t* values) { return Widen(Expand16(mask, values)); }
 };
 
 struct Float {
   static constexpr int64_t kSize = 4;
+  static inline Eight Expand(unsigned mask, const uint8_t* values) {
+    const __m256i bit = _mm256_setr_epi32(1, 2, 4, 8, 16, 32, 64, 128);
+    const __m256i set = _mm256_cmpeq_epi32(_mm256_and_si256(_mm256_set1_epi32(static_cast<int>(mask)), bit), bit);
+    const __m256i permute =
+        _mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(kTables.permute32[mask])));
+    const __m256 packed = _mm256_loadu_ps(reinterpret_cast<const float*>(values));
+    return {_mm256_and_ps(_mm256_permutevar8x32_ps(packed, permute), _mm256_castsi256_ps(set))};
+  }
 };
 
-// Expands eight weights. Reads up to eight elements past the last of them.
-template <typename Type>
-inline __m256 Expand(unsigned mask, const uint8_t* values) {
-  const __m128i packed = _mm_loadu_si128(reinterpret_cast<const __m128i*>(values));
-  const __m128i shuffle = _mm_load_si128(reinterpret_cast<const __m128i*>(kTables.shuffle16[mask]));
-  return Type::Widen(_mm_shuffle_epi8(packed, shuffle));
-}
-
-template <>
-inline __m256 Expand<Float>(unsigned mask, const uint8_t* values) {
-  const __m256i bit = _mm256_setr_epi32(1, 2, 4, 8, 16, 32, 64, 128);
-  const __m256i set = _mm256_cmpeq_epi32(_mm256_and_si256(_mm256_set1_epi32(static_cast<int>(mask)), bit), bit);
-  const __m256i permute =
-      _mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(kTables.permute32[mask])));
-  const __m256 packed = _mm256_loadu_ps(reinterpret_cast<const float*>(values));
-  return _mm256_and_ps(_mm256_permutevar8x32_ps(packed, permute), _mm256_castsi256_ps(set));
-}
-
-inline float Sum(__m256 v) {
-  __m128 half = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
-  half = _mm_add_ps(half, _mm_movehl_ps(half, half));
-  return _mm_cvtss_f32(_mm_add_ss(half, _mm_movehdup_ps(half)));
-}
-
-// How far ahead of the values prefetching runs: past the end of a page, where hardware prefetchers stop.
-constexpr int64_t kPrefetchBytes = 8192;
-
-// Columns sums of one row; each has kParts accumulators, so that enough multiplications are in flight.
-template <typename Type, int Columns>
-inline void ExpandRow(const WeightView& weight, const ExpandRange& range, int64_t row, const float* x, float* out) {
-  constexpr int kParts = Columns == 1 ? 4 : Columns <= 4 ? 2 : 1;
-  const int64_t x_stride = 64 * weight.words;
-  const uint8_t* bits = weight.bitmap + row * weight.row_bytes;
-  const uint8_t* values = weight.values + Type::kSize * range.next[row - range.row_begin];
-  __m256 acc[Columns][kParts];
-  for (int c = 0; c < Columns; ++c) {
-    for (int p = 0; p < kParts; ++p) acc[c][p] = _mm256_setzero_ps();
-  }
-  for (int64_t w = range.word_begin; w < range.word_end; ++w) {
-    uint64_t word = LoadWord(bits + 8 * w);
-    const float* x_word = x + 64 * w;
-    _mm_prefetch(reinterpret_cast<const char*>(values + kPrefetchBytes), _MM_HINT_T0);
-#pragma GCC unroll 8  // or GCC keeps the accumulators of several columns in memory
-    for (int i = 0; i < 8; ++i) {
-      const unsigned mask = word & 0xFF;
-      word >>= 8;
-      const __m256 weights = Expand<Type>(mask, values);
-      values += Type::kSize * _mm_popcnt_u32(mask);
-      for (int c = 0; c < Columns; ++c) {
-        acc[c][i % kParts] =
-            _mm256_fmadd_ps(weights, _mm256_loadu_ps(x_word + c * x_stride + 8 * i), acc[c][i % kParts]);
-      }
-    }
-  }
-  for (int c = 0; c < Columns; ++c) {
-    __m256 sum = acc[c][0];
-    if (kParts == 2) sum = _mm256_add_ps(sum, acc[c][kParts - 1]);
-    if (kParts == 4) {
-      sum =
-          _mm256_add_ps(_mm256_add_ps(sum, acc[c][1 % kParts]), _mm256_add_ps(acc[c][2 % kParts], acc[c][3 % kParts]));
-    }
-    out[c] += Sum(sum);
-  }
-  range.next[row - range.row_begin] = (values - weight.values) / Type::kSize;
-}
-
-template <typename Type, int Columns>
-void ExpandColumns(const WeightView& weight, const ExpandRange& range, const float* x, float* out) {
-  for (int64_t row = range.row_begin; row < range.row_end; ++row, out += Columns) {
-    ExpandRow<Type, Columns>(weight, range, row, x, out);
-  }
-}
-
-template <typename Type>
-void ExpandTyped(const WeightView& weight, const ExpandRange& range, const float* x, int64_t columns, float* out) {
-  switch (columns) {
-    case 1:
-      return ExpandColumns<Type, 1>(weight, range, x, out);
-    case 2:
-      return ExpandColumns<Type, 2>(weight, range, x, out);
-    case 3:
-      return ExpandColumns<Type, 3>(weight, range, x, out);
-    case 4:
-      return ExpandColumns<Type, 4>(weight, range, x, out);
-    case 5:
-      return ExpandColumns<Type, 5>(weight, range, x, out);
-    case 6:
-      return ExpandColumns<Type, 6>(weight, range, x, out);
-    case 7:
-      return ExpandColumns<Type, 7>(weight, range, x, out);
-    default:
-      return ExpandColumns<Type, 8>(weight, range, x, out);
-  }
-}
-
-void ExpandAny(const WeightView& weight, const ExpandRange& range, const float* x, int64_t columns, float* out) {
-  switch (weight.type) {
-    case ValueType::kFloat16:
-      return ExpandTyped<Half>(weight, range, x, columns, out);
-    case ValueType::kBFloat16:
-      return ExpandTyped<BFloat16>(weight, range, x, columns, out);
-    case ValueType::kFloat32:
-      return ExpandTyped<Float>(weight, range, x, columns, out);
-  }
-}
-
-int64_t WidenValues(const WeightView& weight, const uint8_t* bits, int64_t words, int64_t first, float* value) {
-  int64_t count = 0;
-  for (int64_t w = 0; w < words; ++w) count += _mm_popcnt_u64(LoadWord(bits + 8 * w));
-  if (weight.type == ValueType::kFloat32) {
-    __builtin_memcpy(value, weight.values + 4 * first, static_cast<size_t>(count) * 4);
-  } else {
-    // Whole vectors: `values` and the list both have room past the end.
-    const uint8_t* values = weight.values + 2 * first;
-    for (int64_t i = 0; i < count; i += 8) {
-      const __m128i packed = _mm_loadu_si128(reinterpret_cast<const __m128i*>(values + 2 * i));
-      const __m256 wide = weight.type == ValueType::kFloat16 ? Half::Widen(packed) : BFloat16::Widen(packed);
-      _mm256_storeu_ps(value + i, wide);
-    }
-  }
-  // Written whether it is needed or not: a loop of unknown length would cost a misprediction a row. So do lists.
-  _mm_storeu_ps(value + count, _mm_setzero_ps());
-  return count;
+void Expand(const WeightView& weight, const ExpandRange& range, const float* x, int64_t columns, float* out) {
+  WithType<Half, BFloat16, Float>(weight.type, [&](auto type) {
+    WithColumns(columns, [&](auto number) {
+      ExpandByBytes<Eight, Word, decltype(type), decltype(number)::kValue>(weight, range, x, out);
+    });
+  });
 }
 
 int64_t ListBits(const WeightView&, const uint8_t* bits, int64_t words, uint16_t* index) {
@@ -184,10 +111,9 @@ int64_t ListBits(const WeightView&, const uint8_t* bits, int64_t words, uint16_t
   const __m128i step = _mm_set1_epi16(8);
   __m128i base = _mm_setzero_si128();
   for (int64_t w = 0; w < words; ++w) {
-    uint64_t word = LoadWord(bits + 8 * w);
+    const Word word(bits + 8 * w);
     for (int i = 0; i < 8; ++i) {
-      const unsigned mask = word & 0xFF;
-      word >>= 8;
+      const unsigned mask = word.Mask(i);
       const __m128i positions = _mm_load_si128(reinterpret_cast<const __m128i*>(kTables.positions[mask]));
       _mm_storeu_si128(reinterpret_cast<__m128i*>(next), _mm_add_epi16(positions, base));
       next += _mm_popcnt_u32(mask);
@@ -199,65 +125,9 @@ int64_t ListBits(const WeightView&, const uint8_t* bits, int64_t words, uint16_t
   return count;
 }
 
-// `Sets` independent sums of `Vectors` vectors, taken in turn.
-template <int Vectors, int Sets>
-void AccumulateRows(const RowList* lists, int64_t rows, const float* panel, float* acc, int64_t stride) {
-  constexpr int64_t kWidth = 8 * Vectors;
-  for (int64_t r = 0; r < rows; ++r, acc += stride) {
-    const RowList list = lists[r];
-    if (list.count == 0) continue;
-    __m256 sum[Sets][Vectors];
-    for (int v = 0; v < Vectors; ++v) sum[0][v] = _mm256_loadu_ps(acc + 8 * v);
-    for (int s = 1; s < Sets; ++s) {
-      for (int v = 0; v < Vectors; ++v) sum[s][v] = _mm256_setzero_ps();
-    }
-    for (int64_t i = 0; i < list.count; i += kListMultiple) {
-      for (int u = 0; u < kListMultiple; ++u) {
-        const __m256 value = _mm256_set1_ps(list.value[i + u]);
-        const float* x = panel + kWidth * list.index[i + u];
-        for (int v = 0; v < Vectors; ++v) {
-          sum[u % Sets][v] = _mm256_fmadd_ps(value, _mm256_loadu_ps(x + 8 * v), sum[u % Sets][v]);
-        }
-      }
-    }
-    for (int v = 0; v < Vectors; ++v) {
-      __m256 total = sum[0][v];
-      if (Sets == 2) total = _mm256_add_ps(total, sum[Sets - 1][v]);
-      if (Sets == 4) {
-        total =
-            _mm256_add_ps(_mm256_add_ps(total, sum[1 % Sets][v]), _mm256_add_ps(sum[2 % Sets][v], sum[3 % Sets][v]));
-      }
-      _mm256_storeu_ps(acc + 8 * v, total);
-    }
-  }
-}
-
-void Accumulate(const RowList* lists, int64_t rows, const float* panel, int64_t width, float* acc, int64_t stride) {
-  switch (width) {
-    case 8:
-      return AccumulateRows<1, 4>(lists, rows, panel, acc, stride);
-    case 16:
-      return AccumulateRows<2, 4>(lists, rows, panel, acc, stride);
-    case 24:
-      return AccumulateRows<3, 4>(lists, rows, panel, acc, stride);
-    case 32:
-      return AccumulateRows<4, 2>(lists, rows, panel, acc, stride);
-    case 40:
-      return AccumulateRows<5, 2>(lists, rows, panel, acc, stride);
-    case 48:
-      return AccumulateRows<6, 1>(lists, rows, panel, acc, stride);
-    case 56:
-      return AccumulateRows<7, 1>(lists, rows, panel, acc, stride);
-    default:
-      return AccumulateRows<8, 1>(lists, rows, panel, acc, stride);
-  }
-}
-
 void HalfToFloatAll(const uint8_t* in, int64_t count, float* out) {
   int64_t i = 0;
-  for (; i + 8 <= count; i += 8) {
-    _mm256_storeu_ps(out + i, _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(in + 2 * i))));
-  }
+  for (; i + 8 <= count; i += 8) Half::Load(in + 2 * i).Store(out + i);
   for (; i < count; ++i) {
     uint16_t half;
     __builtin_memcpy(&half, in + 2 * i, 2);
@@ -282,10 +152,10 @@ constexpr Kernels kKernels = {"avx2",
                               {0.91, 0.86, 0.82, 0.78, 0.75, 0.75, 0.65, 0.55},
                               {2, 2, 2, 2},  // there is no cheap permutation of 64
                               0.75,
-                              ExpandAny,
+                              Expand,
                               ListBits,
-                              WidenValues,
-                              Accumulate,
+                              WidenValues<Word, Half, BFloat16>,
+                              AccumulateByEight<Eight>,
                               Transpose,
                               HalfToFloatAll,
                               FloatToHalfAll};

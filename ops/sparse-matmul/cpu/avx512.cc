@@ -3,15 +3,45 @@
 
 #include "ops/sparse-matmul/cpu/kernels.h"
 #include "ops/sparse-matmul/cpu/transpose_8x8.h"
+#include "ops/sparse-matmul/cpu/vector_kernels.h"
 
 namespace flashllm::cpu {
 namespace {
 
-inline uint64_t LoadWord(const uint8_t* bits) {
-  uint64_t word;
-  __builtin_memcpy(&word, bits, 8);
-  return word;
-}
+/// Sixteen floats, and eight.
+struct Sixteen {
+  static constexpr int64_t kLanes = 16;
+  __m512 v;
+
+  static inline Sixteen Zero() { return {_mm512_setzero_ps()}; }
+  static inline Sixteen All(float value) { return {_mm512_set1_ps(value)}; }
+  static inline Sixteen Load(const float* from) { return {_mm512_loadu_ps(from)}; }
+  inline void Store(float* to) const { _mm512_storeu_ps(to, v); }
+};
+struct Eight {
+  static constexpr int64_t kLanes = 8;
+  __m256 v;
+
+  static inline Eight Zero() { return {_mm256_setzero_ps()}; }
+  static inline Eight All(float value) { return {_mm256_set1_ps(value)}; }
+  static inline Eight Load(const float* from) { return {_mm256_loadu_ps(from)}; }
+  inline void Store(float* to) const { _mm256_storeu_ps(to, v); }
+};
+
+inline Sixteen Add(Sixteen a, Sixteen b) { return {_mm512_add_ps(a.v, b.v)}; }
+inline Eight Add(Eight a, Eight b) { return {_mm256_add_ps(a.v, b.v)}; }
+inline Sixteen MultiplyAdd(Sixteen sum, Sixteen a, Sixteen b) { return {_mm512_fmadd_ps(a.v, b.v, sum.v)}; }
+inline Eight MultiplyAdd(Eight sum, Eight a, Eight b) { return {_mm256_fmadd_ps(a.v, b.v, sum.v)}; }
+inline float SumOf(Sixteen a) { return _mm512_reduce_add_ps(a.v); }
+
+class Word {
+ public:
+  explicit inline Word(const uint8_t* bits) : bits_(LoadBits(bits)) {}
+  inline int64_t count() const { return _mm_popcnt_u64(bits_); }
+
+ private:
+  uint64_t bits_;
+};
 
 // Keeps the load apart from what follows. GCC would fold it into a vpexpandw from memory, which takes twice as long on
 // Zen 5.
@@ -43,7 +73,7 @@ inline __m256i Load256(const uint8_t* bytes) { return _mm256_loadu_si256(reinter
 struct Half {
   static constexpr int64_t kSize = 2;
   static inline __m512 Widen(__m256i packed) { return _mm512_cvtph_ps(packed); }
-  static inline __m512 Load(const uint8_t* values) { return Widen(Load256(values)); }
+  static inline Sixteen Load(const uint8_t* values) { return {Widen(Load256(values))}; }
 };
 
 struct BFloat16 {
@@ -51,12 +81,12 @@ struct BFloat16 {
   static inline __m512 Widen(__m256i packed) {
     return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(packed), 16));
   }
-  static inline __m512 Load(const uint8_t* values) { return Widen(Load256(values)); }
+  static inline Sixteen Load(const uint8_t* values) { return {Widen(Load256(values))}; }
 };
 
 struct Float {
   static constexpr int64_t kSize = 4;
-  static inline __m512 Load(const uint8_t* values) { return _mm512_loadu_ps(values); }
+  static inline Sixteen Load(const uint8_t* values) { return {_mm512_loadu_ps(values)}; }
 };
 
 // Expands 64 weights. Reads up to 32 elements past the last of them, which the padding of `values` covers.
@@ -118,7 +148,7 @@ inline void ExpandRows(const WeightView& weight, const ExpandRange& range, int64
   for (int64_t w = range.word_begin; w < range.word_end; ++w) {
     Quarters quarters[Rows];
     for (int r = 0; r < Rows; ++r) {
-      const uint64_t word = LoadWord(bits[r] + 8 * w);
+      const uint64_t word = LoadBits(bits[r] + 8 * w);
       quarters[r] = Expand<Type>(word, values[r]);
       values[r] += Type::kSize * _mm_popcnt_u64(word);
       Prefetch(values[r], bits[r], w, whole_rows);
@@ -138,13 +168,7 @@ inline void ExpandRows(const WeightView& weight, const ExpandRange& range, int64
   }
   for (int r = 0; r < Rows; ++r) {
     for (int c = 0; c < Columns; ++c) {
-      __m512 sum = acc[r][c][0];
-      if (kParts == 2) sum = _mm512_add_ps(sum, acc[r][c][kParts - 1]);
-      if (kParts == 4) {
-        sum = _mm512_add_ps(_mm512_add_ps(sum, acc[r][c][1 % kParts]),
-                            _mm512_add_ps(acc[r][c][2 % kParts], acc[r][c][3 % kParts]));
-      }
-      out[r * Columns + c] += _mm512_reduce_add_ps(sum);
+      out[r * Columns + c] += SumOf(AddParts<kParts>([&](int p) { return Sixteen{acc[r][c][p]}; }));
     }
     range.next[row + r - range.row_begin] = (values[r] - weight.values) / Type::kSize;
   }
@@ -174,7 +198,7 @@ inline void AddSixteen(__m128i places, const uint8_t* values, const float* x, in
   const __m512i place = _mm512_cvtepi8_epi32(places);
   const __mmask16 upper = _mm512_movepi32_mask(place);
   const __mmask16 exist = _mm512_test_epi32_mask(place, _mm512_set1_epi32(kExists));
-  const __m512 value = Type::Load(values);
+  const __m512 value = Type::Load(values).v;
   for (int c = 0; c < Columns; ++c) {
     const float* at = x + c * x_stride;
     const __m512 low = _mm512_permutex2var_ps(_mm512_loadu_ps(at), place, _mm512_loadu_ps(at + 16));
@@ -213,7 +237,7 @@ inline FullWord* GatherRows(const WeightView& weight, const ExpandRange& range, 
   }
   for (int64_t w = range.word_begin; w < range.word_end; ++w) {
     for (int r = 0; r < Rows; ++r) {
-      const uint64_t word = LoadWord(bits[r] + 8 * w);
+      const uint64_t word = LoadBits(bits[r] + 8 * w);
       const uint8_t* const values = weight.values + Type::kSize * value[r];
       const int64_t count = static_cast<int64_t>(_mm_popcnt_u64(word));
       AddSixteen<Type>(_mm512_castsi512_si128(CompressBytes(word, all)), values, x + 64 * w, x_stride, sum[r]);
@@ -236,7 +260,7 @@ inline void AddFullWords(const WeightView& weight, int64_t first_row, const Full
                          const float* x, float* sums) {
   const __m512i all = _mm512_load_si512(kPlaces);
   for (; full < end; ++full) {
-    const uint64_t word = LoadWord(weight.bitmap + (first_row + full->row) * weight.row_bytes + 8 * full->word);
+    const uint64_t word = LoadBits(weight.bitmap + (first_row + full->row) * weight.row_bytes + 8 * full->word);
     const int64_t count = static_cast<int64_t>(_mm_popcnt_u64(word));
     const uint8_t* const values = weight.values + Type::kSize * full->value;
     float* const at = sums + 16 * full->row * Columns;
@@ -272,60 +296,17 @@ void GatherColumns(const WeightView& weight, const ExpandRange& range, const flo
 
 template <typename Type, int Columns>
 void FewColumns(const WeightView& weight, const ExpandRange& range, const float* x, float* out) {
-  return Columns <= weight.gather_columns ? GatherColumns<Type, Columns>(weight, range, x, out)
-                                          : ExpandColumns<Type, Columns>(weight, range, x, out);
+  if constexpr (Columns <= kMaxGatherColumns) {
+    if (Columns <= weight.gather_columns) return GatherColumns<Type, Columns>(weight, range, x, out);
+  }
+  ExpandColumns<Type, Columns>(weight, range, x, out);
 }
 
-template <typename Type>
-void ExpandTyped(const WeightView& weight, const ExpandRange& range, const float* x, int64_t columns, float* out) {
-  switch (columns) {
-    case 1:
-      return FewColumns<Type, 1>(weight, range, x, out);
-    case 2:
-      return FewColumns<Type, 2>(weight, range, x, out);
-    case 3:
-      return FewColumns<Type, 3>(weight, range, x, out);
-    case 4:
-      return FewColumns<Type, 4>(weight, range, x, out);
-    case 5:
-      return ExpandColumns<Type, 5>(weight, range, x, out);
-    case 6:
-      return ExpandColumns<Type, 6>(weight, range, x, out);
-    case 7:
-      return ExpandColumns<Type, 7>(weight, range, x, out);
-    default:
-      return ExpandColumns<Type, 8>(weight, range, x, out);
-  }
-}
-
-void ExpandAny(const WeightView& weight, const ExpandRange& range, const float* x, int64_t columns, float* out) {
-  switch (weight.type) {
-    case ValueType::kFloat16:
-      return ExpandTyped<Half>(weight, range, x, columns, out);
-    case ValueType::kBFloat16:
-      return ExpandTyped<BFloat16>(weight, range, x, columns, out);
-    case ValueType::kFloat32:
-      return ExpandTyped<Float>(weight, range, x, columns, out);
-  }
-}
-
-int64_t WidenValues(const WeightView& weight, const uint8_t* bits, int64_t words, int64_t first, float* value) {
-  int64_t count = 0;
-  for (int64_t w = 0; w < words; ++w) count += _mm_popcnt_u64(LoadWord(bits + 8 * w));
-  if (weight.type == ValueType::kFloat32) {
-    __builtin_memcpy(value, weight.values + 4 * first, static_cast<size_t>(count) * 4);
-  } else {
-    // Whole vectors: `values` and the list both have room past the end.
-    const uint8_t* values = weight.values + 2 * first;
-    for (int64_t i = 0; i < count; i += 16) {
-      const __m256i packed = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(values + 2 * i));
-      const __m512 wide = weight.type == ValueType::kFloat16 ? Half::Widen(packed) : BFloat16::Widen(packed);
-      _mm512_storeu_ps(value + i, wide);
-    }
-  }
-  // Written whether it is needed or not: a loop of unknown length would cost a misprediction a row. So do lists.
-  _mm_storeu_ps(value + count, _mm_setzero_ps());
-  return count;
+void ExpandOrGather(const WeightView& weight, const ExpandRange& range, const float* x, int64_t columns, float* out) {
+  WithType<Half, BFloat16, Float>(weight.type, [&](auto type) {
+    WithColumns(columns,
+                [&](auto number) { FewColumns<decltype(type), decltype(number)::kValue>(weight, range, x, out); });
+  });
 }
 
 // Dense: words often have more than 32 bits, so that testing for it would be mispredicted.
@@ -340,7 +321,7 @@ inline int64_t ListPositions(const uint8_t* bits, int64_t words, uint16_t* index
   __m512i base = _mm512_setzero_si512();
   int64_t count = 0;
   for (int64_t w = 0; w < words; ++w) {
-    const uint64_t word = LoadWord(bits + 8 * w);
+    const uint64_t word = LoadBits(bits + 8 * w);
     const __m512i positions = CompressBytes(word, iota);
     const __m512i low = _mm512_cvtepu8_epi16(_mm512_castsi512_si256(positions));
     const int64_t word_count = static_cast<int64_t>(_mm_popcnt_u64(word));
@@ -362,66 +343,18 @@ int64_t ListBits(const WeightView& weight, const uint8_t* bits, int64_t words, u
   return count;
 }
 
-// `Sets` independent sums of `Vectors` vectors, taken in turn.
-template <int Vectors, int Sets>
-void AccumulateRows(const RowList* lists, int64_t rows, const float* panel, float* acc, int64_t stride) {
-  constexpr int64_t kWidth = 16 * Vectors;
-  for (int64_t r = 0; r < rows; ++r, acc += stride) {
-    const RowList list = lists[r];
-    if (list.count == 0) continue;
-    __m512 sum[Sets][Vectors];
-    for (int v = 0; v < Vectors; ++v) sum[0][v] = _mm512_loadu_ps(acc + 16 * v);
-    for (int s = 1; s < Sets; ++s) {
-      for (int v = 0; v < Vectors; ++v) sum[s][v] = _mm512_setzero_ps();
-    }
-    for (int64_t i = 0; i < list.count; i += kListMultiple) {
-      for (int u = 0; u < kListMultiple; ++u) {
-        const __m512 value = _mm512_set1_ps(list.value[i + u]);
-        const float* x = panel + kWidth * list.index[i + u];
-        for (int v = 0; v < Vectors; ++v) {
-          sum[u % Sets][v] = _mm512_fmadd_ps(value, _mm512_loadu_ps(x + 16 * v), sum[u % Sets][v]);
-        }
-      }
-    }
-    for (int v = 0; v < Vectors; ++v) {
-      __m512 total = sum[0][v];
-      if (Sets == 2) total = _mm512_add_ps(total, sum[Sets - 1][v]);
-      if (Sets == 4) {
-        total =
-            _mm512_add_ps(_mm512_add_ps(total, sum[1 % Sets][v]), _mm512_add_ps(sum[2 % Sets][v], sum[3 % Sets][v]));
-      }
-      _mm512_storeu_ps(acc + 16 * v, total);
-    }
-  }
-}
-
-// Eight columns: half a vector.
-void AccumulateEight(const RowList* lists, int64_t rows, const float* panel, float* acc, int64_t stride) {
-  for (int64_t r = 0; r < rows; ++r, acc += stride) {
-    const RowList list = lists[r];
-    __m256 sum[4] = {_mm256_loadu_ps(acc), _mm256_setzero_ps(), _mm256_setzero_ps(), _mm256_setzero_ps()};
-    for (int64_t i = 0; i < list.count; i += kListMultiple) {
-      for (int u = 0; u < kListMultiple; ++u) {
-        const __m256 x = _mm256_loadu_ps(panel + 8 * list.index[i + u]);
-        sum[u] = _mm256_fmadd_ps(_mm256_set1_ps(list.value[i + u]), x, sum[u]);
-      }
-    }
-    _mm256_storeu_ps(acc, _mm256_add_ps(_mm256_add_ps(sum[0], sum[1]), _mm256_add_ps(sum[2], sum[3])));
-  }
-}
-
 void Accumulate(const RowList* lists, int64_t rows, const float* panel, int64_t width, float* acc, int64_t stride) {
   switch (width) {
     case 8:
-      return AccumulateEight(lists, rows, panel, acc, stride);
+      return AccumulateRows<Eight, 1, 4>(lists, rows, panel, acc, stride);
     case 16:
-      return AccumulateRows<1, 4>(lists, rows, panel, acc, stride);
+      return AccumulateRows<Sixteen, 1, 4>(lists, rows, panel, acc, stride);
     case 32:
-      return AccumulateRows<2, 4>(lists, rows, panel, acc, stride);
+      return AccumulateRows<Sixteen, 2, 4>(lists, rows, panel, acc, stride);
     case 48:
-      return AccumulateRows<3, 4>(lists, rows, panel, acc, stride);
+      return AccumulateRows<Sixteen, 3, 4>(lists, rows, panel, acc, stride);
     default:
-      return AccumulateRows<4, 2>(lists, rows, panel, acc, stride);
+      return AccumulateRows<Sixteen, 4, 2>(lists, rows, panel, acc, stride);
   }
 }
 
@@ -446,9 +379,9 @@ constexpr Kernels kKernels = {"avx512",
                               {0.975, 0.95, 0.93, 0.91, 0.86, 0.84, 0.82, 0.82},
                               {0.79, 0.795, 0.83, 0.86},
                               0.85,
-                              ExpandAny,
+                              ExpandOrGather,
                               ListBits,
-                              WidenValues,
+                              WidenValues<Word, Half, BFloat16>,
                               Accumulate,
                               Transpose,
                               HalfToFloatAll,
