@@ -4,6 +4,9 @@ import { Command, CommanderError } from 'commander';
 import pc from 'picocolors';
 import { InterruptedError, printable } from './terminal.js';
 
+// ONNX Runtime's official builds send telemetry unless this is set before they are loaded. Nothing that a command does calls for it.
+process.env.ORT_DISABLE_TELEMETRY ??= '1';
+
 /** The commands, in the order of the help text. A command's module is loaded only when it is run or help is asked for. */
 const commands: Record<string, () => Promise<Command>> = {
   prune: async () => (await import('./commands/prune.js')).pruneCommand(),

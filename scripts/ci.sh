@@ -2,6 +2,8 @@
 # What .ci/run runs: each step's own count of passed and failed, summed in the last line.
 set -uo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
+# Not from tests: ONNX Runtime's official builds would.
+export ORT_DISABLE_TELEMETRY=1
 passed=0
 failed=0
 

@@ -244,3 +244,16 @@ test.serial('bench --ops says where the time of a step of the largest batch goes
   t.regex(stdout, /^LayerNormalization +CPU +13 /m);
   t.regex(stdout, /^all .* 100\.0 %/m);
 });
+
+test.serial('no telemetry of ONNX Runtime is sent unless the environment asks for it', async (t) => {
+  const temporary = await temporaryFolder();
+  const { ORT_DISABLE_TELEMETRY: _, ...env } = process.env;
+  const child = spawn(process.execPath, ['--import=tsx', main, 'generate', folder, 'a', '-n', '2'], {
+    env: { ...env, TMPDIR: temporary },
+    stdio: 'ignore',
+  });
+  t.deepEqual(await once(child, 'exit'), [0, null]);
+  // Where it is on, an identity of the session (.ses) and a log lie here.
+  const left = (await readdir(temporary)).filter((name) => name === '.ses' || name.startsWith('mat-debug'));
+  t.deepEqual(left, []);
+});
