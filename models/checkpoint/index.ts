@@ -1,6 +1,7 @@
-import { access, readFile, realpath } from 'node:fs/promises';
+import { access, realpath } from 'node:fs/promises';
 import { isAbsolute, join, relative, sep } from 'node:path';
 import { ModelFolderError } from '../errors.js';
+import { openRegularFile } from './read.js';
 import { readSafetensors } from './safetensors.js';
 import { readTorchFile } from './torch.js';
 import type { Checkpoint, CheckpointTensor } from './types.js';
@@ -45,8 +46,9 @@ async function openShards(
   for (const file of new Set(map.values()))
     shards.push([file, await read(await insideFolder(folder, file, indexPath))]);
   const checkpoint = merge(shards);
+  const names = new Map(shards.map(([file, tensors]) => [file, new Set(tensors.map(({ name }) => name))]));
   for (const [name, file] of map) {
-    if (!shards.find(([shard]) => shard === file)?.[1].some((tensor) => tensor.name === name)) {
+    if (!names.get(file)?.has(name)) {
       throw new ModelFolderError(
         'CHECKPOINT',
         `${indexPath} places tensor ${name} in ${file}, which does not hold it: download the folder again`,
@@ -59,8 +61,9 @@ async function openShards(
 async function readWeightMap(path: string): Promise<Map<string, string>> {
   let json: { weight_map?: unknown };
   try {
-    json = JSON.parse(await readFile(path, 'utf8')) ?? {};
+    json = JSON.parse(await readText(path)) ?? {};
   } catch (cause) {
+    if (cause instanceof ModelFolderError) throw cause;
     throw new ModelFolderError('CHECKPOINT', `${path} is not JSON: ${(cause as Error).message}`, { cause });
   }
   const entries =
@@ -106,6 +109,15 @@ function merge(files: readonly (readonly [string, readonly CheckpointTensor[]])[
     tensors.set(tensor.name, tensor);
   }
   return { tensors, files: files.map(([path]) => path) };
+}
+
+async function readText(path: string): Promise<string> {
+  const file = await openRegularFile(path);
+  try {
+    return await file.readFile('utf8');
+  } finally {
+    await file.close();
+  }
 }
 
 async function exists(path: string): Promise<boolean> {

@@ -24,6 +24,9 @@ export interface PickleHost {
 
 const mark = Symbol('mark');
 
+/** A checkpoint takes some thirty values a tensor. More than this are made to fill memory. */
+const MAX_VALUES = 2_000_000;
+
 /**
  * Reads a Python pickle (protocols 0 to 5, the opcodes that torch.save emits) as data. Nothing in it is executed: a
  * global is a name, a call is answered by the host or recorded. Dictionaries become Maps, tuples and lists arrays,
@@ -37,6 +40,7 @@ export function readPickle(bytes: Buffer, source: string, host: PickleHost): unk
 
 class Unpickler {
   private at = 0;
+  private values = 0;
   private readonly stack: unknown[] = [];
   private readonly memo = new Map<number, unknown>();
 
@@ -122,7 +126,7 @@ class Unpickler {
       case 0x63:
         return this.add(new PickleGlobal(`${this.line()}.${this.line()}`)); // GLOBAL
       case 0x93:
-        return this.add(new PickleGlobal(this.popMany(2).join('.'))); // STACK_GLOBAL
+        return this.stackGlobal(); // STACK_GLOBAL
       case 0x52: // REDUCE
       case 0x81:
         return this.call(); // NEWOBJ
@@ -171,6 +175,13 @@ class Unpickler {
     }
   }
 
+  private stackGlobal(): true {
+    const [module, name] = this.popMany(2);
+    if (typeof module !== 'string' || typeof name !== 'string')
+      this.fail('names a function by something that is no text');
+    return this.add(new PickleGlobal(`${module}.${name}`));
+  }
+
   private call(): true {
     const [callee, args] = this.popMany(2);
     if (!(callee instanceof PickleGlobal) || !Array.isArray(args))
@@ -198,6 +209,8 @@ class Unpickler {
   }
 
   private add(value: unknown): true {
+    if (++this.values > MAX_VALUES)
+      this.fail(`holds more than ${MAX_VALUES} values, far beyond what a state_dict needs`);
     this.stack.push(value);
     return true;
   }

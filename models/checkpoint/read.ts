@@ -1,5 +1,21 @@
-import type { FileHandle } from 'node:fs/promises';
+import { type FileHandle, open, stat } from 'node:fs/promises';
 import { ModelFolderError } from '../errors.js';
+
+/**
+ * Opens a file of a checkpoint. What is no regular file is refused before: a pipe, which an archive can hold, would keep whoever opens it
+ * waiting for ever.
+ *
+ * @throws ModelFolderError `CHECKPOINT` for a folder, a pipe or a device.
+ */
+export async function openRegularFile(path: string): Promise<FileHandle> {
+  const found = await stat(path);
+  if (!found.isFile())
+    throw new ModelFolderError(
+      'CHECKPOINT',
+      `${path} is ${found.isDirectory() ? 'a folder' : 'a pipe or a device'}, expected a file: download the model again`,
+    );
+  return open(path, 'r');
+}
 
 /** Reads exactly `length` bytes at `offset`. @throws ModelFolderError `CHECKPOINT` if the file ends before. */
 export async function readExactly(file: FileHandle, path: string, offset: number, length: number): Promise<Buffer> {

@@ -1,6 +1,6 @@
-import { type FileHandle, open } from 'node:fs/promises';
+import type { FileHandle } from 'node:fs/promises';
 import { ModelFolderError } from '../errors.js';
-import { readExactly } from './read.js';
+import { openRegularFile, readExactly } from './read.js';
 import { type CheckpointTensor, elementCount, type FloatType } from './types.js';
 
 /** The format's own limit on its header (safetensors, `MAX_HEADER_SIZE`). */
@@ -30,7 +30,7 @@ const types: Readonly<Record<string, { type: FloatType | string; bytes: number }
  * @throws ModelFolderError `CHECKPOINT` for a file that breaks the format.
  */
 export async function readSafetensors(path: string): Promise<CheckpointTensor[]> {
-  const file = await open(path, 'r');
+  const file = await openRegularFile(path);
   try {
     const { size } = await file.stat();
     const { header, dataStart } = await readHeader(file, path, size);

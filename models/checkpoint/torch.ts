@@ -1,7 +1,7 @@
-import { open } from 'node:fs/promises';
+import type { FileHandle } from 'node:fs/promises';
 import { ModelFolderError } from '../errors.js';
 import { PickleGlobal, readPickle } from './pickle.js';
-import { readExactly } from './read.js';
+import { openRegularFile, readExactly } from './read.js';
 import { type CheckpointTensor, elementCount, type FloatType } from './types.js';
 import { readZip, type ZipMember } from './zip.js';
 
@@ -48,7 +48,7 @@ class TensorView {
  * contiguous.
  */
 export async function readTorchFile(path: string): Promise<CheckpointTensor[]> {
-  const file = await open(path, 'r');
+  const file = await openRegularFile(path);
   try {
     const members = await readZip(file, path);
     const root = [...members.keys()].find((name) => name === 'data.pkl' || /^[^/]+\/data\.pkl$/.test(name));
@@ -127,7 +127,8 @@ class TorchHost {
       !(storage instanceof Storage) ||
       count === undefined ||
       !Array.isArray(strides) ||
-      strides.length !== (shape as unknown[]).length
+      strides.length !== (shape as unknown[]).length ||
+      !strides.every((stride) => Number.isSafeInteger(stride))
     ) {
       throw broken(this.path, 'rebuilds a tensor in a way that torch.save does not');
     }
@@ -186,11 +187,7 @@ function toTensor(name: string, view: TensorView, path: string): CheckpointTenso
   };
 }
 
-async function checkByteOrder(
-  file: Awaited<ReturnType<typeof open>>,
-  path: string,
-  member: ZipMember | undefined,
-): Promise<void> {
+async function checkByteOrder(file: FileHandle, path: string, member: ZipMember | undefined): Promise<void> {
   if (!member || member.byteLength > 16) return;
   const order = (await readExactly(file, path, member.offset, member.byteLength)).toString('latin1').trim();
   if (order !== 'little') throw broken(path, `was written with byte order "${order}", expected "little"`);

@@ -1,5 +1,7 @@
-import { readFile, writeFile } from 'node:fs/promises';
+import { execFile } from 'node:child_process';
+import { mkdir, readFile, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
+import { promisify } from 'node:util';
 import test from 'ava';
 import fc from 'fast-check';
 import { openCheckpoint } from '../../models/checkpoint/index.js';
@@ -101,12 +103,17 @@ function oneTensor({
   elements = 6,
   offset = 0,
   shape = [2, 3],
-  strides = [3, 1],
+  strides = [3, 1] as (number | Buffer)[],
   data = Buffer.alloc(12),
   rebuild = global('torch._utils', '_rebuild_tensor_v2'),
   tail = Buffer.alloc(0),
 } = {}): Buffer {
-  const tuple = (values: number[]) => Buffer.concat([Buffer.from('('), ...values.map(integer), Buffer.from('t')]);
+  const tuple = (values: (number | Buffer)[]) =>
+    Buffer.concat([
+      Buffer.from('('),
+      ...values.map((value) => (typeof value === 'number' ? integer(value) : value)),
+      Buffer.from('t'),
+    ]);
   const persistent = Buffer.concat([
     Buffer.from('('),
     unicode('storage'),
@@ -185,6 +192,7 @@ const hostile: Record<string, [Buffer, RegExp]> = {
   'a negative offset': [oneTensor({ offset: -1 }), /6 elements at -1/],
   'a transposed tensor': [oneTensor({ strides: [1, 2] }), /strides 1, 2, expected contiguous/],
   'strides of another rank': [oneTensor({ strides: [1] }), /rebuilds a tensor in a way/],
+  'strides that are lists': [oneTensor({ strides: [Buffer.from(']'), 1] }), /rebuilds a tensor in a way/],
   'a negative dimension': [oneTensor({ shape: [-2, 3] }), /rebuilds a tensor in a way/],
   'a call in place of the tensor': [oneTensor({ rebuild: global('os', 'system') }), /no dictionary of tensors/],
   'a pickle that is cut off': [zip([['a/data.pkl', Buffer.from('}X')]]), /ends in the middle/],
@@ -198,8 +206,30 @@ const hostile: Record<string, [Buffer, RegExp]> = {
     zip([['a/data.pkl', Buffer.concat([unicode('x'), Buffer.from(')R.')])]]),
     /not a named function/,
   ],
+  'a name that is a list': [
+    zip([['a/data.pkl', Buffer.concat([Buffer.from(']'), unicode('x'), Buffer.from([0x93, 0x2e])])]]),
+    /names a function by something that is no text/,
+  ],
+  'millions of values': [
+    zip([['a/data.pkl', Buffer.concat([Buffer.alloc(2_000_001, '}'), Buffer.from('.')])]]),
+    /more than 2000000 values/,
+  ],
   'a future protocol': [zip([['a/data.pkl', Buffer.from([0x80, 9, 0x2e])]]), /protocol 9/],
 };
+
+test('a pipe or a folder in the place of weights is refused at once', async (t) => {
+  for (const name of ['model.safetensors', 'pytorch_model.bin', 'model.safetensors.index.json']) {
+    const folder = await temporaryFolder();
+    await promisify(execFile)('mkfifo', [join(folder, name)]);
+    await t.throwsAsync(openCheckpoint(folder), {
+      instanceOf: ModelFolderError,
+      message: new RegExp(`${name} is a pipe or a device, expected a file`),
+    });
+    const other = await temporaryFolder();
+    await mkdir(join(other, name));
+    await t.throwsAsync(openCheckpoint(other), { message: /is a folder, expected a file/ });
+  }
+});
 
 for (const [name, [content, message]] of Object.entries(hostile)) {
   test(`refused: ${name}`, async (t) => {
