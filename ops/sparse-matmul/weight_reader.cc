@@ -149,11 +149,12 @@ void WeightReader::ReadTransposed(size_t index, int64_t begin, int64_t end, floa
   const WeightSegment& s = segments_[index];
   const int64_t size = SizeOf(s.type);
   const int64_t rows = end - begin;
-  buffers->raw.resize(static_cast<size_t>(kPanelColumns * rows * size));
-  buffers->panel.resize(static_cast<size_t>(kPanelColumns * rows));
+  const int64_t most_columns = std::min(kPanelColumns, in_features_);  // of few, a strip has many rows
+  buffers->raw.resize(static_cast<size_t>(most_columns * rows * size));
+  buffers->panel.resize(static_cast<size_t>(most_columns * rows));
   float* panel = buffers->panel.data();  // [columns, rows]
-  for (int64_t k0 = 0; k0 < in_features_; k0 += kPanelColumns) {
-    const int64_t columns = std::min(kPanelColumns, in_features_ - k0);
+  for (int64_t k0 = 0; k0 < in_features_; k0 += most_columns) {
+    const int64_t columns = std::min(most_columns, in_features_ - k0);
     if (rows == s.out_features) {
       ReadBytes(index, k0 * rows * size, columns * rows * size, buffers->raw.data());
     } else {

@@ -15,12 +15,40 @@ int64_t IntAttribute(const OrtKernelInfo* info, const std::string& where, const 
               "flashllm: " + where + " has no int attribute '" + name + "'. The model was made by a faulty tool");
 }
 
+/// KernelInfoGetAttributeArray_string came with it.
+constexpr uint32_t kStringArraysSince = 25;
+
+/// Whether a node has an attribute that is no string. ONNX Runtime's answer to who asks for a string is the same where
+/// it has none.
+bool HasOtherThanString(const OrtKernelInfo* info, const char* name) {
+  const auto has = [](OrtStatus* status) {
+    if (status == nullptr) return true;
+    g_ort.api->ReleaseStatus(status);
+    return false;
+  };
+  int64_t integer = 0;
+  float number = 0;
+  size_t count = 0;
+  if (has(g_ort.api->KernelInfoGetAttribute_int64(info, name, &integer)) ||
+      has(g_ort.api->KernelInfoGetAttribute_float(info, name, &number)) ||
+      has(g_ort.api->KernelInfoGetAttributeArray_int64(info, name, nullptr, &count)) ||
+      has(g_ort.api->KernelInfoGetAttributeArray_float(info, name, nullptr, &count))) {
+    return true;
+  }
+  OrtAllocator* allocator = nullptr;
+  Check(g_ort.api->GetAllocatorWithDefaultOptions(&allocator));
+  return g_ort.version >= kStringArraysSince &&
+         has(g_ort.api->KernelInfoGetAttributeArray_string(info, name, allocator, nullptr, &count));
+}
+
 bool ReadRelu(const OrtKernelInfo* info, const std::string& where) {
   size_t size = 0;
   OrtStatus* status = g_ort.api->KernelInfoGetAttribute_string(info, "activation", nullptr, &size);
-  if (status != nullptr) {  // left out: the default
+  if (status != nullptr) {
     g_ort.api->ReleaseStatus(status);
-    return false;
+    if (!HasOtherThanString(info, "activation")) return false;  // left out: the default
+    throw Error(ORT_INVALID_GRAPH, "flashllm: the activation of " + where +
+                                       " is not a string, expected none or relu. The model was made by a faulty tool");
   }
   std::string text(size, '\0');
   Check(g_ort.api->KernelInfoGetAttribute_string(info, "activation", text.data(), &size));

@@ -37,6 +37,10 @@ const lies: Record<string, { lie: (parts: PackedParts) => void; message: RegExp;
     lie: (p) => Object.assign(p.attributes, { activation: 'gelu' }),
     message: /activation 'gelu'/,
   },
+  'an activation that is no string': {
+    lie: (p) => Object.assign(p.attributes, { activation: 1 }),
+    message: /activation of SparseMatMul node '.*' is not a string/,
+  },
   'no attribute nnz': { lie: (p) => delete p.attributes.nnz, message: /no int attribute 'nnz'/ },
   'a changed value': {
     lie: (p) => {
