@@ -13,6 +13,9 @@ export interface InputSizes {
   seed: number;
 }
 
+/** Of one input. */
+const MAX_ELEMENTS = 2 ** 28;
+
 type ValueMetadata = InferenceSession.ValueMetadata;
 
 /** Numbers in [0, 1) from a seed (mulberry32), so that a failure can be repeated. */
@@ -57,12 +60,12 @@ export function randomInputs(
       if (rows !== undefined) return Math.floor(next() * rows);
       return /float/.test(input.type) ? (next() + next() + next() - 1.5) * 1.5 : Math.floor(next() * 2);
     };
-    feeds[input.name] = makeTensor(
-      TensorClass,
-      input,
-      dims,
-      Array.from({ length: count }, (_, i) => value(i)),
-    );
+    if (count > MAX_ELEMENTS) {
+      throw new TypeError(
+        `input '${input.name}' of shape [${dims.join(', ')}] has ${count} elements, at most ${MAX_ELEMENTS} are made; give the inputs in a file`,
+      );
+    }
+    feeds[input.name] = makeTensor(TensorClass, input, dims, value);
   }
   return feeds;
 }
@@ -104,26 +107,32 @@ function sizeOf(
   return symbols.get(name) ?? 1;
 }
 
-/** A tensor of the input's type from numbers. */
+/** A tensor of the input's type. `valueAt(i)` is its i-th element. */
 export function makeTensor(
   TensorClass: TensorConstructor,
   { name, type }: { name: string; type: string },
   dims: readonly number[],
-  values: readonly number[],
+  valueAt: (i: number) => number,
 ): Tensor {
+  const count = dims.reduce((a, b) => a * b, 1);
+  const filled = <T extends { [i: number]: unknown }>(array: T, from: (value: number) => T[number]): T => {
+    for (let i = 0; i < count; i++) array[i] = from(valueAt(i));
+    return array;
+  };
+  const same = (value: number) => value;
   const make = {
-    float32: () => Float32Array.from(values),
-    float64: () => Float64Array.from(values),
-    float16: () => Uint16Array.from(values, numberToFloat16),
-    int64: () => BigInt64Array.from(values, (value) => BigInt(value)),
-    uint64: () => BigUint64Array.from(values, (value) => BigInt(value)),
-    int32: () => Int32Array.from(values),
-    uint32: () => Uint32Array.from(values),
-    int16: () => Int16Array.from(values),
-    uint16: () => Uint16Array.from(values),
-    int8: () => Int8Array.from(values),
-    uint8: () => Uint8Array.from(values),
-    bool: () => Uint8Array.from(values),
+    float32: () => filled(new Float32Array(count), same),
+    float64: () => filled(new Float64Array(count), same),
+    float16: () => filled(new Uint16Array(count), numberToFloat16),
+    int64: () => filled(new BigInt64Array(count), BigInt),
+    uint64: () => filled(new BigUint64Array(count), BigInt),
+    int32: () => filled(new Int32Array(count), same),
+    uint32: () => filled(new Uint32Array(count), same),
+    int16: () => filled(new Int16Array(count), same),
+    uint16: () => filled(new Uint16Array(count), same),
+    int8: () => filled(new Int8Array(count), same),
+    uint8: () => filled(new Uint8Array(count), same),
+    bool: () => filled(new Uint8Array(count), same),
   }[type];
   if (!make) throw new TypeError(`input '${name}' is ${type}; expected a tensor of numbers or booleans`);
   return new TensorClass(type as 'float32', make() as Float32Array, dims);

@@ -156,8 +156,9 @@ function readInputs(
         `${file}: input '${name}' is missing or its data does not fill its shape; expected { dtype, shape, data }`,
       );
     }
+    const { data } = given;
     try {
-      feeds[name] = makeTensor(TensorClass, { name, type: given.dtype }, given.shape, given.data);
+      feeds[name] = makeTensor(TensorClass, { name, type: given.dtype }, given.shape, (i) => data[i] as number);
     } catch (cause) {
       throw new Error(`${file}: input '${name}' is no tensor of ${given.dtype}: ${text(cause)}`, { cause });
     }

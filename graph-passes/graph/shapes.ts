@@ -110,7 +110,9 @@ function isBounded(dims: readonly Dim[], length: number): boolean {
 }
 
 function declaredShape(info: ValueInfoProto): Dim[] | undefined {
-  return info.type?.tensorType?.shape?.dim?.map((dim, i) => {
+  const dims = info.type?.tensorType?.shape?.dim;
+  if (dims && dims.length > MAX_RANK) return undefined;
+  return dims?.map((dim, i) => {
     const size = dim.dimValue === undefined || dim.dimValue === null ? -1 : toNumber(dim.dimValue);
     // Some exporters write -1 for a size that they do not know, which says nothing of other such sizes.
     return size >= 0 ? size : symbol(dim.dimParam || `${info.name}#${i}`);

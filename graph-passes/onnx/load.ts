@@ -89,6 +89,11 @@ function clearLocation(tensor: TensorProto): void {
 function checkTensor(tensor: TensorProto): void {
   const payload = payloadOf(tensor);
   const expected = expectedBytes(tensor);
+  if (payload?.kind === 'file' && payload.encoding === 'varint' && payload.range.length > 10 * elementCount(tensor)) {
+    throw new ModelError(
+      `tensor '${tensor.name}' has ${payload.range.length} bytes of varints for ${elementCount(tensor)} elements, expected at most ten each`,
+    );
+  }
   const found =
     payload?.kind === 'file' && payload.encoding === 'raw'
       ? payload.range.length

@@ -12,7 +12,7 @@ const DETACH_BYTES = 256;
 const MAX_SKELETON_BYTES = 2 ** 30;
 const WINDOW_BYTES = 2 ** 20;
 const MAX_DEPTH = 100;
-/** Fields of a large model are some 100,000; each takes memory once it is decoded, however small it is. */
+/** Fields of a large model are some 1,000,000; each takes memory once it is decoded, however small it is. */
 const MAX_FIELDS = 5_000_000;
 /** Fields that lie side by side are copied together, up to about this many bytes. */
 const RUN_BYTES = 2 ** 16;
@@ -42,7 +42,42 @@ const NESTED = {
   tensor: {},
 } as const satisfies Record<string, Record<number, string>>;
 
-/** Those of them that are no lists. Decoders differ in what they make of a second one: merge it, take the last, refuse it. */
+/** All message fields, those of NESTED among them: their fields count, wherever they lie. */
+const MESSAGES: Readonly<Record<string, Readonly<Record<number, string>>>> = {
+  model: { 7: 'graph', 8: 'opset', 14: 'property', 20: 'training', 25: 'function' },
+  training: { 1: 'graph', 2: 'graph', 3: 'property', 4: 'property' },
+  function: { 7: 'node', 9: 'opset', 11: 'attribute', 12: 'value', 14: 'property' },
+  graph: {
+    1: 'node',
+    5: 'tensor',
+    11: 'value',
+    12: 'value',
+    13: 'value',
+    14: 'quantization',
+    15: 'sparse',
+    16: 'property',
+  },
+  node: { 5: 'attribute', 9: 'property' },
+  attribute: { 5: 'tensor', 6: 'graph', 10: 'tensor', 11: 'graph', 14: 'type', 15: 'type', 22: 'sparse', 23: 'sparse' },
+  sparse: { 1: 'tensor', 2: 'tensor' },
+  tensor: { 3: 'segment', 13: 'property', 16: 'property' },
+  value: { 2: 'type', 4: 'property' },
+  quantization: { 2: 'property' },
+  type: { 1: 'tensorType', 4: 'element', 5: 'map', 8: 'tensorType', 9: 'element' },
+  element: { 1: 'type' },
+  map: { 2: 'type' },
+  tensorType: { 2: 'shape' },
+  shape: { 1: 'dimension' },
+};
+
+/** Lists of numbers in one field, and the fewest bytes of one: each number counts as a field. */
+const PACKED: Readonly<Record<string, Readonly<Record<number, number>>>> = {
+  attribute: { 7: 4, 8: 1 },
+  sparse: { 3: 1 },
+  tensor: { 1: 1, 4: 4, 5: 1, 7: 1, 10: 8, 11: 1 },
+};
+
+/** Those of NESTED that are no lists. Decoders differ in what they make of a second one: merge it, take the last, refuse it. */
 const SINGULAR: Readonly<Partial<Record<MessageName, readonly number[]>>> = {
   model: [7],
   training: [1, 2],
@@ -156,9 +191,12 @@ class Scanner {
         copyRun(at);
         run = body.end;
         detached = { range: { path: this.path, offset: body.start, length: body.length }, encoding };
-      } else if (body.end - run >= RUN_BYTES) {
-        copyRun(body.end);
-        run = body.end;
+      } else {
+        if (wireType === 2) this.countWithin(name, field, body, depth);
+        if (body.end - run >= RUN_BYTES) {
+          copyRun(body.end);
+          run = body.end;
+        }
       }
       at = body.end;
     }
@@ -200,8 +238,24 @@ class Scanner {
     throw new ModelError(`the group at byte ${start} has no end`);
   }
 
-  private count(at: number): void {
-    this.fields += 1;
+  /** Counts what lies in a field that is copied as it is: fields of messages, however deep, and numbers of lists. */
+  private countWithin(name: string, field: number, body: { start: number; end: number }, depth: number): void {
+    const bytes = PACKED[name]?.[field];
+    if (bytes) this.count(body.start, Math.floor((body.end - body.start) / bytes));
+    const message = MESSAGES[name]?.[field];
+    if (!message) return;
+    if (depth > MAX_DEPTH) throw new ModelError(`graphs are nested deeper than ${MAX_DEPTH} messages`);
+    for (let at = body.start; at < body.end; ) {
+      const tag = this.window.varint(at, body.end);
+      this.count(at);
+      const inner = this.fieldBody(tag.value % 8, tag.next, body.end);
+      if (tag.value % 8 === 2) this.countWithin(message, Math.floor(tag.value / 8), inner, depth + 1);
+      at = inner.end;
+    }
+  }
+
+  private count(at: number, fields = 1): void {
+    this.fields += fields;
     if (this.fields > MAX_FIELDS) throw new ModelError(`it has more than ${MAX_FIELDS} fields before byte ${at}`);
   }
 

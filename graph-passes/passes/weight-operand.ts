@@ -23,6 +23,7 @@ export function linearOf(weight: ConstantMatrix, operandIsOutIn: boolean, scale:
     const type = elementTypeName(weight.roundedTo);
     return new Refusal(`alpha is ${scale} and multiplies a weight that the model rounds to ${type}`);
   }
+  if (!Number.isFinite(scale)) return new Refusal(`alpha is ${scale}`);
   const [rows = 0, columns = 0] = dimsOf(weight.tensor);
   const outIn = operandIsOutIn !== weight.transposed;
   return {

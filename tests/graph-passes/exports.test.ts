@@ -28,7 +28,7 @@ function readCase(name: string) {
   >;
   const feeds: Record<string, Tensor> = {};
   for (const [input, { dtype, shape, data }] of Object.entries(inputs)) {
-    feeds[input] = makeTensor(ort.Tensor, { name: input, type: dtype }, shape, data);
+    feeds[input] = makeTensor(ort.Tensor, { name: input, type: dtype }, shape, (i) => data[i] as number);
   }
   return { feeds, outputs };
 }

@@ -95,6 +95,80 @@ test.serial('millions of fields of two bytes', (t) => {
   t.throws(() => loadModel(file), { name: 'ModelError', message: /more than 5000000 fields/ });
 });
 
+/** A protobuf field: its number, and the bytes of what it holds. */
+function field(number: number, ...content: Uint8Array[]): Buffer {
+  const body = Buffer.concat(content);
+  const length: number[] = [];
+  for (let rest = body.length; ; rest = Math.floor(rest / 128)) {
+    length.push(rest >= 128 ? (rest % 128) | 128 : rest);
+    if (rest < 128) break;
+  }
+  return Buffer.concat([Buffer.from([number * 8 + 2]), Buffer.from(length), body]);
+}
+
+const manyFields: Record<string, Buffer> = {
+  'millions of numbers in an attribute': field(7, field(1, field(5, field(8, Buffer.alloc(5_000_001))))),
+  'millions of dimensions of a tensor': field(7, field(5, field(1, Buffer.alloc(5_000_001)))),
+  'millions of dimensions of an input': field(
+    7,
+    field(11, field(2, field(1, field(2, Buffer.alloc(10_000_002, field(1)))))),
+  ),
+  'millions of empty attributes in small nodes': field(
+    7,
+    Buffer.concat(Array<Buffer>(42_000).fill(field(1, ...Array<Buffer>(120).fill(field(5))))),
+  ),
+};
+for (const [what, bytes] of Object.entries(manyFields)) {
+  test.serial(what, (t) => {
+    const file = path.join(tempFolder(), 'model.onnx');
+    writeFileSync(file, bytes);
+    t.throws(() => loadModel(file), { name: 'ModelError', message: /more than 5000000 fields/ });
+  });
+}
+
+test.serial('a tensor of four elements with a megabyte of varints', (t) => {
+  const shape = { name: 's', dims: [4], dataType: 7, int64Data: Array.from({ length: 1_000_000 }, () => 1) };
+  const model = makeModel({
+    nodes: [makeNode('Reshape', ['x', 's'], ['y'])],
+    initializers: [shape as never],
+    inputs: [value('x', 1, ['n', 8])],
+    outputs: [value('y', 1, ['n', 8])],
+  });
+  t.throws(() => loadModel(writeModel(model)), {
+    name: 'ModelError',
+    message: /tensor 's' has 1000000 bytes of varints for 4 elements/,
+  });
+});
+
+test.serial('an input of 100,000 dimensions and thousands of nodes that add it to itself', async (t) => {
+  const nodes = Array.from({ length: 5000 }, (_, i) => makeNode('Add', ['x', 'x'], [`y${i}`]));
+  const began = performance.now();
+  const model = makeModel({
+    nodes,
+    initializers: [],
+    inputs: [value('x', 1, Array<number>(100_000).fill(1))],
+    outputs: [value('y0', 1, ['n'])],
+  });
+  t.deepEqual((await inspectModel({ input: writeModel(model) })).layers, []);
+  // Computed for each node, the shape alone would take minutes.
+  t.true(performance.now() - began < 30_000);
+});
+
+test('a Gemm whose alpha is infinite stays as it is, and others are rewritten', async (t) => {
+  const gemm = makeNode('Gemm', ['x', 'w'], ['h']);
+  gemm.attribute = [
+    { name: 'alpha', type: onnx.AttributeProto.AttributeType.FLOAT, f: Number.POSITIVE_INFINITY },
+    { name: 'transB', type: onnx.AttributeProto.AttributeType.INT, i: 1 as never },
+  ];
+  const model = makeModel({
+    nodes: [gemm, makeNode('MatMul', ['h', 'w'], ['y'])],
+    initializers: [weight],
+    inputs: [value('x', 1, ['n', 8])],
+    outputs: [value('y', 1, ['n', 8])],
+  });
+  t.deepEqual(opTypes((await rewrite(writeModel(model))).output.path), ['Gemm', 'SparseMatMul']);
+});
+
 test('a model of two graphs, of which every decoder makes something else', (t) => {
   const graph = (name: string) =>
     encodeModel(makeModel({ nodes: [], initializers: [floats(name, [8, 8], noise(64, 1))], inputs: [], outputs: [] }));
