@@ -30,8 +30,11 @@ export async function loadTokenizer(folder: string): Promise<Tokenizer> {
   const definition = (await readJson(join(folder, 'tokenizer.json'))) ?? (await buildTokenizerJson(folder));
   const settings = (await readJson(join(folder, 'tokenizer_config.json'))) ?? {};
   let tokenizer: HfTokenizer;
+  let longest: number | undefined;
   try {
     tokenizer = new HfTokenizer(definition, settings);
+    tokenizer.encode('a'); // some of what is wrong in a definition comes out when it is used
+    longest = joinsBytes(definition) ? mostBytes(definition) : undefined;
   } catch (cause) {
     throw new ModelFolderError('TOKENIZER', `the tokenizer in ${folder} cannot be used: ${(cause as Error).message}`, {
       cause,
@@ -48,7 +51,7 @@ export async function loadTokenizer(folder: string): Promise<Tokenizer> {
     ...(joinsBytes(definition) && {
       textOf: wholeTexts(decode),
       bytesOf: (id) => bytesOf(tokenizer.id_to_token(id)),
-      mostBytes: mostBytes(definition),
+      mostBytes: longest,
     }),
   };
 }

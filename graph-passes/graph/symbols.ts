@@ -3,7 +3,7 @@ export type Dim = number | string;
 
 /** A symbol of a given name; what has a meaning in the canonical form is escaped. */
 export function symbol(name: string): Dim {
-  return `$${encodeURIComponent(name)}`;
+  return `$${encodeURIComponent(name.replace(/\p{Surrogate}/gu, '\ufffd'))}`; // half a character has no URI
 }
 
 /** The sum of sizes. */

@@ -184,6 +184,25 @@ test('a tokenizer made of vocab.json and merges.txt is the same as the shipped o
   t.is(made.decode(made.encode(text)), text);
 });
 
+test('a tokenizer.json that cannot be used is told when it is loaded', async (t) => {
+  const shipped = JSON.parse(await readFile(join(shippedModel(), 'tokenizer.json'), 'utf8'));
+  const damaged: Record<string, object> = {
+    'added tokens that are no list': { ...shipped, added_tokens: '' },
+    'an added token without a text': { ...shipped, added_tokens: [{ ...shipped.added_tokens[0], content: [] }] },
+    'a post processor without a template': { ...shipped, post_processor: { type: 'TemplateProcessing' } },
+    'no vocabulary': { ...shipped, model: { ...shipped.model, vocab: undefined } },
+  };
+  for (const [what, json] of Object.entries(damaged)) {
+    const folder = await temporaryFolder();
+    await writeFile(join(folder, 'tokenizer.json'), JSON.stringify(json));
+    await t.throwsAsync(
+      loadTokenizer(folder),
+      { name: 'ModelFolderError', message: /the tokenizer in .* cannot be used/ },
+      what,
+    );
+  }
+});
+
 test('an export carries the folder’s other files along, and nothing unfinished', async (t) => {
   const files = (await readdir(folders.float32 as string)).sort();
   const expected = [

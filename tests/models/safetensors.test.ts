@@ -72,6 +72,13 @@ const hostile: Record<string, [Buffer, RegExp]> = {
   'a negative dimension': [safetensorsFile({ a: entry({ shape: [-2] }) }, Buffer.alloc(8)), /shape \[-2\]/],
   'a fractional dimension': [safetensorsFile({ a: entry({ shape: [0.5, 4] }) }, Buffer.alloc(8)), /shape \[0.5,4\]/],
   'dimensions that overflow': [safetensorsFile({ a: entry({ shape: [2 ** 40, 2 ** 40] }) }, Buffer.alloc(8)), /shape/],
+  'a shape nested beyond what a message could show': [
+    safetensorsFile(
+      `{"a":{"dtype":"F32","shape":${'['.repeat(20_000)}${']'.repeat(20_000)},"data_offsets":[0,8]}}`,
+      Buffer.alloc(8),
+    ),
+    /gives tensor a the shape something nested too deeply to show/,
+  ],
   'a length that is not shape times type': [
     safetensorsFile({ a: entry({ shape: [3] }) }, Buffer.alloc(8)),
     /gives tensor a 8 bytes, but F32 \[3\] takes 12/,

@@ -18,6 +18,7 @@ test('different expressions stay different', (t) => {
   t.not(add([product([b, s]), 1]), add([product([b, 1]), s]));
   // A name that looks like an expression is a name all the same.
   t.not(symbol('(+ $b , $s)'), add([b, s]));
+  t.is(typeof symbol('half \ud800 a character'), 'string');
   t.not(add([symbol('b , $s'), 1]), add([b, s, 1]));
 });
 
