@@ -1,6 +1,6 @@
 /** The files that go along with a model: configuration, tokenizer, licence. */
-import { readdirSync, readFileSync, realpathSync, statSync } from 'node:fs';
-import { mkdir, readFile, rm } from 'node:fs/promises';
+import { createReadStream, readdirSync, readFileSync, realpathSync, statSync } from 'node:fs';
+import { type FileHandle, mkdir, rm } from 'node:fs/promises';
 import path from 'node:path';
 import { ModelError } from './onnx/errors.js';
 import { inside } from './onnx/external-data.js';
@@ -67,8 +67,9 @@ export function readConfig(folder: string): Record<string, unknown> | undefined 
   let config: unknown;
   try {
     config = JSON.parse(readFileSync(file, 'utf8'));
+    JSON.stringify(config); // as will be done when it is written: it may be nested too deeply for that
   } catch (error) {
-    throw new ModelError(`${file} is no JSON: ${(error as Error).message}`, { cause: error });
+    throw new ModelError(`${file} is no JSON that can be used: ${(error as Error).message}`, { cause: error });
   }
   if (isObject(config)) return config;
   throw new ModelError(`${file} must hold a JSON object`);
@@ -81,7 +82,12 @@ export function readConfig(folder: string): Record<string, unknown> | undefined 
 export async function copyCompanions(from: string, to: string): Promise<string[]> {
   const names = companionsOf(from);
   await mkdir(to, { recursive: true });
-  for (const name of names) await writeWhole(path.join(to, name), await readFile(path.join(from, name)));
+  for (const name of names) {
+    await writeBeside(path.join(to, name), async (handle) => {
+      // Not copyFile, which gives the copy the source's permissions.
+      for await (const bytes of createReadStream(path.join(from, name))) await handle.writeFile(bytes as Buffer);
+    });
+  }
   return names;
 }
 
@@ -113,10 +119,14 @@ export async function declareDataFiles(folder: string, models: readonly string[]
 
 /** Writes a small file beside its place and renames it, so that no half of it is ever seen. The folder is made if missing. */
 export async function writeWhole(file: string, content: string | Uint8Array): Promise<void> {
+  await writeBeside(file, (handle) => handle.writeFile(content));
+}
+
+async function writeBeside(file: string, fill: (handle: FileHandle) => Promise<void>): Promise<void> {
   await mkdir(path.dirname(file), { recursive: true });
   const temp = await TempFile.create(file);
   try {
-    await temp.handle.writeFile(content);
+    await fill(temp.handle);
     await temp.seal();
     await temp.commit();
   } catch (error) {
