@@ -2,6 +2,7 @@
 import { mkdtemp, rm } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import path from 'node:path';
+import { ModelError } from './onnx/errors.js';
 import type { TensorProto } from './onnx/proto.js';
 import { BufferSource, VarintSource } from './onnx/sources.js';
 import { TempFile } from './onnx/temp-file.js';
@@ -18,6 +19,12 @@ export class WeightFiles {
     if (known) return known;
     const payload = payloadOf(tensor);
     const range = payload?.kind === 'file' && payload.encoding === 'raw' ? payload.range : await this.copy(tensor);
+    // Whoever reads it goes by the shape.
+    if (range.length !== expectedBytes(tensor)) {
+      throw new ModelError(
+        `tensor '${tensor.name}' has ${range.length} bytes, its shape and type take ${expectedBytes(tensor)}`,
+      );
+    }
     this.ranges.set(tensor, range);
     return range;
   }

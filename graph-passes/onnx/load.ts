@@ -5,7 +5,7 @@ import { ModelError } from './errors.js';
 import { ExternalData } from './external-data.js';
 import { decodeModel, type ModelProto, onnx, type TensorProto } from './proto.js';
 import { scanModel } from './scan.js';
-import { dimsOf, elementCount, expectedBytes, payloadOf, setPayload } from './tensor.js';
+import { dimsOf, elementCount, elementTypeName, expectedBytes, payloadOf, setPayload } from './tensor.js';
 
 export interface LoadedModel {
   /** Absolute path of the .onnx file. */
@@ -34,7 +34,8 @@ export function loadModel(file: string): LoadedModel {
     const proto = decodeModel(skeleton.bytes, (message, start) => {
       if (!(message instanceof onnx.TensorProto)) return;
       const detached = skeleton.payloads.get(start);
-      if (detached) setPayload(message, { kind: 'file', ...detached });
+      checkFields(message, detached?.field);
+      if (detached) setPayload(message, { kind: 'file', range: detached.range, encoding: detached.encoding });
       skeleton.payloads.delete(start);
       attachExternal(message, external, files);
       checkTensor(message);
@@ -86,6 +87,35 @@ function clearLocation(tensor: TensorProto): void {
   delete tensor.dataLocation;
 }
 
+/** Fields of TensorProto with elements: number, name, and the data types whose elements they hold; raw_data holds any. */
+const TYPED_FIELDS = [
+  { number: 4, name: 'floatData', types: [1, 14] },
+  { number: 5, name: 'int32Data', types: [2, 3, 4, 5, 6, 9, 10, 16, 17, 18, 19, 20, 21, 22, 23, 24, 25, 26] },
+  { number: 6, name: 'stringData', types: [8] },
+  { number: 7, name: 'int64Data', types: [7] },
+  { number: 10, name: 'doubleData', types: [11, 15] },
+  { number: 11, name: 'uint64Data', types: [12, 13] },
+] as const;
+const RAW_DATA = 9;
+
+/**
+ * A tensor has its elements in one field, which suits its type: decoders differ in which of two they take.
+ * @param detached number of the field whose content stays in the file.
+ */
+function checkFields(tensor: TensorProto, detached: number | undefined): void {
+  const typed = TYPED_FIELDS.filter(({ number, name }) => number === detached || (tensor[name]?.length ?? 0) > 0);
+  const external = tensor.dataLocation === EXTERNAL && typed.length > 0;
+  const fields = typed.length + (detached === RAW_DATA || tensor.rawData?.length ? 1 : 0) + (external ? 1 : 0);
+  if (fields > 1) throw new ModelError(`tensor '${tensor.name}' has its elements in ${fields} places, expected one`);
+  const [field] = typed;
+  const type = tensor.dataType ?? 0;
+  if (field && !(field.types as readonly number[]).includes(type)) {
+    throw new ModelError(
+      `tensor '${tensor.name}' of ${elementTypeName(type)} has its elements in ${field.name}, of another type`,
+    );
+  }
+}
+
 function checkTensor(tensor: TensorProto): void {
   const payload = payloadOf(tensor);
   const expected = expectedBytes(tensor);
@@ -100,22 +130,11 @@ function checkTensor(tensor: TensorProto): void {
       : payload
         ? undefined
         : tensor.rawData?.length;
-  // A TensorProto of no elements may have no payload at all, one of strings has a list.
-  if (expected === undefined || found === undefined || (found === 0 && !tensor.rawData)) return;
-  if (found !== expected && !hasTypedData(tensor)) {
+  // Elements of typed fields are counted when they are read; beside them raw data may be there, but empty.
+  if (expected === undefined || found === undefined || TYPED_FIELDS.some(({ name }) => tensor[name]?.length)) return;
+  if (found !== expected) {
     throw new ModelError(
       `tensor '${tensor.name}' has ${found} bytes, but ${elementCount(tensor)} elements of shape [${dimsOf(tensor)}] take ${expected}`,
     );
   }
-}
-
-function hasTypedData(tensor: TensorProto): boolean {
-  return [
-    tensor.floatData,
-    tensor.int32Data,
-    tensor.int64Data,
-    tensor.doubleData,
-    tensor.uint64Data,
-    tensor.stringData,
-  ].some((field) => (field?.length ?? 0) > 0);
 }

@@ -20,6 +20,8 @@ const RUN_BYTES = 2 ** 16;
 export interface DetachedPayload {
   range: FileRange;
   encoding: 'raw' | 'varint';
+  /** Number of the field of TensorProto that it is. */
+  field: number;
 }
 
 export interface Skeleton {
@@ -190,7 +192,7 @@ class Scanner {
         if (detached) throw new ModelError(`the tensor at byte ${start} has its data in several pieces`);
         copyRun(at);
         run = body.end;
-        detached = { range: { path: this.path, offset: body.start, length: body.length }, encoding };
+        detached = { range: { path: this.path, offset: body.start, length: body.length }, encoding, field };
       } else {
         if (wireType === 2) this.countWithin(name, field, body, depth);
         if (body.end - run >= RUN_BYTES) {

@@ -140,6 +140,37 @@ test.serial('a tensor of four elements with a megabyte of varints', (t) => {
   });
 });
 
+const lyingTensors: Record<string, [object, RegExp]> = {
+  'raw data too short, and a typed field beside it': [
+    { dataType: 1, rawData: Buffer.alloc(4096), int64Data: [1] },
+    /tensor 'w' has its elements in 2 places, expected one/,
+  ],
+  'raw data too short': [{ dataType: 1, rawData: Buffer.alloc(4096) }, /4096 bytes, but 4096 elements .* take 16384/],
+  'two typed fields': [
+    { dataType: 1, floatData: Array(4096).fill(1), int32Data: [1] },
+    /tensor 'w' has its elements in 2 places/,
+  ],
+  'floats of a type of two bytes': [
+    { dataType: FLOAT16, floatData: Array(2048).fill(1) },
+    /tensor 'w' of float16 has its elements in floatData, of another type/,
+  ],
+  'external data, and a typed field': [
+    { dataType: 1, dataLocation: 1, externalData: [{ key: 'location', value: 'w.bin' }], floatData: [1] },
+    /tensor 'w' has its elements in 2 places/,
+  ],
+};
+for (const [what, [parts, message]] of Object.entries(lyingTensors)) {
+  test.serial(`a weight of ${what}`, (t) => {
+    const model = makeModel({
+      nodes: [makeNode('MatMul', ['x', 'w'], ['y'])],
+      initializers: [{ name: 'w', dims: [64, 64], ...parts } as never],
+      inputs: [value('x', 1, ['n', 64])],
+      outputs: [value('y', 1, ['n', 64])],
+    });
+    t.throws(() => loadModel(writeModel(model)), { name: 'ModelError', message });
+  });
+}
+
 test.serial('an input of 100,000 dimensions and thousands of nodes that add it to itself', async (t) => {
   const nodes = Array.from({ length: 5000 }, (_, i) => makeNode('Add', ['x', 'x'], [`y${i}`]));
   const began = performance.now();
