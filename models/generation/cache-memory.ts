@@ -2,6 +2,7 @@ import type { Tensor } from 'onnxruntime-node';
 import type { Mirrored } from '../../provider/native-call.js';
 import { type CacheArray, cacheArray, cacheTensor } from '../cache-tensor.js';
 import type { DecoderShape } from '../decoder.js';
+import { ModelFolderError } from '../errors.js';
 
 /** Where a cache lies: tensors [rows, heads, room, head_dim] whose rows can be had as tensors of their own. */
 export interface CacheMemory {
@@ -31,7 +32,16 @@ export const hostMemory: CacheMemory = {
   place: (tensor) => tensor,
   allocate(type, dims) {
     const length = dims.reduce((product, dim) => product * dim, 1);
-    return cacheTensor({ type }, cacheArray({ type }, length), dims);
+    try {
+      return cacheTensor({ type }, cacheArray({ type }, length), dims);
+    } catch (cause) {
+      if (!(cause instanceof RangeError)) throw cause;
+      throw new ModelFolderError(
+        'USAGE',
+        `a cache of ${type} [${dims.join(', ')}] (rows, heads, positions, head size) is more than this process can have: ask for fewer tokens or fewer sequences at once`,
+        { cause },
+      );
+    }
   },
   rows(tensor, first, count) {
     const row = elementsOfRow(tensor);

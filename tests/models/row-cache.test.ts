@@ -131,3 +131,10 @@ test('reserving more keeps what rows hold; moving copies a row', async (t) => {
   cache.clear();
   t.is(cache.bytes, 0);
 });
+
+test('a cache that no process can have is refused with its size', (t) => {
+  t.throws(() => hostMemory.allocate('float32', [1, 6, 16_000_064, 2 ** 20]), {
+    name: 'ModelFolderError',
+    message: /a cache of float32 \[1, 6, 16000064, 1048576\].*ask for fewer tokens/,
+  });
+});
