@@ -2,11 +2,11 @@
 import { mkdtemp, readdir, readFile, rm } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
-import { InferenceSession, Tensor } from 'onnxruntime-node';
+import { type InferenceSession, Tensor } from 'onnxruntime-node';
 import { allocateOnDevice, type DeviceType, writeOnDevice } from '../provider/device-tensor.js';
 import { cacheArray, cacheTensor } from './cache-tensor.js';
 import { cacheNames, Decoder, LIKELIEST } from './decoder.js';
-import { computesOnDevice, recordsGraphs, withGraphs } from './text-model.js';
+import { computesOnDevice, createSession, recordsGraphs, withGraphs } from './text-model.js';
 import { weightBytesByNode } from './weight-bytes.js';
 
 /** What to profile. */
@@ -65,7 +65,7 @@ export async function profileStep(
   const recorded = withGraphs(model, options);
   const profile = await mkdtemp(join(tmpdir(), 'flashllm-profile-'));
   try {
-    const session = await InferenceSession.create(model, {
+    const session = await createSession(model, {
       ...recorded,
       enableProfiling: true,
       profileFilePrefix: join(profile, 'step'),

@@ -5,6 +5,7 @@ import { loadWhole } from '../graph-passes/onnx/load.js';
 import { decodeModel } from '../graph-passes/onnx/proto.js';
 import { scanModel } from '../graph-passes/onnx/scan.js';
 import { FLOAT16 } from '../graph-passes/onnx/tensor.js';
+import { requireBackend } from '../provider/backend.js';
 import { offersGpu } from '../provider/device-tensor.js';
 import type { FlashLLMOptions } from '../provider/ep-options.js';
 import { Decoder } from './decoder.js';
@@ -26,16 +27,19 @@ export interface TextModel {
   readonly generator: TextGenerator;
 }
 
+/** Where a session runs if its options do not say. */
+const DEFAULT_PROVIDERS = ['flashllm', 'cpu'];
+
 /**
  * Opens an exported or rewritten OPT folder (model.onnx, config.json, tokenizer) in an ordinary session.
  *
- * @param options of the session, such as `{ executionProviders: ['flashllm', 'cpu'] }`; that name needs this package
- * imported. Where that provider may take a GPU, decoding steps are recorded there as CUDA graphs, unless its option
- * `cudaGraph` says otherwise; runs of your own stay ordinary ones.
+ * @param options of the session; `executionProviders` are `['flashllm', 'cpu']` if not said, `['cpu']` leaves this package's provider out.
+ * Where that provider may take a GPU, decoding steps are recorded there as CUDA graphs, unless its option `cudaGraph` says otherwise; runs of
+ * your own stay ordinary ones.
  * @param scheduling of the generator's batch.
  * @param tokenizer default: the folder's.
  * @throws ModelFolderError for a folder that is not there or incomplete; ModelError for files that are no ONNX model, or part of one;
- * ONNX Runtime's error for a model that it refuses.
+ * NativeLoadError where this package's provider is asked for and its binaries do not load; ONNX Runtime's error for a model that it refuses.
  */
 export async function openTextModel(
   folder: string,
@@ -46,11 +50,20 @@ export async function openTextModel(
   const path = await requireModel(folder);
   const config = await readOptConfig(folder);
   const texts = tokenizer ?? (await loadTokenizer(folder));
-  const session = await InferenceSession.create(path, withGraphs(path, options));
+  const session = await createSession(path, options);
   const decoder = new Decoder(session, cacheMemory(session, options));
   const generator = new TextGenerator(decoder, texts, config, scheduling);
   releaseWith(session, () => generator.scheduler.close());
   return { session, decoder, tokenizer: texts, generator };
+}
+
+/**
+ * Creates a session of a model as `openTextModel` does.
+ * @throws NativeLoadError where this package's provider is asked for and does not load.
+ */
+export async function createSession(path: string, options: InferenceSession.SessionOptions): Promise<InferenceSession> {
+  if (oursOf(options)) requireBackend();
+  return InferenceSession.create(path, withGraphs(path, options));
 }
 
 /**
@@ -96,15 +109,18 @@ export async function requireModel(folder: string): Promise<string> {
 }
 
 /**
- * The options of a session of a model, with CUDA graphs where it can be recorded and they do not say otherwise. To a session on the CPU they
- * mean nothing.
+ * The options of a session of a model, providers included, with CUDA graphs where it can be recorded and they do not say otherwise. To a
+ * session on the CPU graphs mean nothing.
  */
 export function withGraphs(path: string, options: InferenceSession.SessionOptions): InferenceSession.SessionOptions {
   const ours = oursOf(options);
-  if (!ours || ours.device === 'cpu' || !canBeRecorded(path)) return options;
+  if (!ours || ours.device === 'cpu' || !canBeRecorded(path))
+    return { ...options, executionProviders: providersOf(options) };
   const recording = { cudaGraph: true, ...ours };
-  const executionProviders = options.executionProviders?.map((provider) => (isOurs(provider) ? recording : provider));
-  return { ...options, ...(executionProviders && { executionProviders }) };
+  return {
+    ...options,
+    executionProviders: providersOf(options).map((provider) => (isOurs(provider) ? recording : provider)),
+  };
 }
 
 /** Whether options ask for CUDA graphs. */
@@ -130,9 +146,13 @@ function isOurs(provider: Provider): boolean {
   return (typeof provider === 'string' ? provider : provider.name) === 'flashllm';
 }
 
+function providersOf({ executionProviders = DEFAULT_PROVIDERS }: InferenceSession.SessionOptions): readonly Provider[] {
+  return executionProviders;
+}
+
 /** This package's provider among those of a session, with its options. */
-function oursOf({ executionProviders = [] }: InferenceSession.SessionOptions): FlashLLMOptions | undefined {
-  const ours = executionProviders.find(isOurs);
+function oursOf(options: InferenceSession.SessionOptions): FlashLLMOptions | undefined {
+  const ours = providersOf(options).find(isOurs);
   return typeof ours === 'string' ? { name: 'flashllm' } : (ours as FlashLLMOptions | undefined);
 }
 

@@ -227,3 +227,13 @@ export function register(ort?: OnnxRuntime, modulePath?: string): void {
   module.registerBackend('flashllm', backend, -1);
   registered.set(module.registerBackend, backend);
 }
+
+/**
+ * Registers backend `flashllm` and loads the runtime, as creating a session does later. There ONNX Runtime leaves out a provider that does
+ * not load, with a warning; here what is missing is an error.
+ * @throws NativeLoadError where the peer or the native binaries cannot be loaded.
+ */
+export function requireBackend(): void {
+  register();
+  loadRuntime(requirePeer());
+}
