@@ -8,6 +8,7 @@ import { FLOAT16 } from '../graph-passes/onnx/tensor.js';
 import { requireBackend } from '../provider/backend.js';
 import { offersGpu } from '../provider/device-tensor.js';
 import type { FlashLLMOptions } from '../provider/ep-options.js';
+import '../provider/onnxruntime-types.js';
 import { Decoder } from './decoder.js';
 import { ModelFolderError } from './errors.js';
 import { type CacheMemory, hostMemory } from './generation/cache-memory.js';

@@ -8,6 +8,7 @@
  * ```
  */
 import { hasPeer, register } from './backend.js';
+import './onnxruntime-types.js';
 
 export { type OnnxRuntime, prepareRun, register } from './backend.js';
 export {

@@ -3,15 +3,13 @@ import type { InferenceSession } from 'onnxruntime-node';
 import { type FlashLLMOptions, optionTable } from './ep-options.js';
 import { InvalidOptionError } from './errors.js';
 import type { NativeRunOptions, NativeSessionOptions } from './native.js';
+import './onnxruntime-types.js';
 
 const graphOptimizationLevels = { disabled: 0, basic: 1, extended: 2, layout: 3, all: 99 };
 const executionModes = { sequential: 0, parallel: 1 };
 
-/** Run options of sessions of this backend: those of onnxruntime-common, and a signal that ends the run early. */
-export interface FlashLLMRunOptions extends InferenceSession.RunOptions {
-  /** When it aborts, the run ends soon (between two nodes of the graph) and its promise rejects with the signal's reason. */
-  readonly signal?: AbortSignal;
-}
+/** Run options of sessions of this backend: those of onnxruntime-node, and `signal`, which ends the run early. */
+export type FlashLLMRunOptions = InferenceSession.RunOptions;
 
 /**
  * Checks session options and flattens them for the addon.

@@ -51,7 +51,7 @@ test('sequences join and leave a batch on the GPU and get the texts of the CPU',
   await exportOpt(shippedModel(), { output: folder, dtype: 'float16' });
   const config = await readOptConfig(folder);
   const gpu = await openTextModel(folder, {
-    executionProviders: [{ name: 'flashllm', device: 'cuda' } as never, 'cpu'],
+    executionProviders: [{ name: 'flashllm', device: 'cuda' }, 'cpu'],
   });
   const cpu = await openTextModel(folder, { executionProviders: ['cpu'] });
   t.not(gpu.decoder.memory, cpu.decoder.memory);
@@ -81,8 +81,11 @@ test('recorded steps give what steps that are run give, bit for bit, also beside
   await exportOpt(shippedModel(), { output: folder, dtype: 'float16' });
   const config = await readOptConfig(folder);
   const open = (cudaGraph?: boolean) => {
-    const ours = { name: 'flashllm', device: 'cuda', ...(cudaGraph === undefined ? {} : { cudaGraph }) };
-    return openTextModel(folder, { executionProviders: [ours as never, 'cpu'] });
+    const ours = {
+      ...{ name: 'flashllm', device: 'cuda' },
+      ...(cudaGraph === undefined ? {} : { cudaGraph }),
+    } as const;
+    return openTextModel(folder, { executionProviders: [ours, 'cpu'] });
   };
   const [recorded, plain] = await Promise.all([open(), open(false)]);
   const heldOut = await readFile(shippedHeldOutText(), 'utf8');
@@ -128,8 +131,8 @@ testOfTwo('two GPUs at once give the texts of one', async (t) => {
   await exportOpt(shippedModel(), { output: folder, dtype: 'float16' });
   const config = await readOptConfig(folder);
   const open = async (deviceId: number) => {
-    const ours = { name: 'flashllm', device: 'cuda', deviceId };
-    const model = await openTextModel(folder, { executionProviders: [ours as never, 'cpu'] });
+    const ours = { name: 'flashllm', device: 'cuda', deviceId } as const;
+    const model = await openTextModel(folder, { executionProviders: [ours, 'cpu'] });
     return { model, generator: new TextGenerator(model.decoder, model.tokenizer, config, { maxBatch: 4 }) };
   };
   const both = await Promise.all([open(0), open(1)]);
@@ -150,7 +153,7 @@ test('a prepared run mirrors what is asked for, and says what does not fit', asy
   t.teardown(() => rm(folder, { recursive: true }));
   await exportOpt(shippedModel(), { output: folder, dtype: 'float16' });
   const gpu = await openTextModel(folder, {
-    executionProviders: [{ name: 'flashllm', device: 'cuda' } as never, 'cpu'],
+    executionProviders: [{ name: 'flashllm', device: 'cuda' }, 'cpu'],
   });
   const { decoder } = gpu;
   t.true(decoder.hasRows());
@@ -259,8 +262,8 @@ test('nodes of which the GPU kernels compute other cases only are left to the CP
   for (const [what, { bytes, names }, shapes] of cases) {
     const feeds = Object.fromEntries(names.map((name, i) => [name, wave([...(shapes[i] as readonly number[])])]));
     const results = [];
-    for (const provider of [{ name: 'flashllm', device: 'cuda' }, 'cpu']) {
-      const session = await InferenceSession.create(bytes, { executionProviders: [provider as never] });
+    for (const provider of [{ name: 'flashllm', device: 'cuda' }, 'cpu'] as const) {
+      const session = await InferenceSession.create(bytes, { executionProviders: [provider] });
       const { out } = await session.run(feeds);
       results.push([out?.dims, out?.data]);
       await session.release();
@@ -278,7 +281,7 @@ test('integers are divided on the GPU, toward zero; by zero is an error that nam
       output: [valueInfo('y', kind, ['n'])],
     });
     const session = await InferenceSession.create(bytes, {
-      executionProviders: [{ name: 'flashllm', device: 'cuda' } as never],
+      executionProviders: [{ name: 'flashllm', device: 'cuda' }],
       extra: { session: { disable_cpu_ep_fallback: '1' } },
     });
     const integers = (...values: number[]) =>

@@ -5,7 +5,7 @@ import { join } from 'node:path';
 import { pathToFileURL } from 'node:url';
 import test from 'ava';
 import ort from 'onnxruntime-node';
-import { type FlashLLMRunOptions, OrtError } from '../../provider/index.js';
+import { OrtError } from '../../provider/index.js';
 import { elementTypes, plainModel, sparseModel, valueInfo } from './sparse-model.js';
 
 const executionProviders = ['flashllm', 'cpu'];
@@ -105,7 +105,7 @@ test.serial('a signal ends a run early, with its reason', async (t) => {
   const controller = new AbortController();
   const reason = new Error('enough');
   setTimeout(() => controller.abort(reason), 20);
-  const options: FlashLLMRunOptions = { signal: controller.signal };
+  const options = { signal: controller.signal };
   const warnings: Error[] = [];
   const onWarning = (warning: Error) => warnings.push(warning);
   process.on('warning', onWarning);

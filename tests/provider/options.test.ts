@@ -46,7 +46,7 @@ test('the usual session options are taken', async (t) => {
     { preferredOutputLocation: 'cpu' },
     {
       preferredOutputLocation: 'gpu-buffer',
-      executionProviders: [{ name: 'flashllm', device: 'cpu' } as never, 'cpu'],
+      executionProviders: [{ name: 'flashllm', device: 'cpu' }, 'cpu'],
     },
     { extra: { session: { set_denormal_as_zero: '1', intra_op: { allow_spinning: false } } } },
   ];
