@@ -1,6 +1,5 @@
-import { join } from 'node:path';
+import { ModelFolderError } from './errors.js';
 import { Random } from './generation/random.js';
-import type { OptConfig } from './opt/config.js';
 import type { TextModel } from './text-model.js';
 import { weightBytesPerStep } from './weight-bytes.js';
 
@@ -50,21 +49,28 @@ export interface Benchmark {
 /**
  * Measures generation as users get it: through the generator, its sampling (greedy) and its text included. The model's
  * generator must take the largest batch.
+ *
+ * @param folder what the measurement calls the model.
  */
 export async function measureGeneration(
   folder: string,
   model: TextModel,
-  config: Pick<OptConfig, 'vocabSize'>,
   options: BenchmarkOptions,
 ): Promise<Benchmark> {
   const { promptTokens, newTokens, batches, repeats, onProgress } = options;
+  const vocabSize = model.config.vocabSize ?? model.decoder.vocabulary;
+  if (vocabSize === undefined)
+    throw new ModelFolderError(
+      'CONFIG',
+      `the config.json of ${folder} has no vocab_size, which prompts are drawn by; add it`,
+    );
   const elementBytes = model.decoder.shape.type === 'float16' ? 2 : 4;
-  const weightBytes = weightBytesPerStep(join(folder, 'model.onnx'), elementBytes);
+  const weightBytes = weightBytesPerStep(model.path, elementBytes);
   const speeds: BatchSpeed[] = [];
   for (const [i, batch] of batches.entries()) {
     const runs: number[][][] = [];
     for (let repeat = 0; repeat <= repeats; repeat++) {
-      const times = await runOnce(model, config.vocabSize, batch, options);
+      const times = await runOnce(model, vocabSize, batch, options);
       // The first warms memory and threads up.
       if (repeat > 0) runs.push(times);
       onProgress?.(i * (repeats + 1) + repeat + 1, batches.length * (repeats + 1));

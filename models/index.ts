@@ -6,6 +6,7 @@ export { Sampler, type TokenLogprob } from './generation/sampling.js';
 export { QueueFullError, Scheduler, type SchedulerOptions } from './generation/scheduler.js';
 export type { FinishReason, GeneratedPiece, GeneratedText } from './generation/sequence.js';
 export { TextAssembler } from './generation/text-assembler.js';
+export { readGeneratorConfig } from './model-folder.js';
 export { headDim, type OptConfig, parseOptConfig, readOptConfig } from './opt/config.js';
 export { type ExportOptions, type ExportResult, exportOpt, exportRandomOpt } from './opt/export.js';
 export type { OptAttention, OptDtype } from './opt/graph-context.js';

@@ -6,6 +6,7 @@ import { type InferenceSession, Tensor } from 'onnxruntime-node';
 import { allocateOnDevice, type DeviceType, writeOnDevice } from '../provider/device-tensor.js';
 import { cacheArray, cacheTensor } from './cache-tensor.js';
 import { cacheNames, Decoder, LIKELIEST } from './decoder.js';
+import { requireModel } from './model-folder.js';
 import { computesOnDevice, createSession, recordsGraphs, withGraphs } from './text-model.js';
 import { weightBytesByNode } from './weight-bytes.js';
 
@@ -50,7 +51,7 @@ const WARM_UP = 3;
 const TOKEN = 2;
 
 /**
- * Profiles decode steps of an OPT folder, in a session of its own. On a GPU the steps of a model that can be recorded are replays of a CUDA
+ * Profiles decode steps of a folder's model, in a session of its own. On a GPU the steps of a model that can be recorded are replays of a CUDA
  * graph, whose kernels start without waiting for the host; each is timed by itself, so that what programmatic launches save is not in.
  *
  * @param options of the session, as for `openTextModel`.
@@ -61,7 +62,7 @@ export async function profileStep(
   options: InferenceSession.SessionOptions,
   step: StepOptions,
 ): Promise<StepProfile> {
-  const model = join(folder, 'model.onnx');
+  const { path: model } = await requireModel(folder);
   const recorded = withGraphs(model, options);
   const profile = await mkdtemp(join(tmpdir(), 'flashllm-profile-'));
   try {

@@ -9,7 +9,8 @@ import type { Tokenizer } from './tokenizer.js';
 
 /** The few facts about a model that generation needs; an OptConfig has them. */
 export interface GeneratorConfig {
-  readonly eosTokenId: number;
+  /** Tokens that end a text: one, or several; none where the list is empty. */
+  readonly eosTokenId: number | readonly number[];
   /** Longest sequence of prompt and generated tokens. */
   readonly maxPositions: number;
   /** Tokens are below it; left out: the model finds out. */

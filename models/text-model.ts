@@ -1,7 +1,4 @@
-import { access, stat } from 'node:fs/promises';
-import { join } from 'node:path';
 import { InferenceSession } from 'onnxruntime-node';
-import { loadWhole } from '../graph-passes/onnx/load.js';
 import { decodeModel } from '../graph-passes/onnx/proto.js';
 import { scanModel } from '../graph-passes/onnx/scan.js';
 import { FLOAT16 } from '../graph-passes/onnx/tensor.js';
@@ -10,13 +7,12 @@ import { offersGpu } from '../provider/device-tensor.js';
 import type { FlashLLMOptions } from '../provider/ep-options.js';
 import '../provider/onnxruntime-types.js';
 import { Decoder } from './decoder.js';
-import { ModelFolderError } from './errors.js';
 import { type CacheMemory, hostMemory } from './generation/cache-memory.js';
 import { deviceMemory } from './generation/device-memory.js';
 import type { SchedulerOptions } from './generation/scheduler.js';
-import { readOptConfig } from './opt/config.js';
+import { readGeneratorConfig, requireModel } from './model-folder.js';
 import { IN_PLACE_LENGTH } from './opt/graph-context.js';
-import { TextGenerator } from './text-generator.js';
+import { type GeneratorConfig, TextGenerator } from './text-generator.js';
 import { loadTokenizer, type Tokenizer } from './tokenizer.js';
 
 /** A model folder, opened: what text generation and perplexity need. */
@@ -26,36 +22,42 @@ export interface TextModel {
   readonly decoder: Decoder;
   readonly tokenizer: Tokenizer;
   readonly generator: TextGenerator;
+  /** What config.json says that generation needs. */
+  readonly config: GeneratorConfig;
+  /** Path of the .onnx file. */
+  readonly path: string;
 }
 
 /** Where a session runs if its options do not say. */
 const DEFAULT_PROVIDERS = ['flashllm', 'cpu'];
 
 /**
- * Opens an exported or rewritten OPT folder (model.onnx, config.json, tokenizer) in an ordinary session.
+ * Opens a folder of a decoder with past (a model, config.json, tokenizer), such as `exportOpt` and `rewriteFolder` write, in an ordinary
+ * session. The architecture is any whose inputs and outputs have Optimum's names.
  *
+ * @param folder the folder, with `model.onnx` or one model of any name, in it or in its `onnx/`; or an .onnx file; or a file: URL of either.
  * @param options of the session; `executionProviders` are `['flashllm', 'cpu']` if not said, `['cpu']` leaves this package's provider out.
  * Where that provider may take a GPU, decoding steps are recorded there as CUDA graphs, unless its option `cudaGraph` says otherwise; runs of
  * your own stay ordinary ones.
  * @param scheduling of the generator's batch.
  * @param tokenizer default: the folder's.
- * @throws ModelFolderError for a folder that is not there or incomplete; ModelError for files that are no ONNX model, or part of one;
+ * @throws ModelFolderError for a folder that is not there or incomplete, or has several models; ModelError for files that are no ONNX model, or part of one;
  * NativeLoadError where this package's provider is asked for and its binaries do not load; ONNX Runtime's error for a model that it refuses.
  */
 export async function openTextModel(
-  folder: string,
+  folder: string | URL,
   options: InferenceSession.SessionOptions = {},
   scheduling: SchedulerOptions = {},
   tokenizer?: Tokenizer,
 ): Promise<TextModel> {
-  const path = await requireModel(folder);
-  const config = await readOptConfig(folder);
-  const texts = tokenizer ?? (await loadTokenizer(folder));
+  const { path, root } = await requireModel(folder);
+  const config = await readGeneratorConfig(root);
+  const texts = tokenizer ?? (await loadTokenizer(root));
   const session = await createSession(path, options);
   const decoder = new Decoder(session, cacheMemory(session, options));
   const generator = new TextGenerator(decoder, texts, config, scheduling);
   releaseWith(session, () => generator.scheduler.close());
-  return { session, decoder, tokenizer: texts, generator };
+  return { session, decoder, tokenizer: texts, generator, config, path };
 }
 
 /**
@@ -80,33 +82,6 @@ function releaseWith(session: InferenceSession, first: () => Promise<void>): voi
       await release();
     }
   };
-}
-
-/**
- * The path of a folder's model, whose files are whole. Asked for before what lies beside it: that is of no use without the model, and a Hugging
- * Face folder, which is no model for a session yet, has it too.
- *
- * @throws ModelFolderError where there is none; ModelError where its files are damaged or one is missing.
- */
-export async function requireModel(folder: string): Promise<string> {
-  const path = join(folder, 'model.onnx');
-  try {
-    await access(path);
-  } catch (cause) {
-    const isFolder = await stat(folder).then(
-      (found) => found.isDirectory(),
-      () => undefined,
-    );
-    throw new ModelFolderError(
-      'USAGE',
-      isFolder
-        ? `${folder} has no model.onnx that can be read; expected a folder that flashllm export or rewrite wrote (of a Hugging Face folder: flashllm export ${folder} -o <output>)`
-        : `${isFolder === undefined ? `there is no folder ${folder}` : `${folder} is no folder`}; expected one that flashllm export or rewrite wrote`,
-      { cause },
-    );
-  }
-  loadWhole(path, `the model ${path}`, 'export or rewrite it again (flashllm export, flashllm rewrite)');
-  return path;
 }
 
 /**

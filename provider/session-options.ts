@@ -127,8 +127,8 @@ function externalData(
 }
 
 /** A path as it is, a file's URL as a path. */
-export function toPath(fileOrUrl: string): string {
-  return fileOrUrl.startsWith('file://') ? fileURLToPath(fileOrUrl) : fileOrUrl;
+export function toPath(fileOrUrl: string | URL): string {
+  return typeof fileOrUrl !== 'string' || fileOrUrl.startsWith('file://') ? fileURLToPath(fileOrUrl) : fileOrUrl;
 }
 
 function baseName(path: string): string {

@@ -5,10 +5,10 @@ import { dirname, resolve } from 'node:path';
 import { text as readAll } from 'node:stream/consumers';
 import { Command, Option } from 'commander';
 import { type Benchmark, measureGeneration } from '../../models/benchmark.js';
+import { readGeneratorConfig, requireModel } from '../../models/model-folder.js';
 import { tokenizerOrNumbers } from '../../models/number-tokenizer.js';
-import { readOptConfig } from '../../models/opt/config.js';
 import { profileStep, type StepProfile } from '../../models/step-profile.js';
-import { computesOnDevice, requireModel } from '../../models/text-model.js';
+import { computesOnDevice } from '../../models/text-model.js';
 import { deviceUse } from '../../provider/device-tensor.js';
 import { barChart } from '../chart.js';
 import {
@@ -106,14 +106,14 @@ async function measure(folder: string, options: Options, signal: AbortSignal): P
 
 async function measureSpeed(folder: string, options: Options, signal: AbortSignal): Promise<Measured> {
   const { promptTokens, newTokens, batch: batches, repeats } = options;
-  await requireModel(folder);
-  const config = await readOptConfig(folder);
+  const { root } = await requireModel(folder);
+  const config = await readGeneratorConfig(root);
   if (promptTokens + newTokens > config.maxPositions)
     throw new Error(
       `--prompt-tokens ${promptTokens} and --new-tokens ${newTokens} are more than the ${config.maxPositions} tokens that the model takes`,
     );
   const scheduling = { maxBatch: Math.max(...batches) };
-  const tokenizer = await tokenizerOrNumbers(folder);
+  const tokenizer = await tokenizerOrNumbers(root);
   const started = performance.now();
   const model = await openModel(folder, options, scheduling, tokenizer);
   const loadSeconds = (performance.now() - started) / 1000;
@@ -121,7 +121,7 @@ async function measureSpeed(folder: string, options: Options, signal: AbortSigna
   try {
     const onProgress = (done: number, total: number) => bar.update(done / total);
     const settings = { promptTokens, newTokens, batches, repeats, signal, onProgress };
-    const measured = await measureGeneration(folder, model, config, settings);
+    const measured = await measureGeneration(folder, model, settings);
     const device = computesOnDevice(model.session, sessionOptions(options));
     const memory = device === undefined ? {} : { deviceMemory: deviceUse(device).maxReserved };
     return { ...measured, providers: options.stock ? 'stock' : 'flashllm', loadSeconds, ...memory };

@@ -1,14 +1,14 @@
-import { existsSync } from 'node:fs';
 import { mkdtemp, rm } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { Command } from 'commander';
 import { ModelFolderError } from '../../models/errors.js';
-import { readOptConfig } from '../../models/opt/config.js';
+import { readGeneratorConfig, requireModel } from '../../models/model-folder.js';
 import { exportOpt } from '../../models/opt/export.js';
 import { measurePerplexity, type Perplexity } from '../../models/perplexity.js';
 import { shippedHeldOutText } from '../../models/shipped.js';
-import { openTextModel, requireModel } from '../../models/text-model.js';
+import { openTextModel } from '../../models/text-model.js';
+import { isCheckpoint } from '../checkpoint-input.js';
 import { wholeNumber } from '../option-parsers.js';
 import { abortOnInterrupt, formatSeconds, Progress } from '../terminal.js';
 import { readTextFile } from '../text-file.js';
@@ -42,9 +42,9 @@ export function evalCommand(): Command {
 
 async function run(model: string, options: Options): Promise<void> {
   // Before anything is exported or opened.
-  const exported = existsSync(join(model, 'model.onnx'));
-  if (exported) await requireModel(model);
-  const { maxPositions } = await readOptConfig(model);
+  const exported = !isCheckpoint(model);
+  const { root } = exported ? await requireModel(model) : { root: model };
+  const { maxPositions } = await readGeneratorConfig(root);
   if (options.window !== undefined && options.window > maxPositions)
     throw new ModelFolderError(
       'USAGE',

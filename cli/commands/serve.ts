@@ -3,7 +3,6 @@ import { createServer as createProbe } from 'node:net';
 import { basename, resolve } from 'node:path';
 import { Command } from 'commander';
 import pc from 'picocolors';
-import { readOptConfig } from '../../models/opt/config.js';
 import { createServer, REQUEST_TIMEOUT, type ServedModel } from '../../serve/server.js';
 import { addModelOptions, type ModelOptions, openModel, refuseStrayModelOptions } from '../generation-options.js';
 import { batchSize, timeoutSeconds, timerSeconds, wholeNumber } from '../option-parsers.js';
@@ -172,9 +171,9 @@ async function open(
     ...{ maxBatch, maxWaiting, prefillTokens },
     idleCacheBytes: idleCache,
   });
-  const { maxPositions, eosTokenId } = await readOptConfig(folder);
+  const { maxPositions, eosTokenId } = model.config;
   // The first request, too, finds weights in memory, kernels loaded and, on a GPU, a recorded step.
-  await model.generator.generate([[eosTokenId]], { maxNewTokens: WARM_UP_TOKENS, stopTokenIds: [] });
+  await model.generator.generate([[[eosTokenId].flat()[0] ?? 0]], { maxNewTokens: WARM_UP_TOKENS, stopTokenIds: [] });
   return { name, model, maxPositions };
 }
 

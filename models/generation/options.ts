@@ -59,13 +59,16 @@ export interface ResolvedOptions {
   readonly seed: number;
 }
 
-/** @throws ModelFolderError `USAGE` for a value out of range. */
-export function resolveOptions(options: GenerateOptions, eosTokenId: number): ResolvedOptions {
+/**
+ * @param eosTokenId of the model: one, or several.
+ * @throws ModelFolderError `USAGE` for a value out of range.
+ */
+export function resolveOptions(options: GenerateOptions, eosTokenId: number | readonly number[]): ResolvedOptions {
   const { stop = [] } = options;
   const resolved: ResolvedOptions = {
     maxNewTokens: whole('maxNewTokens', options.maxNewTokens ?? 64),
     minNewTokens: whole('minNewTokens', options.minNewTokens ?? 0),
-    stopTokenIds: options.stopTokenIds ?? [eosTokenId],
+    stopTokenIds: options.stopTokenIds ?? [eosTokenId].flat(),
     stop: typeof stop === 'string' ? [stop] : stop,
     logprobs: options.logprobs === undefined ? undefined : whole('logprobs', options.logprobs),
     temperature: within('temperature', options.temperature ?? 0, 0, 100),

@@ -1,6 +1,7 @@
-import { readFile } from 'node:fs/promises';
 import { join } from 'node:path';
+import { describe } from '../describe.js';
 import { ModelFolderError } from '../errors.js';
+import { readConfigJson } from '../model-folder.js';
 
 /** The part of an OPT model's config.json that decides its graph. */
 export interface OptConfig {
@@ -88,23 +89,7 @@ export function parseOptConfig(json: unknown, source = 'config.json'): OptConfig
 /** Reads and checks `config.json` of a model folder. @throws ModelFolderError `CONFIG`. */
 export async function readOptConfig(folder: string): Promise<OptConfig> {
   const path = join(folder, 'config.json');
-  let text: string;
-  try {
-    text = await readFile(path, 'utf8');
-  } catch (cause) {
-    throw new ModelFolderError(
-      'CONFIG',
-      `cannot read ${path}: ${(cause as Error).message}; expected a Hugging Face model folder, or one that flashllm export or rewrite wrote: both have a config.json`,
-      { cause },
-    );
-  }
-  let json: unknown;
-  try {
-    json = JSON.parse(text);
-  } catch (cause) {
-    throw new ModelFolderError('CONFIG', `${path} is not JSON: ${(cause as Error).message}`, { cause });
-  }
-  return parseOptConfig(json, path);
+  return parseOptConfig(await readConfigJson(path), path);
 }
 
 /** Typed access to config.json with an error that names the field, what it held and what it may hold. */
@@ -157,9 +142,4 @@ class Fields {
     if (found === undefined) this.fail(name, `one of ${choices.join(', ')}`);
     return found;
   }
-}
-
-function describe(value: unknown): string {
-  const text = JSON.stringify(value) ?? String(value);
-  return text.length > 60 ? `${text.slice(0, 57)}...` : text;
 }
