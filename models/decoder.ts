@@ -67,11 +67,13 @@ export class Decoder {
 
   /**
    * @param memory where a cache that is updated in place lies: on the device that the session computes on.
+   * @param maxPositions longest sequence that the model takes; left out: the model finds out.
    * @throws ModelFolderError `USAGE` if the session's inputs and outputs are not those.
    */
   constructor(
     readonly session: InferenceSession,
     readonly memory: CacheMemory = hostMemory,
+    readonly maxPositions?: number,
   ) {
     this.shape = readShape(session);
     this.names = cacheNames(this.shape);

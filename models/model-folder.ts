@@ -6,7 +6,7 @@ import { findModels, type ModelFile } from '../graph-passes/folder.js';
 import { ModelError } from '../graph-passes/onnx/errors.js';
 import { loadWhole } from '../graph-passes/onnx/load.js';
 import { toPath } from '../provider/session-options.js';
-import { describe } from './describe.js';
+import { describe, unexpected } from './arguments.js';
 import { ModelFolderError } from './errors.js';
 import type { GeneratorConfig } from './text-generator.js';
 
@@ -31,7 +31,7 @@ export function pathOf(what: string, given: string | URL): string {
       throw new ModelFolderError('USAGE', `${what} is ${given}, expected a path or the file: URL of one`, { cause });
     }
   }
-  throw new ModelFolderError('USAGE', `${what} is ${describe(given)}, expected a path or a file: URL`);
+  throw unexpected(what, given, 'a path or a file: URL');
 }
 
 /**

@@ -1,14 +1,17 @@
+import { namesOf, requireNames, requireSignal, unexpected } from './arguments.js';
 import type { Decoder } from './decoder.js';
 import { ModelFolderError } from './errors.js';
 
 /** How to measure. */
 export interface PerplexityOptions {
-  /** Tokens of a window; every window starts without context. Default 512. */
+  /** Tokens of a window; every window starts without context. Default 512, or the longest sequence that the model takes. */
   readonly window?: number | undefined;
   /** Called with the tokens done and those to do. */
   readonly onProgress?: ((done: number, total: number) => void) | undefined;
   readonly signal?: AbortSignal | undefined;
 }
+
+const NAMES = namesOf<PerplexityOptions>({ window: true, onProgress: true, signal: true });
 
 /** What was measured. */
 export interface Perplexity {
@@ -23,16 +26,19 @@ export interface Perplexity {
  * Perplexity of a model on a text, in windows that do not overlap: the last one may be shorter.
  *
  * @param ids tokens of the whole text.
- * @throws ModelFolderError `USAGE` for fewer than two tokens or a window that is too small; `TENSOR` for logits that are NaN.
+ * @throws ModelFolderError `USAGE` for fewer than two tokens, or a window that is too small or longer than the model takes; `TENSOR` for logits that are NaN.
  */
 export async function measurePerplexity(
   decoder: Decoder,
   ids: readonly number[],
   options: PerplexityOptions = {},
 ): Promise<Perplexity> {
-  const { window = 512, onProgress, signal } = options;
-  if (!Number.isInteger(window) || window < 2)
-    throw new ModelFolderError('USAGE', `window is ${window}, expected a whole number ≥ 2`);
+  requireNames('measurePerplexity', options, NAMES);
+  const longest = decoder.maxPositions ?? Number.MAX_SAFE_INTEGER;
+  const { window = Math.min(512, longest), onProgress, signal } = options;
+  requireSignal(signal);
+  if (!Number.isSafeInteger(window) || window < 2) throw unexpected('window', window, 'a whole number ≥ 2');
+  if (window > longest) throw unexpected('window', window, `at most the ${longest} tokens that the model takes`);
   if (ids.length < 2)
     throw new ModelFolderError('USAGE', `the text has ${ids.length} tokens, perplexity needs at least 2`);
   const started = performance.now();

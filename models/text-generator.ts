@@ -1,4 +1,5 @@
 import { onAbort } from '../provider/on-abort.js';
+import { unexpected } from './arguments.js';
 import type { Decoder } from './decoder.js';
 import { ModelFolderError } from './errors.js';
 import { Generation } from './generation/generation.js';
@@ -47,8 +48,19 @@ export class TextGenerator {
     return await generation.result;
   }
 
+  /** Continues a prompt. */
+  generate(prompt: Prompt, options?: GenerateOptions): Promise<GeneratedText>;
   /** Continues several prompts at once. @returns the texts in the order of the prompts; if one fails, all end. */
-  async generate(prompts: readonly Prompt[], options: GenerateOptions = {}): Promise<GeneratedText[]> {
+  generate(prompts: readonly Prompt[], options?: GenerateOptions): Promise<GeneratedText[]>;
+  async generate(
+    given: Prompt | readonly Prompt[],
+    options: GenerateOptions = {},
+  ): Promise<GeneratedText | GeneratedText[]> {
+    if (isPrompt(given)) return this.generateAll([given], options).then(([text]) => text as GeneratedText);
+    return this.generateAll(given, options);
+  }
+
+  private async generateAll(prompts: readonly Prompt[], options: GenerateOptions): Promise<GeneratedText[]> {
     const generations = this.start(prompts, options);
     try {
       return await Promise.all(generations.map(({ result }) => result));
@@ -60,16 +72,19 @@ export class TextGenerator {
 
   /**
    * Begins to continue prompts; all or none are taken.
-   * @throws ModelFolderError `USAGE` for a prompt that is empty or too long, an option out of range or more prompts than there is ever place
-   * for; QueueFullError if too many wait.
+   * @throws ModelFolderError `USAGE` for a prompt that is none, empty or too long, an unknown option or one out of range, or more prompts than
+   * there is ever place for; QueueFullError if too many wait.
    */
   start(prompts: readonly Prompt[], options: GenerateOptions = {}): Generation[] {
+    const resolved = resolveOptions(options, this.config.eosTokenId);
     const { signal, streamer } = options;
     signal?.throwIfAborted();
-    const resolved = resolveOptions(options, this.config.eosTokenId);
+    if (!Array.isArray(prompts)) throw unexpected('prompts', prompts, 'a list of texts or of lists of token ids');
     if (streamer && prompts.length !== 1)
       throw new ModelFolderError('USAGE', `a streamer takes one prompt at a time, found ${prompts.length}`);
-    const made = prompts.map((prompt, i) => {
+    const made = prompts.map((prompt: Prompt, i) => {
+      if (typeof prompt !== 'string' && !Array.isArray(prompt))
+        throw unexpected(`prompt ${i} of ${prompts.length}`, prompt, 'a text or a list of token ids');
       const ids = typeof prompt === 'string' ? this.tokenizer.encode(prompt) : prompt;
       const room = Math.min(resolved.maxNewTokens, this.config.maxPositions - this.checked(ids).length);
       const generation = new Generation();
@@ -104,14 +119,19 @@ export class TextGenerator {
         'USAGE',
         `a prompt has ${ids.length} tokens, the model takes at most ${maxPositions}; shorten it`,
       );
-    const wrong = ids.find((id) => !(Number.isInteger(id) && id >= 0 && id < vocabSize));
-    if (wrong !== undefined)
+    const wrong = ids.findIndex((id) => !(Number.isInteger(id) && id >= 0 && id < vocabSize));
+    if (wrong >= 0)
       throw new ModelFolderError(
         'USAGE',
-        `a prompt has token ${wrong}, expected whole numbers from 0 to ${vocabSize - 1}`,
+        `a prompt has token ${ids[wrong]}, expected whole numbers from 0 to ${vocabSize - 1}`,
       );
     return ids;
   }
+}
+
+/** Whether it is one prompt, not a list of them: a text, or tokens. */
+function isPrompt(given: Prompt | readonly Prompt[]): given is Prompt {
+  return typeof given === 'string' || typeof given?.[0] === 'number';
 }
 
 /** Tells the streamer too; an error that it throws ends the generation. */

@@ -54,7 +54,7 @@ export async function openTextModel(
   const config = await readGeneratorConfig(root);
   const texts = tokenizer ?? (await loadTokenizer(root));
   const session = await createSession(path, options);
-  const decoder = new Decoder(session, cacheMemory(session, options));
+  const decoder = new Decoder(session, cacheMemory(session, options), config.maxPositions);
   const generator = new TextGenerator(decoder, texts, config, scheduling);
   releaseWith(session, () => generator.scheduler.close());
   return { session, decoder, tokenizer: texts, generator, config, path };

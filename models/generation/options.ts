@@ -1,3 +1,4 @@
+import { namesOf, requireNames, requireSignal, unexpected } from '../arguments.js';
 import { ModelFolderError } from '../errors.js';
 
 /** How the next token is chosen among all. The defaults are greedy: the likeliest token. */
@@ -59,39 +60,72 @@ export interface ResolvedOptions {
   readonly seed: number;
 }
 
+const NAMES = namesOf<GenerateOptions>({
+  ...{ temperature: true, topK: true, topP: true, repetitionPenalty: true, presencePenalty: true },
+  ...{ frequencyPenalty: true, seed: true, maxNewTokens: true, minNewTokens: true, stopTokenIds: true, stop: true },
+  ...{ logprobs: true, signal: true, streamer: true },
+});
+
 /**
  * @param eosTokenId of the model: one, or several.
- * @throws ModelFolderError `USAGE` for a value out of range.
+ * @throws ModelFolderError `USAGE` for a value of another type or out of range, and for a name that is no option's.
  */
 export function resolveOptions(options: GenerateOptions, eosTokenId: number | readonly number[]): ResolvedOptions {
-  const { stop = [] } = options;
+  requireNames('text generation', options, NAMES);
+  requireSignal(options.signal);
+  requireStreamer(options.streamer);
   const resolved: ResolvedOptions = {
-    maxNewTokens: whole('maxNewTokens', options.maxNewTokens ?? 64),
-    minNewTokens: whole('minNewTokens', options.minNewTokens ?? 0),
-    stopTokenIds: options.stopTokenIds ?? [eosTokenId].flat(),
-    stop: typeof stop === 'string' ? [stop] : stop,
-    logprobs: options.logprobs === undefined ? undefined : whole('logprobs', options.logprobs),
-    temperature: within('temperature', options.temperature ?? 0, 0, 100),
-    topK: whole('topK', options.topK ?? 0),
-    topP: within('topP', options.topP ?? 1, 0, 1),
-    repetitionPenalty: within('repetitionPenalty', options.repetitionPenalty ?? 1, 0.01, 100),
-    presencePenalty: within('presencePenalty', options.presencePenalty ?? 0, -100, 100),
-    frequencyPenalty: within('frequencyPenalty', options.frequencyPenalty ?? 0, -100, 100),
-    seed: whole('seed', options.seed ?? Math.floor(Math.random() * 2 ** 32)),
+    maxNewTokens: whole('maxNewTokens', options.maxNewTokens, 64),
+    minNewTokens: whole('minNewTokens', options.minNewTokens, 0),
+    stopTokenIds: tokensOf(options.stopTokenIds) ?? [eosTokenId].flat(),
+    stop: textsOf(options.stop),
+    logprobs: options.logprobs === undefined ? undefined : whole('logprobs', options.logprobs, 0),
+    temperature: within('temperature', options.temperature, 0, [0, 100]),
+    topK: whole('topK', options.topK, 0),
+    topP: within('topP', options.topP, 1, [0, 1]),
+    repetitionPenalty: within('repetitionPenalty', options.repetitionPenalty, 1, [0.01, 100]),
+    presencePenalty: within('presencePenalty', options.presencePenalty, 0, [-100, 100]),
+    frequencyPenalty: within('frequencyPenalty', options.frequencyPenalty, 0, [-100, 100]),
+    seed: whole('seed', options.seed, Math.floor(Math.random() * 2 ** 32)),
   };
-  if (resolved.stop.some((text) => typeof text !== 'string' || text === ''))
-    throw new ModelFolderError('USAGE', 'a stop string is empty; leave it out instead');
   return resolved;
 }
 
-function whole(name: string, value: number): number {
-  if (!Number.isSafeInteger(value) || value < 0)
-    throw new ModelFolderError('USAGE', `${name} is ${value}, expected a whole number ≥ 0`);
-  return value;
+function whole(name: string, value: number | undefined, otherwise: number): number {
+  const given = value === undefined ? otherwise : value;
+  if (!Number.isSafeInteger(given) || given < 0) throw unexpected(name, given, 'a whole number ≥ 0');
+  return given;
 }
 
-function within(name: string, value: number, low: number, high: number): number {
-  if (!(value >= low && value <= high))
-    throw new ModelFolderError('USAGE', `${name} is ${value}, expected a number from ${low} to ${high}`);
-  return value;
+function within(
+  name: string,
+  value: number | undefined,
+  otherwise: number,
+  [low, high]: readonly [number, number],
+): number {
+  const given = value === undefined ? otherwise : value;
+  if (typeof given !== 'number' || !(given >= low && given <= high))
+    throw unexpected(name, given, `a number from ${low} to ${high}`);
+  return given;
+}
+
+function textsOf(stop: GenerateOptions['stop'] = []): readonly string[] {
+  const texts: unknown = typeof stop === 'string' ? [stop] : stop;
+  if (!Array.isArray(texts) || !texts.every((text) => typeof text === 'string'))
+    throw unexpected('stop', stop, 'a string or a list of strings');
+  if (texts.includes('')) throw new ModelFolderError('USAGE', 'a stop string is empty; leave it out instead');
+  return texts;
+}
+
+function tokensOf(ids: GenerateOptions['stopTokenIds']): readonly number[] | undefined {
+  if (ids === undefined) return undefined;
+  if (!Array.isArray(ids) || !ids.every((id) => Number.isSafeInteger(id) && id >= 0))
+    throw unexpected('stopTokenIds', ids, 'a list of token ids');
+  return ids;
+}
+
+function requireStreamer(streamer: Partial<Streamer> | undefined): void {
+  if (streamer === undefined) return;
+  if (typeof streamer?.put !== 'function' || typeof streamer.end !== 'function')
+    throw unexpected('streamer', streamer, 'an object with put() and end(), such as a TextStreamer of transformers.js');
 }

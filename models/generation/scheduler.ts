@@ -1,3 +1,4 @@
+import { namesOf, requireNames } from '../arguments.js';
 import type { Decoder } from '../decoder.js';
 import { ModelFolderError } from '../errors.js';
 import { type Batch, type ScheduledSequence, StepError } from './batch.js';
@@ -19,6 +20,10 @@ export interface SchedulerOptions {
    */
   readonly idleCacheBytes?: number | undefined;
 }
+
+const NAMES = namesOf<SchedulerOptions>({
+  ...{ maxBatch: true, prefillTokens: true, maxWaiting: true, idleCacheBytes: true },
+});
 
 const CLOSED = 'the model has been released; open it again';
 
@@ -44,15 +49,14 @@ export class Scheduler {
   private readonly maxBatch: number;
   private readonly maxWaiting: number;
 
-  constructor(
-    decoder: Decoder,
-    {
+  constructor(decoder: Decoder, options: SchedulerOptions = {}) {
+    requireNames('the scheduler', options, NAMES);
+    const {
       maxBatch = 32,
       prefillTokens = decoder.memory.prefillTokens,
       maxWaiting = Number.POSITIVE_INFINITY,
       idleCacheBytes = 2 ** 30,
-    }: SchedulerOptions = {},
-  ) {
+    } = options;
     for (const [name, value] of Object.entries({ maxBatch, prefillTokens, maxWaiting })) {
       // There is a list of all places in the batch; the others may be without limit.
       const whole = Number.isInteger(value) || (value === Number.POSITIVE_INFINITY && name !== 'maxBatch');

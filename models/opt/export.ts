@@ -9,13 +9,15 @@ import {
 } from '../../graph-passes/companions.js';
 import type { ModelProto } from '../../graph-passes/onnx/proto.js';
 import { refuseOutputs, saveModel } from '../../graph-passes/onnx/save.js';
+import { namesOf, requireChoice, requireNames, requireSignal, requireText } from '../arguments.js';
 import { openCheckpoint } from '../checkpoint/index.js';
 import { ModelFolderError } from '../errors.js';
+import { pathOf } from '../model-folder.js';
 import { buildTokenizerJson } from '../tokenizer-json.js';
 import { CheckpointWeights } from './checkpoint-weights.js';
 import { headDim, type OptConfig, parseOptConfig, readOptConfig } from './config.js';
 import { buildOptModel, defaultAttention } from './graph.js';
-import type { OptAttention, OptDtype } from './graph-context.js';
+import { type OptAttention, type OptDtype, optAttentions, optDtypes } from './graph-context.js';
 import { type RandomOptions, RandomWeights } from './random-weights.js';
 
 const modelFile = 'model.onnx';
@@ -54,10 +56,13 @@ export interface ExportResult {
  * Exports a Hugging Face OPT checkpoint (safetensors or pytorch_model.bin, sharded or not) to an ONNX decoder with
  * past. Weights stream from file to file: memory does not grow with the model. No output appears before it is whole.
  *
- * @throws ModelFolderError where the folder's content is not a usable OPT model; ModelError for a file beside that cannot be taken along;
+ * @param source the folder, or its file: URL.
+ * @throws ModelFolderError where the folder's content is not a usable OPT model, or an option is none of its; ModelError for a file beside that cannot be taken along;
  * OutputError where the output cannot be written.
  */
-export async function exportOpt(folder: string, options: ExportOptions): Promise<ExportResult> {
+export async function exportOpt(source: string | URL, options: ExportOptions): Promise<ExportResult> {
+  const folder = pathOf('folder', source);
+  requireOptions(options);
   const config = await readOptConfig(folder);
   const checkpoint = await openCheckpoint(folder);
   const weights = new CheckpointWeights(checkpoint, options.dtype ?? 'float32');
@@ -81,6 +86,7 @@ export async function exportRandomOpt(
   random: RandomOptions,
   options: ExportOptions,
 ): Promise<ExportResult> {
+  requireOptions(options);
   if (!(random.sparsity >= 0 && random.sparsity < 1))
     throw new ModelFolderError('USAGE', `sparsity is ${random.sparsity}, expected a number from 0 to below 1`);
   const config = parseOptConfig(configJson);
@@ -93,6 +99,18 @@ export async function exportRandomOpt(
   await writeWhole(join(options.output, 'config.json'), `${JSON.stringify(configJson, undefined, 2)}\n`);
   await declareDataFiles(options.output, [modelFile]);
   return { ...saved, config, attention, companions, unusedTensors: [] };
+}
+
+const NAMES = namesOf<ExportOptions>({
+  ...{ output: true, dtype: true, attention: true, onProgress: true, signal: true },
+});
+
+function requireOptions(options: ExportOptions): void {
+  requireNames('export', options, NAMES);
+  requireText('output', options.output, 'the path of the folder to write');
+  requireChoice('dtype', options.dtype, optDtypes);
+  requireChoice('attention', options.attention, optAttentions);
+  requireSignal(options.signal);
 }
 
 function chooseAttention(config: OptConfig, { attention }: ExportOptions): OptAttention {

@@ -2,10 +2,12 @@ import { onnx } from '../../graph-passes/onnx/proto.js';
 import type { AttributeValue, ElementType, GraphBuilder } from './graph-builder.js';
 
 /** Type that activations, the cache and logits have. */
-export type OptDtype = 'float32' | 'float16';
+export const optDtypes = ['float32', 'float16'] as const;
+export type OptDtype = (typeof optDtypes)[number];
 
 /** Which op computes attention; docs/opt-graph.md says what each can do. */
-export type OptAttention = 'group-query' | 'onnx';
+export const optAttentions = ['group-query', 'onnx'] as const;
+export type OptAttention = (typeof optAttentions)[number];
 
 /** Settings of the graph. */
 export interface OptGraphOptions {

@@ -1,4 +1,5 @@
 import { readFile } from 'node:fs/promises';
+import { namesOf, requireNames, requireText, unexpected } from '../arguments.js';
 import { ModelFolderError } from '../errors.js';
 import { shippedCalibrationText } from '../shipped.js';
 import type { Tokenizer } from '../tokenizer.js';
@@ -14,6 +15,8 @@ export interface CalibrationSettings {
   /** The same seed takes the same pieces of the text. Default 0. */
   readonly seed?: number | undefined;
 }
+
+const NAMES = namesOf<CalibrationSettings>({ file: true, sequences: true, length: true, seed: true });
 
 /** Their ids take 1 GiB, their activations thousands of times that. */
 const MOST_TOKENS = 2 ** 28;
@@ -32,8 +35,12 @@ export async function loadCalibration(
   maxPositions: number,
   settings: CalibrationSettings,
 ): Promise<Calibration> {
+  if (typeof settings === 'string') throw unexpected('calibration', settings, 'an object: { file } names a text file');
+  requireNames('calibration', settings, NAMES);
   const { sequences = 128, length = Math.min(maxPositions, 2048), seed = 0 } = settings;
   const path = settings.file ?? shippedCalibrationText();
+  requireText('file of calibration', path, 'the path of a text file');
+  if (!Number.isSafeInteger(seed)) throw unexpected('seed of calibration', seed, 'a whole number');
   if (!Number.isSafeInteger(sequences) || sequences < 1)
     throw new ModelFolderError('USAGE', `sequences is ${sequences}, expected a whole number ≥ 1`);
   if (!Number.isSafeInteger(length) || length < 1 || length > maxPositions)

@@ -1,4 +1,5 @@
 import type { LinearName, NativePruneOptions } from '../../provider/native-pruning.js';
+import { requireChoice, requireFlag } from '../arguments.js';
 import { ModelFolderError } from '../errors.js';
 
 /** How weights are chosen, and what becomes of those that stay. docs/accuracy.md compares them. */
@@ -58,7 +59,11 @@ export type ResolvedSettings = { readonly [K in keyof PruneSettings]-?: Exclude<
 /** Fills in defaults. @throws ModelFolderError `USAGE` for a value out of range. */
 export function resolveSettings(settings: PruneSettings): ResolvedSettings {
   const method = settings.method ?? 'sparsegpt';
-  const resolved: ResolvedSettings = {
+  requireChoice('method', method, pruneMethods);
+  requireChoice('scope', settings.scope, pruneScopes);
+  requireFlag('compensation', settings.compensation);
+  requireFlag('biasCorrection', settings.biasCorrection);
+  return {
     sparsity: fraction('sparsity', settings.sparsity),
     method,
     layerSparsity: (settings.layerSparsity ?? []).map(({ pattern, sparsity }) => ({
@@ -73,9 +78,6 @@ export function resolveSettings(settings: PruneSettings): ResolvedSettings {
     iterations: count('iterations', settings.iterations ?? 20, 1),
     refinement: count('refinement', settings.refinement ?? (method === 'sparsegpt' || method === 'admm' ? 10 : 0), 0),
   };
-  if (!pruneMethods.includes(resolved.method))
-    throw new ModelFolderError('USAGE', `method is ${resolved.method}, expected one of ${pruneMethods.join(', ')}`);
-  return resolved;
 }
 
 /** The sparsity of a linear, `layers.<n>.<linear>`. */

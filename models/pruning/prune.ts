@@ -4,9 +4,11 @@ import { join } from 'node:path';
 import { copyCompanions } from '../../graph-passes/companions.js';
 import { loadNative } from '../../provider/native.js';
 import type { LinearPlaces, NativePruning, PrunerHandle, PruneStage } from '../../provider/native-pruning.js';
+import { requireSignal, requireText } from '../arguments.js';
 import { openCheckpoint } from '../checkpoint/index.js';
 import { copyTensor, createSafetensors } from '../checkpoint/safetensors-writer.js';
 import type { Checkpoint, CheckpointTensor } from '../checkpoint/types.js';
+import { pathOf } from '../model-folder.js';
 import { canonicalName } from '../opt/checkpoint-weights.js';
 import { type OptConfig, readOptConfig } from '../opt/config.js';
 import { loadTokenizer } from '../tokenizer.js';
@@ -67,9 +69,13 @@ const stages: readonly { stage: PruneStage; first: number; end: number }[] = [
  * Prunes the decoder linears of a Hugging Face OPT folder, layer by layer, each on what the pruned layers before it give. Memory is bounded by
  * one layer and its statistics; activations lie in mapped files. A run that was interrupted goes on where it stopped.
  *
+ * @param source the folder, or its file: URL.
  * @throws ModelFolderError for a model, text or settings that cannot be used; OutputError where another run writes the output.
  */
-export async function pruneOpt(folder: string, options: PruneOptions): Promise<PruneResult> {
+export async function pruneOpt(source: string | URL, options: PruneOptions): Promise<PruneResult> {
+  const folder = pathOf('folder', source);
+  requireText('output', options.output, 'the path of the folder to write');
+  requireSignal(options.signal);
   const settings = resolveSettings(options);
   const config = await readOptConfig(folder);
   checkPatterns(settings, config.layers);

@@ -1,11 +1,14 @@
 // The trained model that ships: exported, its tokenizer, generation and perplexity, against what PyTorch and
 // transformers gave.
+import { existsSync } from 'node:fs';
 import { copyFile, mkdir, readdir, readFile, rm, symlink, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import test from 'ava';
+import { ModelFolderError } from '../../models/errors.js';
 import { exportOpt, exportRandomOpt } from '../../models/opt/export.js';
 import { measurePerplexity } from '../../models/perplexity.js';
 import { shippedHeldOutText, shippedModel } from '../../models/shipped.js';
+import { TextGenerator } from '../../models/text-generator.js';
 import { openTextModel, type TextModel } from '../../models/text-model.js';
 import { loadTokenizer } from '../../models/tokenizer.js';
 import { temporaryFolder, tinyConfig } from './support/checkpoints.js';
@@ -84,6 +87,55 @@ test('a stream yields the text in pieces, ends at stop tokens and at the limit',
   t.is(stopped?.tokenIds.at(-1), stop);
   t.deepEqual(await generator.generate([]), []);
   t.is((await generator.generate([whole.prompt], { maxNewTokens: 0 }))[0]?.text, '');
+});
+
+test('one prompt gives one text, a list of them a list, as text or as tokens', async (t) => {
+  const { generator, tokenizer } = model();
+  const options = { maxNewTokens: 4 };
+  const [listed, ...others] = await generator.generate(['Call me'], options);
+  t.deepEqual(others, []);
+  t.deepEqual(await generator.generate('Call me', options), listed);
+  t.deepEqual(await generator.generate(tokenizer.encode('Call me'), options), listed);
+  for (const [given, message] of [
+    [[undefined], /prompt 0 of 1 is undefined, expected a text or a list of token ids/],
+    [['Call me', 5], /prompt 1 of 2 is 5/],
+    [[[2, undefined]], /a prompt has token undefined, expected whole numbers/],
+    [undefined, /prompts is undefined, expected a list/],
+    [{ prompt: 'Call me' }, /prompts is \{"prompt":"Call me"\}/],
+  ] as const)
+    await t.throwsAsync(generator.generate(given as unknown as string[], options), {
+      code: 'ERR_FLASHLLM_USAGE',
+      message,
+    });
+  t.throws(() => new TextGenerator(model().decoder, tokenizer, model().config, { max_batch: 2 } as object), {
+    message: /unknown option 'max_batch' of the scheduler, which may be meant for maxBatch/,
+  });
+});
+
+test('exports and perplexities refuse options that they do not have', async (t) => {
+  const output = join(await temporaryFolder(), 'out');
+  const usage = { instanceOf: ModelFolderError, code: 'ERR_FLASHLLM_USAGE' };
+  for (const [options, message] of [
+    [{ output, dtype: 'fp16' }, /dtype is "fp16", expected one of float32, float16/],
+    [{ output, attention: 'gqa' }, /attention is "gqa", expected one of group-query, onnx/],
+    [{ output, type: 'float16' }, /unknown option 'type' of export, which may be meant for dtype/],
+    [{}, /output is undefined, expected the path of the folder to write/],
+    [undefined, /given as options of export is undefined, expected an object/],
+  ] as const) {
+    await t.throwsAsync(exportOpt(shippedModel(), options as never), { ...usage, message });
+    const random = { sparsity: 0.5, seed: 0, shareLayers: false };
+    await t.throwsAsync(exportRandomOpt(tinyConfig(), random, options as never), { ...usage, message });
+  }
+  await t.throwsAsync(exportOpt(undefined as never, { output }), { ...usage, message: /folder is undefined/ });
+  await t.throwsAsync(measurePerplexity(model().decoder, [2, 5], { window: 100_000 }), {
+    ...usage,
+    message: /window is 100000, expected at most the 1024 tokens that the model takes/,
+  });
+  await t.throwsAsync(measurePerplexity(model().decoder, [2, 5], { windows: 8 } as object), {
+    ...usage,
+    message: /unknown option 'windows' of measurePerplexity, which may be meant for window/,
+  });
+  t.false(existsSync(output));
 });
 
 test('generation stops at the model’s longest sequence and refuses a longer prompt', async (t) => {

@@ -128,8 +128,40 @@ test('options out of range are refused by name', (t) => {
     [{ maxNewTokens: Number.NaN }, /maxNewTokens is NaN/],
     [{ seed: -1 }, /seed is -1/],
     [{ stop: [''] }, /stop string is empty/],
+    [{ temperature: '0.7' }, /temperature is "0\.7", expected a number/],
+    [{ topK: null }, /topK is null, expected a whole number/],
+    [{ stop: 5 }, /stop is 5, expected a string or a list of strings/],
+    [{ stop: null }, /stop is null, expected a string/],
+    [{ stop: ['a', 5] }, /stop is \["a",5\], expected a string/],
+    [{ stopTokenIds: 2 }, /stopTokenIds is 2, expected a list of token ids/],
+    [{ stopTokenIds: [2, '3'] }, /stopTokenIds is \[2,"3"\]/],
+    [{ signal: {} }, /signal is \{\}, expected an AbortSignal/],
+    [{ streamer: console.log }, /streamer is .*, expected an object with put\(\) and end\(\)/],
+    ['fast', /given as options of text generation is "fast", expected an object with any of temperature, /],
   ] as const)
-    t.throws(() => resolveOptions(options, 2), { instanceOf: ModelFolderError, message });
+    t.throws(() => resolveOptions(options as object, 2), { instanceOf: ModelFolderError, message });
+});
+
+test('names that are no option are refused, with the one that is meant', (t) => {
+  for (const [wrong, meant] of [
+    ['max_new_tokens', 'maxNewTokens'],
+    ['maxTokens', 'maxNewTokens'],
+    ['top_p', 'topP'],
+    ['logProbs', 'logprobs'],
+    ['stopTokenId', 'stopTokenIds'],
+    ['temprature', 'temperature'],
+  ] as const)
+    t.throws(() => resolveOptions({ [wrong]: 2 }, 2), {
+      code: 'ERR_FLASHLLM_USAGE',
+      message: new RegExp(
+        `^unknown option '${wrong}' of text generation, which may be meant for ${meant}; expected one of: temperature, `,
+      ),
+    });
+  t.throws(() => resolveOptions({ num_beams: 2 } as object, 2), {
+    message: /^unknown option 'num_beams' of text generation; expected/,
+  });
+  // One that is left out in this way asks for nothing.
+  t.notThrows(() => resolveOptions({ num_beams: undefined } as object, 2));
 });
 
 test('stop strings are found across pieces, and nothing that may be one is given out early', (t) => {

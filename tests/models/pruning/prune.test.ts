@@ -363,6 +363,21 @@ test('an output that exists, a text that is too short and settings out of range 
   await t.throwsAsync(prune(model, { output: await output(), calibration: { file, length: 40, sequences: 1e12 } }), {
     message: /1000000000000 sequences of 40 tokens are asked for, expected at most 268435456 tokens together/,
   });
+  for (const [options, message] of [
+    [{ calibration: 'text' }, /calibration is "text", expected an object: \{ file \} names a text file/],
+    [{ calibration: { path: file } }, /unknown option 'path' of calibration; expected one of: file, sequences/],
+    [{ calibration: { file: 5 } }, /file of calibration is 5, expected the path of a text file/],
+    [{ calibration: { seed: 'a' } }, /seed of calibration is "a", expected a whole number/],
+    [{ method: 'random' }, /method is "random", expected one of magnitude, wanda/],
+    [{ scope: 'column' }, /scope is "column", expected one of layer, row/],
+    [{ compensation: 'no' }, /compensation is "no", expected true or false/],
+    [{ signal: {} }, /signal is \{\}, expected an AbortSignal/],
+    [{ output: undefined }, /output is undefined, expected the path of the folder/],
+  ] as const)
+    await t.throwsAsync(prune(model, { output: await output(), ...(options as object) }), {
+      code: 'ERR_FLASHLLM_USAGE',
+      message,
+    });
   await t.throwsAsync(prune(model, { output: await output(), sparsity: 1 }), {
     message: /sparsity is 1, expected a number from 0 to below 1/,
   });
