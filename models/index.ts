@@ -15,10 +15,14 @@ export { type OptSize, optConfig, optConfigJson, optSizes } from './opt/sizes.js
 export { measurePerplexity, type Perplexity, type PerplexityOptions } from './perplexity.js';
 export {
   type CalibrationSettings,
+  type LayerReport,
   type LayerSparsity,
+  type LinearReport,
+  type PruneDeviceName,
   type PruneMethod,
   type PruneOptions,
   type PruneResult,
+  type PruneScope,
   type PruneSettings,
   type PruningReport,
   pruneMethods,

@@ -15,9 +15,9 @@ import { IN_PLACE_LENGTH } from './opt/graph-context.js';
 import { type GeneratorConfig, TextGenerator } from './text-generator.js';
 import { loadTokenizer, type Tokenizer } from './tokenizer.js';
 
-/** A model folder, opened: what text generation and perplexity need. */
-export interface TextModel {
-  /** Its `release()` ends the generator too: what is being generated fails, and all memory is given back. */
+/** A model folder, opened: what text generation and perplexity need. `await using` releases it. */
+export interface TextModel extends AsyncDisposable {
+  /** Its `release()` is the model's. */
   readonly session: InferenceSession;
   readonly decoder: Decoder;
   readonly tokenizer: Tokenizer;
@@ -26,6 +26,8 @@ export interface TextModel {
   readonly config: GeneratorConfig;
   /** Path of the .onnx file. */
   readonly path: string;
+  /** Ends the session, and the generator too: what is being generated fails, and all memory is given back. Idempotent. */
+  release(): Promise<void>;
 }
 
 /** Where a session runs if its options do not say. */
@@ -57,7 +59,8 @@ export async function openTextModel(
   const decoder = new Decoder(session, cacheMemory(session, options), config.maxPositions);
   const generator = new TextGenerator(decoder, texts, config, scheduling);
   releaseWith(session, () => generator.scheduler.close());
-  return { session, decoder, tokenizer: texts, generator, config, path };
+  const release = () => session.release();
+  return { session, decoder, tokenizer: texts, generator, config, path, release, [Symbol.asyncDispose]: release };
 }
 
 /**
@@ -71,16 +74,14 @@ export async function createSession(path: string, options: InferenceSession.Sess
 
 /**
  * Has a session's release begin with what holds memory over it: steps that are recorded would keep the session, and their cache would stay
- * until the garbage collector finds it.
+ * until the garbage collector finds it. Further calls return the same promise: another provider's session is released only once.
  */
 function releaseWith(session: InferenceSession, first: () => Promise<void>): void {
   const release = session.release.bind(session);
-  session.release = async () => {
-    try {
-      await first();
-    } finally {
-      await release();
-    }
+  let released: Promise<void> | undefined;
+  session.release = () => {
+    released ??= first().finally(release);
+    return released;
   };
 }
 

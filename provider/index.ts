@@ -23,8 +23,9 @@ export { type CudaDevice, type DoctorFacts, doctorFacts } from './doctor.js';
 export type { FlashLLMOptions } from './ep-options.js';
 export { FlashLLMError, InvalidOptionError, NativeLoadError, OrtError } from './errors.js';
 export { getEpName, getLibraryPath } from './library.js';
+export type { DeviceUse } from './native.js';
 export type { Mirrored } from './native-call.js';
-export type { PreparedRun } from './prepared-run.js';
+export type { Feeds, Fetches, PreparedRun } from './prepared-run.js';
 export type { FlashLLMRunOptions } from './session-options.js';
 
 // Without the peer the package still serves other bindings, which need getLibraryPath() only.

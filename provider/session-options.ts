@@ -6,6 +6,8 @@ import type { NativeRunOptions, NativeSessionOptions } from './native.js';
 import './onnxruntime-types.js';
 
 const graphOptimizationLevels = { disabled: 0, basic: 1, extended: 2, layout: 3, all: 99 };
+/** What the provider's option `threads` takes, which gets this number. Before it is asked, ONNX Runtime starts all threads: 2,000 take a minute. */
+const MOST_THREADS = 1024;
 const executionModes = { sequential: 0, parallel: 1 };
 
 /** Run options of sessions of this backend: those of onnxruntime-node, and `signal`, which ends the run early. */
@@ -30,7 +32,7 @@ export function flattenSessionOptions(options: InferenceSession.SessionOptions, 
   const set = <K extends keyof NativeSessionOptions>(key: K, value: NativeSessionOptions[K] | undefined): void => {
     if (value !== undefined) flat[key] = value;
   };
-  set('intraOpNumThreads', optionalInteger('intraOpNumThreads', options.intraOpNumThreads, 0));
+  set('intraOpNumThreads', optionalInteger('intraOpNumThreads', options.intraOpNumThreads, 0, MOST_THREADS));
   set('interOpNumThreads', optionalInteger('interOpNumThreads', options.interOpNumThreads, 0));
   set(
     'graphOptimizationLevel',

@@ -113,6 +113,17 @@ test.serial('commands take such a folder, too', async (t) => {
   await rm(folder, { recursive: true });
 });
 
+test.serial('a model that is released ends what is being generated, once however often and by whom', async (t) => {
+  for (const executionProviders of [['flashllm', 'cpu'], ['cpu']]) {
+    const model = await openTextModel(shippedSparseModel(), { executionProviders, intraOpNumThreads: 1 });
+    const running = model.generator.generate('Once upon a time', { maxNewTokens: 500, stopTokenIds: [] });
+    await Promise.all([t.throwsAsync(running, { message: /has been released/ }), model.release()]);
+    await model.session.release();
+    await model[Symbol.asyncDispose]();
+    await t.throwsAsync(model.generator.generate('Call me'), { message: /has been released; open it again/ });
+  }
+});
+
 test.serial('a folder or file is named by a path or a URL', async (t) => {
   const url = pathToFileURL(shippedSparseModel());
   const expected = await generates(shippedSparseModel());

@@ -57,6 +57,7 @@ test('bad session options are errors that name them', async (t) => {
   const bad: [unknown, RegExp][] = [
     [{ intraOpNumThreads: -1 }, /intraOpNumThreads.*-1/],
     [{ intraOpNumThreads: 1.5 }, /intraOpNumThreads.*1\.5/],
+    [{ intraOpNumThreads: 2000 }, /^Expected an integer from 0 to 1024 for intraOpNumThreads but received 2000$/],
     [{ graphOptimizationLevel: 'most' }, /graphOptimizationLevel.*'most'/],
     [{ graphOptimizationLevel: 'toString' }, /graphOptimizationLevel/],
     [{ executionMode: 1 }, /executionMode/],

@@ -33,6 +33,17 @@ const model = await openTextModel('folder', { executionProviders: [{ name: 'flas
 await model.session.run({}, { signal: AbortSignal.timeout(1000) });
 // @ts-expect-error: no such option
 await openTextModel('folder', { executionProviders: [{ name: 'flashllm', devise: 'cpu' }] });
+await using other = await openTextModel(new URL('file:///folder'));
+const text: string = (await other.generator.generate('Call me')).text;
+const texts: string[] = (await other.generator.generate(['Call me', [2, 5]])).map((one) => one.text);
+`,
+  'names.ts': `import type { DeviceUse, Feeds, Fetches, FlashLLMRunOptions, PreparedRun } from 'onnxruntime-ep-flashllm';
+import type { InputSizes, LayerReport, PruneSpec, Trace, TraceEvent, ValueTypeChoice } from 'onnxruntime-ep-flashllm/graph-passes';
+import type { GeneratorConfig, LayerReport as PrunedLayer, LinearReport, PruneDeviceName, PruneScope } from 'onnxruntime-ep-flashllm/models';
+export type All = [
+  DeviceUse, Feeds, Fetches, FlashLLMRunOptions, PreparedRun, InputSizes, LayerReport, PruneSpec, Trace, TraceEvent, ValueTypeChoice,
+  GeneratorConfig, PrunedLayer, LinearReport, PruneDeviceName, PruneScope,
+];
 `,
 };
 
