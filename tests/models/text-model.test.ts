@@ -23,7 +23,8 @@ function program(script: string, environment: Record<string, string> = {}): { st
     const open = (options) => openTextModel(shippedSparseModel(), options);
     ${script}`;
   const args = ['--import', import.meta.resolve('tsx'), '--input-type=module', '-e', code];
-  const env = { ...process.env, ...environment };
+  // Where there is a GPU, a warning says that a float32 model does not use it.
+  const env = { ...process.env, CUDA_VISIBLE_DEVICES: '', ...environment };
   const { stdout, stderr, status } = spawnSync(process.execPath, args, { cwd: root, encoding: 'utf8', env });
   if (status !== 0) throw new Error(stderr);
   return { stdout, stderr };
