@@ -2,7 +2,7 @@ import { InferenceSession } from 'onnxruntime-node';
 import { decodeModel } from '../graph-passes/onnx/proto.js';
 import { scanModel } from '../graph-passes/onnx/scan.js';
 import { FLOAT16 } from '../graph-passes/onnx/tensor.js';
-import { requireBackend } from '../provider/backend.js';
+import { requireRuntime } from '../provider/backend.js';
 import { offersGpu } from '../provider/device-tensor.js';
 import type { FlashLLMOptions } from '../provider/ep-options.js';
 import '../provider/onnxruntime-types.js';
@@ -68,7 +68,7 @@ export async function openTextModel(
  * @throws NativeLoadError where this package's provider is asked for and does not load.
  */
 export async function createSession(path: string, options: InferenceSession.SessionOptions): Promise<InferenceSession> {
-  if (oursOf(options)) requireBackend();
+  if (oursOf(options)) requireRuntime();
   return InferenceSession.create(path, withGraphs(path, options));
 }
 

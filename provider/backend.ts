@@ -34,6 +34,18 @@ export function loadRuntime(ort: OnnxRuntime, ortLibrary: string = ortLibraryPat
   }
 }
 
+/**
+ * Registers backend `flashllm` with our peer and loads what it needs, as its first session would. onnxruntime-common leaves a provider out
+ * that does not load, as long as a session names another one, and runs the model without it: whoever says that something ran with flashllm
+ * calls this first.
+ * @throws NativeLoadError where the peer or the binaries are missing or do not load; OrtError where ONNX Runtime refuses the provider.
+ */
+export function requireRuntime(): void {
+  const module = requirePeer();
+  register(module);
+  loadRuntime(module);
+}
+
 /** The backend `flashllm`: sessions of ONNX Runtime with the flashllm provider, made and run off the main thread. */
 class FlashLLMBackend implements Backend {
   constructor(
@@ -226,14 +238,4 @@ export function register(ort?: OnnxRuntime, modulePath?: string): void {
   // A negative priority: used where it is named, never picked by default.
   module.registerBackend('flashllm', backend, -1);
   registered.set(module.registerBackend, backend);
-}
-
-/**
- * Registers backend `flashllm` and loads the runtime, as creating a session does later. There ONNX Runtime leaves out a provider that does
- * not load, with a warning; here what is missing is an error.
- * @throws NativeLoadError where the peer or the native binaries cannot be loaded.
- */
-export function requireBackend(): void {
-  register();
-  loadRuntime(requirePeer());
 }
