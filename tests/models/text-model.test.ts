@@ -4,8 +4,11 @@ import { cp, mkdir, readFile, rename, rm, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { pathToFileURL } from 'node:url';
 import test from 'ava';
+import { rewriteFolder } from '../../graph-passes/index.js';
 import { ModelFolderError } from '../../models/errors.js';
+import { argmax } from '../../models/generation/sampling.js';
 import { parseGeneratorConfig } from '../../models/model-folder.js';
+import { numberTokenizer } from '../../models/number-tokenizer.js';
 import { shippedSparseModel } from '../../models/shipped.js';
 import { openTextModel } from '../../models/text-model.js';
 import { binaries } from '../../provider/library.js';
@@ -96,6 +99,24 @@ test.serial(
     }
   },
 );
+
+test.serial("another exporter's decoder, rewritten as one file, generates what its session does", async (t) => {
+  const input = join(root, 'tests/fixtures/exports/preln-ts17-past-eager.onnx');
+  const output = await temporaryFolder();
+  const [report] = await rewriteFolder({ input, output, minSparsity: 0.3 });
+  t.true(report?.layers.some(({ decision }) => decision === 'sparse'));
+  const config = { model_type: 'llama', max_position_embeddings: 32, vocab_size: 512, eos_token_id: [1, 2] };
+  await writeFile(join(output, 'config.json'), JSON.stringify(config));
+  const model = await openTextModel(output, { intraOpNumThreads: 1 }, {}, numberTokenizer);
+  t.false(model.decoder.hasRows());
+  const options = { maxNewTokens: 40, stopTokenIds: [] };
+  const { tokenIds, finishReason } = await model.generator.generate([2, 17, 30], options);
+  t.deepEqual([tokenIds.length, finishReason], [32, 'length']);
+  const { logits } = await model.decoder.step({ ids: [tokenIds.slice(0, -1)], mask: [tokenIds.slice(1).map(() => 1)] });
+  const greedy = tokenIds.slice(3).map((_, i) => argmax(logits.at(0, i + 2)));
+  t.deepEqual(tokenIds.slice(3), greedy);
+  await model.release();
+});
 
 test.serial('commands take such a folder, too', async (t) => {
   const folder = await relocated('onnx/foo.onnx', { model_type: 'llama', n_positions: 1024, vocab_size: 8192 });
