@@ -3,6 +3,7 @@ import { type Command, Option } from 'commander';
 import type { InferenceSession } from 'onnxruntime-node';
 import type { GenerateOptions, SchedulerOptions, Tokenizer } from '../models/index.js';
 import { openTextModel, type TextModel } from '../models/text-model.js';
+import { requireRuntime } from '../provider/backend.js';
 import type { FlashLLMOptions } from '../provider/ep-options.js';
 import { numberWithin, repeatable, threadCount, wholeNumber } from './option-parsers.js';
 import { refuseStray } from './usage.js';
@@ -61,14 +62,17 @@ export function refuseStrayModelOptions(command: Command): void {
     );
 }
 
-/** Opens a model folder as the options say. Importing the package makes 'flashllm' a provider of onnxruntime-node. */
+/**
+ * Opens a model folder as the options say.
+ * @throws NativeLoadError where flashllm is to run it and does not load: a session would run without it.
+ */
 export async function openModel(
   folder: string,
   options: ModelOptions,
   scheduling: SchedulerOptions = {},
   tokenizer?: Tokenizer,
 ): Promise<TextModel> {
-  if (!options.stock) await import('../provider/index.js');
+  if (!options.stock) requireRuntime();
   return openTextModel(folder, sessionOptions(options), scheduling, tokenizer);
 }
 

@@ -54,7 +54,8 @@ export interface VerifyReport {
 
 /**
  * Compares a model with its rewritten form. One session is open at a time.
- * @throws ModelError where a model is damaged, or does not load or run; Error where the inputs do not fit.
+ * @throws ModelError where a model is damaged, or does not load or run; NativeLoadError where flashllm itself does not load; Error where the inputs
+ * do not fit.
  */
 export async function verifyModels(options: VerifyOptions): Promise<VerifyReport> {
   const sizes = { sequence: 5, past: 3, seed: 1, ...options.sizes };
@@ -73,7 +74,8 @@ export async function verifyModels(options: VerifyOptions): Promise<VerifyReport
   for (const { path, name, anew } of [original, rewritten]) loadWhole(path, name, anew);
   // Loaded here, so that a program that only rewrites models loads no runtime.
   const ort = await import('onnxruntime-node');
-  await import('../provider/index.js');
+  // Without the provider the rewritten model would run all the same, and agree.
+  (await import('../provider/backend.js')).requireRuntime();
   let feeds: Record<string, Tensor> = {};
   const expected = await runModel(ort, original, ['cpu'], (session) => {
     feeds = options.inputs

@@ -9,6 +9,7 @@ import { readGeneratorConfig, requireModel } from '../../models/model-folder.js'
 import { tokenizerOrNumbers } from '../../models/number-tokenizer.js';
 import { profileStep, type StepProfile } from '../../models/step-profile.js';
 import { computesOnDevice } from '../../models/text-model.js';
+import { requireRuntime } from '../../provider/backend.js';
 import { deviceUse } from '../../provider/device-tensor.js';
 import { barChart } from '../chart.js';
 import {
@@ -69,6 +70,8 @@ async function run(folder: string, options: Options, command: Command): Promise<
   refuseStrayModelOptions(command);
   if (options.compare === undefined) refuseStray(command, ['compareStock'], 'goes with --compare only');
   if (options.svg !== undefined) await checkWritable(options.svg);
+  // Before minutes of measuring another model.
+  if (!options.stock) requireRuntime();
   const { signal, release } = abortOnInterrupt();
   try {
     const models: Measured[] = [];

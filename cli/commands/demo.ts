@@ -8,6 +8,7 @@ import { exportOpt } from '../../models/opt/export.js';
 import { measurePerplexity } from '../../models/perplexity.js';
 import { shippedHeldOutText, shippedModel, shippedSparseModel } from '../../models/shipped.js';
 import { openTextModel, type TextModel } from '../../models/text-model.js';
+import { requireRuntime } from '../../provider/backend.js';
 import { folderPath, shareBelowOne, wholeNumber } from '../option-parsers.js';
 import { abortOnInterrupt, formatBytes, formatSeconds, formatTable, Progress } from '../terminal.js';
 
@@ -66,6 +67,7 @@ export function demoCommand(): Command {
 }
 
 async function run(options: Options): Promise<void> {
+  requireRuntime();
   const { signal, release } = abortOnInterrupt();
   const temporary = options.output === undefined ? await mkdtemp(join(tmpdir(), 'flashllm-demo-')) : undefined;
   try {
@@ -79,8 +81,6 @@ async function run(options: Options): Promise<void> {
 async function demo(options: Options, folder: string, signal: AbortSignal): Promise<void> {
   const say = (text: string) => options.json || process.stdout.write(`${text}\n`);
   const [denseFolder, sparseFolder] = [join(folder, 'dense'), join(folder, 'sparse')];
-  // Importing the package is what makes 'flashllm' a provider of onnxruntime-node.
-  await import('../../provider/index.js');
 
   const input = options.model ?? shippedModel();
   const exported = await timed(() => exportOpt(input, { output: denseFolder, signal }));

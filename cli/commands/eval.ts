@@ -9,6 +9,7 @@ import { measurePerplexity, type Perplexity } from '../../models/perplexity.js';
 import { shippedHeldOutText } from '../../models/shipped.js';
 import { openTextModel } from '../../models/text-model.js';
 import { isCheckpoint } from '../checkpoint-input.js';
+import { requireRuntime } from '../../provider/backend.js';
 import { wholeNumber } from '../option-parsers.js';
 import { abortOnInterrupt, formatSeconds, Progress } from '../terminal.js';
 import { readTextFile } from '../text-file.js';
@@ -52,6 +53,7 @@ async function run(model: string, options: Options): Promise<void> {
     );
   const path = options.text ?? shippedHeldOutText();
   const text = await readTextFile(path, 'the text');
+  if (!options.stock) requireRuntime();
   const { signal, release } = abortOnInterrupt();
   const temporary = exported ? undefined : await mkdtemp(join(tmpdir(), 'flashllm-eval-'));
   try {
@@ -79,8 +81,6 @@ async function evaluate(
   stock: boolean,
   signal: AbortSignal,
 ): Promise<Perplexity> {
-  // Importing the package is what makes 'flashllm' a provider of onnxruntime-node.
-  if (!stock) await import('../../provider/index.js');
   const model = await openTextModel(folder, { executionProviders: stock ? ['cpu'] : ['flashllm', 'cpu'] });
   const ids = model.tokenizer.encode(text);
   const bar = new Progress('eval', ids.length, (count) => `${count} tokens`);
