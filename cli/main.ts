@@ -1,7 +1,7 @@
 #!/usr/bin/env node
 import { readFileSync } from 'node:fs';
 import { Command, CommanderError } from 'commander';
-import pc from 'picocolors';
+import { err } from './colors.js';
 import { InterruptedError, printable } from './terminal.js';
 
 // ONNX Runtime's official builds send telemetry unless this is set before they are loaded. Nothing that a command does calls for it.
@@ -71,11 +71,11 @@ function watchOutput(): void {
 function report(error: unknown): number {
   if (error instanceof CommanderError) return error.exitCode === 0 ? 0 : 2;
   if (error instanceof InterruptedError) {
-    process.stderr.write(`${pc.yellow('interrupted')}: nothing was left half-written\n`);
+    process.stderr.write(`${err.yellow('interrupted')}: nothing was left half-written\n`);
     return error.signalName === 'SIGINT' ? 130 : 143;
   }
   const lines = (error instanceof Error ? error.message : String(error)).split('\n');
-  process.stderr.write(`${pc.red('error')}: ${lines.map(printable).join('\n')}\n`);
+  process.stderr.write(`${err.red('error')}: ${lines.map(printable).join('\n')}\n`);
   if (process.env.FLASHLLM_DEBUG && error instanceof Error) process.stderr.write(`${error.stack}\n`);
   return 1;
 }

@@ -1,4 +1,4 @@
-import pc from 'picocolors';
+import { out } from './colors.js';
 
 /** Bytes in the largest unit that keeps three digits: `12.3 MB`. Units are powers of 1000, as disks and bandwidths are stated. */
 export function formatBytes(bytes: number): string {
@@ -50,7 +50,7 @@ export function formatTable(columns: readonly Column[], texts: readonly (readonl
       .join('  ')
       .trimEnd();
   const header = line(columns.map((column) => column.header));
-  return [pc.bold(header), pc.dim(widths.map((width) => '─'.repeat(width)).join('  ')), ...rows.map(line)].join('\n');
+  return [out.bold(header), out.dim(widths.map((width) => '─'.repeat(width)).join('  ')), ...rows.map(line)].join('\n');
 }
 
 /** A progress bar on standard error: redrawn in place on a terminal, silent elsewhere. */

@@ -2,13 +2,13 @@ import { mkdtemp, readFile, rm, stat } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join, resolve } from 'node:path';
 import { Command } from 'commander';
-import pc from 'picocolors';
 import { inspectModel, type RewriteReport, rewriteFolder } from '../../graph-passes/index.js';
 import { exportOpt } from '../../models/opt/export.js';
 import { measurePerplexity } from '../../models/perplexity.js';
 import { shippedHeldOutText, shippedModel, shippedSparseModel } from '../../models/shipped.js';
 import { openTextModel, type TextModel } from '../../models/text-model.js';
 import { requireRuntime } from '../../provider/backend.js';
+import { out } from '../colors.js';
 import { folderPath, shareBelowOne, wholeNumber } from '../option-parsers.js';
 import { abortOnInterrupt, formatBytes, formatSeconds, formatTable, Progress } from '../terminal.js';
 
@@ -86,7 +86,7 @@ async function demo(options: Options, folder: string, signal: AbortSignal): Prom
   const exported = await timed(() => exportOpt(input, { output: denseFolder, signal }));
   const dense = exported.value;
   say(
-    `${pc.bold('export')}   ${input} to ONNX: ${formatBytes(dense.dataBytes)} of weights in ${formatSeconds(exported.seconds)}`,
+    `${out.bold('export')}   ${input} to ONNX: ${formatBytes(dense.dataBytes)} of weights in ${formatSeconds(exported.seconds)}`,
   );
 
   const finetuned = options.model === undefined && options.sparsity === undefined;
@@ -106,7 +106,7 @@ async function demo(options: Options, folder: string, signal: AbortSignal): Prom
     { fileBytes: dense.modelBytes + dense.dataBytes, weightBytes: bytesBefore },
     false,
   );
-  say(`${pc.bold('generate')} with executionProviders: ['flashllm', 'cpu']\n`);
+  say(`${out.bold('generate')} with executionProviders: ['flashllm', 'cpu']\n`);
   const sparseResult = await measure(
     sparse.folder,
     ['flashllm', 'cpu'],
@@ -130,7 +130,7 @@ async function openShipped(say: (text: string) => void): Promise<Sparse> {
   const sparsity = packed.reduce((sum, layer, i) => sum + (layer.sparsity ?? 0) * (sizes[i] ?? 0), 0) / weights;
   const files = await Promise.all(['model.onnx', 'model.onnx_data'].map((name) => stat(join(folder, name))));
   say(
-    `${pc.bold('sparse')}   ${folder}: ${packed.length} of ${report.layers.length} linears have ${percent(sparsity)} zeros together, fine-tuned and packed`,
+    `${out.bold('sparse')}   ${folder}: ${packed.length} of ${report.layers.length} linears have ${percent(sparsity)} zeros together, fine-tuned and packed`,
   );
   return {
     folder,
@@ -155,7 +155,7 @@ async function pruneHere(
   const report = rewritten.value;
   const layers = report.layers.filter((layer) => layer.decision === 'sparse').length;
   say(
-    `${pc.bold('rewrite')}  ${layers} of ${report.layers.length} linears pruned to ${percent(sparsity)} zeros and packed in ${formatSeconds(rewritten.seconds)}`,
+    `${out.bold('rewrite')}  ${layers} of ${report.layers.length} linears pruned to ${percent(sparsity)} zeros and packed in ${formatSeconds(rewritten.seconds)}`,
   );
   const fileBytes = report.output.modelBytes + report.output.dataBytes;
   return { folder: output, fileBytes, weightBytes: report.bytesAfter, sparsity };
@@ -171,7 +171,7 @@ async function measureModel(
 ): Promise<Measured> {
   const model = await openTextModel(folder, { executionProviders });
   try {
-    if (show) process.stdout.write(pc.bold(options.prompt));
+    if (show) process.stdout.write(out.bold(options.prompt));
     const first = await generate(model, options, signal, show ? (piece) => process.stdout.write(piece) : () => {});
     if (show) process.stdout.write('\n');
     // The first run warms caches and threads up; the best of the next shows the speed, whatever else the machine does.

@@ -1,6 +1,6 @@
 import { Command } from 'commander';
-import pc from 'picocolors';
 import { type DoctorFacts, doctorFacts } from '../../provider/doctor.js';
+import { out } from '../colors.js';
 import { formatBytes, formatTable } from '../terminal.js';
 
 /** `flashllm doctor`: what was found on this machine and what to do about what is missing. Exit code 1 where something must be mended. */
@@ -19,12 +19,12 @@ export function doctorCommand(): Command {
 function describe(facts: DoctorFacts): string {
   const table = formatTable([{ header: 'part' }, { header: 'found' }], rows(facts));
   const problems = facts.problems.map(({ severity, what, advice }) => {
-    const mark = severity === 'failure' ? pc.red('✗') : pc.yellow('!');
+    const mark = severity === 'failure' ? out.red('✗') : out.yellow('!');
     return `${mark} ${what}\n  ${advice.split('\n').join('\n  ')}`;
   });
   const verdict = facts.problems.some(({ severity }) => severity === 'failure')
-    ? `${pc.red('✗')} Sessions cannot run with provider flashllm until this is mended.`
-    : `${pc.green('✓')} Sessions run with executionProviders: ['flashllm', 'cpu']${facts.cuda?.devices.some(({ refusal }) => refusal === null) ? ", on the GPU unless { name: 'flashllm', device: 'cpu' } asks for the CPU" : ''}.`;
+    ? `${out.red('✗')} Sessions cannot run with provider flashllm until this is mended.`
+    : `${out.green('✓')} Sessions run with executionProviders: ['flashllm', 'cpu']${facts.cuda?.devices.some(({ refusal }) => refusal === null) ? ", on the GPU unless { name: 'flashllm', device: 'cpu' } asks for the CPU" : ''}.`;
   return [table, '', ...problems, verdict].join('\n');
 }
 

@@ -1,7 +1,7 @@
 import { text as readAll } from 'node:stream/consumers';
 import { Command } from 'commander';
-import pc from 'picocolors';
 import type { Generation } from '../../models/index.js';
+import { err, out } from '../colors.js';
 import {
   addModelOptions,
   addSamplingOptions,
@@ -111,7 +111,7 @@ function watch(generation: Generation, started: number): Times {
 async function print(prompts: readonly string[], generations: readonly Generation[], options: Options): Promise<void> {
   for (const [i, generation] of generations.entries()) {
     if (i > 0) process.stdout.write('\n');
-    if (options.prompt) process.stdout.write(pc.bold(prompts[i] as string));
+    if (options.prompt) process.stdout.write(out.bold(prompts[i] as string));
     for await (const { text } of generation) process.stdout.write(text);
     process.stdout.write('\n');
   }
@@ -146,5 +146,5 @@ async function summary(generations: readonly Generation[], times: readonly Times
   const [first, last] = [Math.min(...made.map((t) => t.first)), Math.max(...made.map((t) => t.last))];
   const later = all - made.length;
   const speed = later > 0 ? `, ${((1000 * later) / (last - first)).toFixed(1)} tokens/s` : '';
-  return pc.dim(`${all} tokens${speed}${all > 0 ? `, the first after ${first.toFixed(0)} ms` : ''}`);
+  return err.dim(`${all} tokens${speed}${all > 0 ? `, the first after ${first.toFixed(0)} ms` : ''}`);
 }

@@ -2,8 +2,8 @@ import { once } from 'node:events';
 import { createServer as createProbe } from 'node:net';
 import { basename, resolve } from 'node:path';
 import { Command } from 'commander';
-import pc from 'picocolors';
 import { createServer, REQUEST_TIMEOUT, type ServedModel } from '../../serve/server.js';
+import { out } from '../colors.js';
 import { addModelOptions, type ModelOptions, openModel, refuseStrayModelOptions } from '../generation-options.js';
 import { batchSize, timeoutSeconds, timerSeconds, wholeNumber } from '../option-parsers.js';
 import { abortOnInterrupt } from '../terminal.js';
@@ -119,7 +119,7 @@ async function run(folder: string, options: Options, command: Command): Promise<
     });
     if (apiKey === undefined && !LOOPBACK.test(host))
       process.stderr.write(`whoever reaches ${host} can use this server; --api-key <key> asks clients for one\n`);
-    const names = served.map(({ name }) => pc.bold(name)).join(' and ');
+    const names = served.map(({ name }) => out.bold(name)).join(' and ');
     process.stdout.write(`${names} at ${address}/v1, a page at ${address}/ (Ctrl-C ends it)\n`);
     if (!signal.aborted) await new Promise((stop) => signal.addEventListener('abort', stop, { once: true }));
     process.stderr.write(`waiting up to ${options.grace} s for requests in flight; again to end at once\n`);
