@@ -62,11 +62,31 @@ export function shareBelowOne(text: string): number {
   return value;
 }
 
-/** A folder's path. An empty one, as a variable gives that is not set, would be the folder that the command runs in. */
-export function folderPath(text: string): string {
-  if (text === '') throw new InvalidArgumentError('Expected a folder.');
-  return text;
+/**
+ * A parser of texts that are not blank. A variable that is not set gives an empty one: as a path that would be the folder that the command runs
+ * in.
+ */
+function filled(expected: string): (text: string) => string {
+  return (text) => {
+    if (text.trim() === '') throw new InvalidArgumentError(`Expected ${expected}.`);
+    return text;
+  };
 }
+
+/** A folder's path. */
+export const folderPath = filled('a folder');
+
+/** A file's path. */
+export const filePath = filled('a file');
+
+/** The path of a model, which is a file or a folder. */
+export const modelPath = filled('a model, as a file or a folder');
+
+/** What something is called. */
+export const nameText = filled('a name');
+
+/** Where a server listens. */
+export const hostAddress = filled('an address');
 
 /** An option whose values, none of them empty, are collected in a list. */
 export function repeatable(flags: string, description: string): Option {

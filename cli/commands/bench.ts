@@ -19,7 +19,7 @@ import {
   refuseStrayModelOptions,
   sessionOptions,
 } from '../generation-options.js';
-import { batchSize, wholeNumber } from '../option-parsers.js';
+import { batchSize, filePath, folderPath, wholeNumber } from '../option-parsers.js';
 import { formatStep } from '../step-table.js';
 import { abortOnInterrupt, formatBytes, formatSeconds, formatTable, Progress } from '../terminal.js';
 import { refuseStray } from '../usage.js';
@@ -50,7 +50,7 @@ type Measured = Benchmark & {
 export function benchCommand(): Command {
   const command = new Command('bench')
     .description('Measure prefill, time to first token, time per token, tokens/s by batch, memory and bandwidth.')
-    .argument('<folder>', 'a folder that flashllm export or rewrite wrote')
+    .argument('<folder>', 'a folder that flashllm export or rewrite wrote', folderPath)
     .option('--prompt-tokens <number>', 'tokens of each prompt', wholeNumber(1), 64)
     .option('--new-tokens <number>', 'tokens to generate for each', wholeNumber(2), 64)
     .addOption(
@@ -58,11 +58,11 @@ export function benchCommand(): Command {
     )
     .option('--repeats <number>', 'measurements of each batch', wholeNumber(1), 3)
     .option('--ops', 'also show where the time of a decode step goes, by operator (of the largest batch)')
-    .option('--compare <folder>', 'also measure this model, in a process of its own')
+    .option('--compare <folder>', 'also measure this model, in a process of its own', folderPath)
     .option('--compare-stock', 'run that one without flashllm');
   return addModelOptions(command)
     .option('--json', 'print the measurements as JSON')
-    .option('--svg <file>', 'write a chart of tokens/s by batch')
+    .option('--svg <file>', 'write a chart of tokens/s by batch', filePath)
     .action(run);
 }
 

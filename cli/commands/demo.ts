@@ -57,7 +57,7 @@ export function demoCommand(): Command {
       'keep what is made here, in dense/ and sparse/ (default: a temporary folder)',
       folderPath,
     )
-    .option('--model <hf-folder>', 'another Hugging Face OPT folder; pruned and rewritten here')
+    .option('--model <hf-folder>', 'another Hugging Face OPT folder; pruned and rewritten here', folderPath)
     .option('--prompt <text>', 'beginning of the text', 'The state of our Union is')
     .option('--tokens <number>', 'tokens to generate', wholeNumber(2), 96)
     .option('--sparsity <fraction>', 'prune by magnitude in each layer (default with --model: 0.5)', shareBelowOne)

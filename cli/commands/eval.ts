@@ -10,7 +10,7 @@ import { shippedHeldOutText } from '../../models/shipped.js';
 import { openTextModel } from '../../models/text-model.js';
 import { isCheckpoint } from '../checkpoint-input.js';
 import { requireRuntime } from '../../provider/backend.js';
-import { wholeNumber } from '../option-parsers.js';
+import { filePath, folderPath, wholeNumber } from '../option-parsers.js';
 import { abortOnInterrupt, formatSeconds, Progress } from '../terminal.js';
 import { readTextFile } from '../text-file.js';
 
@@ -33,8 +33,8 @@ interface Evaluation extends Perplexity {
 export function evalCommand(): Command {
   return new Command('eval')
     .description("Measure a model's perplexity on a text, in windows of the context length that do not overlap.")
-    .argument('<model>', 'folder with model.onnx, or a Hugging Face OPT folder (which is exported first)')
-    .option('--text <file>', 'UTF-8 text (default: the held-out text that ships along)')
+    .argument('<model>', 'folder with model.onnx, or a Hugging Face OPT folder (which is exported first)', folderPath)
+    .option('--text <file>', 'UTF-8 text (default: the held-out text that ships along)', filePath)
     .option('--stock', "run in ONNX Runtime's own CPU provider instead of this package's")
     .option('--window <tokens>', "tokens of a window (default: the model's context length)", wholeNumber(2))
     .option('--json', 'print the result as JSON')

@@ -21,7 +21,11 @@ interface Options {
 export function exportCommand(): Command {
   return new Command('export')
     .description('Build an ONNX decoder with past from a Hugging Face OPT checkpoint, or from random weights.')
-    .argument('[hf-folder]', 'folder with config.json and weights (safetensors or pytorch_model.bin, sharded or not)')
+    .argument(
+      '[hf-folder]',
+      'folder with config.json and weights (safetensors or pytorch_model.bin, sharded or not)',
+      folderPath,
+    )
     .requiredOption(
       '-o, --output <folder>',
       'folder for model.onnx, model.onnx_data, configuration and tokenizer',

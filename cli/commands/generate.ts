@@ -12,7 +12,7 @@ import {
   type SamplingFlags,
   samplingSettings,
 } from '../generation-options.js';
-import { repeatable } from '../option-parsers.js';
+import { folderPath, repeatable } from '../option-parsers.js';
 import { abortOnInterrupt } from '../terminal.js';
 import { readTextFile } from '../text-file.js';
 import { refuseStray } from '../usage.js';
@@ -34,7 +34,7 @@ interface Times {
 export function generateCommand(): Command {
   const command = new Command('generate')
     .description('Continue prompts with an exported or rewritten model; the text appears as it is made.')
-    .argument('<folder>', 'a folder that flashllm export or rewrite wrote')
+    .argument('<folder>', 'a folder that flashllm export or rewrite wrote', folderPath)
     .argument('[prompts...]', 'beginnings of texts; - reads one from standard input')
     .addOption(repeatable('-f, --file <path>', 'a prompt in a file; may be repeated'));
   return addModelOptions(addSamplingOptions(command))

@@ -8,13 +8,14 @@ import {
   progressBars,
   refuseStrayPruning,
 } from '../layer-options.js';
+import { modelPath } from '../option-parsers.js';
 import { abortOnInterrupt } from '../terminal.js';
 
 /** `flashllm inspect`: the linear layers of any ONNX model, their zeros, and what a rewrite would do. */
 export function inspectCommand(): Command {
   const command = new Command('inspect')
     .description('Show the linear layers of an ONNX model, how sparse they are, and what a rewrite would do.')
-    .argument('<model>', 'an .onnx file, or a folder with .onnx files');
+    .argument('<model>', 'an .onnx file, or a folder with .onnx files', modelPath);
   return addLayerOptions(command).option('--json', 'print the report as JSON').action(run);
 }
 

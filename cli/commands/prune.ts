@@ -9,7 +9,7 @@ import {
   parsePruneDevice,
   pruneMethods,
 } from '../../models/pruning/index.js';
-import { folderPath, shareBelowOne, threadCount, wholeNumber } from '../option-parsers.js';
+import { filePath, folderPath, shareBelowOne, threadCount, wholeNumber } from '../option-parsers.js';
 import { formatPruning, pruneWithProgress } from '../prune-progress.js';
 import { refuseStrayScope, scopeOption } from '../scope-option.js';
 import { abortOnInterrupt } from '../terminal.js';
@@ -45,7 +45,11 @@ export function pruneCommand(): Command {
     .description(
       'Prune a Hugging Face OPT folder in one shot, layer by layer on calibration text; embeddings, norms and head stay dense.',
     )
-    .argument('<hf-folder>', 'folder with config.json, tokenizer and weights (safetensors or pytorch_model.bin)')
+    .argument(
+      '<hf-folder>',
+      'folder with config.json, tokenizer and weights (safetensors or pytorch_model.bin)',
+      folderPath,
+    )
     .requiredOption('-o, --output <folder>', 'folder for the pruned model, in the same layout', folderPath)
     .requiredOption('--sparsity <fraction>', 'zeros in each linear', shareBelowOne)
     .addOption(new Option('--method <name>', 'how to prune').choices([...pruneMethods]).default('sparsegpt'))
@@ -56,12 +60,13 @@ export function pruneCommand(): Command {
       collectLayerSparsity,
       [],
     )
-    .option('--sparsity-file <json>', 'sparsities by pattern from a file: {"layers.0.*": 0.4}')
+    .option('--sparsity-file <json>', 'sparsities by pattern from a file: {"layers.0.*": 0.4}', filePath)
     .option('--no-compensation', 'prune each layer towards its own outputs, not towards those of the dense model')
     .option('--no-bias-correction', 'leave biases as they are, and work on inputs that are not centred')
     .option(
       '--calibration <file>',
       'text to calibrate on, UTF-8 (default: the text that ships along, models/data/README.md)',
+      filePath,
     )
     .option('--sequences <number>', 'calibration sequences (default: 128)', wholeNumber(1))
     .option('--length <number>', "tokens of each (default: the model's context, 2048 at most)", wholeNumber(1))

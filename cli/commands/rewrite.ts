@@ -17,7 +17,7 @@ import {
   progressBars,
   refuseStrayPruning,
 } from '../layer-options.js';
-import { folderPath } from '../option-parsers.js';
+import { folderPath, modelPath } from '../option-parsers.js';
 import { abortOnInterrupt, formatBytes, printable } from '../terminal.js';
 import { refuse, refuseStray } from '../usage.js';
 
@@ -36,7 +36,11 @@ const NOT_PORTABLE =
 export function rewriteCommand(): Command {
   const command = new Command('rewrite')
     .description('Rewrite an ONNX model: linear layers with enough zeros become sparse, everything else stays.')
-    .argument('<model>', 'an .onnx file, a folder with .onnx files, or a Hugging Face OPT folder (exported on the way)')
+    .argument(
+      '<model>',
+      'an .onnx file, a folder with .onnx files, or a Hugging Face OPT folder (exported on the way)',
+      modelPath,
+    )
     .option(
       '-o, --output <folder>',
       'folder for the rewritten model; configuration and tokenizer are copied along',

@@ -5,7 +5,15 @@ import { Command } from 'commander';
 import { createServer, REQUEST_TIMEOUT, type ServedModel } from '../../serve/server.js';
 import { out } from '../colors.js';
 import { addModelOptions, type ModelOptions, openModel, refuseStrayModelOptions } from '../generation-options.js';
-import { batchSize, timeoutSeconds, timerSeconds, wholeNumber } from '../option-parsers.js';
+import {
+  batchSize,
+  folderPath,
+  hostAddress,
+  nameText,
+  timeoutSeconds,
+  timerSeconds,
+  wholeNumber,
+} from '../option-parsers.js';
 import { abortOnInterrupt } from '../terminal.js';
 import { refuse, refuseStray } from '../usage.js';
 
@@ -41,16 +49,17 @@ export function serveCommand(): Command {
     .description(
       'Serve a model over HTTP in OpenAI’s form: /v1/completions, /v1/models, /health, /metrics; at / a page to try it.',
     )
-    .argument('<folder>', 'a folder that flashllm export or rewrite wrote')
+    .argument('<folder>', 'a folder that flashllm export or rewrite wrote', folderPath)
     .option(
       '--host <address>',
       'address to listen on; only this machine reaches the default, 0.0.0.0 is for all',
+      hostAddress,
       '127.0.0.1',
     )
     .option('--port <number>', 'port; 0: a free one', wholeNumber(0, 65535), 8080)
-    .option('--name <model>', 'name of the model for clients (default: the folder’s)')
-    .option('--compare <folder>', 'serve this model, too: the page at / runs both, one after the other')
-    .option('--compare-name <model>', 'name of that one for clients (default: the folder’s)')
+    .option('--name <model>', 'name of the model for clients (default: the folder’s)', nameText)
+    .option('--compare <folder>', 'serve this model, too: the page at / runs both, one after the other', folderPath)
+    .option('--compare-name <model>', 'name of that one for clients (default: the folder’s)', nameText)
     .option('--compare-stock', 'run that one without flashllm')
     .option(
       '--api-key <key>',

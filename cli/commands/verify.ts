@@ -3,7 +3,7 @@ import { basename, dirname, join, resolve } from 'node:path';
 import { Command } from 'commander';
 import { findModels } from '../../graph-passes/index.js';
 import { type VerifyReport, verifyModels } from '../../graph-passes/verify.js';
-import { batchSize, numberWithin, wholeNumber } from '../option-parsers.js';
+import { batchSize, filePath, modelPath, numberWithin, wholeNumber } from '../option-parsers.js';
 import { type Column, formatTable } from '../terminal.js';
 import { refuseStray } from '../usage.js';
 
@@ -25,9 +25,13 @@ const MOST_TOKENS = 2 ** 20;
 export function verifyCommand(): Command {
   return new Command('verify')
     .description('Run a model and its rewritten form on the same inputs and compare every output element by element.')
-    .argument('<original>', 'an .onnx file or a folder with one; runs in an ordinary CPU session')
-    .argument('<rewritten>', 'an .onnx file or a folder with one; runs with flashllm')
-    .option('--inputs <file>', 'JSON: { "inputs": { "<name>": { "dtype", "shape", "data" } } } (default: random)')
+    .argument('<original>', 'an .onnx file or a folder with one; runs in an ordinary CPU session', modelPath)
+    .argument('<rewritten>', 'an .onnx file or a folder with one; runs with flashllm', modelPath)
+    .option(
+      '--inputs <file>',
+      'JSON: { "inputs": { "<name>": { "dtype", "shape", "data" } } } (default: random)',
+      filePath,
+    )
     .option('--stock', 'also run the rewritten model without flashllm')
     .option(
       '--tolerance <share>',
