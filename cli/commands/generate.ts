@@ -35,8 +35,8 @@ export function generateCommand(): Command {
   const command = new Command('generate')
     .description('Continue prompts with an exported or rewritten model; the text appears as it is made.')
     .argument('<folder>', 'a folder that flashllm export or rewrite wrote', folderPath)
-    .argument('[prompts...]', 'beginnings of texts; - reads one from standard input')
-    .addOption(repeatable('-f, --file <path>', 'a prompt in a file; may be repeated'));
+    .argument('[prompts...]', 'beginnings of texts; - reads one from standard input, without its last newline')
+    .addOption(repeatable('-f, --file <path>', 'a prompt in a file, without its last newline; may be repeated'));
   return addModelOptions(addSamplingOptions(command))
     .option('--json', 'print texts, tokens and times as JSON when all are done')
     .option('--no-prompt', 'print what is generated only')
@@ -88,14 +88,19 @@ async function readPrompts(args: readonly string[], files: readonly string[]): P
     );
   let input: Promise<string> | undefined;
   const stdin = () => {
-    input ??= readAll(process.stdin);
+    input ??= readAll(process.stdin).then(withoutNewline);
     return input;
   };
   const given = named ? args : ['-'];
   return [
     ...(await Promise.all(given.map((arg) => (arg === '-' ? stdin() : arg)))),
-    ...(await Promise.all(files.map((file) => readTextFile(file, 'the prompt')))),
+    ...(await Promise.all(files.map((file) => readTextFile(file, 'the prompt').then(withoutNewline)))),
   ];
+}
+
+/** The newline that echo and editors end a text with is not meant: with it the model would go on otherwise than from the same words as an argument. */
+function withoutNewline(text: string): string {
+  return text.replace(/\r?\n$/, '');
 }
 
 /** Times are taken as tokens are made, not as they are printed: texts of a batch wait for each other on the terminal. */

@@ -35,7 +35,7 @@ async function flashllm(args: string[], input = ''): Promise<{ code: number; std
 
 test.serial('prompts come as arguments, from standard input and from files, and share a batch', async (t) => {
   const file = join(folder, 'prompt.txt');
-  await writeFile(file, 'Call me');
+  await writeFile(file, 'Call me\n');
   const args = ['generate', folder, 'Once upon', '-', '-f', file, '-n', '6', '--json', '--logprobs', '1'];
   const { code, stdout, stderr } = await flashllm(args, 'The state');
   t.is(code, 0, stderr);
@@ -47,9 +47,15 @@ test.serial('prompts come as arguments, from standard input and from files, and 
     ['Once upon', 'The state', 'Call me'],
   );
   t.true(texts.every(({ newTokens, logprobs }) => newTokens === 6 && logprobs.length === 6));
-  const plain = await flashllm(['generate', folder, '-n', '6'], 'Call me');
-  t.is(plain.stdout, `Call me${texts[2]?.text}\n`);
-  t.regex(plain.stderr, /6 tokens, .* tokens\/s, the first after \d+ ms/);
+  // As echo and editors end a line; of more than one newline the others are meant.
+  for (const newline of ['', '\n', '\r\n']) {
+    const plain = await flashllm(['generate', folder, '-n', '6'], `Call me${newline}`);
+    t.is(plain.stdout, `Call me${texts[2]?.text}\n`);
+    t.regex(plain.stderr, /6 tokens, .* tokens\/s, the first after \d+ ms/);
+  }
+  await writeFile(file, 'Call me\n\n');
+  const lines = await flashllm(['generate', folder, '-f', file, '-n', '6', '--json'], '');
+  t.like(JSON.parse(lines.stdout), { texts: [{ prompt: 'Call me\n' }] });
 });
 
 test.serial('a prompt that leaves no room for a token does not spoil the times of others', async (t) => {
