@@ -1,4 +1,6 @@
 /** Wrong usage ends a command with exit code 2, before it has done anything. */
+import { statSync } from 'node:fs';
+import { basename, dirname, join } from 'node:path';
 import type { Command } from 'commander';
 
 /** Ends the command. @param message what is wrong with the command line, and what to write instead. */
@@ -17,4 +19,14 @@ export function refuseStray(command: Command, names: readonly string[], why: str
       names.includes(option.attributeName()) && command.getOptionValueSource(option.attributeName()) === 'cli',
   );
   if (stray) refuse(command, `${stray.long} ${why}`);
+}
+
+/** Ends the command if an output that is to be a folder is called as a model's file would be, unless there is such a folder. */
+export function refuseModelFile(command: Command, output: string): void {
+  if (!/\.onnx$/i.test(output) || statSync(output, { throwIfNoEntry: false })?.isDirectory()) return;
+  const folder = join(dirname(output), basename(output).slice(0, -'.onnx'.length) || 'output');
+  refuse(
+    command,
+    `-o ${output} is a file's name, expected a folder's: give -o ${folder}; models in it get their names by themselves`,
+  );
 }

@@ -4,7 +4,7 @@ import { type ExportOptions, type ExportResult, exportOpt, exportRandomOpt } fro
 import { type OptSize, optConfigJson, optSizes } from '../../models/opt/sizes.js';
 import { folderPath, shareBelowOne, wholeNumber } from '../option-parsers.js';
 import { abortOnInterrupt, formatBytes, formatSeconds, Progress, printable } from '../terminal.js';
-import { refuse, refuseStray } from '../usage.js';
+import { refuse, refuseModelFile, refuseStray } from '../usage.js';
 
 interface Options {
   output: string;
@@ -55,6 +55,7 @@ export function exportCommand(): Command {
 async function run(folder: string | undefined, options: Options, command: Command): Promise<void> {
   if ((folder === undefined) === (options.random === undefined))
     refuse(command, 'give either a Hugging Face folder or --random <size>');
+  refuseModelFile(command, options.output);
   if (folder !== undefined) refuseStray(command, ['sparsity', 'seed', 'shareLayers'], 'goes with --random only');
   const started = performance.now();
   const result = await withProgress((reporting) => {

@@ -19,7 +19,7 @@ import {
 } from '../layer-options.js';
 import { folderPath, modelPath } from '../option-parsers.js';
 import { abortOnInterrupt, formatBytes, printable } from '../terminal.js';
-import { refuse, refuseStray } from '../usage.js';
+import { refuse, refuseModelFile, refuseStray } from '../usage.js';
 
 interface Options extends LayerOptions {
   output?: string;
@@ -56,6 +56,7 @@ export function rewriteCommand(): Command {
 
 async function run(model: string, options: Options, command: Command): Promise<void> {
   if (!options.output && !options.dryRun) refuse(command, 'give -o <folder>, or --dry-run');
+  if (options.output !== undefined) refuseModelFile(command, options.output);
   const checkpoint = isCheckpoint(model);
   refuseStrayPruning(command, checkpoint ? 'sparsegpt' : 'magnitude');
   if (checkpoint && options.sparsity !== undefined)

@@ -1,4 +1,6 @@
 // Command lines with options that would be ignored: each is refused, and nothing is done.
+import { mkdirSync } from 'node:fs';
+import { join } from 'node:path';
 import test from 'ava';
 import { type Command, CommanderError } from 'commander';
 import { benchCommand } from '../../cli/commands/bench.js';
@@ -12,6 +14,7 @@ import { rewriteCommand } from '../../cli/commands/rewrite.js';
 import { serveCommand } from '../../cli/commands/serve.js';
 import { verifyCommand } from '../../cli/commands/verify.js';
 import { shippedModel } from '../../models/shipped.js';
+import { tempFolder } from '../graph-passes/test-model.js';
 
 const commands = {
   bench: benchCommand,
@@ -81,6 +84,13 @@ const cases: [keyof typeof commands, string[], RegExp][] = [
     [shippedModel(), '--dry-run', '--sparsity', '0.5', '--exclude', '*fc2*'],
     /^error: --exclude does not choose what is pruned of a Hugging Face folder: .* --layer-sparsity/,
   ],
+  [
+    'rewrite',
+    ['none', '-o', 'a/out.onnx'],
+    /^error: -o a\/out\.onnx is a file's name, expected a folder's: give -o a\/out; models in it/,
+  ],
+  ['rewrite', ['none', '-o', '.ONNX'], /^error: -o \.ONNX is a file's name, expected a folder's: give -o output;/],
+  ['export', ['none', '-o', 'out.onnx'], /^error: -o out\.onnx is a file's name, expected a folder's: give -o out;/],
   // As a variable gives that is not set: a path would be the folder that the command runs in.
   ['bench', [''], /^error: .* for argument 'folder'\. Expected a folder\./],
   ['bench', ['none', '--compare', ''], /^error: option '--compare <folder>' .* Expected a folder\./],
@@ -112,6 +122,13 @@ for (const [name, args, message] of cases)
   test(`${name} ${args.map((arg) => arg || "''").join(' ')}`, async (t) => {
     t.regex(await refused(name, args), message);
   });
+
+test('a folder that is called as a file is an output, where there is one', async (t) => {
+  const output = join(tempFolder(), 'out.onnx');
+  t.regex(await refused('rewrite', ['/nowhere', '-o', output]), /is a file's name/);
+  mkdirSync(output);
+  await t.throwsAsync(refused('rewrite', ['/nowhere', '-o', output]), { message: /^\/nowhere does not exist/ });
+});
 
 test.serial('serve with a key in its environment that is none', async (t) => {
   try {
