@@ -22,7 +22,7 @@ const commands: Record<string, () => Promise<Command>> = {
   doctor: async () => (await import('./commands/doctor.js')).doctorCommand(),
 };
 
-/** Exit codes: 0 done, 1 failed or found a difference, 2 wrong usage, 130 interrupted by Ctrl-C, 143 by SIGTERM. */
+/** Exit codes: 0 done, 1 failed or found a difference, 2 wrong usage, 130 interrupted by Ctrl-C, 143 by SIGTERM, 129 by SIGHUP. */
 async function main(argv: readonly string[]): Promise<number> {
   const { version } = JSON.parse(readFileSync(findPackageJson(), 'utf8')) as { version: string };
   const program = new Command('flashllm')
@@ -72,7 +72,7 @@ function report(error: unknown): number {
   if (error instanceof CommanderError) return error.exitCode === 0 ? 0 : 2;
   if (error instanceof InterruptedError) {
     process.stderr.write(`${err.yellow('interrupted')}: nothing was left half-written\n`);
-    return error.signalName === 'SIGINT' ? 130 : 143;
+    return error.exitCode;
   }
   const lines = (error instanceof Error ? error.message : String(error)).split('\n');
   process.stderr.write(`${err.red('error')}: ${lines.map(printable).join('\n')}\n`);

@@ -89,12 +89,16 @@ export class Progress {
   }
 }
 
+/** Signals that ask a command to stop, and the exit codes that tell of them. SIGHUP comes of a terminal that is closed or a connection that is lost. */
+const STOPS = { SIGHUP: 129, SIGINT: 130, SIGTERM: 143 } as const;
+type Stop = keyof typeof STOPS;
+
 /** One request to stop may come as two signals: GNU timeout sends its own to the process and to its group. */
 const ONE_STOP_MS = 500;
 
 /**
- * An AbortSignal that the first Ctrl-C (SIGINT) or SIGTERM aborts; one that comes later, not with the first, ends the process at once. `release`
- * takes the handlers away.
+ * An AbortSignal that the first Ctrl-C (SIGINT), SIGTERM or SIGHUP aborts; one that comes later, not with the first, ends the process at once.
+ * `release` takes the handlers away.
  */
 export function abortOnInterrupt(): { signal: AbortSignal; release: () => void } {
   const controller = new AbortController();
@@ -102,16 +106,17 @@ export function abortOnInterrupt(): { signal: AbortSignal; release: () => void }
   const onSignal = (name: NodeJS.Signals): void => {
     if (!controller.signal.aborted) {
       first = performance.now();
-      controller.abort(new InterruptedError(name));
-    } else if (performance.now() - first > ONE_STOP_MS) process.exit(name === 'SIGINT' ? 130 : 143);
+      controller.abort(new InterruptedError(name as Stop));
+      return;
+    }
+    // A terminal that is gone has nobody who is tired of waiting: shells and systemd send SIGHUP after another signal.
+    if (name !== 'SIGHUP' && performance.now() - first > ONE_STOP_MS) process.exit(STOPS[name as Stop]);
   };
-  process.on('SIGINT', onSignal);
-  process.on('SIGTERM', onSignal);
+  for (const name of Object.keys(STOPS)) process.on(name, onSignal);
   return {
     signal: controller.signal,
     release: () => {
-      process.off('SIGINT', onSignal);
-      process.off('SIGTERM', onSignal);
+      for (const name of Object.keys(STOPS)) process.off(name, onSignal);
     },
   };
 }
@@ -119,7 +124,12 @@ export function abortOnInterrupt(): { signal: AbortSignal; release: () => void }
 /** The user's interrupt, as the reason of an aborted signal. */
 export class InterruptedError extends Error {
   override readonly name = 'InterruptedError';
-  constructor(readonly signalName: NodeJS.Signals) {
+  constructor(readonly signalName: Stop) {
     super(`interrupted by ${signalName}`);
+  }
+
+  /** What the command ends with. */
+  get exitCode(): number {
+    return STOPS[this.signalName];
   }
 }

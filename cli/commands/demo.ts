@@ -73,8 +73,9 @@ async function run(options: Options): Promise<void> {
   try {
     await demo(options, temporary ?? resolve(options.output as string), signal);
   } finally {
-    release();
+    // Before the handlers go: a signal that comes now would leave gigabytes.
     if (temporary !== undefined) await rm(temporary, { recursive: true, force: true });
+    release();
   }
 }
 

@@ -69,8 +69,9 @@ async function run(model: string, options: Options): Promise<void> {
     };
     process.stdout.write(options.json ? `${JSON.stringify(result, undefined, 2)}\n` : `${format(result)}\n`);
   } finally {
-    release();
+    // Before the handlers go: a signal that comes now would leave gigabytes.
     if (temporary !== undefined) await rm(temporary, { recursive: true, force: true });
+    release();
   }
 }
 

@@ -1,10 +1,10 @@
 /** A lock between processes: a file that only one of them can create, which names its holder. */
 import { randomBytes } from 'node:crypto';
-import { readFileSync } from 'node:fs';
 import { link, readFile, rename, rm, writeFile } from 'node:fs/promises';
 import { hostname } from 'node:os';
 import path from 'node:path';
 import { OutputError } from './errors.js';
+import { startOf } from './processes.js';
 
 /**
  * Runs `work` while a lock file beside `target` exists. That of a process which is gone is taken over.
@@ -59,16 +59,5 @@ async function remove(lock: string, stale: string): Promise<boolean> {
     return false;
   } finally {
     await rm(aside, { force: true });
-  }
-}
-
-/** When a process was started, in clock ticks since the machine was; undefined where there is no such process. */
-function startOf(pid: number): string | undefined {
-  try {
-    const stat = readFileSync(`/proc/${pid}/stat`, 'utf8');
-    // The second field is the program's name in parentheses and may hold anything; the start is the 22nd.
-    return stat.slice(stat.lastIndexOf(')') + 2).split(' ')[19];
-  } catch {
-    return undefined;
   }
 }

@@ -7,7 +7,7 @@ import { exchangeModel } from './exchange.js';
 import { withLock } from './lock-file.js';
 import { encodeModel, type ModelProto, onnx, type TensorProto } from './proto.js';
 import { BufferSource, FileSource, VarintSource } from './sources.js';
-import { syncFolder, TempFile } from './temp-file.js';
+import { removeAbandoned, syncFolder, TempFile } from './temp-file.js';
 import { elementBytes, expectedBytes, payloadOf, setPayload, type TensorSource, tensorBytes } from './tensor.js';
 import { walkModel } from './walk.js';
 
@@ -46,7 +46,8 @@ interface PlacedTensor {
 
 /**
  * Writes the model. Nothing appears under the final names before all of it is on disk; on an error or an abort nothing
- * is left behind, and what was there before stays. Memory is bounded by the graph and a few blocks. `proto` is left as it was.
+ * is left behind, and what was there before stays. What a conversion to the same place that was killed has left is removed.
+ * Memory is bounded by the graph and a few blocks. `proto` is left as it was.
  * @throws OutputError where an output would overwrite an input, is a folder or below a file, or is being written by another conversion; the signal's reason when it is aborted.
  */
 export async function saveModel(proto: ModelProto, options: SaveOptions): Promise<SavedModel> {
@@ -54,6 +55,7 @@ export async function saveModel(proto: ModelProto, options: SaveOptions): Promis
   const [, dataTarget] = outputsOf(target);
   refuseOutputs(outputsOf(target), options.inputs ?? []);
   await mkdir(path.dirname(target), { recursive: true });
+  for (const output of outputsOf(target)) await removeAbandoned(output);
 
   const layout = planLayout(proto);
   const restore = markTensors(proto, layout.tensors, path.basename(dataTarget));

@@ -1,6 +1,7 @@
 import { randomBytes } from 'node:crypto';
-import { type FileHandle, open, rename, rm } from 'node:fs/promises';
+import { type FileHandle, open, readdir, rename, rm } from 'node:fs/promises';
 import path from 'node:path';
+import { isTagOfGone, ownTag } from './processes.js';
 
 /** A file that is written under another name beside its place and renamed when it is whole. */
 export class TempFile {
@@ -12,7 +13,7 @@ export class TempFile {
 
   /** Creates the temporary file in the target's folder. */
   static async create(target: string): Promise<TempFile> {
-    const name = `.${path.basename(target)}.${randomBytes(6).toString('hex')}.tmp`;
+    const name = `.${path.basename(target)}.${ownTag()}.${randomBytes(6).toString('hex')}.tmp`;
     const file = path.join(path.dirname(target), name);
     return new TempFile(target, file, await open(file, 'wx+', 0o644));
   }
@@ -32,6 +33,20 @@ export class TempFile {
   async discard(): Promise<void> {
     await this.handle.close().catch(() => {});
     await rm(this.path, { force: true });
+  }
+}
+
+/**
+ * Removes temporary files of a target whose processes are gone: killed, or with a machine that lost its power. What another conversion writes
+ * at this time stays.
+ */
+export async function removeAbandoned(target: string): Promise<void> {
+  const start = `.${path.basename(target)}.`;
+  for (const name of await readdir(path.dirname(target))) {
+    const [tag = '', , ending, ...more] = name.startsWith(start) ? name.slice(start.length).split('.') : [];
+    if (ending !== 'tmp' || more.length > 0 || !isTagOfGone(tag)) continue;
+    // What is not ours to remove is in nobody's way.
+    await rm(path.join(path.dirname(target), name), { force: true }).catch(() => {});
   }
 }
 

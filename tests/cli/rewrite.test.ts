@@ -331,6 +331,33 @@ test('signals that come as one stop let a command clean up, a later one ends it 
   t.is(stdout, 'ready\ninterrupted by SIGINT\n');
 });
 
+test('a closed terminal stops a command as SIGTERM does, and is not impatient', async (t) => {
+  const script = `
+    import { abortOnInterrupt } from ${JSON.stringify(path.resolve('cli/terminal.ts'))};
+    const { signal } = abortOnInterrupt();
+    const work = setInterval(() => {}, 1000);
+    signal.addEventListener('abort', () => {
+      console.log(signal.reason.message);
+      setTimeout(() => {
+        clearInterval(work);
+        process.exitCode = signal.reason.exitCode;
+      }, 1500);
+    });
+    console.log('ready');`;
+  const child = spawn(process.execPath, ['--import=tsx', '--input-type=module', '-e', script], { stdio: 'pipe' });
+  const ended = new Promise<number | null>((resolve) => child.on('exit', resolve));
+  let stdout = '';
+  child.stdout.on('data', async (chunk: Buffer) => {
+    stdout += chunk.toString();
+    if (stdout !== 'ready\n') return;
+    child.kill('SIGHUP');
+    await sleep(700);
+    child.kill('SIGHUP');
+  });
+  t.is(await ended, 129);
+  t.is(stdout, 'ready\ninterrupted by SIGHUP\n');
+});
+
 test('Ctrl-C ends a rewrite with 130 and leaves no file', async (t) => {
   const folder = tempFolder();
   const features = 16384;

@@ -11,8 +11,11 @@ import { randomParameters, temporaryFolder, tinyConfig, writeCheckpoint } from '
 
 const main = fileURLToPath(new URL('../../cli/main.ts', import.meta.url));
 
-function start(...args: string[]) {
-  const child = spawn(process.execPath, ['--import=tsx', main, ...args]);
+const start = (...args: string[]) => startIn({}, ...args);
+
+function startIn(environment: Record<string, string>, ...args: string[]) {
+  const env = { ...process.env, ...environment };
+  const child = spawn(process.execPath, ['--import=tsx', main, ...args], { env });
   let stdout = '';
   let stderr = '';
   child.stdout.on('data', (data) => {
@@ -83,16 +86,40 @@ test.serial('tensors without a place are named', async (t) => {
   t.regex(stdout, /not used: model\.decoder\.layers\.0\.mystery\.weight/);
 });
 
-test.serial('Ctrl-C ends an export with 130 and leaves nothing', async (t) => {
-  const output = await temporaryFolder();
-  const { child, ended } = start('export', '--random', '13b', '-o', output);
-  // The temporary file shows that writing is under way.
-  while ((await readdir(output)).length === 0) await new Promise((resolve) => setTimeout(resolve, 20));
-  child.kill('SIGINT');
-  const { code, stderr } = await ended;
-  t.is(code, 130, stderr);
-  t.regex(stderr, /interrupted/);
-  t.deepEqual(await readdir(output), []);
+for (const [signal, exit] of [
+  ['SIGINT', 130],
+  ['SIGHUP', 129],
+  ['SIGTERM', 143],
+] as const)
+  test.serial(`${signal} ends an export with ${exit} and leaves nothing`, async (t) => {
+    const output = await temporaryFolder();
+    const { child, ended } = start('export', '--random', '13b', '-o', output);
+    // The temporary file shows that writing is under way.
+    while ((await readdir(output)).length === 0) await new Promise((resolve) => setTimeout(resolve, 20));
+    child.kill(signal);
+    const { code, stderr } = await ended;
+    t.is(code, exit, stderr);
+    t.regex(stderr, /interrupted/);
+    t.deepEqual(await readdir(output), []);
+  });
+
+test.serial('demo and eval remove their temporary folders, whatever signal stops them', async (t) => {
+  const temporary = await temporaryFolder();
+  for (const [signal, exit] of [
+    ['SIGINT', 130],
+    ['SIGHUP', 129],
+    ['SIGTERM', 143],
+  ] as const)
+    for (const args of [['demo'], ['eval', shippedModel()]]) {
+      const { child, ended } = startIn({ TMPDIR: temporary }, ...args);
+      const own = async () => (await readdir(temporary)).filter((name) => /^flashllm-(demo|eval)-/.test(name));
+      while ((await own()).length === 0) await new Promise((resolve) => setTimeout(resolve, 20));
+      child.kill(signal);
+      const { code, stderr } = await ended;
+      t.is(code, exit, stderr);
+      t.deepEqual(await own(), [], `${args[0]} ${signal}`);
+    }
+  await rm(temporary, { recursive: true });
 });
 
 test.serial('the demo with --sparsity prunes here, keeps both models when asked and compares them', async (t) => {

@@ -1,4 +1,5 @@
 /** Saving: nothing half-written, inputs untouched, memory bounded. */
+import { spawnSync } from 'node:child_process';
 import { existsSync, mkdirSync, readdirSync, readFileSync, statSync, writeFileSync } from 'node:fs';
 import path from 'node:path';
 import test from 'ava';
@@ -198,4 +199,27 @@ test('a file in the place of a folder is named, and stays', async (t) => {
       message: `${file} is a file, where a folder is to be. Name another output folder`,
     });
   t.is(readFileSync(file, 'utf8'), 'keep me');
+});
+
+test('what a killed conversion has left of the same output is removed, what a running one writes stays', async (t) => {
+  const folder = tempFolder();
+  const target = path.join(folder, 'model.onnx');
+  const script = `
+    import { TempFile } from ${JSON.stringify(path.resolve('graph-passes/onnx/temp-file.ts'))};
+    for (const name of ['model.onnx', 'model.onnx_data', 'other.onnx_data'])
+      await TempFile.create(${JSON.stringify(folder)} + '/' + name);
+    process.kill(process.pid, 'SIGKILL');`;
+  const { signal } = spawnSync(process.execPath, ['--import=tsx', '--input-type=module', '-e', script]);
+  t.is(signal, 'SIGKILL');
+  const left = readdirSync(folder);
+  t.is(left.length, 3);
+  const running = await TempFile.create(`${target}_data`);
+  // Of a process that cannot be seen from here, and what is none of ours.
+  const foreign = ['.model.onnx.1-1-00aa11bb22cc.001122334455.tmp', '.model.onnx.001122334455.tmp', '.model.onnx.tmp'];
+  for (const name of foreign) writeFileSync(path.join(folder, name), '');
+  await saveModel(marked(1), { path: target });
+  const other = left.filter((name) => name.startsWith('.other.onnx_data.'));
+  const expected = ['model.onnx', 'model.onnx_data', path.basename(running.path), ...foreign, ...other];
+  t.deepEqual(readdirSync(folder).sort(), expected.sort());
+  await running.discard();
 });
