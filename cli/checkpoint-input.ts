@@ -1,8 +1,9 @@
 /** Hugging Face folders as input of commands that work on ONNX models: exported on the way, and pruned before where that is asked for. */
 import { existsSync } from 'node:fs';
-import { lstat, mkdir, mkdtemp, realpath, rm, rmdir, stat } from 'node:fs/promises';
+import { lstat, mkdtemp, realpath, rm, stat } from 'node:fs/promises';
 import { dirname, join, resolve } from 'node:path';
 import { findModels } from '../graph-passes/index.js';
+import { makeFolder } from '../graph-passes/onnx/output-folder.js';
 import { requireFolder } from '../graph-passes/onnx/save.js';
 import { ModelFolderError } from '../models/errors.js';
 import { exportOpt } from '../models/opt/export.js';
@@ -46,7 +47,7 @@ export async function withExported<T>(
   const pruned = `${resolve(output)}.pruned`;
   await checkPlaces(checkpoint, output, options.sparsity === undefined ? undefined : pruned);
   let exported: string | undefined;
-  let firstFolder: string | undefined;
+  let unmake: (() => Promise<void>) | undefined;
   let bar: Progress | undefined;
   let made = false;
   let done = false;
@@ -57,7 +58,7 @@ export async function withExported<T>(
       made = true;
       if (!options.quiet) process.stdout.write(`${formatPruning(result, checkpoint)}\n\n`);
     }
-    firstFolder = await mkdir(dirname(pruned), { recursive: true });
+    unmake = await makeFolder(dirname(pruned));
     exported = await mkdtemp(`${resolve(output)}.onnx-`);
     await exportOpt(made ? pruned : checkpoint, {
       output: exported,
@@ -74,7 +75,7 @@ export async function withExported<T>(
   } finally {
     bar?.stop();
     if (exported !== undefined) await rm(exported, { recursive: true, force: true });
-    if (firstFolder !== undefined) await removeEmpty(dirname(pruned), firstFolder);
+    await unmake?.();
     if (made && done) await rm(pruned, { recursive: true, force: true });
     else if (made) process.stderr.write(`the pruned model is kept; to go on with it: ${goOn(pruned, output)}\n`);
   }
@@ -94,16 +95,6 @@ async function checkPlaces(checkpoint: string, output: string, pruned: string | 
       'USAGE',
       `${pruned}, where the pruned model is to lie on the way, exists. If an earlier run has left it, go on with it: ${goOn(pruned, output)}; else move it away or choose another output`,
     );
-}
-
-/** Takes a folder away, and those above it up to `first`, as far as nothing lies in them: no output came to be there. */
-async function removeEmpty(folder: string, first: string): Promise<void> {
-  try {
-    await rmdir(folder);
-  } catch {
-    return;
-  }
-  if (folder !== first) await removeEmpty(dirname(folder), first);
 }
 
 function goOn(pruned: string, output: string): string {

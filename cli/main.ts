@@ -71,7 +71,7 @@ function watchOutput(): void {
 function report(error: unknown): number {
   if (error instanceof CommanderError) return error.exitCode === 0 ? 0 : 2;
   if (error instanceof InterruptedError) {
-    process.stderr.write(`${err.yellow('interrupted')}: nothing was left half-written\n`);
+    if (error.left !== undefined) process.stderr.write(`${err.yellow('interrupted')}: ${printable(error.left)}\n`);
     return error.exitCode;
   }
   const lines = (error instanceof Error ? error.message : String(error)).split('\n');

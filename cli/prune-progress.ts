@@ -1,6 +1,8 @@
 /** What `prune` and `rewrite` share: pruning with a progress bar, and the table of what it did. */
+import { readdir, readFile } from 'node:fs/promises';
+import { join, resolve } from 'node:path';
 import { type PruneOptions, type PruneResult, pruneOpt } from '../models/pruning/index.js';
-import { type Column, formatSeconds, formatTable, Progress } from './terminal.js';
+import { type Column, formatSeconds, formatTable, InterruptedError, Progress } from './terminal.js';
 
 /** Prunes with a progress bar. */
 export async function pruneWithProgress(
@@ -12,11 +14,32 @@ export async function pruneWithProgress(
   try {
     return await pruneOpt(folder, { ...options, signal, onProgress: (done, note) => bar.update(done, note) });
   } catch (error) {
-    if (signal.aborted)
-      process.stderr.write('the layers that are done are kept: the same command goes on where it stopped\n');
+    if (signal.aborted) InterruptedError.leaves(signal, await describeLeft(options));
     throw error;
   } finally {
     bar.stop();
+  }
+}
+
+/** What an interrupted pruning has left, and what to do with it. */
+async function describeLeft({ output, restart }: PruneOptions): Promise<string> {
+  const partial = `${resolve(output)}.partial`;
+  const names = await readdir(partial).catch(() => []);
+  if (names.length === 0) return 'nothing was left half-written';
+  const layers = await layersDone(join(partial, 'progress.json'));
+  if (layers === 0)
+    return `no layer is done yet; what there is lies in ${partial}, where the same command begins anew: delete that folder if you are not to repeat it`;
+  const command = restart ? 'the same command without --restart' : 'the same command';
+  return `${layers === 1 ? 'the layer that is done is' : `the ${layers} layers that are done are`} kept in ${partial}: ${command} goes on after ${layers === 1 ? 'it' : 'them'}`;
+}
+
+async function layersDone(progress: string): Promise<number> {
+  try {
+    const { layers } = JSON.parse(await readFile(progress, 'utf8')) as { layers: unknown[] };
+    return layers.length;
+  } catch {
+    // Cut off before it was whole, or none yet.
+    return 0;
   }
 }
 

@@ -121,11 +121,24 @@ export function abortOnInterrupt(): { signal: AbortSignal; release: () => void }
   };
 }
 
+/** Whether an exit code tells that a command was asked to stop, and has said so. */
+export function tellsOfStop(code: number | null): boolean {
+  return (Object.values(STOPS) as (number | null)[]).includes(code);
+}
+
 /** The user's interrupt, as the reason of an aborted signal. */
 export class InterruptedError extends Error {
   override readonly name = 'InterruptedError';
+  /** What is left of the work, for the user; undefined where that has been said. */
+  left: string | undefined = 'nothing was left half-written';
+
   constructor(readonly signalName: Stop) {
     super(`interrupted by ${signalName}`);
+  }
+
+  /** Says what is left of the work that a signal has stopped, if it was stopped by one of the user's. */
+  static leaves({ reason }: AbortSignal, left: string | undefined): void {
+    if (reason instanceof InterruptedError) reason.left = left;
   }
 
   /** What the command ends with. */

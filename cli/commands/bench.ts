@@ -21,7 +21,15 @@ import {
 } from '../generation-options.js';
 import { batchSize, filePath, folderPath, wholeNumber } from '../option-parsers.js';
 import { formatStep } from '../step-table.js';
-import { abortOnInterrupt, formatBytes, formatSeconds, formatTable, Progress } from '../terminal.js';
+import {
+  abortOnInterrupt,
+  formatBytes,
+  formatSeconds,
+  formatTable,
+  InterruptedError,
+  Progress,
+  tellsOfStop,
+} from '../terminal.js';
 import { refuseStray } from '../usage.js';
 
 interface Options extends ModelOptions {
@@ -183,6 +191,8 @@ async function measureApart(folder: string, options: Options, stock: boolean, si
   signal.addEventListener('abort', stop);
   const [output, [code, killer]] = await Promise.all([readAll(child.stdout), once(child, 'close')]);
   signal.removeEventListener('abort', stop);
+  // Both get a Ctrl-C, one of them has said so.
+  if (tellsOfStop(code)) InterruptedError.leaves(signal, undefined);
   signal.throwIfAborted();
   if (code !== 0) throw new Error(`the measurement of ${folder} ${describeEnd(code, killer)}`);
   return (JSON.parse(output) as { models: [Measured] }).models[0];

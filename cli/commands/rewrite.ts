@@ -5,6 +5,7 @@ import {
   findModels,
   type InspectReport,
   inspectModel,
+  type RewriteFolderOptions,
   type RewriteReport,
   rewriteFolder,
 } from '../../graph-passes/index.js';
@@ -18,7 +19,7 @@ import {
   refuseStrayPruning,
 } from '../layer-options.js';
 import { folderPath, modelPath } from '../option-parsers.js';
-import { abortOnInterrupt, formatBytes, printable } from '../terminal.js';
+import { abortOnInterrupt, formatBytes, InterruptedError, printable } from '../terminal.js';
 import { refuse, refuseModelFile, refuseStray } from '../usage.js';
 
 interface Options extends LayerOptions {
@@ -97,7 +98,7 @@ async function rewrite(model: string, options: Options, signal: AbortSignal, sou
       for (const { path } of findModels(model).models) reports.push(await inspectModel({ ...settings, input: path }));
     } else {
       const output = options.output ?? '';
-      reports.push(...(await rewriteFolder({ ...settings, input: model, output, portable: options.portable })));
+      reports.push(...(await rewriteAll({ ...settings, input: model, output, portable: options.portable }, signal)));
     }
     bars.stop();
     print(
@@ -106,6 +107,22 @@ async function rewrite(model: string, options: Options, signal: AbortSignal, sou
     );
   } finally {
     bars.stop();
+  }
+}
+
+/** Rewrites what a path means; of several models an interrupt leaves those that are done. */
+async function rewriteAll(options: RewriteFolderOptions, signal: AbortSignal): Promise<RewriteReport[]> {
+  const begun: string[] = [];
+  try {
+    return await rewriteFolder({ ...options, onModel: ({ relative }) => begun.push(relative) });
+  } catch (error) {
+    const done = begun.slice(0, -1).join(', ');
+    if (done !== '')
+      InterruptedError.leaves(
+        signal,
+        `${options.output} holds ${done} whole, but not the other models, configuration and tokenizer: repeat the command`,
+      );
+    throw error;
   }
 }
 

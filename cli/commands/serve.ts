@@ -43,7 +43,7 @@ const WARM_UP_TOKENS = 8;
 /** A server keeps what makes its next request fast: 16 sequences of OPT-13B with 320 tokens each. */
 const IDLE_CACHE_BYTES = 2 ** 32;
 
-/** `flashllm serve`: OpenAI's completions over HTTP, until Ctrl-C or SIGTERM. */
+/** `flashllm serve`: OpenAI's completions over HTTP, until Ctrl-C, SIGTERM or SIGHUP. */
 export function serveCommand(): Command {
   const command = new Command('serve')
     .description(

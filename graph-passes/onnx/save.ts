@@ -1,10 +1,10 @@
 /** Saves a model: graph and small tensors in the .onnx file, large tensors streamed into one external data file beside it. */
 import { existsSync, lstatSync, realpathSync, statSync } from 'node:fs';
-import { mkdir } from 'node:fs/promises';
 import path from 'node:path';
 import { OutputError } from './errors.js';
 import { exchangeModel } from './exchange.js';
 import { withLock } from './lock-file.js';
+import { makeFolder } from './output-folder.js';
 import { encodeModel, type ModelProto, onnx, type TensorProto } from './proto.js';
 import { BufferSource, FileSource, VarintSource } from './sources.js';
 import { removeAbandoned, syncFolder, TempFile } from './temp-file.js';
@@ -46,7 +46,7 @@ interface PlacedTensor {
 
 /**
  * Writes the model. Nothing appears under the final names before all of it is on disk; on an error or an abort nothing
- * is left behind, and what was there before stays. What a conversion to the same place that was killed has left is removed.
+ * is left behind, not even a folder that was made for it, and what was there before stays. What a conversion to the same place that was killed has left is removed.
  * Memory is bounded by the graph and a few blocks. `proto` is left as it was.
  * @throws OutputError where an output would overwrite an input, is a folder or below a file, or is being written by another conversion; the signal's reason when it is aborted.
  */
@@ -54,7 +54,7 @@ export async function saveModel(proto: ModelProto, options: SaveOptions): Promis
   const target = path.resolve(options.path);
   const [, dataTarget] = outputsOf(target);
   refuseOutputs(outputsOf(target), options.inputs ?? []);
-  await mkdir(path.dirname(target), { recursive: true });
+  const unmake = await makeFolder(path.dirname(target));
   for (const output of outputsOf(target)) await removeAbandoned(output);
 
   const layout = planLayout(proto);
@@ -87,6 +87,7 @@ export async function saveModel(proto: ModelProto, options: SaveOptions): Promis
     };
   } catch (error) {
     for (const file of files) await file.discard();
+    await unmake();
     throw error;
   } finally {
     restore();

@@ -6,6 +6,7 @@ import { type AddressInfo, createServer } from 'node:net';
 import { join } from 'node:path';
 import type { Readable } from 'node:stream';
 import { text as readAll } from 'node:stream/consumers';
+import { setTimeout as sleep } from 'node:timers/promises';
 import { fileURLToPath } from 'node:url';
 import test from 'ava';
 import { benchArguments, describeEnd } from '../../cli/commands/bench.js';
@@ -158,6 +159,25 @@ test.serial('bench measures each batch, against another model, and draws a chart
     t.true(speeds.every((speed) => Object.values(speed).every((value) => value > 0)));
   }
   t.regex(await readFile(svg, 'utf8'), /^<svg .*sequences at once.*<\/svg>\n$/s);
+});
+
+test.serial('bench --compare tells of a Ctrl-C once, though two processes get it', async (t) => {
+  const args = ['bench', folder, '--compare', folder, '--repeats', '10000'];
+  // In a group of its own, as a shell starts a command.
+  const child = spawn(process.execPath, ['--import=tsx', main, ...args], { detached: true });
+  const { pid } = child as { pid: number };
+  const ended = once(child, 'close');
+  const stderr = readAll(child.stderr);
+  // Node handles SIGINT always, SIGHUP (the lowest bit) only when the command does.
+  const measures = async () => {
+    const [other] = (await readFile(`/proc/${pid}/task/${pid}/children`, 'utf8')).split(' ').filter(Boolean);
+    const status = other === undefined ? '' : await readFile(`/proc/${other}/status`, 'utf8').catch(() => '');
+    return /^SigCgt:.*[13579bdf]$/m.test(status);
+  };
+  while (!(await measures())) await sleep(20);
+  process.kill(-pid, 'SIGINT');
+  t.deepEqual(await ended, [130, null]);
+  t.is((await stderr).match(/interrupted/g)?.length, 1, await stderr);
 });
 
 test('bench measures another model in a process with the same options', (t) => {

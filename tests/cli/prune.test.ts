@@ -1,7 +1,17 @@
 /** The commands prune and eval, and rewrite of a Hugging Face folder, as a user runs them. */
-import { execFile } from 'node:child_process';
-import { copyFileSync, cpSync, mkdirSync, readdirSync, readFileSync, symlinkSync, writeFileSync } from 'node:fs';
+import { execFile, spawn } from 'node:child_process';
+import {
+  copyFileSync,
+  cpSync,
+  existsSync,
+  mkdirSync,
+  readdirSync,
+  readFileSync,
+  symlinkSync,
+  writeFileSync,
+} from 'node:fs';
 import { dirname, join, resolve } from 'node:path';
+import { setTimeout as sleep } from 'node:timers/promises';
 import { promisify } from 'node:util';
 import test from 'ava';
 import { parseOptConfig } from '../../models/opt/config.js';
@@ -71,6 +81,35 @@ test.serial('prune: table, report, sparsities by pattern and file; eval takes th
   const beyond = await flashllm('eval', output, '--text', text, '--window', '1025');
   t.is(beyond.code, 1);
   t.regex(beyond.stderr, /--window is 1025, expected at most the 1024 tokens that the model takes/);
+});
+
+test.serial('an interrupted prune says how many layers are kept, and where', async (t) => {
+  const output = join(tempFolder(), 'pruned');
+  const partial = `${output}.partial`;
+  const settings = ['--sparsity', '0.5', '--calibration', text, '--sequences', '16', '--length', '128'];
+  const interrupted = async (ready: () => boolean, ...more: string[]) => {
+    const args = [...command, 'prune', shippedModel(), '-o', output, ...settings, ...more];
+    const child = spawn(process.execPath, args, { stdio: ['ignore', 'ignore', 'pipe'] });
+    const ended = new Promise((settle) => child.on('close', settle));
+    let stderr = '';
+    child.stderr.on('data', (data) => {
+      stderr += data;
+    });
+    while (!ready()) await sleep(5);
+    child.kill('SIGINT');
+    t.is(await ended, 130, stderr);
+    return stderr;
+  };
+  const holds = (start: string) => existsSync(partial) && readdirSync(partial).some((name) => name.startsWith(start));
+  const early = await interrupted(() => holds('model-00002'));
+  t.regex(early, /^interrupted: no layer is done yet; what there is lies in .*pruned\.partial, where the same command/);
+  const later = await interrupted(() => holds('model-00004'));
+  t.regex(
+    later,
+    /^interrupted: the 2 layers that are done are kept in .*pruned\.partial: the same command goes on after/,
+  );
+  const anew = await interrupted(() => !holds('model-00003') && holds('model-00002'), '--restart');
+  t.regex(anew, /^interrupted: no layer is done yet/);
 });
 
 test.serial('eval: this package and stock ONNX Runtime agree to four digits', async (t) => {

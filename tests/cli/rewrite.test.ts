@@ -358,8 +358,8 @@ test('a closed terminal stops a command as SIGTERM does, and is not impatient', 
   t.is(stdout, 'ready\ninterrupted by SIGHUP\n');
 });
 
-test('Ctrl-C ends a rewrite with 130 and leaves no file', async (t) => {
-  const folder = tempFolder();
+/** A model of 1 GiB that takes no room on the disk, and seconds to read. */
+function slowModel(folder: string, name: string): string {
   const features = 16384;
   const weight = onnx.TensorProto.create({
     name: 'w',
@@ -374,12 +374,17 @@ test('Ctrl-C ends a rewrite with 130 and leaves no file', async (t) => {
     inputs: [value('x', 1, [features, features])],
     outputs: [value('y', 1, [features, features])],
   });
-  const file = path.join(folder, 'model.onnx');
+  const file = path.join(folder, name);
   writeFileSync(file, encodeModel(model));
-  // 1 GiB that takes no room on the disk, and seconds to read.
   writeFileSync(path.join(folder, 'data.bin'), '');
   truncateSync(path.join(folder, 'data.bin'), features * features * 4);
-  const output = tempFolder();
+  return file;
+}
+
+test('Ctrl-C ends a rewrite with 130 and leaves no file', async (t) => {
+  const file = slowModel(tempFolder(), 'model.onnx');
+  const parent = tempFolder();
+  const output = path.join(parent, 'a', 'out');
   const child = spawn(process.execPath, [...command, 'rewrite', file, '-o', output, '--trace'], { stdio: 'pipe' });
   const ended = new Promise<number | null>((resolve) => child.on('exit', resolve));
   let stderr = '';
@@ -389,6 +394,30 @@ test('Ctrl-C ends a rewrite with 130 and leaves no file', async (t) => {
     stderr += chunk.toString();
   });
   t.is(await ended, 130, stderr);
-  t.regex(stderr, /interrupted/);
-  t.deepEqual(readdirSync(output), []);
+  t.regex(stderr, /^interrupted: nothing was left half-written$/m);
+  t.deepEqual(readdirSync(parent), []);
+});
+
+test('of several models Ctrl-C leaves those that are done, and says so', async (t) => {
+  const folder = tempFolder();
+  const small = makeModel({
+    nodes: [makeNode('Relu', ['x'], ['y'])],
+    initializers: [],
+    inputs: [value('x', 1, ['n', 8])],
+    outputs: [value('y', 1, ['n', 8])],
+  });
+  writeModel(small, folder, 'a.onnx');
+  slowModel(folder, 'b.onnx');
+  const output = path.join(tempFolder(), 'out');
+  const child = spawn(process.execPath, [...command, 'rewrite', folder, '-o', output], { stdio: 'pipe' });
+  const ended = new Promise<number | null>((resolve) => child.on('exit', resolve));
+  let stderr = '';
+  child.stderr.on('data', (chunk: Buffer) => {
+    stderr += chunk.toString();
+  });
+  while (!existsSync(path.join(output, 'a.onnx'))) await sleep(20);
+  child.kill('SIGINT');
+  t.is(await ended, 130, stderr);
+  t.regex(stderr, /^interrupted: .*out holds a\.onnx whole, but not the other models, .*: repeat the command$/m);
+  t.deepEqual(readdirSync(output), ['a.onnx']);
 });

@@ -92,15 +92,17 @@ for (const [signal, exit] of [
   ['SIGTERM', 143],
 ] as const)
   test.serial(`${signal} ends an export with ${exit} and leaves nothing`, async (t) => {
-    const output = await temporaryFolder();
+    const parent = await temporaryFolder();
+    const output = join(parent, 'a', 'out');
     const { child, ended } = start('export', '--random', '13b', '-o', output);
     // The temporary file shows that writing is under way.
-    while ((await readdir(output)).length === 0) await new Promise((resolve) => setTimeout(resolve, 20));
+    while ((await readdir(output).catch(() => [])).length === 0)
+      await new Promise((resolve) => setTimeout(resolve, 20));
     child.kill(signal);
     const { code, stderr } = await ended;
     t.is(code, exit, stderr);
     t.regex(stderr, /interrupted/);
-    t.deepEqual(await readdir(output), []);
+    t.deepEqual(await readdir(parent), []);
   });
 
 test.serial('demo and eval remove their temporary folders, whatever signal stops them', async (t) => {

@@ -61,6 +61,23 @@ test('an input is never overwritten', async (t) => {
   t.deepEqual(readFileSync(input), before);
 });
 
+test('a folder that was made for a model that did not come goes, one that holds something stays', async (t) => {
+  const parent = tempFolder();
+  const { proto } = loadModel(writeModel(modelOf(tensors)));
+  const signal = AbortSignal.abort(new Error('enough'));
+  await t.throwsAsync(saveModel(proto, { path: path.join(parent, 'a', 'b', 'model.onnx'), signal }));
+  t.deepEqual(readdirSync(parent), []);
+  const abort = new AbortController();
+  const onProgress = () => {
+    writeFileSync(path.join(parent, 'a', 'note.txt'), 'keep me');
+    abort.abort(new Error('enough'));
+  };
+  const target = path.join(parent, 'a', 'b', 'model.onnx');
+  await t.throwsAsync(saveModel(proto, { path: target, signal: abort.signal, onProgress }));
+  t.deepEqual(readdirSync(parent), ['a']);
+  t.deepEqual(readdirSync(path.join(parent, 'a')), ['note.txt']);
+});
+
 test('an abort or an error in the middle leaves nothing, and what was there before stays', async (t) => {
   const folder = tempFolder();
   const target = path.join(folder, 'model.onnx');
