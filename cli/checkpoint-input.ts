@@ -3,6 +3,7 @@ import { existsSync } from 'node:fs';
 import { lstat, mkdtemp, realpath, rm, stat } from 'node:fs/promises';
 import { dirname, join, resolve } from 'node:path';
 import { findModels } from '../graph-passes/index.js';
+import { ofOutput } from '../graph-passes/onnx/errors.js';
 import { makeFolder } from '../graph-passes/onnx/output-folder.js';
 import { requireFolder } from '../graph-passes/onnx/save.js';
 import { ModelFolderError } from '../models/errors.js';
@@ -59,7 +60,9 @@ export async function withExported<T>(
       if (!options.quiet) process.stdout.write(`${formatPruning(result, checkpoint)}\n\n`);
     }
     unmake = await makeFolder(dirname(pruned));
-    exported = await mkdtemp(`${resolve(output)}.onnx-`);
+    exported = await mkdtemp(`${resolve(output)}.onnx-`).catch((error: unknown) => {
+      throw ofOutput(error, output);
+    });
     await exportOpt(made ? pruned : checkpoint, {
       output: exported,
       signal,

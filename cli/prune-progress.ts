@@ -1,6 +1,7 @@
 /** What `prune` and `rewrite` share: pruning with a progress bar, and the table of what it did. */
 import { readdir, readFile } from 'node:fs/promises';
 import { join, resolve } from 'node:path';
+import { ofOutput } from '../graph-passes/onnx/errors.js';
 import { type PruneOptions, type PruneResult, pruneOpt } from '../models/pruning/index.js';
 import { type Column, formatSeconds, formatTable, InterruptedError, Progress } from './terminal.js';
 
@@ -15,7 +16,9 @@ export async function pruneWithProgress(
     return await pruneOpt(folder, { ...options, signal, onProgress: (done, note) => bar.update(done, note) });
   } catch (error) {
     if (signal.aborted) InterruptedError.leaves(signal, await describeLeft(options));
-    throw error;
+    const { output, workFolder } = options;
+    const places = workFolder === undefined ? [output] : [output, workFolder];
+    throw ofOutput(error, places.join(' or '), (path) => places.some((place) => path.startsWith(resolve(place))));
   } finally {
     bar.stop();
   }

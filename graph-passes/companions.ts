@@ -1,6 +1,6 @@
 /** The files that go along with a model: configuration, tokenizer, licence. */
 import { createReadStream, readdirSync, readFileSync, realpathSync, statSync } from 'node:fs';
-import { type FileHandle, mkdir, rm } from 'node:fs/promises';
+import { mkdir, rm } from 'node:fs/promises';
 import path from 'node:path';
 import { ModelError } from './onnx/errors.js';
 import { inside } from './onnx/external-data.js';
@@ -83,9 +83,9 @@ export async function copyCompanions(from: string, to: string): Promise<string[]
   const names = companionsOf(from);
   await mkdir(to, { recursive: true });
   for (const name of names) {
-    await writeBeside(path.join(to, name), async (handle) => {
+    await writeBeside(path.join(to, name), async (temp) => {
       // Not copyFile, which gives the copy the source's permissions.
-      for await (const bytes of createReadStream(path.join(from, name))) await handle.writeFile(bytes as Buffer);
+      for await (const bytes of createReadStream(path.join(from, name))) await temp.write(bytes as Buffer);
     });
   }
   return names;
@@ -119,14 +119,14 @@ export async function declareDataFiles(folder: string, models: readonly string[]
 
 /** Writes a small file beside its place and renames it, so that no half of it is ever seen. The folder is made if missing. */
 export async function writeWhole(file: string, content: string | Uint8Array): Promise<void> {
-  await writeBeside(file, (handle) => handle.writeFile(content));
+  await writeBeside(file, (temp) => temp.write(content));
 }
 
-async function writeBeside(file: string, fill: (handle: FileHandle) => Promise<void>): Promise<void> {
+async function writeBeside(file: string, fill: (temp: TempFile) => Promise<void>): Promise<void> {
   await mkdir(path.dirname(file), { recursive: true });
   const temp = await TempFile.create(file);
   try {
-    await fill(temp.handle);
+    await fill(temp);
     await temp.seal();
     await temp.commit();
   } catch (error) {

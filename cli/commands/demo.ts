@@ -1,5 +1,4 @@
-import { mkdtemp, readFile, rm, stat } from 'node:fs/promises';
-import { tmpdir } from 'node:os';
+import { readFile, stat } from 'node:fs/promises';
 import { join, resolve } from 'node:path';
 import { Command } from 'commander';
 import { inspectModel, type RewriteReport, rewriteFolder } from '../../graph-passes/index.js';
@@ -10,6 +9,7 @@ import { openTextModel, type TextModel } from '../../models/text-model.js';
 import { requireRuntime } from '../../provider/backend.js';
 import { out } from '../colors.js';
 import { folderPath, shareBelowOne, wholeNumber } from '../option-parsers.js';
+import { withTemporaryFolder } from '../temporary-folder.js';
 import { abortOnInterrupt, formatBytes, formatSeconds, formatTable, Progress } from '../terminal.js';
 
 interface Options {
@@ -69,12 +69,10 @@ export function demoCommand(): Command {
 async function run(options: Options): Promise<void> {
   requireRuntime();
   const { signal, release } = abortOnInterrupt();
-  const temporary = options.output === undefined ? await mkdtemp(join(tmpdir(), 'flashllm-demo-')) : undefined;
   try {
-    await demo(options, temporary ?? resolve(options.output as string), signal);
+    if (options.output !== undefined) await demo(options, resolve(options.output), signal);
+    else await withTemporaryFolder('flashllm-demo-', (folder) => demo(options, folder, signal));
   } finally {
-    // Before the handlers go: a signal that comes now would leave gigabytes.
-    if (temporary !== undefined) await rm(temporary, { recursive: true, force: true });
     release();
   }
 }

@@ -1,5 +1,3 @@
-import { mkdtemp, rm } from 'node:fs/promises';
-import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { Command } from 'commander';
 import { ModelFolderError } from '../../models/errors.js';
@@ -11,6 +9,7 @@ import { openTextModel } from '../../models/text-model.js';
 import { isCheckpoint } from '../checkpoint-input.js';
 import { requireRuntime } from '../../provider/backend.js';
 import { filePath, folderPath, wholeNumber } from '../option-parsers.js';
+import { withTemporaryFolder } from '../temporary-folder.js';
 import { abortOnInterrupt, formatSeconds, Progress } from '../terminal.js';
 import { readTextFile } from '../text-file.js';
 
@@ -55,11 +54,15 @@ async function run(model: string, options: Options): Promise<void> {
   const text = await readTextFile(path, 'the text');
   if (!options.stock) requireRuntime();
   const { signal, release } = abortOnInterrupt();
-  const temporary = exported ? undefined : await mkdtemp(join(tmpdir(), 'flashllm-eval-'));
   try {
-    if (temporary !== undefined) await exportOpt(model, { output: temporary, signal });
     const window = options.window ?? maxPositions;
-    const measured = await evaluate(temporary ?? model, text, window, options.stock ?? false, signal);
+    const measure = (folder: string) => evaluate(folder, text, window, options.stock ?? false, signal);
+    const measured = exported
+      ? await measure(model)
+      : await withTemporaryFolder('flashllm-eval-', async (folder) => {
+          await exportOpt(model, { output: folder, signal });
+          return measure(folder);
+        });
     const result: Evaluation = {
       model,
       text: path,
@@ -69,8 +72,6 @@ async function run(model: string, options: Options): Promise<void> {
     };
     process.stdout.write(options.json ? `${JSON.stringify(result, undefined, 2)}\n` : `${format(result)}\n`);
   } finally {
-    // Before the handlers go: a signal that comes now would leave gigabytes.
-    if (temporary !== undefined) await rm(temporary, { recursive: true, force: true });
     release();
   }
 }

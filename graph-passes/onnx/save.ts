@@ -1,10 +1,10 @@
 /** Saves a model: graph and small tensors in the .onnx file, large tensors streamed into one external data file beside it. */
 import { existsSync, lstatSync, realpathSync, statSync } from 'node:fs';
 import path from 'node:path';
-import { OutputError } from './errors.js';
+import { OutputError, ofOutput } from './errors.js';
 import { exchangeModel } from './exchange.js';
 import { withLock } from './lock-file.js';
-import { makeFolder } from './output-folder.js';
+import { makeFolder, requireRoom } from './output-folder.js';
 import { encodeModel, type ModelProto, onnx, type TensorProto } from './proto.js';
 import { BufferSource, FileSource, VarintSource } from './sources.js';
 import { removeAbandoned, syncFolder, TempFile } from './temp-file.js';
@@ -46,9 +46,10 @@ interface PlacedTensor {
 
 /**
  * Writes the model. Nothing appears under the final names before all of it is on disk; on an error or an abort nothing
- * is left behind, not even a folder that was made for it, and what was there before stays. What a conversion to the same place that was killed has left is removed.
- * Memory is bounded by the graph and a few blocks. `proto` is left as it was.
- * @throws OutputError where an output would overwrite an input, is a folder or below a file, or is being written by another conversion; the signal's reason when it is aborted.
+ * is left behind, not even a folder that was made for it, and what was there before stays. What a killed conversion to the
+ * same place has left is removed. Memory is bounded by the graph and a few blocks. `proto` is left as it was.
+ * @throws OutputError where an output would overwrite an input, is a folder or below a file, has no room or no permission, or is being written
+ * by another conversion; the signal's reason when it is aborted.
  */
 export async function saveModel(proto: ModelProto, options: SaveOptions): Promise<SavedModel> {
   const target = path.resolve(options.path);
@@ -61,6 +62,7 @@ export async function saveModel(proto: ModelProto, options: SaveOptions): Promis
   const restore = markTensors(proto, layout.tensors, path.basename(dataTarget));
   const files: TempFile[] = [];
   try {
+    await requireRoom(target, layout.bytes);
     const data = layout.tensors.length > 0 ? await TempFile.create(dataTarget) : undefined;
     if (data) {
       files.push(data);
@@ -74,7 +76,7 @@ export async function saveModel(proto: ModelProto, options: SaveOptions): Promis
     }
     const model = await TempFile.create(target);
     files.push(model);
-    await model.handle.writeFile(bytes);
+    await model.write(bytes);
     await model.seal();
     options.signal?.throwIfAborted();
     await withLock(target, () => exchangeModel(model, data, dataTarget));
@@ -88,10 +90,23 @@ export async function saveModel(proto: ModelProto, options: SaveOptions): Promis
   } catch (error) {
     for (const file of files) await file.discard();
     await unmake();
-    throw error;
+    throw said(error, target, files);
   } finally {
     restore();
   }
+}
+
+/** What went wrong, said of the output instead of its temporary files. The packer, too, names those. */
+function said(error: unknown, target: string, files: readonly TempFile[]): unknown {
+  // Inputs may lie in the same folder; what is ours there is hidden.
+  const found = ofOutput(error, target, (file) =>
+    file.startsWith(path.join(path.dirname(target), `.${path.basename(target)}`)),
+  );
+  if (!(found instanceof Error)) return found;
+  const named = files.filter((file) => found.message.includes(file.path));
+  if (named.length === 0) return found;
+  const message = named.reduce((text, file) => text.replaceAll(file.path, file.target), found.message);
+  return new OutputError(message, { cause: error });
 }
 
 /** The files of a model that is saved at a path: its graph and its data. */

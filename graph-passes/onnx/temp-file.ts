@@ -1,6 +1,7 @@
 import { randomBytes } from 'node:crypto';
 import { type FileHandle, open, readdir, rename, rm } from 'node:fs/promises';
 import path from 'node:path';
+import { ofOutput } from './errors.js';
 import { isTagOfGone, ownTag } from './processes.js';
 
 /** A file that is written under another name beside its place and renamed when it is whole. */
@@ -11,11 +12,27 @@ export class TempFile {
     readonly handle: FileHandle,
   ) {}
 
-  /** Creates the temporary file in the target's folder. */
+  /**
+   * Creates the temporary file in the target's folder.
+   * @throws OutputError where none can be created there.
+   */
   static async create(target: string): Promise<TempFile> {
     const name = `.${path.basename(target)}.${ownTag()}.${randomBytes(6).toString('hex')}.tmp`;
     const file = path.join(path.dirname(target), name);
-    return new TempFile(target, file, await open(file, 'wx+', 0o644));
+    const handle = await open(file, 'wx+', 0o644).catch((error: unknown) => {
+      throw ofOutput(error, target);
+    });
+    return new TempFile(target, file, handle);
+  }
+
+  /**
+   * Writes all of a small file.
+   * @throws OutputError where there is no room for it.
+   */
+  async write(content: string | Uint8Array): Promise<void> {
+    await this.handle.writeFile(content).catch((error: unknown) => {
+      throw ofOutput(error, this.target);
+    });
   }
 
   /** Makes the content durable and closes the file; it keeps its temporary name. */

@@ -11,7 +11,7 @@ import { encodeModel, onnx, type TensorProto } from '../../../graph-passes/onnx/
 import { saveModel } from '../../../graph-passes/onnx/save.js';
 import { StreamSource } from '../../../graph-passes/onnx/sources.js';
 import { TempFile } from '../../../graph-passes/onnx/temp-file.js';
-import { setPayload, tensorBytes } from '../../../graph-passes/onnx/tensor.js';
+import { setPayload, type TensorSource, tensorBytes } from '../../../graph-passes/onnx/tensor.js';
 import { floats, makeModel, noise, tempFolder, value, writeModel } from '../test-model.js';
 
 const sizes = [1, 200, 255, 256, 257, 1024, 40_000];
@@ -239,4 +239,55 @@ test('what a killed conversion has left of the same output is removed, what a ru
   const expected = ['model.onnx', 'model.onnx_data', path.basename(running.path), ...foreign, ...other];
   t.deepEqual(readdirSync(folder).sort(), expected.sort());
   await running.discard();
+});
+
+/** A tensor whose bytes come from a source. */
+function sourced(source: TensorSource): TensorProto {
+  const made = onnx.TensorProto.create({ name: 'made', dataType: 2, dims: [source.length] });
+  setPayload(made, { kind: 'source', source });
+  return made;
+}
+
+test('more than there is room for is refused before anything is written, with both sizes', async (t) => {
+  const folder = tempFolder();
+  const target = path.join(folder, 'sub', 'model.onnx');
+  const huge = new StreamSource('huge', 2 ** 50, () => t.fail() as never);
+  const error = await t.throwsAsync(saveModel(modelOf([sourced(huge)]), { path: target }), { name: 'OutputError' });
+  t.regex(
+    error?.message ?? '',
+    /cannot write to .*sub\/model\.onnx: it needs 1125899\.9 GB, \d+\.\d [MG]B are free in .*sub; free some, or choose another/,
+  );
+  t.deepEqual(readdirSync(folder), []);
+});
+
+test('an error of writing is told of the output, one of reading of the input', async (t) => {
+  const target = path.join(tempFolder(), 'model.onnx');
+  const failing = (message: (temporary: string) => Error): TensorSource => ({
+    key: 'failing',
+    length: 4096,
+    placed() {},
+    write: async ({ path: temporary }) => {
+      throw message(temporary);
+    },
+  });
+  const told = async (message: (temporary: string) => Error) =>
+    (await t.throwsAsync(saveModel(modelOf([sourced(failing(message))]), { path: target })))?.message;
+  const system = (code: string, text: string, file?: string) =>
+    Object.assign(new Error(text), { code, ...(file === undefined ? {} : { path: file }) });
+  t.is(
+    await told(() => system('ENOSPC', 'ENOSPC: no space left on device, write')),
+    `cannot write to ${target}: no space left on device (ENOSPC); choose another folder`,
+  );
+  t.is(
+    await told((file) => system('EROFS', `EROFS: read-only file system, open '${file}'`, file)),
+    `cannot write to ${target}: read-only file system (EROFS); choose another folder`,
+  );
+  // As the packer says it.
+  t.is(
+    await told((file) => new Error(`cannot write 4096 bytes to ${file}: No space left on device. Free some space`)),
+    `cannot write 4096 bytes to ${target}_data: No space left on device. Free some space`,
+  );
+  const input = path.join(path.dirname(target), 'weights.bin');
+  const reading = `EACCES: permission denied, open '${input}'`;
+  t.is(await told(() => system('EACCES', reading, input)), reading);
 });
