@@ -1,4 +1,4 @@
-/** What `generate`, `bench` and `serve` share: the options of a session and of sampling, and how a folder is opened. */
+/** What commands share that run models: the options of a session and of sampling, and how a folder is opened. */
 import { type Command, Option } from 'commander';
 import type { InferenceSession } from 'onnxruntime-node';
 import type { GenerateOptions, SchedulerOptions, Tokenizer } from '../models/index.js';
@@ -22,8 +22,8 @@ export interface ModelOptions {
   compactWeights?: boolean;
 }
 
-/** Adds the options of the session. */
-export function addModelOptions(command: Command): Command {
+/** Adds the options of a session that every command takes which runs one. */
+export function addSessionOptions(command: Command): Command {
   return command
     .option('--threads <number>', 'threads of a session (default: one a core)', threadCount)
     .addOption(
@@ -32,7 +32,12 @@ export function addModelOptions(command: Command): Command {
         'cpu',
         'cuda',
       ]),
-    )
+    );
+}
+
+/** Adds all options of the session. */
+export function addModelOptions(command: Command): Command {
+  return addSessionOptions(command)
     .option(
       '--expected-batch <number>',
       'sequences that a GPU is to decode fastest at once (default: 1 to 32 alike; of generate, one a prompt)',

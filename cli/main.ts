@@ -3,6 +3,7 @@ import { readFileSync } from 'node:fs';
 import { Command, CommanderError } from 'commander';
 import { err } from './colors.js';
 import { InterruptedError, printable } from './terminal.js';
+import { EXIT_CODES, helpConfiguration } from './usage.js';
 
 // ONNX Runtime's official builds send telemetry unless this is set before they are loaded. Nothing that a command does calls for it.
 process.env.ORT_DISABLE_TELEMETRY ??= '1';
@@ -28,6 +29,8 @@ async function main(argv: readonly string[]): Promise<number> {
   const program = new Command('flashllm')
     .description('Pruned language models, small and fast, in ONNX Runtime.')
     .version(version)
+    .configureHelp(helpConfiguration)
+    .addHelpText('afterAll', EXIT_CODES)
     .exitOverride()
     .showHelpAfterError('(flashllm <command> --help lists the options)');
   const named = argv.find((argument) => !argument.startsWith('-'));

@@ -1,7 +1,20 @@
-/** Wrong usage ends a command with exit code 2, before it has done anything. */
+/** How a command is used: what its help says of all of them, and wrong usage, which ends it with exit code 2 before it has done anything. */
 import { statSync } from 'node:fs';
 import { basename, dirname, join } from 'node:path';
-import type { Command } from 'commander';
+import { type Command, Help, type HelpConfiguration } from 'commander';
+
+/** Help that says which options must be given. */
+export const helpConfiguration: HelpConfiguration = {
+  optionDescription(option) {
+    const description = Help.prototype.optionDescription.call(this, option);
+    return option.mandatory ? `${description} (required)` : description;
+  },
+};
+
+/** Below the help of every command. */
+export const EXIT_CODES = `
+Exit codes of every command: 0 done, 1 failed, 2 wrong usage,
+130 stopped by Ctrl-C, 143 by SIGTERM, 129 by SIGHUP (a closed terminal).`;
 
 /** Ends the command. @param message what is wrong with the command line, and what to write instead. */
 export function refuse(command: Command, message: string): never {

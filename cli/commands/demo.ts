@@ -5,14 +5,15 @@ import { inspectModel, type RewriteReport, rewriteFolder } from '../../graph-pas
 import { exportOpt } from '../../models/opt/export.js';
 import { measurePerplexity } from '../../models/perplexity.js';
 import { shippedHeldOutText, shippedModel, shippedSparseModel } from '../../models/shipped.js';
-import { openTextModel, type TextModel } from '../../models/text-model.js';
+import type { TextModel } from '../../models/text-model.js';
 import { requireRuntime } from '../../provider/backend.js';
 import { out } from '../colors.js';
+import { addSessionOptions, type ModelOptions, openModel } from '../generation-options.js';
 import { folderPath, shareBelowOne, wholeNumber } from '../option-parsers.js';
 import { withTemporaryFolder } from '../temporary-folder.js';
 import { abortOnInterrupt, formatBytes, formatSeconds, formatTable, Progress } from '../terminal.js';
 
-interface Options {
+interface Options extends Pick<ModelOptions, 'threads' | 'device'> {
   output?: string;
   model?: string;
   prompt: string;
@@ -48,7 +49,7 @@ interface Sparse {
 
 /** `flashllm demo`: the whole way from a checkpoint to text, dense against sparse. */
 export function demoCommand(): Command {
-  return new Command('demo')
+  const command = new Command('demo')
     .description(
       'Export the shipped opt-14m, generate text with it and with its fine-tuned form of 80 % zeros in ordinary sessions, compare both. With --sparsity: prune and rewrite it here, by magnitude.',
     )
@@ -61,9 +62,8 @@ export function demoCommand(): Command {
     .option('--prompt <text>', 'beginning of the text', 'The state of our Union is')
     .option('--tokens <number>', 'tokens to generate', wholeNumber(2), 96)
     .option('--sparsity <fraction>', 'prune by magnitude in each layer (default with --model: 0.5)', shareBelowOne)
-    .option('--eval-tokens <number>', 'tokens of held-out text to measure perplexity on', wholeNumber(2), 8192)
-    .option('--json', 'print the measurements as JSON')
-    .action(run);
+    .option('--eval-tokens <number>', 'tokens of held-out text to measure perplexity on', wholeNumber(2), 8192);
+  return addSessionOptions(command).option('--json', 'print the measurements as JSON').action(run);
 }
 
 async function run(options: Options): Promise<void> {
@@ -93,22 +93,18 @@ async function demo(options: Options, folder: string, signal: AbortSignal): Prom
     ? await openShipped(say)
     : await pruneHere(dense.modelPath, sparseFolder, options.sparsity ?? 0.5, signal, say);
   const { bytesBefore } = await inspectModel({ input: dense.modelPath, signal });
-  const measure = (
-    path: string,
-    providers: string[],
-    sizes: Pick<Measured, 'fileBytes' | 'weightBytes'>,
-    show: boolean,
-  ) => measureModel(path, providers, sizes, options, signal, show && !options.json);
+  const measure = (path: string, stock: boolean, sizes: Pick<Measured, 'fileBytes' | 'weightBytes'>, show: boolean) =>
+    measureModel(path, stock, sizes, options, signal, show && !options.json);
   const denseResult = await measure(
     denseFolder,
-    ['cpu'],
+    true,
     { fileBytes: dense.modelBytes + dense.dataBytes, weightBytes: bytesBefore },
     false,
   );
   say(`${out.bold('generate')} with executionProviders: ['flashllm', 'cpu']\n`);
   const sparseResult = await measure(
     sparse.folder,
-    ['flashllm', 'cpu'],
+    false,
     { fileBytes: sparse.fileBytes, weightBytes: sparse.weightBytes },
     true,
   );
@@ -162,13 +158,13 @@ async function pruneHere(
 
 async function measureModel(
   folder: string,
-  executionProviders: string[],
+  stock: boolean,
   sizes: Pick<Measured, 'fileBytes' | 'weightBytes'>,
   options: Options,
   signal: AbortSignal,
   show: boolean,
 ): Promise<Measured> {
-  const model = await openTextModel(folder, { executionProviders });
+  const model = await openModel(folder, { ...options, stock });
   try {
     if (show) process.stdout.write(out.bold(options.prompt));
     const first = await generate(model, options, signal, show ? (piece) => process.stdout.write(piece) : () => {});

@@ -5,17 +5,16 @@ import { readGeneratorConfig, requireModel } from '../../models/model-folder.js'
 import { exportOpt } from '../../models/opt/export.js';
 import { measurePerplexity, type Perplexity } from '../../models/perplexity.js';
 import { shippedHeldOutText } from '../../models/shipped.js';
-import { openTextModel } from '../../models/text-model.js';
 import { isCheckpoint } from '../checkpoint-input.js';
 import { requireRuntime } from '../../provider/backend.js';
+import { addSessionOptions, type ModelOptions, openModel, refuseStrayModelOptions } from '../generation-options.js';
 import { filePath, folderPath, wholeNumber } from '../option-parsers.js';
 import { withTemporaryFolder } from '../temporary-folder.js';
 import { abortOnInterrupt, formatSeconds, Progress } from '../terminal.js';
 import { readTextFile } from '../text-file.js';
 
-interface Options {
+interface Options extends Pick<ModelOptions, 'threads' | 'device' | 'stock'> {
   text?: string;
-  stock?: boolean;
   window?: number;
   json?: boolean;
 }
@@ -30,17 +29,17 @@ interface Evaluation extends Perplexity {
 
 /** `flashllm eval`: perplexity of a model on a text. */
 export function evalCommand(): Command {
-  return new Command('eval')
+  const command = new Command('eval')
     .description("Measure a model's perplexity on a text, in windows of the context length that do not overlap.")
     .argument('<model>', 'folder with model.onnx, or a Hugging Face OPT folder (which is exported first)', folderPath)
     .option('--text <file>', 'UTF-8 text (default: the held-out text that ships along)', filePath)
     .option('--stock', "run in ONNX Runtime's own CPU provider instead of this package's")
-    .option('--window <tokens>', "tokens of a window (default: the model's context length)", wholeNumber(2))
-    .option('--json', 'print the result as JSON')
-    .action(run);
+    .option('--window <tokens>', "tokens of a window (default: the model's context length)", wholeNumber(2));
+  return addSessionOptions(command).option('--json', 'print the result as JSON').action(run);
 }
 
-async function run(model: string, options: Options): Promise<void> {
+async function run(model: string, options: Options, command: Command): Promise<void> {
+  refuseStrayModelOptions(command);
   // Before anything is exported or opened.
   const exported = !isCheckpoint(model);
   const { root } = exported ? await requireModel(model) : { root: model };
@@ -56,7 +55,7 @@ async function run(model: string, options: Options): Promise<void> {
   const { signal, release } = abortOnInterrupt();
   try {
     const window = options.window ?? maxPositions;
-    const measure = (folder: string) => evaluate(folder, text, window, options.stock ?? false, signal);
+    const measure = (folder: string) => evaluate(folder, text, window, options, signal);
     const measured = exported
       ? await measure(model)
       : await withTemporaryFolder('flashllm-eval-', async (folder) => {
@@ -80,10 +79,10 @@ async function evaluate(
   folder: string,
   text: string,
   window: number,
-  stock: boolean,
+  options: ModelOptions,
   signal: AbortSignal,
 ): Promise<Perplexity> {
-  const model = await openTextModel(folder, { executionProviders: stock ? ['cpu'] : ['flashllm', 'cpu'] });
+  const model = await openModel(folder, options);
   const ids = model.tokenizer.encode(text);
   const bar = new Progress('eval', ids.length, (count) => `${count} tokens`);
   try {

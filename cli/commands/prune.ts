@@ -54,11 +54,13 @@ export function pruneCommand(): Command {
     .requiredOption('--sparsity <fraction>', 'zeros in each linear', shareBelowOne)
     .addOption(new Option('--method <name>', 'how to prune').choices([...pruneMethods]).default('sparsegpt'))
     .addOption(scopeOption())
-    .option(
-      '--layer-sparsity <pattern=fraction>',
-      "another sparsity for some linears, such as 'layers.0.*=0.4' or '*.fc2=0.7'; may be repeated, the last match counts",
-      collectLayerSparsity,
-      [],
+    .addOption(
+      new Option(
+        '--layer-sparsity <pattern=fraction>',
+        "another sparsity for some linears, such as 'layers.0.*=0.4' or '*.fc2=0.7'; may be repeated, the last match counts",
+      )
+        .argParser(collectLayerSparsity)
+        .default([], 'none'),
     )
     .option('--sparsity-file <json>', 'sparsities by pattern from a file: {"layers.0.*": 0.4}', filePath)
     .option('--no-compensation', 'prune each layer towards its own outputs, not towards those of the dense model')

@@ -44,7 +44,7 @@ export function rewriteCommand(): Command {
     )
     .option(
       '-o, --output <folder>',
-      'folder for the rewritten model; configuration and tokenizer are copied along',
+      'folder for the rewritten model; configuration and tokenizer are copied along (required without --dry-run)',
       folderPath,
     );
   return addLayerOptions(command)

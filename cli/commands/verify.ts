@@ -47,6 +47,7 @@ export function verifyCommand(): Command {
     .option('--past <n>', 'random inputs: tokens in the past', wholeNumber(0, MOST_TOKENS), 3)
     .option('--seed <n>', 'random inputs: seed', wholeNumber(0), 1)
     .option('--json', 'print the report as JSON; differences that are infinite are the text "Infinity"')
+    .addHelpText('after', '\nExit code: 0 if the models agree, 1 if they differ or cannot be compared.')
     .action(run);
 }
 

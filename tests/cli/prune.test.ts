@@ -120,7 +120,10 @@ test.serial('eval: this package and stock ONNX Runtime agree to four digits', as
   const rewritten = await flashllm('rewrite', dense, '-o', output, '--sparsity', '0.6');
   t.is(rewritten.code, 0, rewritten.stderr);
   const measured = await Promise.all(
-    [[], ['--stock']].map(async (args) => {
+    [
+      ['--device', 'cpu'],
+      ['--stock', '--threads', '1'],
+    ].map(async (args) => {
       const { code, stdout, stderr } = await flashllm('eval', output, '--text', part, '--json', ...args);
       t.is(code, 0, stderr);
       return JSON.parse(stdout) as { perplexity: number; tokens: number; session: string; window: number };

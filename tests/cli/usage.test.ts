@@ -57,6 +57,7 @@ const cases: [keyof typeof commands, string[], RegExp][] = [
     ['none', 'a', '--stock', '--device', 'cpu'],
     /^error: --device is of flashllm, which --stock leaves out/,
   ],
+  ['eval', ['none', '--stock', '--device', 'cpu'], /^error: --device is of flashllm, which --stock leaves out/],
   ['bench', ['none', '--stock', '--expected-batch', '8'], /^error: --expected-batch is of flashllm/],
   ['generate', ['none', 'a', '--stock', '--compact-weights'], /^error: --compact-weights is of flashllm/],
   ['bench', ['none', '--compare-stock'], /^error: --compare-stock goes with --compare only/],

@@ -158,6 +158,10 @@ test.serial('the demo streams text of the shipped sparse model and ends with the
     '600',
     '--prompt',
     'Call me Ishmael.',
+    '--threads',
+    '1',
+    '--device',
+    'cpu',
   );
   t.is(code, 0);
   t.regex(stdout, /Call me Ishmael\./);
