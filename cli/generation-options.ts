@@ -1,4 +1,5 @@
 /** What commands share that run models: the options of a session and of sampling, and how a folder is opened. */
+import { join } from 'node:path';
 import { type Command, Option } from 'commander';
 import type { InferenceSession } from 'onnxruntime-node';
 import type { GenerateOptions, SchedulerOptions, Tokenizer } from '../models/index.js';
@@ -6,6 +7,7 @@ import { openTextModel, type TextModel } from '../models/text-model.js';
 import { requireRuntime } from '../provider/backend.js';
 import type { FlashLLMOptions } from '../provider/ep-options.js';
 import { numberWithin, repeatable, threadCount, wholeNumber } from './option-parsers.js';
+import { requireReadable } from './readable.js';
 import { refuseStray } from './usage.js';
 
 /** What the provider's options take; as many columns of a product are no longer those of decoding. */
@@ -69,7 +71,8 @@ export function refuseStrayModelOptions(command: Command): void {
 
 /**
  * Opens a model folder as the options say.
- * @throws NativeLoadError where flashllm is to run it and does not load: a session would run without it.
+ * @throws Error for a file that must not be read; NativeLoadError where flashllm is to run the model and does not load: a session would run
+ * without it; otherwise as `openTextModel`.
  */
 export async function openModel(
   folder: string,
@@ -77,6 +80,7 @@ export async function openModel(
   scheduling: SchedulerOptions = {},
   tokenizer?: Tokenizer,
 ): Promise<TextModel> {
+  await requireReadable(join(folder, 'model.onnx'));
   if (!options.stock) requireRuntime();
   return openTextModel(folder, sessionOptions(options), scheduling, tokenizer);
 }

@@ -1,12 +1,11 @@
-import { join } from 'node:path';
 import { Command } from 'commander';
 import { ModelFolderError } from '../../models/errors.js';
 import { readGeneratorConfig, requireModel } from '../../models/model-folder.js';
 import { exportOpt } from '../../models/opt/export.js';
 import { measurePerplexity, type Perplexity } from '../../models/perplexity.js';
 import { shippedHeldOutText } from '../../models/shipped.js';
-import { isCheckpoint } from '../checkpoint-input.js';
 import { requireRuntime } from '../../provider/backend.js';
+import { isCheckpoint } from '../checkpoint-input.js';
 import { addSessionOptions, type ModelOptions, openModel, refuseStrayModelOptions } from '../generation-options.js';
 import { filePath, folderPath, wholeNumber } from '../option-parsers.js';
 import { withTemporaryFolder } from '../temporary-folder.js';
