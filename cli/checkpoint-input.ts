@@ -1,5 +1,5 @@
 /** Hugging Face folders as input of commands that work on ONNX models: exported on the way, and pruned before where that is asked for. */
-import { existsSync } from 'node:fs';
+import { existsSync, readFileSync } from 'node:fs';
 import { lstat, mkdtemp, realpath, rm, stat } from 'node:fs/promises';
 import { dirname, join, resolve } from 'node:path';
 import { findModels } from '../graph-passes/index.js';
@@ -20,14 +20,36 @@ interface Options {
   readonly quiet: boolean;
 }
 
-/** Whether a folder holds a checkpoint and no ONNX model. */
-export function isCheckpoint(folder: string): boolean {
+/** What a folder is taken for: a checkpoint, alone or with an ONNX model beside it that is left alone. */
+export type CheckpointKind = 'alone' | 'besideOnnx';
+
+/**
+ * Whether a folder is to be taken for a checkpoint. One that holds an ONNX model, too, as an export in place leaves it, is one only where it
+ * is to be pruned: of a checkpoint that costs less accuracy, and the ONNX model can still be named as a file. What else needs the ONNX model
+ * takes that, which is there already. Of checkpoints that cannot be pruned, as they are not OPT's, the ONNX model is taken.
+ *
+ * @returns undefined of what is none.
+ */
+export function checkpointKind(folder: string, pruned: boolean): CheckpointKind | undefined {
   const weights = ['model.safetensors', 'pytorch_model.bin'].flatMap((name) => [name, `${name}.index.json`]);
-  if (!existsSync(join(folder, 'config.json')) || !weights.some((name) => existsSync(join(folder, name)))) return false;
+  if (!existsSync(join(folder, 'config.json')) || !weights.some((name) => existsSync(join(folder, name)))) return;
+  if (!holdsOnnx(folder)) return 'alone';
+  return pruned && isOpt(folder) ? 'besideOnnx' : undefined;
+}
+
+function holdsOnnx(folder: string): boolean {
   try {
-    return findModels(folder).models.length === 0;
+    return findModels(folder).models.length > 0;
   } catch {
-    return true;
+    return false;
+  }
+}
+
+function isOpt(folder: string): boolean {
+  try {
+    return JSON.parse(readFileSync(join(folder, 'config.json'), 'utf8'))?.model_type === 'opt';
+  } catch {
+    return false;
   }
 }
 

@@ -7,6 +7,7 @@ import {
   type LayerReport,
 } from '../graph-passes/index.js';
 import { type PruneMethod, type PruneScope, pruneMethods } from '../models/pruning/index.js';
+import { checkpointKind } from './checkpoint-input.js';
 import { repeatable, share } from './option-parsers.js';
 import { refuseStrayScope, scopeOption } from './scope-option.js';
 import { type Column, formatBytes, formatTable, Progress } from './terminal.js';
@@ -61,11 +62,22 @@ export function refuseStrayPruning(command: Command, otherwise: PruneMethod): vo
   refuseStrayScope(command, method);
 }
 
-/** The options as the library takes them. @throws if the method needs more than an ONNX model has. */
-export function layerSettings(options: LayerOptions): Omit<InspectOptions, 'input'> {
+/**
+ * The options as the library takes them.
+ *
+ * @param model the input, an ONNX model.
+ * @throws if the method needs more than that has.
+ */
+export function layerSettings(options: LayerOptions, model: string): Omit<InspectOptions, 'input'> {
   const { minSparsity, include, exclude, weights, sparsity, method = 'magnitude', scope } = options;
-  if (method !== 'magnitude')
-    throw new Error(`--method ${method} needs a Hugging Face folder as input: it runs text through the layers`);
+  if (method !== 'magnitude') {
+    const found = checkpointKind(model, true)
+      ? `${model} is one, but this command looks at ONNX models: run flashllm rewrite ${model} --dry-run with the same options`
+      : `found ${model}, expected a folder with OPT's config.json and model.safetensors or pytorch_model.bin`;
+    throw new Error(
+      `--method ${method} needs a Hugging Face folder as input: it runs text through the layers; ${found}`,
+    );
+  }
   return {
     include,
     exclude,
@@ -102,15 +114,33 @@ const COLUMNS: readonly Column[] = [
   { header: 'why' },
 ];
 
-/** The table of a model's layers, with a line of totals below. */
-export function formatLayers({ layers, bytesBefore, bytesAfter }: InspectReport): string {
+/** How a model was pruned, as reports say it. */
+export interface PruneNote {
+  readonly method: PruneMethod;
+  readonly sparsity: number;
+  /** Whether text was run through the layers, or would be but for a dry run. */
+  readonly calibrated?: boolean;
+}
+
+/** The table of a model's layers, with lines of totals and of how it was pruned below. @param prune left out where that is told already. */
+export function formatLayers({ layers, bytesBefore, bytesAfter }: InspectReport, prune?: PruneNote): string {
   if (layers.length === 0) return 'no linear layer with a constant weight';
   const sparse = layers.filter(({ decision }) => decision === 'sparse').length;
   const ratio = bytesBefore > 0 ? ` (${((bytesAfter / bytesBefore) * 100).toFixed(1)} %)` : '';
   const summary =
     `${sparse} of ${layers.length} layers sparse; their weights and the others: ` +
     `${formatBytes(bytesBefore)} → ${formatBytes(bytesAfter)}${ratio}`;
-  return `${formatTable(COLUMNS, layers.map(layerRow))}\n\n${summary}`;
+  return [`${formatTable(COLUMNS, layers.map(layerRow))}\n`, summary, ...pruneNote(prune)].join('\n');
+}
+
+/** How the zeros came to be, where it was not `flashllm prune` that made them, whose own table says it. */
+function pruneNote(prune: PruneNote | undefined): string[] {
+  if (prune === undefined) return [];
+  const zeros = `${+(100 * prune.sparsity).toPrecision(6)} % zeros`;
+  if (prune.calibrated) return [`${zeros} as --method ${prune.method} would make them on calibration text`];
+  return [
+    `${zeros} by magnitude, without calibration; flashllm prune on the Hugging Face checkpoint costs less accuracy`,
+  ];
 }
 
 function layerRow(layer: LayerReport): string[] {

@@ -7,6 +7,8 @@ import { inside } from './onnx/external-data.js';
 import { TempFile } from './onnx/temp-file.js';
 
 const CONFIG = 'config.json';
+/** The member of config.json that is transformers.js's. */
+const SETTINGS = 'transformers.js_config';
 const GENERATION_CONFIG = 'generation_config.json';
 
 /** Files of a tokenizer. */
@@ -100,21 +102,33 @@ export async function removeStaleCompanions(folder: string, keep: readonly strin
 
 /**
  * Says in a folder's config.json, if it has one, that these models of it (names of .onnx files) have a data file beside them:
- * transformers.js fetches it only then.
+ * transformers.js fetches it only then. All else in the file stays as it is written: it may be the user's own, where a model is exported
+ * beside its checkpoint.
  * @throws ModelError where config.json holds no JSON object.
  */
 export async function declareDataFiles(folder: string, models: readonly string[]): Promise<void> {
   const config = models.length > 0 ? readConfig(folder) : undefined;
   if (!config) return;
-  const settings = asObject(config['transformers.js_config']);
+  const settings = asObject(config[SETTINGS]);
   const known = asObject(settings.use_external_data_format);
   // A value of true covers every model already.
   if (settings.use_external_data_format === true || models.every((name) => known[name])) return;
   settings.use_external_data_format = { ...known, ...Object.fromEntries(models.map((name) => [name, 1])) };
-  await writeWhole(
-    path.join(folder, CONFIG),
-    `${JSON.stringify({ ...config, 'transformers.js_config': settings }, null, 2)}\n`,
-  );
+  const file = path.join(folder, CONFIG);
+  const changed = Object.hasOwn(config, SETTINGS)
+    ? `${JSON.stringify({ ...config, [SETTINGS]: settings }, null, 2)}\n`
+    : withMember(await readFile(file, 'utf8'), settings);
+  await writeWhole(file, changed);
+}
+
+/** The text of a JSON object with the settings as its last member; numbers such as 1e-05 and 1.0 stay as they are written. */
+function withMember(text: string, settings: object): string {
+  const end = text.lastIndexOf('}');
+  const before = text.slice(0, end).trimEnd();
+  const member = JSON.stringify({ [SETTINGS]: settings }, null, 2)
+    .slice(1, -1)
+    .trimEnd();
+  return `${before}${before.endsWith('{') ? '' : ','}${member}\n${text.slice(end)}`;
 }
 
 /** Writes a small file beside its place and renames it, so that no half of it is ever seen. The folder is made if missing. */

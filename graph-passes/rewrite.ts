@@ -75,6 +75,8 @@ export interface InspectReport {
   /** Bytes of the distinct weights of all layers, as they are and as they would be. */
   bytesBefore: number;
   bytesAfter: number;
+  /** How the layers were pruned before, where that was asked for. */
+  prune?: PruneSpec;
 }
 
 export interface RewriteReport extends InspectReport {
@@ -183,6 +185,7 @@ async function plan(model: LoadedModel, options: Omit<InspectOptions, 'input'>, 
     layers: [...packed, ...rows, ...refused.map(refusedReport)],
     bytesBefore: bytesBefore + packedBytes,
     bytesAfter: bytesAfter + packedBytes,
+    ...(options.prune ? { prune: options.prune } : {}),
   };
   return { model, context, layers: decided, report };
 }

@@ -5,7 +5,7 @@ import { exportOpt } from '../../models/opt/export.js';
 import { measurePerplexity, type Perplexity } from '../../models/perplexity.js';
 import { shippedHeldOutText } from '../../models/shipped.js';
 import { requireRuntime } from '../../provider/backend.js';
-import { isCheckpoint } from '../checkpoint-input.js';
+import { checkpointKind } from '../checkpoint-input.js';
 import { addSessionOptions, type ModelOptions, openModel, refuseStrayModelOptions } from '../generation-options.js';
 import { filePath, folderPath, wholeNumber } from '../option-parsers.js';
 import { withTemporaryFolder } from '../temporary-folder.js';
@@ -40,7 +40,7 @@ export function evalCommand(): Command {
 async function run(model: string, options: Options, command: Command): Promise<void> {
   refuseStrayModelOptions(command);
   // Before anything is exported or opened.
-  const exported = !isCheckpoint(model);
+  const exported = checkpointKind(model, false) === undefined;
   const { root } = exported ? await requireModel(model) : { root: model };
   const { maxPositions } = await readGeneratorConfig(root);
   if (options.window !== undefined && options.window > maxPositions)

@@ -27,11 +27,15 @@ async function run(model: string, options: LayerOptions & { json?: boolean }, co
     const reports: InspectReport[] = [];
     for (const { path } of findModels(model).models) {
       const { signal } = interrupt;
-      reports.push(await inspectModel({ ...layerSettings(options), input: path, signal, onProgress: bars.onProgress }));
+      reports.push(
+        await inspectModel({ ...layerSettings(options, model), input: path, signal, onProgress: bars.onProgress }),
+      );
     }
     bars.stop();
     if (options.json) process.stdout.write(`${JSON.stringify({ models: reports }, null, 2)}\n`);
-    else for (const report of reports) process.stdout.write(`${report.input}\n\n${formatLayers(report)}\n\n`);
+    else
+      for (const report of reports)
+        process.stdout.write(`${report.input}\n\n${formatLayers(report, report.prune)}\n\n`);
   } finally {
     bars.stop();
     interrupt.release();

@@ -9,12 +9,13 @@ import {
   type RewriteReport,
   rewriteFolder,
 } from '../../graph-passes/index.js';
-import { isCheckpoint, withExported } from '../checkpoint-input.js';
+import { checkpointKind, withExported } from '../checkpoint-input.js';
 import {
   addLayerOptions,
   formatLayers,
   type LayerOptions,
   layerSettings,
+  type PruneNote,
   progressBars,
   refuseStrayPruning,
 } from '../layer-options.js';
@@ -58,36 +59,47 @@ export function rewriteCommand(): Command {
 async function run(model: string, options: Options, command: Command): Promise<void> {
   if (!options.output && !options.dryRun) refuse(command, 'give -o <folder>, or --dry-run');
   if (options.output !== undefined) refuseModelFile(command, options.output);
-  const checkpoint = isCheckpoint(model);
+  const checkpoint = checkpointKind(model, options.sparsity !== undefined);
   refuseStrayPruning(command, checkpoint ? 'sparsegpt' : 'magnitude');
   if (checkpoint && options.sparsity !== undefined)
     refuseStray(
       command,
       ['include', 'exclude'],
-      'does not choose what is pruned of a Hugging Face folder: prune it first (flashllm prune, whose --layer-sparsity does), then rewrite the result',
+      'does not choose what is pruned of a Hugging Face folder: prune it first (flashllm prune, whose --layer-sparsity does), then rewrite the result, or name an .onnx file, which is pruned by magnitude',
     );
   const interrupt = abortOnInterrupt();
   try {
     if (!checkpoint) return await rewrite(model, options, interrupt.signal);
+    if (checkpoint === 'besideOnnx')
+      process.stderr.write(
+        `${printable(model)} holds a checkpoint and an ONNX model: the checkpoint is pruned and exported. To prune the ONNX model, by magnitude, name its .onnx file\n`,
+      );
     // A dry run counts zeros as magnitude would give them: every method gives as many.
     const { sparsity, method, ...rest } = options;
     const pruning = options.dryRun ? {} : { sparsity, method };
     const rewriting = options.dryRun && sparsity !== undefined ? { ...rest, sparsity } : rest;
     const beside = options.output ?? join(tmpdir(), `flashllm-${process.pid}`);
     const settings = { ...pruning, scope: options.scope, quiet: options.json ?? false };
+    const prune = sparsity === undefined ? {} : { prune: { method: method ?? 'sparsegpt', sparsity } };
     await withExported(model, beside, settings, interrupt.signal, (folder) =>
-      rewrite(folder, rewriting, interrupt.signal, model),
+      rewrite(folder, rewriting, interrupt.signal, { input: model, ...prune }),
     );
   } finally {
     interrupt.release();
   }
 }
 
-/** @param source what is named as the input where `model` is gone when the report is read. */
-async function rewrite(model: string, options: Options, signal: AbortSignal, source?: string): Promise<void> {
+/** What reports say of a checkpoint, whose export is gone when they are read. */
+interface Source {
+  readonly input: string;
+  /** How the checkpoint was pruned, or would be but for a dry run. */
+  readonly prune?: PruneNote;
+}
+
+async function rewrite(model: string, options: Options, signal: AbortSignal, source?: Source): Promise<void> {
   const bars = progressBars();
   const settings = {
-    ...layerSettings(options),
+    ...layerSettings(options, model),
     signal,
     onProgress: bars.onProgress,
     ...(options.trace ? { trace: printTrace } : {}),
@@ -101,10 +113,12 @@ async function rewrite(model: string, options: Options, signal: AbortSignal, sou
       reports.push(...(await rewriteAll({ ...settings, input: model, output, portable: options.portable }, signal)));
     }
     bars.stop();
-    print(
-      source === undefined ? reports : reports.map((report) => ({ ...report, input: source })),
-      options.json ?? false,
-    );
+    if (options.json) {
+      const models = reports.map((report) => ({ ...report, ...source }));
+      process.stdout.write(`${JSON.stringify({ models }, null, 2)}\n`);
+    } else
+      for (const report of reports)
+        print({ ...report, input: source?.input ?? report.input }, noteOf(report, source, options));
   } finally {
     bars.stop();
   }
@@ -126,21 +140,21 @@ async function rewriteAll(options: RewriteFolderOptions, signal: AbortSignal): P
   }
 }
 
-function print(reports: readonly (InspectReport | RewriteReport)[], json: boolean): void {
-  if (json) {
-    process.stdout.write(`${JSON.stringify({ models: reports }, null, 2)}\n`);
-    return;
+/** What to print of a pruning; nothing where the table of a checkpoint's was printed. */
+function noteOf(report: InspectReport, source: Source | undefined, { dryRun }: Options): PruneNote | undefined {
+  if (source === undefined) return report.prune;
+  return source.prune && dryRun ? { ...source.prune, calibrated: true } : undefined;
+}
+
+function print(report: InspectReport | RewriteReport, note: PruneNote | undefined): void {
+  process.stdout.write(`${report.input}\n\n${formatLayers(report, note)}\n`);
+  if ('output' in report) {
+    const { path, modelBytes, dataBytes } = report.output;
+    const fused = Object.entries(report.fused).map(([rule, count]) => `${rule} ${count}`);
+    process.stdout.write(`wrote ${path}: ${formatBytes(modelBytes + dataBytes)} (${fused.join(', ')})\n`);
   }
-  for (const report of reports) {
-    process.stdout.write(`${report.input}\n\n${formatLayers(report)}\n`);
-    if ('output' in report) {
-      const { path, modelBytes, dataBytes } = report.output;
-      const fused = Object.entries(report.fused).map(([rule, count]) => `${rule} ${count}`);
-      process.stdout.write(`wrote ${path}: ${formatBytes(modelBytes + dataBytes)} (${fused.join(', ')})\n`);
-    }
-    if ('portable' in report && !report.portable) process.stdout.write(`${NOT_PORTABLE}\n`);
-    process.stdout.write('\n');
-  }
+  if ('portable' in report && !report.portable) process.stdout.write(`${NOT_PORTABLE}\n`);
+  process.stdout.write('\n');
 }
 
 function printTrace(event: { rule: string; node: string; applied: boolean; reason: string }): void {

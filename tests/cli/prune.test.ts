@@ -210,6 +210,62 @@ test.serial(
   },
 );
 
+test.serial(
+  'after an export in place the checkpoint is what is pruned, by the method that the output names',
+  async (t) => {
+    const model = await tinyModel();
+    const file = join(model, 'config.json');
+    // Numbers as Python writes them, which JavaScript would not.
+    const before = readFileSync(file, 'utf8').replace(/\{\s*/, '{\n  "layer_norm_eps": 1e-05,\n  "dropout": 0.0,\n  ');
+    writeFileSync(file, before);
+    t.is((await flashllm('export', model, '-o', model)).code, 0);
+    const after = readFileSync(file, 'utf8');
+    t.true(after.startsWith(before.slice(0, before.lastIndexOf('}')).trimEnd()));
+    t.deepEqual(JSON.parse(after), {
+      ...JSON.parse(before),
+      'transformers.js_config': { use_external_data_format: { 'model.onnx': 1 } },
+    });
+
+    const output = join(tempFolder(), 'sparse');
+    const done = await flashllm('rewrite', model, '-o', output, '--sparsity', '0.8');
+    t.is(done.code, 0, done.stderr);
+    t.regex(done.stderr, /holds a checkpoint and an ONNX model: the checkpoint is pruned .*name its \.onnx file\n/);
+    t.regex(done.stdout, /80\.\d % zeros in the linears by sparsegpt/);
+    const named = ['--sparsity', '0.8', '--method', 'wanda'];
+    const dry = await flashllm('rewrite', model, '--dry-run', ...named);
+    t.regex(dry.stdout, /\n80 % zeros as --method wanda would make them on calibration text\n/);
+    const json = JSON.parse((await flashllm('rewrite', model, '--dry-run', '--json', ...named)).stdout);
+    t.deepEqual(json.models[0].prune, { method: 'wanda', sparsity: 0.8 });
+
+    // The ONNX model: as it is, or by magnitude where it is named.
+    const plain = await flashllm('rewrite', model, '-o', join(tempFolder(), 'x'));
+    t.true(plain.stdout.startsWith(`${join(model, 'model.onnx')}\n`), plain.stdout);
+    for (const [name, input] of [
+      ['rewrite', join(model, 'model.onnx')],
+      ['inspect', model],
+    ] as const) {
+      const { code, stdout } = await flashllm(
+        name,
+        input,
+        '--sparsity',
+        '0.8',
+        ...(name === 'rewrite' ? ['--dry-run'] : []),
+      );
+      t.is(code, 0);
+      t.regex(stdout, /\n80 % zeros by magnitude, without calibration; flashllm prune .* costs less accuracy\n/);
+    }
+    const inspected = await flashllm('inspect', model, ...named);
+    t.is(inspected.code, 1);
+    t.regex(
+      inspected.stderr,
+      /--method wanda needs a Hugging Face folder .* is one, but .*flashllm rewrite .* --dry-run/,
+    );
+    // What is no OPT cannot be pruned as a checkpoint.
+    writeFileSync(file, '{"model_type": "llama"}');
+    t.regex((await flashllm('rewrite', model, '--dry-run', '--sparsity', '0.8')).stdout, /zeros by magnitude/);
+  },
+);
+
 test.serial('a dry run of a Hugging Face folder leaves nothing, not even the folders of its output', async (t) => {
   const folder = tempFolder();
   const dry = await flashllm('rewrite', await tinyModel(), '--dry-run', '-o', join(folder, 'a', 'b', 'sparse'));
