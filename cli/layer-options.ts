@@ -122,15 +122,20 @@ export interface PruneNote {
   readonly calibrated?: boolean;
 }
 
-/** The table of a model's layers, with lines of totals and of how it was pruned below. @param prune left out where that is told already. */
-export function formatLayers({ layers, bytesBefore, bytesAfter }: InspectReport, prune?: PruneNote): string {
+/** The table of a model's layers, with lines of totals, of how it was pruned and of what to do below. @param prune left out where that is told already. */
+export function formatLayers({ layers, bytesBefore, bytesAfter, hint }: InspectReport, prune?: PruneNote): string {
   if (layers.length === 0) return 'no linear layer with a constant weight';
   const sparse = layers.filter(({ decision }) => decision === 'sparse').length;
   const ratio = bytesBefore > 0 ? ` (${((bytesAfter / bytesBefore) * 100).toFixed(1)} %)` : '';
   const summary =
     `${sparse} of ${layers.length} layers sparse; their weights and the others: ` +
     `${formatBytes(bytesBefore)} → ${formatBytes(bytesAfter)}${ratio}`;
-  return [`${formatTable(COLUMNS, layers.map(layerRow))}\n`, summary, ...pruneNote(prune)].join('\n');
+  return [
+    `${formatTable(COLUMNS, layers.map(layerRow))}\n`,
+    summary,
+    ...pruneNote(prune),
+    ...(hint === undefined ? [] : [hint]),
+  ].join('\n');
 }
 
 /** How the zeros came to be, where it was not `flashllm prune` that made them, whose own table says it. */

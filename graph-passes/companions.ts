@@ -102,8 +102,8 @@ export async function removeStaleCompanions(folder: string, keep: readonly strin
 
 /**
  * Says in a folder's config.json, if it has one, that these models of it (names of .onnx files) have a data file beside them:
- * transformers.js fetches it only then. All else in the file stays as it is written: it may be the user's own, where a model is exported
- * beside its checkpoint.
+ * transformers.js fetches it only then. A file without settings of transformers.js stays as it is written otherwise: it may be the
+ * user's own, where a model is exported beside its checkpoint.
  * @throws ModelError where config.json holds no JSON object.
  */
 export async function declareDataFiles(folder: string, models: readonly string[]): Promise<void> {
@@ -117,7 +117,7 @@ export async function declareDataFiles(folder: string, models: readonly string[]
   const file = path.join(folder, CONFIG);
   const changed = Object.hasOwn(config, SETTINGS)
     ? `${JSON.stringify({ ...config, [SETTINGS]: settings }, null, 2)}\n`
-    : withMember(await readFile(file, 'utf8'), settings);
+    : withMember(readFileSync(file, 'utf8'), settings);
   await writeWhole(file, changed);
 }
 

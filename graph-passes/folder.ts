@@ -5,7 +5,17 @@ import { companionsOf, copyCompanions, declareDataFiles, readConfig } from './co
 import { ModelError, OutputError } from './onnx/errors.js';
 import { type LoadedModel, loadInput } from './onnx/load.js';
 import { outputsOf, refuseOutputs } from './onnx/save.js';
-import { type RewriteOptions, type RewriteReport, rewriteLoaded } from './rewrite.js';
+import { checkOptions } from './options.js';
+import {
+  type InspectOptions,
+  type InspectReport,
+  inspectLoaded,
+  type RewriteOptions,
+  type RewriteReport,
+  rewriteLoaded,
+} from './rewrite.js';
+import { folderChecks, rewriteChecks } from './rewrite-options.js';
+import { requireMatches } from './selection.js';
 
 /** Folders of a model folder in which .onnx files are looked for: itself, and where transformers.js has them. */
 const MODEL_FOLDERS = ['', 'onnx'];
@@ -50,17 +60,34 @@ export interface RewriteFolderOptions extends Omit<RewriteOptions, 'input' | 'ou
 }
 
 /**
+ * What {@link rewriteFolder} would do with a model, or with every model of a folder.
+ * @param options `input` is an .onnx file, or a folder.
+ * @throws ModelError where there is no model, or a malformed one; InvalidOptionError as `inspectModel`.
+ */
+export async function inspectFolder(options: InspectOptions): Promise<InspectReport[]> {
+  checkOptions('inspectFolder', options, rewriteChecks, ['input']);
+  const loaded = findModels(options.input).models.map(({ path }) => loadInput(path));
+  requireMatches(options, loaded);
+  const reports: InspectReport[] = [];
+  for (const model of loaded) reports.push(await inspectLoaded(model, options));
+  return reports;
+}
+
+/**
  * Rewrites a model, or every model of a folder, into another folder, and copies configuration and tokenizer along.
  * @throws OutputError where the output folder is the input's, or an output would overwrite a file of an input; ModelError for
- * companions that cannot be taken along. Both before anything is written. Otherwise as `rewriteModel`.
+ * companions that cannot be taken along; InvalidOptionError also for a glob that matches no layer of any of the models. All before anything is
+ * written. Otherwise as `rewriteModel`.
  */
 export async function rewriteFolder(options: RewriteFolderOptions): Promise<RewriteReport[]> {
+  checkOptions('rewriteFolder', options, folderChecks, ['input', 'output']);
   const { root, models } = findModels(options.input);
   if (path.resolve(root) === path.resolve(options.output)) {
     throw new OutputError(`the output folder ${options.output} is the one that the model is in. Name another`);
   }
   // Graphs only, and each goes when it is rewritten: weights stay in their files.
   const loaded = models.map((model) => loadInput(model.path));
+  requireMatches(options, loaded);
   checkFiles(root, models, loaded, options.output);
   const reports: RewriteReport[] = [];
   for (const model of models) {

@@ -1,7 +1,7 @@
 /** Rewriting of ONNX models: pruned linear layers become `ai.flashllm::SparseMatMul`. */
 export type { PruneSpec } from '../provider/native.js';
 export { copyCompanions } from './companions.js';
-export { findModels, type ModelFile, type RewriteFolderOptions, rewriteFolder } from './folder.js';
+export { findModels, inspectFolder, type ModelFile, type RewriteFolderOptions, rewriteFolder } from './folder.js';
 export { ModelError, OutputError } from './onnx/errors.js';
 export type { SavedModel } from './onnx/save.js';
 export type { Trace, TraceEvent } from './passes/rule.js';

@@ -36,7 +36,7 @@ export function isSelected(
 }
 
 /** A glob over a name: `*` is any text, `?` any one character; without either, the name must contain the text. */
-function matchesGlob(glob: string, name: string): boolean {
+export function matchesGlob(glob: string, name: string): boolean {
   if (!/[*?]/.test(glob)) return name.includes(glob);
   const pattern = glob
     .replace(/[.+^${}()|[\]\\]/g, '\\$&')

@@ -2,22 +2,21 @@
 import type { PruneSpec } from '../provider/native.js';
 import { removeIfUnused, removeUnusedInitializers } from './clean-up.js';
 import { declareSparseOp, setChecksums } from './declare.js';
-import { irVersionOf } from './graph/constant.js';
-import { GraphView } from './graph/graph-view.js';
-import { Shapes } from './graph/shapes.js';
 import { findLayers, type Layer, WeightJobs } from './layers.js';
 import { type LoadedModel, loadInput } from './onnx/load.js';
-import type { NodeProto } from './onnx/proto.js';
 import { type SavedModel, saveModel } from './onnx/save.js';
+import { checkOptions } from './options.js';
 import { isOutputLayer } from './output-layer.js';
 import { packedLayers } from './packed-layers.js';
 import { PackedWeights } from './packed-weights.js';
 import { fuseBias } from './passes/fuse-bias.js';
 import { fuseRelu } from './passes/fuse-relu.js';
 import { fuseResidual } from './passes/fuse-residual.js';
-import { applyRules, type Rule, type RuleContext, type Trace } from './passes/rule.js';
+import { applyRules, contextOf, type Rule, type RuleContext, type Trace } from './passes/rule.js';
 import { BREAK_EVEN_SPARSITY, type Decision, decide, isSelected, type Policy } from './policy.js';
-import { sparseNodes, type ValueType } from './sparse-op.js';
+import { rewriteChecks } from './rewrite-options.js';
+import { requireMatches } from './selection.js';
+import type { ValueType } from './sparse-op.js';
 import { WeightFiles } from './weight-files.js';
 import type { ValueTypeChoice, WeightJob } from './weight-job.js';
 
@@ -77,6 +76,8 @@ export interface InspectReport {
   bytesAfter: number;
   /** How the layers were pruned before, where that was asked for. */
   prune?: PruneSpec;
+  /** What to do where no layer is, or would be, sparse. */
+  hint?: string;
 }
 
 export interface RewriteReport extends InspectReport {
@@ -96,22 +97,38 @@ interface Plan {
 
 /**
  * What {@link rewriteModel} would do, with the same options; nothing is written.
- * @throws ModelError where the model is malformed.
+ * @throws ModelError where the model is malformed, InvalidOptionError for an option that is unknown or not what it should be, or a glob that
+ * matches no layer.
  */
 export async function inspectModel(options: InspectOptions): Promise<InspectReport> {
-  return withFiles(options.signal, async (files) => (await plan(loadInput(options.input), options, files)).report);
+  checkOptions('inspectModel', options, rewriteChecks, ['input']);
+  const model = loadInput(options.input);
+  requireMatches(options, [model]);
+  return inspectLoaded(model, options);
+}
+
+/** As {@link inspectModel}, of a model that is loaded already, with options that are checked already. */
+export async function inspectLoaded(
+  model: LoadedModel,
+  options: Omit<InspectOptions, 'input'>,
+): Promise<InspectReport> {
+  return withFiles(options.signal, async (files) => (await plan(model, options, files)).report);
 }
 
 /**
  * Rewrites `input` to `output`. Inputs, outputs and their names stay; weights that are used otherwise too keep their dense
  * copy. Nothing is left behind on an error or an abort.
- * @throws ModelError where the model is malformed, OutputError where the output cannot be written.
+ * @throws ModelError where the model is malformed, OutputError where the output cannot be written, InvalidOptionError as
+ * {@link inspectModel}.
  */
 export async function rewriteModel(options: RewriteOptions): Promise<RewriteReport> {
-  return rewriteLoaded(loadInput(options.input), options);
+  checkOptions('rewriteModel', options, rewriteChecks, ['input', 'output']);
+  const model = loadInput(options.input);
+  requireMatches(options, [model]);
+  return rewriteLoaded(model, options);
 }
 
-/** As {@link rewriteModel}, of a model that is loaded already; its graph is rewritten in memory, too. */
+/** As {@link rewriteModel}, of a model that is loaded already, with options that are checked already; its graph is rewritten in memory, too. */
 export async function rewriteLoaded(
   model: LoadedModel,
   options: Omit<RewriteOptions, 'input'>,
@@ -147,8 +164,8 @@ async function withFiles<T>(signal: AbortSignal | undefined, work: (files: Weigh
 }
 
 async function plan(model: LoadedModel, options: Omit<InspectOptions, 'input'>, files: WeightFiles): Promise<Plan> {
-  const view = new GraphView(model.proto);
-  const context = { view, shapes: new Shapes(view), irVersion: irVersionOf(model.proto), given: sparseNodesOf(view) };
+  const context = contextOf(model.proto);
+  const { view } = context;
   const policy: Policy = {
     minSparsity: options.minSparsity ?? BREAK_EVEN_SPARSITY,
     include: options.include ?? [],
@@ -186,12 +203,28 @@ async function plan(model: LoadedModel, options: Omit<InspectOptions, 'input'>, 
     bytesBefore: bytesBefore + packedBytes,
     bytesAfter: bytesAfter + packedBytes,
     ...(options.prune ? { prune: options.prune } : {}),
+    ...(packed.length === 0 ? hintOf(policy, decided, options.prune) : {}),
   };
   return { model, context, layers: decided, report };
 }
 
-function sparseNodesOf({ scopes }: GraphView): ReadonlySet<NodeProto> {
-  return new Set(scopes.flatMap(({ graph }) => sparseNodes(graph)));
+/** What to do where each layer that was looked at has too few zeros; nothing where there is another reason why it stays dense. */
+function hintOf(
+  { minSparsity, include, exclude }: Policy,
+  decided: Plan['layers'],
+  prune: PruneSpec | undefined,
+): { hint?: string } {
+  if (decided.length === 0 || decided.some(({ job }) => job.sparsity >= minSparsity)) return {};
+  const which = include.length + exclude.length > 0 ? 'no layer that is selected' : 'no layer';
+  const advice = prune
+    ? ` after pruning to ${percent(prune.sparsity)}; prune to more`
+    : '; prune the checkpoint first (flashllm prune)';
+  return { hint: `${which} has ${percent(minSparsity)} zeros${advice}` };
+}
+
+/** A share as a person writes it: `45 %`. */
+function percent(share: number): string {
+  return `${+(100 * share).toPrecision(6)} %`;
 }
 
 async function analyzeAll(

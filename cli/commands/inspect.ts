@@ -1,5 +1,5 @@
 import { Command } from 'commander';
-import { findModels, type InspectReport, inspectModel } from '../../graph-passes/index.js';
+import { inspectFolder } from '../../graph-passes/index.js';
 import {
   addLayerOptions,
   formatLayers,
@@ -24,13 +24,9 @@ async function run(model: string, options: LayerOptions & { json?: boolean }, co
   const interrupt = abortOnInterrupt();
   const bars = progressBars();
   try {
-    const reports: InspectReport[] = [];
-    for (const { path } of findModels(model).models) {
-      const { signal } = interrupt;
-      reports.push(
-        await inspectModel({ ...layerSettings(options, model), input: path, signal, onProgress: bars.onProgress }),
-      );
-    }
+    const { signal } = interrupt;
+    const settings = { ...layerSettings(options, model), input: model, signal, onProgress: bars.onProgress };
+    const reports = await inspectFolder(settings);
     bars.stop();
     if (options.json) process.stdout.write(`${JSON.stringify({ models: reports }, null, 2)}\n`);
     else

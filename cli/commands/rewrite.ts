@@ -2,9 +2,8 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { Command } from 'commander';
 import {
-  findModels,
   type InspectReport,
-  inspectModel,
+  inspectFolder,
   type RewriteFolderOptions,
   type RewriteReport,
   rewriteFolder,
@@ -107,7 +106,7 @@ async function rewrite(model: string, options: Options, signal: AbortSignal, sou
   try {
     const reports: (InspectReport | RewriteReport)[] = [];
     if (options.dryRun) {
-      for (const { path } of findModels(model).models) reports.push(await inspectModel({ ...settings, input: path }));
+      reports.push(...(await inspectFolder({ ...settings, input: model })));
     } else {
       const output = options.output ?? '';
       reports.push(...(await rewriteAll({ ...settings, input: model, output, portable: options.portable }, signal)));

@@ -2,12 +2,12 @@
  * What a pass is made of. A rule is one small file whose docstring states the rewrite as an equation. `check` looks at one
  * node and gives either what `rewrite` needs or a refusal with its reason; it changes nothing. The trace hears of both.
  */
-import type { ConstantMatrix } from '../graph/constant.js';
-import type { GraphView, Scope } from '../graph/graph-view.js';
+import { type ConstantMatrix, irVersionOf } from '../graph/constant.js';
+import { GraphView, type Scope } from '../graph/graph-view.js';
 import { opName } from '../graph/node.js';
-import type { Shapes } from '../graph/shapes.js';
-import type { NodeProto } from '../onnx/proto.js';
-import { isSparseNode, type PackedWeight } from '../sparse-op.js';
+import { Shapes } from '../graph/shapes.js';
+import type { ModelProto, NodeProto } from '../onnx/proto.js';
+import { isSparseNode, type PackedWeight, sparseNodes } from '../sparse-op.js';
 
 /** What rules see of a model. */
 export interface RuleContext {
@@ -16,6 +16,13 @@ export interface RuleContext {
   irVersion: number;
   /** SparseMatMul nodes that the model came with. They stay as they are: they may call a function that suits just their inputs. */
   given: ReadonlySet<NodeProto>;
+}
+
+/** What rules see of a model that nothing has been done to. */
+export function contextOf(model: ModelProto): RuleContext {
+  const view = new GraphView(model);
+  const given = new Set(view.scopes.flatMap(({ graph }) => sparseNodes(graph)));
+  return { view, shapes: new Shapes(view), irVersion: irVersionOf(model), given };
 }
 
 /** The SparseMatMul of this rewrite that makes a value, into which a node may be fused. */
