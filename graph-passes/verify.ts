@@ -4,6 +4,16 @@ import type { InferenceSession, Tensor, TensorConstructor } from 'onnxruntime-no
 import { ModelError } from './onnx/errors.js';
 import { loadWhole } from './onnx/load.js';
 import { float16ToNumber } from './onnx/tensor.js';
+import {
+  type Checks,
+  checkOptions,
+  describe,
+  filePath,
+  flag,
+  options as optionsOf,
+  positive,
+  wholeNumber,
+} from './options.js';
 import { type InputSizes, makeTensor, randomInputs } from './random-inputs.js';
 
 /**
@@ -52,12 +62,27 @@ export interface VerifyReport {
   ok: boolean;
 }
 
+const CHECKS: Checks = {
+  original: filePath,
+  rewritten: filePath,
+  inputs: filePath,
+  stock: flag,
+  tolerance: positive,
+  sizes: optionsOf({
+    batch: wholeNumber(1),
+    sequence: wholeNumber(1),
+    past: wholeNumber(0),
+    seed: wholeNumber(0),
+  }),
+};
+
 /**
  * Compares a model with its rewritten form. One session is open at a time.
- * @throws ModelError where a model is damaged, or does not load or run; NativeLoadError where flashllm itself does not load; Error where the inputs
- * do not fit.
+ * @throws InvalidOptionError for an option that is unknown or not what it should be; ModelError where a model is damaged, or does not load or
+ * run; NativeLoadError where flashllm itself does not load; Error where the inputs do not fit.
  */
 export async function verifyModels(options: VerifyOptions): Promise<VerifyReport> {
+  checkOptions('verifyModels', options, CHECKS, ['original', 'rewritten']);
   const sizes = { sequence: 5, past: 3, seed: 1, ...options.sizes };
   const original: Side = {
     name: `the original ${options.original}`,
@@ -151,34 +176,45 @@ function readInputs(
 ): Record<string, Tensor> {
   const inputs = parseInputs(file);
   const feeds: Record<string, Tensor> = {};
-  for (const { name } of metadata) {
-    const given = inputs?.[name];
-    if (!isTensor(given)) {
-      throw new Error(
-        `${file}: input '${name}' is missing or its data does not fill its shape; expected { dtype, shape, data }`,
-      );
-    }
-    const { data } = given;
+  for (const input of metadata) {
+    const { name } = input;
+    const type = input.isTensor ? input.type : 'no tensor';
+    const given = inputs[name];
+    const fault = given === undefined ? missing(metadata, Object.keys(inputs)) : tensorFault(given, type);
+    if (fault !== undefined) throw new Error(`${file}: input '${name}' ${fault}`);
+    const { shape, data } = given as unknown as JsonTensor;
     try {
-      feeds[name] = makeTensor(TensorClass, { name, type: given.dtype }, given.shape, (i) => data[i] as number);
+      feeds[name] = makeTensor(TensorClass, { name, type }, shape, (i) => data[i] as number);
     } catch (cause) {
-      throw new Error(`${file}: input '${name}' is no tensor of ${given.dtype}: ${text(cause)}`, { cause });
+      throw new Error(`${file}: input '${name}' is no tensor of ${type}: ${text(cause)}`, { cause });
     }
   }
   return feeds;
 }
 
-function isTensor(given: Partial<Record<keyof JsonTensor, unknown>> | null | undefined): given is JsonTensor {
-  const { dtype, shape, data } = given ?? {};
-  if (typeof dtype !== 'string' || !Array.isArray(shape) || !Array.isArray(data)) return false;
-  if (!shape.every((size) => Number.isSafeInteger(size) && size >= 0)) return false;
-  return data.length === shape.reduce((a, b) => a * b, 1);
+function missing(metadata: readonly InferenceSession.ValueMetadata[], found: readonly string[]): string {
+  const expected = metadata.map((input) => `${input.name} (${input.isTensor ? input.type : 'no tensor'})`);
+  return `is missing: found ${found.length > 0 ? found.join(', ') : 'no inputs'}, expected ${expected.join(', ')}`;
 }
 
-function parseInputs(file: string): Record<string, Partial<JsonTensor> | null> | undefined {
+/** What is wrong with an input of the file. */
+function tensorFault(given: Partial<Record<keyof JsonTensor, unknown>> | null, type: string): string | undefined {
+  const { dtype, shape, data } = given ?? {};
+  if (dtype !== type) return `has dtype ${describe(dtype)}, expected '${type}'`;
+  if (!Array.isArray(shape) || !shape.every((size) => Number.isSafeInteger(size) && size >= 0))
+    return `has shape ${describe(shape)}, expected a list of whole numbers of at least 0`;
+  if (!Array.isArray(data)) return `has data ${describe(data)}, expected a flat list of numbers`;
+  const count = shape.reduce((a, b) => a * b, 1);
+  if (data.length === count) return undefined;
+  return `has ${data.length} values in data, expected the ${count} of its shape [${shape.join(', ')}]`;
+}
+
+function parseInputs(file: string): Record<string, Partial<JsonTensor> | null> {
   try {
-    return (JSON.parse(readFileSync(file, 'utf8')) as { inputs?: Record<string, Partial<JsonTensor> | null> } | null)
-      ?.inputs;
+    const json = JSON.parse(readFileSync(file, 'utf8')) as {
+      inputs?: Record<string, Partial<JsonTensor> | null>;
+    } | null;
+    return json?.inputs ?? {};
   } catch (cause) {
     throw new Error(
       `cannot read the inputs in ${file}: ${text(cause)}; expected JSON, { "inputs": { "<name>": { dtype, shape, data } } }`,

@@ -24,9 +24,7 @@ const EXTERNAL = onnx.TensorProto.DataLocation.EXTERNAL;
  */
 export function loadModel(file: string): LoadedModel {
   const absolute = path.resolve(file);
-  if (!statSync(absolute, { throwIfNoEntry: false })?.isFile()) {
-    throw new ModelError(`${absolute} is not a file; expected an ONNX model`);
-  }
+  requireFile(absolute);
   const skeleton = scanModel(absolute);
   const external = new ExternalData(absolute);
   const files = new Set([absolute]);
@@ -48,6 +46,12 @@ export function loadModel(file: string): LoadedModel {
   }
 }
 
+function requireFile(file: string): void {
+  const stats = statSync(file, { throwIfNoEntry: false });
+  if (!stats) throw new ModelError(`${file} does not exist; expected an ONNX model`);
+  if (!stats.isFile()) throw new ModelError(`${file} is not a file; expected an ONNX model`);
+}
+
 /**
  * As {@link loadModel}, with an error that says what to do. Of the files of a model that a session is to run, ONNX
  * Runtime says less clearly what is wrong, and in its log too.
@@ -55,6 +59,8 @@ export function loadModel(file: string): LoadedModel {
  * @param anew how to make the model anew.
  */
 export function loadWhole(file: string, name: string, anew: string): LoadedModel {
+  // What is not there is not damaged.
+  requireFile(file);
   try {
     return loadModel(file);
   } catch (cause) {

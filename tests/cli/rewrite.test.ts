@@ -186,12 +186,16 @@ test('verify names a path without a model, models that do not belong together, a
   t.regex(await fail(fixture, fixture, '--inputs', fixture), /cannot read the inputs in .*; expected JSON, /);
   const json = path.join(folder, 'inputs.json');
   for (const [input, what] of [
-    [{ dtype: 'int64', shape: '2', data: [1, 2] }, /is missing or its data does not fill its shape/],
-    [{ dtype: 'int64', shape: [-1, -2], data: [1, 2] }, /is missing or its data does not fill its shape/],
+    [{ dtype: 'int64', shape: '2', data: [1, 2] }, /has shape "2", expected a list of whole numbers/],
+    [{ dtype: 'int64', shape: [-1, -2], data: [1, 2] }, /has shape \[-1,-2\], expected a list of whole numbers/],
+    [{ dtype: 'int64', shape: [1, 3], data: [1, 2] }, /has 2 values in data, expected the 3 of its shape \[1, 3\]/],
+    [{ dtype: 'int64', shape: [1, 1], data: 7 }, /has data 7, expected a flat list of numbers/],
     [{ dtype: 'int64', shape: [1, 1], data: [1.5] }, /is no tensor of int64: .* 1\.5 .*integer/],
-    [{ dtype: 'text', shape: [1, 1], data: [1] }, /is no tensor of text: .*expected a tensor of numbers/],
+    [{ dtype: 'float32', shape: [1, 1], data: [1] }, /has dtype "float32", expected 'int64'/],
+    [null, /has dtype undefined, expected 'int64'/],
+    [undefined, /is missing: found ids, expected input_ids \(int64\), .*past.*\(float32\)/],
   ] as const) {
-    writeFileSync(json, JSON.stringify({ inputs: { input_ids: input } }));
+    writeFileSync(json, JSON.stringify({ inputs: { ids: 1, input_ids: input } }));
     const stderr = await fail(fixture, fixture, '--inputs', json);
     t.regex(stderr, /error.*: .*inputs\.json: input 'input_ids' /);
     t.regex(stderr, what);
@@ -234,6 +238,56 @@ test('--include and --weights choose; --scope row prunes every row alike', async
       ['/m/decoder/layers.1/fc2/Gemm', 'float16'],
     ],
   );
+});
+
+test('where no layer has enough zeros, the output says so and what to do', async (t) => {
+  const hint = 'no layer has 72.5 % zeros; prune the checkpoint first (flashllm prune)';
+  const most = ['--min-sparsity', '72.5%'];
+  for (const line of [['rewrite', '-o', tempFolder()], ['rewrite', '--dry-run'], ['inspect']]) {
+    const { code, stdout } = await flashllm(...line, fixture, ...most);
+    t.is(code, 0);
+    t.true(stdout.includes(`\n${hint}\n`), stdout);
+    const json = await flashllm(...line, fixture, '--json', ...most);
+    t.is((JSON.parse(json.stdout) as { models: InspectReport[] }).models[0]?.hint, hint);
+  }
+  const pruned = await flashllm('inspect', fixture, '--sparsity', '0.8', '--min-sparsity', '0.9', '--exclude', '*fc1*');
+  t.regex(pruned.stdout, /\nno layer that is selected has 90 % zeros after pruning to 80 %; prune to more\n/);
+  for (const args of [[], ['--include', '*fc1*', '--min-sparsity', '0.5']])
+    t.notRegex((await flashllm('inspect', fixture, ...args)).stdout, /no layer/);
+});
+
+test('a pattern that no layer of any model matches is refused before anything is written', async (t) => {
+  const folder = tempFolder();
+  const output = path.join(tempFolder(), 'out');
+  const model = (name: string) =>
+    makeModel({
+      nodes: [makeNode('MatMul', ['x', `${name}_w`], ['y'], { name: `${name}/MatMul` })],
+      initializers: [floats(`${name}_w`, [8, 8], noise(64, 1))],
+      inputs: [value('x', 1, ['n', 8])],
+      outputs: [value('y', 1, ['n', 8])],
+    });
+  writeModel(model('first'), folder, 'a.onnx');
+  writeModel(model('second'), folder, 'b.onnx');
+  for (const line of [['rewrite', '-o', output], ['rewrite', '--dry-run'], ['inspect']])
+    for (const option of ['include', 'exclude']) {
+      const { code, stdout, stderr } = await flashllm(
+        ...line,
+        folder,
+        `--${option}`,
+        '*first*',
+        `--${option}`,
+        '*nope*',
+      );
+      t.deepEqual([code, stdout], [1, '']);
+      t.regex(
+        stderr,
+        new RegExp(
+          `no linear layer matches the pattern "\\*nope\\*" of ${option}: .* first/MatMul to second/MatMul, .* first_w to second_w;`,
+        ),
+      );
+    }
+  t.false(existsSync(output));
+  t.is((await flashllm('rewrite', folder, '-o', output, '--include', 'second_w')).code, 0);
 });
 
 test('wrong usage is exit code 2, a failure 1, each with what to do', async (t) => {
