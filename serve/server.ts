@@ -22,7 +22,7 @@ import { Completion } from './completions.js';
 import { ApiError, errorBody } from './errors.js';
 import { Metrics } from './metrics.js';
 import { addPage, pageRoutes } from './page.js';
-import { type CompletionRequest, completionSchema, readRequest } from './request.js';
+import { type CompletionRequest, completionSchema, readRequest, schemaFault } from './request.js';
 
 /** A model that is served. */
 export interface ServedModel {
@@ -31,6 +31,8 @@ export interface ServedModel {
   readonly model: TextModel;
   /** Longest sequence of the model. */
   readonly maxPositions: number;
+  /** How many tokens the model knows: ids are below. */
+  readonly vocabSize?: number | undefined;
 }
 
 /** How to serve. */
@@ -70,6 +72,9 @@ const CLIENT_LEFT = 499;
 /** Milliseconds that clients get to read that the server is shutting down. */
 const LAST_WORDS = 1000;
 
+/** What clients are told that ask for anything else. */
+const ROUTES = 'POST /v1/completions, GET /v1/models, /health and /metrics, and a page at /';
+
 /** What needs no API key: everything else does. */
 const OPEN_ROUTES = [...pageRoutes, '/health'];
 
@@ -85,10 +90,11 @@ export function createServer(
   const schedulers = new Map(served.map(({ name, model }) => [name, model.generator.scheduler]));
   const metrics = new Metrics(schedulers);
   const requestTimeout = options.requestTimeout ?? REQUEST_TIMEOUT;
+  const bodyLimit = options.bodyLimit ?? 2 ** 20;
   // A request whose body is at fault fails too, of a lost connection as far as Fastify can tell.
   const faults = new WeakMap<Socket, ApiError>();
   const app = Fastify({
-    bodyLimit: options.bodyLimit ?? 2 ** 20,
+    bodyLimit,
     requestTimeout,
     // Where it is not told, Node gives headers 60 s, and looks every 30 s for what is late.
     http: {
@@ -116,13 +122,15 @@ export function createServer(
   const inFlight = new Set<AbortController>();
   let closing = false;
   app.setErrorHandler((error: FastifyError, request, reply) => {
-    const api = faults.get(request.raw.socket) ?? toApiError(error);
+    const api = faults.get(request.raw.socket) ?? requestFault(error, request, bodyLimit) ?? toApiError(error);
     if (api.status === 429) void reply.header('retry-after', '1');
     if (request.routeOptions.url === '/v1/completions') metrics.requests.inc({ status: String(api.status) });
     return reply.code(api.status).send(errorBody(api));
   });
   app.setNotFoundHandler((request, reply) =>
-    reply.code(404).send(errorBody(new ApiError(404, `there is no ${request.method} ${request.url}`))),
+    reply
+      .code(404)
+      .send(errorBody(new ApiError(404, `there is no ${request.method} ${request.url}; this server has ${ROUTES}`))),
   );
   if (options.apiKey !== undefined) app.addHook('onRequest', keyCheck(options.apiKey));
 
@@ -192,11 +200,19 @@ async function complete(
     inFlight.delete(abort);
     abort.abort(new ApiError(CLIENT_LEFT, 'the client has left'));
   });
+  const places = model.generator.scheduler.places;
+  const texts = prompts.length * n;
+  if (texts > places && settings.maxNewTokens !== 0)
+    throw new ApiError(
+      400,
+      `${texts} texts are asked for, expected at most ${places} a request: this server has no place for more`,
+      n > 1 ? 'n' : 'prompt',
+    );
   // A prompt of the longest length leaves no place for an answer.
   const most = Math.min(options.maxPromptTokens ?? asked.maxPositions, asked.maxPositions - 1);
   const ids: (readonly number[])[] = [];
   for (const prompt of prompts) {
-    const tokens = tokensOf(prompt, model.tokenizer, most);
+    const tokens = tokensOf(prompt, model.tokenizer, most, asked.vocabSize);
     for (let i = 0; i < n; i++) ids.push(tokens);
     await breathe();
     abort.signal.throwIfAborted();
@@ -247,9 +263,15 @@ function findModel(served: readonly [ServedModel, ...ServedModel[]], asked: stri
 /**
  * The tokens of a prompt.
  * @param most tokens that it may have.
- * @throws ApiError 400 for more.
+ * @param vocabSize tokens that there are, where that is known.
+ * @throws ApiError 400 for more, and for an id that is none.
  */
-function tokensOf(prompt: Prompt, tokenizer: Tokenizer, most: number): readonly number[] {
+function tokensOf(
+  prompt: Prompt,
+  tokenizer: Tokenizer,
+  most: number,
+  vocabSize = Number.POSITIVE_INFINITY,
+): readonly number[] {
   const { mostBytes = Number.POSITIVE_INFINITY } = tokenizer;
   const bytes = typeof prompt === 'string' ? Buffer.byteLength(prompt) : 0;
   // To encode what cannot fit would hold everybody up: a megabyte takes half a second.
@@ -257,6 +279,9 @@ function tokensOf(prompt: Prompt, tokenizer: Tokenizer, most: number): readonly 
     throw tooLong(`${bytes} bytes, expected at most ${most} tokens, of up to ${mostBytes} bytes`);
   const tokens = typeof prompt === 'string' ? tokenizer.encode(prompt) : prompt;
   if (tokens.length > most) throw tooLong(`${tokens.length} tokens, expected at most ${most}`);
+  const wrong = tokens.find((id) => id >= vocabSize);
+  if (wrong !== undefined)
+    throw new ApiError(400, `a prompt has token ${wrong}, expected ids from 0 to ${vocabSize - 1}`, 'prompt');
   return tokens;
 }
 
@@ -300,20 +325,30 @@ function rawResponse(error: ApiError): string {
   return `${headers.join('\r\n')}\r\n\r\n${body}`;
 }
 
+/** What is wrong with a request before a route has looked at it, if it is that. */
+function requestFault(
+  { code, validation }: Partial<FastifyError>,
+  { headers, body }: FastifyRequest,
+  bodyLimit: number,
+): ApiError | undefined {
+  if (validation) return schemaFault(body, validation[0]?.instancePath ?? '');
+  if (code === 'FST_ERR_CTP_BODY_TOO_LARGE')
+    return new ApiError(413, `the body is too large, expected at most ${bodyLimit} bytes; shorten it`);
+  if (code !== 'FST_ERR_CTP_INVALID_MEDIA_TYPE') return undefined;
+  const found = headers['content-type'] ?? 'not said';
+  return new ApiError(
+    415,
+    `the body's type is ${found}, expected JSON: send the header content-type: application/json`,
+  );
+}
+
 function toApiError(error: Error & Partial<FastifyError>): ApiError {
   if (error instanceof ApiError) return error;
   if (error instanceof QueueFullError) return new ApiError(429, error.message, null, 'queue_full');
   if (error instanceof ModelFolderError && error.kind === 'USAGE') return new ApiError(400, error.message);
   const status = error.statusCode ?? 500;
   // What failed inside is for the server's log, not for clients.
-  if (status < 500) return new ApiError(status, error.message, faultyField(error));
+  if (status < 500) return new ApiError(status, error.message);
   process.stderr.write(`${error.stack}\n`);
   return new ApiError(500, 'the server failed to answer; its log says why');
-}
-
-/** The field of the request that the schema refuses, if it is one's fault. */
-function faultyField({ validation }: Partial<FastifyError>): string | null {
-  const [first] = validation ?? [];
-  if (first?.keyword === 'required') return String(first.params.missingProperty);
-  return first?.instancePath.split('/')[1] ?? null;
 }

@@ -180,10 +180,10 @@ async function open(
     ...{ maxBatch, maxWaiting, prefillTokens },
     idleCacheBytes: idleCache,
   });
-  const { maxPositions, eosTokenId } = model.config;
+  const { maxPositions, vocabSize, eosTokenId } = model.config;
   // The first request, too, finds weights in memory, kernels loaded and, on a GPU, a recorded step.
   await model.generator.generate([[[eosTokenId].flat()[0] ?? 0]], { maxNewTokens: WARM_UP_TOKENS, stopTokenIds: [] });
-  return { name, model, maxPositions };
+  return { name, model, maxPositions, vocabSize };
 }
 
 function folderName(folder: string): string {

@@ -80,6 +80,11 @@ export class Scheduler {
     return this.waiting.length;
   }
 
+  /** How many sequences it takes at most: those that run and those that wait. */
+  get places(): number {
+    return this.maxBatch + this.maxWaiting;
+  }
+
   /** Bytes of memory reserved for keys and values: the running batch's, or what has stayed of the last one's. */
   get cacheBytes(): number {
     return this.batch.cacheBytes;
@@ -91,7 +96,7 @@ export class Scheduler {
    */
   submit(...sequences: ScheduledSequence[]): void {
     if (this.closed) throw new ModelFolderError('USAGE', CLOSED);
-    const most = this.maxBatch + this.maxWaiting;
+    const most = this.places;
     if (sequences.length > most)
       throw new ModelFolderError(
         'USAGE',

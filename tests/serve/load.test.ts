@@ -15,10 +15,10 @@ test('64 streams at once, three rounds: none fails, nothing is left behind', asy
   const folder = await temporaryFolder();
   t.teardown(() => rm(folder, { recursive: true }));
   await exportOpt(shippedModel(), { output: folder });
-  const { maxPositions } = await readOptConfig(folder);
+  const { maxPositions, vocabSize } = await readOptConfig(folder);
   const session = { executionProviders: ['flashllm', 'cpu'], intraOpNumThreads: 1 };
   const model = await openTextModel(folder, session, { maxBatch: 48, maxWaiting: 64 });
-  const { app, close } = createServer([{ name: 'opt-14m', model, maxPositions }]);
+  const { app, close } = createServer([{ name: 'opt-14m', model, maxPositions, vocabSize }]);
   await app.listen({ host: '127.0.0.1', port: 0 });
   const url = `http://127.0.0.1:${(app.server.address() as AddressInfo).port}`;
   const { scheduler } = model.generator;

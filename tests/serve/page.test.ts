@@ -43,6 +43,7 @@ async function open(t: ExecutionContext, names: [string, ...string[]], options: 
     name,
     model: { ...model, generator: new TextGenerator(model.decoder, model.tokenizer, config) },
     maxPositions: config.maxPositions,
+    vocabSize: config.vocabSize,
   }));
   const { app, close } = createServer(served as [(typeof served)[0]], options);
   await app.listen({ host: '127.0.0.1', port: 0 });

@@ -32,7 +32,10 @@ async function serve(
   tokenizer = model.tokenizer,
 ) {
   const own = { ...model, tokenizer, generator: new TextGenerator(model.decoder, tokenizer, config, scheduling) };
-  const server = createServer([{ name: 'opt-14m', model: own, maxPositions: config.maxPositions }], options);
+  const server = createServer(
+    [{ name: 'opt-14m', model: own, maxPositions: config.maxPositions, vocabSize: config.vocabSize }],
+    options,
+  );
   await server.app.listen({ host: '127.0.0.1', port: 0 });
   const url = `http://127.0.0.1:${(server.app.server.address() as AddressInfo).port}`;
   t.teardown(() => server.close(0));
@@ -184,23 +187,64 @@ test('a full queue answers 429, says when to come back, and takes requests again
 });
 
 test('wrong requests are refused in OpenAI’s form, and none of them stops the server', async (t) => {
-  const { post, url } = await serve(t, {}, { maxPromptTokens: 20, bodyLimit: 2000 });
+  const { post, url } = await serve(t, { maxBatch: 2, maxWaiting: 3 }, { maxPromptTokens: 20, bodyLimit: 2000 });
+  const prompts =
+    'a text, a list of token ids \\(whole numbers of at least 0\\), or a list of 1 to 128 of one of these';
+  const id = 'a token id, a whole number of at least 0';
+  const oneStop = 'a text of 1 to 1000 characters';
+  const stops = 'a text of 1 to 1000 characters, or a list of up to 16 of these';
+  const is = (found: string, expected: string) => new RegExp(`^${found}, expected ${expected}$`);
   const cases: [unknown, number, RegExp, string?][] = [
-    [{}, 400, /prompt/, 'prompt'],
-    [[], 400, /body must be object/],
-    [{ prompt: 7 }, 400, /prompt/, 'prompt'],
-    [{ prompt: [] }, 400, /prompt/, 'prompt'],
-    [{ prompt: [[]] }, 400, /prompt/, 'prompt'],
-    [{ prompt: [1, 'a'] }, 400, /prompt/, 'prompt'],
-    [{ prompt: [99999999] }, 400, /token 99999999, expected whole numbers from 0 to 8191/],
-    [{ prompt: 'a', max_tokens: '8' }, 400, /max_tokens must be integer/, 'max_tokens'],
-    [{ prompt: 'a', max_tokens: 1e300 }, 400, /max_tokens must be <= \d/, 'max_tokens'],
-    [{ prompt: 'a', min_tokens: 1e300 }, 400, /min_tokens must be <= \d/, 'min_tokens'],
-    [{ prompt: 'a', top_k: 1e300 }, 400, /top_k must be <= \d/, 'top_k'],
-    [{ prompt: 'a', repetition_penalty: 0.001 }, 400, /repetition_penalty must be >= 0\.01/, 'repetition_penalty'],
-    [{ prompt: 'a', temperature: 3 }, 400, /temperature/, 'temperature'],
-    [{ prompt: 'a', stop: '' }, 400, /stop/, 'stop'],
-    [{ prompt: 'a', stream_options: { include_usage: 1 } }, 400, /include_usage/, 'stream_options'],
+    [{}, 400, is('prompt is missing', prompts), 'prompt'],
+    [[], 400, /^the body is \[\], expected a JSON object with the field prompt$/],
+    [{ prompt: 7 }, 400, is('prompt is 7', prompts), 'prompt'],
+    [{ prompt: null }, 400, is('prompt is null', prompts), 'prompt'],
+    [{ prompt: [] }, 400, is('prompt is \\[\\]', prompts), 'prompt'],
+    [{ prompt: [[]] }, 400, is('prompt\\[0\\] is \\[\\]', 'a list of token ids'), 'prompt'],
+    [{ prompt: [[1], [2, -3]] }, 400, is('prompt\\[1\\]\\[1\\] is -3', id), 'prompt'],
+    [{ prompt: [1, 'a'] }, 400, is('prompt\\[1\\] is "a"', id), 'prompt'],
+    [{ prompt: ['', 7] }, 400, is('prompt\\[1\\] is 7', 'a text'), 'prompt'],
+    [{ prompt: [null] }, 400, is('prompt is \\[null\\]', prompts), 'prompt'],
+    [{ prompt: new Array(200).fill('a') }, 400, is('prompt is a list of 200', prompts), 'prompt'],
+    [{ prompt: [99999999] }, 400, /^a prompt has token 99999999, expected ids from 0 to 8191$/, 'prompt'],
+    [{ prompt: [[1], [8192]] }, 400, /token 8192, expected ids from 0 to 8191/, 'prompt'],
+    [{ prompt: 'a', max_tokens: '8' }, 400, is('max_tokens is "8"', 'a whole number from 0 to \\d+'), 'max_tokens'],
+    [
+      { prompt: 'a', max_tokens: 1e300 },
+      400,
+      /max_tokens is 1e\+300, expected a whole number from 0 to \d/,
+      'max_tokens',
+    ],
+    [
+      { prompt: 'a', min_tokens: 1e300 },
+      400,
+      /min_tokens is 1e\+300, expected a whole number from 0 to \d/,
+      'min_tokens',
+    ],
+    [{ prompt: 'a', top_k: 1e300 }, 400, /top_k is 1e\+300, expected a whole number from 0 to \d/, 'top_k'],
+    [
+      { prompt: 'a', repetition_penalty: 0.001 },
+      400,
+      is('repetition_penalty is 0.001', 'a number from 0.01 to 10'),
+      'repetition_penalty',
+    ],
+    [{ prompt: 'a', temperature: 3 }, 400, is('temperature is 3', 'a number from 0 to 2'), 'temperature'],
+    [{ prompt: 'a', temperature: '0.5' }, 400, is('temperature is "0.5"', 'a number from 0 to 2'), 'temperature'],
+    [{ prompt: 'a', stop: '' }, 400, is('stop is ""', stops), 'stop'],
+    [{ prompt: 'a', stop: ['b', ''] }, 400, is('stop\\[1\\] is ""', oneStop), 'stop'],
+    [
+      { prompt: 'a', stop: ['b', 'c'.repeat(1001)] },
+      400,
+      is('stop\\[1\\] is a text of 1001 characters', oneStop),
+      'stop',
+    ],
+    [{ prompt: 'a', stop: new Array(17).fill('b') }, 400, is('stop is a list of 17', stops), 'stop'],
+    [
+      { prompt: 'a', stream_options: { include_usage: 1 } },
+      400,
+      is('stream_options is {"include_usage":1}', '{ "include_usage": true or false }'),
+      'stream_options',
+    ],
     [{ prompt: 'a', echo: true }, 400, /echo is not supported/, 'echo'],
     [
       { prompt: 'a', n: 100, best_of: 100, model: 'other' },
@@ -209,8 +253,10 @@ test('wrong requests are refused in OpenAI’s form, and none of them stops the 
       'model',
     ],
     [{ prompt: ['a', 'b'], n: 100 }, 400, /200 texts/, 'n'],
+    [{ prompt: ['a', 'b'], n: 3 }, 400, /^6 texts are asked for, expected at most 5 a request/, 'n'],
+    [{ prompt: ['a', 'b', 'c', 'd', 'e', 'f'] }, 400, /^6 texts are asked for/, 'prompt'],
     [{ prompt: 'word '.repeat(50) }, 400, /tokens, expected at most 20/, 'prompt'],
-    [{ prompt: 'word '.repeat(500) }, 413, /too large/],
+    [{ prompt: 'word '.repeat(500) }, 413, /^the body is too large, expected at most 2000 bytes; shorten it$/],
   ];
   for (const [body, status, message, param = null] of cases) {
     const response = await post(body);
@@ -221,7 +267,23 @@ test('wrong requests are refused in OpenAI’s form, and none of them stops the 
     t.is(error.param, param, error.message);
   }
   t.is((await post(undefined, { body: '{' })).status, 400);
-  t.is((await fetch(`${url}/v1/chat/completions`, { method: 'POST' })).status, 404);
+  // As curl sends what it is given with -d.
+  const form = await post(undefined, {
+    body: '{"prompt":"a"}',
+    headers: { 'content-type': 'application/x-www-form-urlencoded' },
+  });
+  t.is(form.status, 415);
+  t.regex(
+    await form.text(),
+    /type is application\/x-www-form-urlencoded, expected JSON: send the header content-type: application\/json"/,
+  );
+  for (const path of ['/v1/chat/completions', '/completions']) {
+    const missing = await fetch(url + path, { method: 'POST' });
+    t.is(missing.status, 404);
+    t.true(
+      (await missing.text()).includes(`there is no POST ${path}; this server has POST /v1/completions, GET /v1/mod`),
+    );
+  }
   for (const path of ['/v1/models/%zz', `/v1/models/${'a'.repeat(200)}`]) {
     const { error } = (await (await fetch(url + path)).json()) as { error: { message: string; type: string } };
     t.regex(error.type, /^(invalid_request|not_found)_error$/);
@@ -291,7 +353,7 @@ test('a text that ends when another of its request has just failed does not brin
     return texts;
   };
   const generator = { scheduler: model.generator.scheduler, start } as unknown as TextGenerator;
-  const server = createServer([{ name: 'm', model: { ...model, generator }, maxPositions: 9 }]);
+  const server = createServer([{ name: 'm', model: { ...model, generator }, maxPositions: 9, vocabSize: 9999 }]);
   const address = await server.app.listen({ host: '127.0.0.1', port: 0 });
   t.teardown(() => server.close(0));
   const response = await fetch(`${address}/v1/completions`, {
@@ -314,7 +376,9 @@ test('a request that does not arrive in time ends its connection, headers or bod
     return [text];
   };
   const generator = { scheduler: model.generator.scheduler, start } as unknown as TextGenerator;
-  const server = createServer([{ name: 'm', model: { ...model, generator }, maxPositions: 9 }], { requestTimeout });
+  const server = createServer([{ name: 'm', model: { ...model, generator }, maxPositions: 9, vocabSize: 9999 }], {
+    requestTimeout,
+  });
   const address = await server.app.listen({ host: '127.0.0.1', port: 0 });
   t.teardown(() => server.close(0));
   const json = { 'content-type': 'application/json' };
