@@ -93,6 +93,18 @@ export function repeatable(flags: string, description: string): Option {
   return new Option(flags, description).argParser(collect).default([], 'none');
 }
 
+/** Collects origins as browsers send them; anything else would match none. */
+export function origins(text: string, list: string[]): string[] {
+  // Pages that are files have the origin null.
+  if (text === '*' || text === 'null') return [...list, text];
+  const origin = URL.canParse(text) ? new URL(text).origin : undefined;
+  if (origin !== text)
+    throw new InvalidArgumentError(
+      `Expected an origin without a path, such as ${origin === undefined || origin === 'null' ? 'http://localhost:3000' : origin}, or *.`,
+    );
+  return [...list, text];
+}
+
 function collect(value: string, list: string[]): string[] {
   if (value === '') throw new InvalidArgumentError('Expected some text.');
   return [...list, value];

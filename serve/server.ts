@@ -1,5 +1,5 @@
 import { createHash, timingSafeEqual } from 'node:crypto';
-import { STATUS_CODES } from 'node:http';
+import { type OutgoingHttpHeaders, STATUS_CODES } from 'node:http';
 import type { Socket } from 'node:net';
 import Fastify, {
   type ConnectionError,
@@ -19,6 +19,7 @@ import {
   type Tokenizer,
 } from '../models/index.js';
 import { Completion } from './completions.js';
+import { addCors } from './cors.js';
 import { ApiError, errorBody } from './errors.js';
 import { Metrics } from './metrics.js';
 import { addPage, pageRoutes } from './page.js';
@@ -48,6 +49,8 @@ export interface ServerOptions {
    * later one gets status 408.
    */
   readonly requestTimeout?: number | undefined;
+  /** Origins whose pages may use the server, as browsers name them, or `*` for all; default none but the server's own. */
+  readonly cors?: readonly string[] | undefined;
 }
 
 /** A server, not listening yet: `app.listen`, then `close`. */
@@ -132,6 +135,7 @@ export function createServer(
       .code(404)
       .send(errorBody(new ApiError(404, `there is no ${request.method} ${request.url}; this server has ${ROUTES}`))),
   );
+  if (options.cors?.length) addCors(app, options.cors);
   if (options.apiKey !== undefined) app.addHook('onRequest', keyCheck(options.apiKey));
 
   app.get('/health', (_, reply) => {
@@ -228,7 +232,11 @@ async function complete(
   }
   reply.hijack();
   const { raw } = reply;
-  raw.writeHead(200, { 'content-type': 'text/event-stream; charset=utf-8', 'cache-control': 'no-cache' });
+  raw.writeHead(200, {
+    ...(reply.getHeaders() as OutgoingHttpHeaders),
+    'content-type': 'text/event-stream; charset=utf-8',
+    'cache-control': 'no-cache',
+  });
   try {
     await completion.stream(raw, body.stream_options?.include_usage === true);
     metrics.requests.inc({ status: '200' });

@@ -1,7 +1,8 @@
 import { once } from 'node:events';
 import { createServer as createProbe } from 'node:net';
 import { basename, resolve } from 'node:path';
-import { Command } from 'commander';
+import { Command, Option } from 'commander';
+import { ANY_ORIGIN } from '../../serve/cors.js';
 import { createServer, REQUEST_TIMEOUT, type ServedModel } from '../../serve/server.js';
 import { out } from '../colors.js';
 import { addModelOptions, type ModelOptions, openModel, refuseStrayModelOptions } from '../generation-options.js';
@@ -10,6 +11,7 @@ import {
   folderPath,
   hostAddress,
   nameText,
+  origins,
   timeoutSeconds,
   timerSeconds,
   wholeNumber,
@@ -33,6 +35,7 @@ interface Options extends ModelOptions {
   bodyLimit: number;
   requestTimeout: number;
   grace: number;
+  cors: string[];
 }
 
 /** Addresses that no other machine reaches. */
@@ -64,6 +67,14 @@ export function serveCommand(): Command {
     .option(
       '--api-key <key>',
       'required of clients, printable ASCII without spaces (default: FLASHLLM_API_KEY of the environment, or none)',
+    )
+    .addOption(
+      new Option(
+        '--cors <origin>',
+        'let pages of this origin, such as http://localhost:3000, use the server; * is for all; may be repeated',
+      )
+        .argParser(origins)
+        .default([], 'none'),
     )
     .option('--max-batch <number>', 'most sequences that run at once', batchSize, 32)
     .option('--max-waiting <number>', 'most that wait; further requests get 429', wholeNumber(1), 128)
@@ -122,12 +133,17 @@ async function run(folder: string, options: Options, command: Command): Promise<
       maxPromptTokens,
       bodyLimit,
       requestTimeout: 1000 * options.requestTimeout,
+      cors: options.cors,
     });
     const address = await app.listen({ host, port }).catch((cause: Error) => {
       throw cannotListen(host, port, cause);
     });
     if (apiKey === undefined && !LOOPBACK.test(host))
       process.stderr.write(`whoever reaches ${host} can use this server; --api-key <key> asks clients for one\n`);
+    if (apiKey === undefined && options.cors.includes(ANY_ORIGIN))
+      process.stderr.write(
+        'every page that a browser on this machine opens can use this server; name an origin with --cors, or ask for a key with --api-key\n',
+      );
     const names = served.map(({ name }) => out.bold(name)).join(' and ');
     process.stdout.write(`${names} at ${address}/v1, a page at ${address}/ (Ctrl-C ends it)\n`);
     if (!signal.aborted) await new Promise((stop) => signal.addEventListener('abort', stop, { once: true }));

@@ -11,6 +11,7 @@ import {
   finiteNumber,
   folderPath,
   numberWithin,
+  origins,
   repeatable,
   share,
   shareBelowOne,
@@ -78,4 +79,21 @@ test('an output without a name is refused: it would be the folder that the comma
     const output = command.options.find(({ long }) => long === '--output');
     t.throws(() => output?.parseArg?.('', undefined), { instanceOf: InvalidArgumentError }, command.name());
   }
+});
+
+test('an origin is what browsers send', (t) => {
+  for (const origin of ['*', 'null', 'http://localhost:3000', 'https://app.example'])
+    t.deepEqual(origins(origin, ['http://other']), ['http://other', origin]);
+  for (const [text, near] of [
+    ['http://localhost:3000/', 'http://localhost:3000'],
+    ['https://App.example/page', 'https://app.example'],
+    ['https://app.example:443', 'https://app.example'],
+    ['localhost:3000', 'http://localhost:3000'],
+    ['app.example', 'http://localhost:3000'],
+    ['', 'http://localhost:3000'],
+  ] as const)
+    t.throws(() => origins(text, []), {
+      instanceOf: InvalidArgumentError,
+      message: `Expected an origin without a path, such as ${near}, or *.`,
+    });
 });

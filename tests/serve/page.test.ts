@@ -134,3 +134,27 @@ test('an API key is asked for; what the server refuses is shown', async (t) => {
   t.is(await text(page, 0), await expected('Call me', 5));
   t.deepEqual(errors, []);
 });
+
+test('a page of another origin streams where --cors names it, and is refused where not', async (t) => {
+  const { page, url } = await open(t, ['opt'], { apiKey: 'sesame' });
+  // The page of one server is the other origin of the next two.
+  const ask = async (to: string) =>
+    page.evaluate(async (target) => {
+      try {
+        const response = await fetch(`${target}/v1/completions`, {
+          method: 'POST',
+          headers: { 'content-type': 'application/json', authorization: 'Bearer sesame' },
+          body: JSON.stringify({ prompt: 'Call me', max_tokens: 3, temperature: 0, stream: true }),
+        });
+        return await response.text();
+      } catch (error) {
+        return String(error);
+      }
+    }, to);
+  const start = async (cors: string[]) => (await open(t, ['opt'], { apiKey: 'sesame', cors })).url;
+  // The policy of our own page lets it ask no other server.
+  await page.goto(`${url}/health`);
+  t.regex(await ask(await start([url])), /"text":.*data: \[DONE\]/s);
+  t.regex(await ask(await start(['*'])), /data: \[DONE\]/);
+  t.regex(await ask(await start(['http://localhost:1'])), /TypeError: Failed to fetch/);
+});

@@ -342,6 +342,61 @@ test('an API key is demanded for all but health', async (t) => {
   t.is((await client.completions.create({ ...greedy, prompt: 'a', max_tokens: 2 })).choices.length, 1);
 });
 
+test('pages of the origins that are named, and of no others, may use the server, with an API key too', async (t) => {
+  const page = 'http://localhost:3000';
+  const { url } = await serve(t, {}, { apiKey: 'sesame', cors: [page, 'https://app.example'] });
+  const preflight = (at: string, origin: string) =>
+    fetch(`${at}/v1/completions`, {
+      method: 'OPTIONS',
+      headers: {
+        origin,
+        'access-control-request-method': 'POST',
+        'access-control-request-headers': 'authorization,content-type,x-stainless-os',
+      },
+    });
+  const asked = await preflight(url, page);
+  t.is(asked.status, 204);
+  t.like(Object.fromEntries(asked.headers), {
+    'access-control-allow-origin': page,
+    'access-control-allow-methods': 'GET, POST',
+    'access-control-allow-headers': 'authorization,content-type,x-stainless-os',
+    'access-control-max-age': '600',
+    vary: 'origin',
+  });
+  const post = (origin: string, body: object, key = 'sesame') =>
+    fetch(`${url}/v1/completions`, {
+      method: 'POST',
+      headers: { origin, 'content-type': 'application/json', authorization: `Bearer ${key}` },
+      body: JSON.stringify({ ...greedy, prompt: 'a', max_tokens: 1, ...body }),
+    });
+  // Errors and events can be read, too.
+  for (const [status, response] of [
+    [200, await post(page, {})],
+    [200, await post('https://app.example', { stream: true })],
+    [400, await post(page, { n: 0 })],
+    [401, await post(page, {}, 'sesam')],
+  ] as const) {
+    t.is(response.status, status);
+    t.regex(
+      response.headers.get('access-control-allow-origin') ?? '',
+      /^(http:\/\/localhost:3000|https:\/\/app.example)$/,
+    );
+    t.is(response.headers.get('access-control-expose-headers'), 'retry-after');
+    await response.text();
+  }
+  const stranger = await preflight(url, 'http://localhost:3001');
+  t.is(stranger.status, 403);
+  t.is(stranger.headers.get('access-control-allow-origin'), null);
+  t.regex(await stranger.text(), /pages of http:\/\/localhost:3001 may not use this server; start it with --cors/);
+  t.is((await post('http://localhost:3001', {})).headers.get('access-control-allow-origin'), null);
+
+  const open = await serve(t, {}, { cors: ['*'] });
+  t.is((await preflight(open.url, page)).headers.get('access-control-allow-origin'), '*');
+  const closed = await serve(t);
+  const refused = await preflight(closed.url, page);
+  t.deepEqual([refused.status, refused.headers.get('access-control-allow-origin')], [404, null]);
+});
+
 test('a text that ends when another of its request has just failed does not bring the server down', async (t) => {
   const texts = [new Generation(), new Generation()] as const;
   const start = () => {
