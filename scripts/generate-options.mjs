@@ -10,6 +10,11 @@ const notice = `Generated from ${source} by scripts/generate-options.mjs.`;
 
 const cxxString = (text) => JSON.stringify(text);
 const camelCase = (name) => name.replace(/_(\w)/g, (_, letter) => letter.toUpperCase());
+// Texts name options as ONNX Runtime does; a Node user knows them by the other name.
+const named = options.map(({ name }) => name).filter((name) => name !== camelCase(name));
+const spelled = (text, both) => text.replace(new RegExp(`\\b(${named.join('|')})\\b`, 'g'), both);
+const inComment = (text) => spelled(text, (name) => `${camelCase(name)} (elsewhere ${name})`);
+const inMarkdown = (text) => spelled(text, (name) => `\`${camelCase(name)}\` (\`${name}\`)`);
 const defaultOf = (option) => (option.type === 'bool' ? (option.default === '1' ? 'true' : 'false') : option.default);
 
 function cxxTable() {
@@ -25,6 +30,14 @@ function cxxTable() {
   return `// ${notice}\n// {name, type, default, min, max, values}\n${rows.join('\n')}\n`;
 }
 
+function comment({ help, ranges = [], note }, standard) {
+  const head = `${help} Default: ${standard}.`;
+  if (ranges.length === 0) return `  /** ${inComment(head)} */`;
+  const rows = ranges.map((range) => `- ${range.values}: ${range.for} ${range.gain} ${range.cost}`);
+  const lines = [head, '', ...rows, '', note];
+  return `  /**\n${lines.map((line) => `   * ${inComment(line)}`.trimEnd()).join('\n')}\n   */`;
+}
+
 function typeScript() {
   const type = (option) => {
     if (option.type === 'enum') return option.values.map((value) => `'${value}'`).join(' | ');
@@ -32,7 +45,7 @@ function typeScript() {
   };
   const members = options.map((option) => {
     const standard = option.type === 'enum' ? `'${option.default}'` : defaultOf(option);
-    return `  /** ${option.help} Default: ${standard}. */\n  readonly ${camelCase(option.name)}?: ${type(option)};`;
+    return `${comment(option, standard)}\n  readonly ${camelCase(option.name)}?: ${type(option)};`;
   });
   const rows = options.map((option) => {
     const values = option.values ? `[${option.values.map((value) => `'${value}'`).join(', ')}]` : '[]';
@@ -62,17 +75,34 @@ function documentation() {
   const rows = options.map((option) => {
     const values =
       option.values?.join(', ') ?? (option.type === 'bool' ? 'true, false (1, 0)' : `${option.min} – ${option.max}`);
-    return `| \`${camelCase(option.name)}\` | \`${option.name}\` | ${values} | ${defaultOf(option)} | ${option.help} |`;
+    return `| \`${camelCase(option.name)}\` | \`${option.name}\` | ${values} | ${defaultOf(option)} | ${inMarkdown(option.help)}${option.ranges ? ` [By range](#${option.name.replaceAll('_', '-')}-by-range).` : ''} |`;
   });
+  const tables = options.filter(({ ranges }) => ranges).map(rangeTable);
   return `<!-- ${notice} -->
 # Options of the execution provider
 
 In Node: \`executionProviders: [{ name: 'flashllm', device: 'cpu' }, 'cpu']\`. In other languages the names of the second column go
-into the provider options of \`SessionOptionsAppendExecutionProvider_V2\`. An unknown name or a bad value is an error.
+into the provider options of \`SessionOptionsAppendExecutionProvider_V2\`. An unknown name or a bad value is an error. Texts give
+both names, that in Node first.
 
 | in Node | elsewhere | values | default | |
 |---|---|---|---|---|
 ${rows.join('\n')}
+${tables.join('')}`;
+}
+
+function rangeTable({ name, ranges, note }) {
+  const rows = ranges.map((range) => `| ${[range.values, range.for, range.gain, range.cost].join(' | ')} |`);
+  return `
+## ${name.replaceAll('_', ' ').replace(/^./, (first) => first.toUpperCase())} by range
+
+What to give as \`${camelCase(name)}\`, \`${name}\` elsewhere:
+
+| | for | gain | cost |
+|---|---|---|---|
+${inMarkdown(rows.join('\n'))}
+
+${inMarkdown(note)}
 `;
 }
 

@@ -119,6 +119,22 @@ test('what is made of the table of options is up to date', (t) => {
   t.is(checked.status, 0, checked.stderr);
 });
 
+test('texts about options name others as Node does, and as other languages do beside it', (t) => {
+  const read = (file: string) => readFileSync(join(root, file), 'utf8');
+  const names = [...read('provider/ep-options.ts').matchAll(/key: '(\w+)', name: '(\w+_\w+)'/g)];
+  t.true(names.length > 5);
+  const comments =
+    read('provider/ep-options.ts')
+      .match(/^ +(\/\*\*|\*) .*$/gm)
+      ?.join('\n') ?? '';
+  t.true(comments.includes('jaggedMegabytes (elsewhere jagged_megabytes)'));
+  for (const [, key, name] of names) {
+    t.notRegex(comments.replaceAll(`${key} (elsewhere ${name})`, ''), new RegExp(`\\b${name}\\b`));
+    const page = read('docs/options.md').replaceAll(new RegExp(`\`${key}\`( \\(|, | \\| )\`${name}\``, 'g'), '');
+    t.notRegex(page, new RegExp(`\\b${name}\\b`));
+  }
+});
+
 test('errors carry a stable code, and instanceof holds for each class alone', async (t) => {
   const missing = await t.throwsAsync(runs({ logSeverityLevel: 4 }, join(folder, 'none.onnx')), {
     code: 'ORT_NO_SUCHFILE',
