@@ -58,6 +58,9 @@ export interface OutputDifference {
 }
 
 export interface VerifyReport {
+  /** The .onnx files. */
+  original: string;
+  rewritten: string;
   runs: { providers: string[]; outputs: OutputDifference[] }[];
   ok: boolean;
 }
@@ -108,7 +111,7 @@ export async function verifyModels(options: VerifyOptions): Promise<VerifyReport
       : randomInputs(ort.Tensor, session.inputMetadata, options.original, sizes);
     return feeds;
   });
-  const report: VerifyReport = { runs: [], ok: true };
+  const report: VerifyReport = { original: options.original, rewritten: options.rewritten, runs: [], ok: true };
   for (const providers of [['flashllm', 'cpu'], ...(options.stock ? [['cpu']] : [])]) {
     const found = await runModel(ort, rewritten, providers, () => feeds);
     const outputs = Object.entries(expected).map(([name, tensor]) =>

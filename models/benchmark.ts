@@ -17,16 +17,16 @@ export interface BenchmarkOptions {
   readonly signal?: AbortSignal | undefined;
 }
 
-/** The speed of one batch size. Times in milliseconds. */
+/** The speed of one batch size. */
 export interface BatchSpeed {
   readonly batch: number;
   /** Tokens of prompts a second, from submission to the first token. */
   readonly prefillTokensPerSecond: number;
-  /** Time to first token: median of the repeats. */
-  readonly ttft: number;
-  /** Time per output token: between two tokens of the same sequence. */
-  readonly tpotP50: number;
-  readonly tpotP95: number;
+  /** Median of the repeats. */
+  readonly timeToFirstTokenMs: number;
+  /** Between two tokens of the same sequence. */
+  readonly timePerTokenP50Ms: number;
+  readonly timePerTokenP95Ms: number;
   /** Tokens generated a second by all sequences together, after the first token. */
   readonly tokensPerSecond: number;
   /** Bytes of weights read a second while decoding, in GB/s (10⁹). */
@@ -35,14 +35,15 @@ export interface BatchSpeed {
 
 /** What was measured of a model. */
 export interface Benchmark {
-  readonly folder: string;
+  /** The folder. */
+  readonly model: string;
   readonly promptTokens: number;
   readonly newTokens: number;
   readonly repeats: number;
   /** Bytes of weights that a decoding step reads, shared by the batch. */
   readonly weightBytes: number;
-  /** Largest resident memory of the process so far, in bytes. */
-  readonly peakMemory: number;
+  /** Largest resident memory of the process so far. */
+  readonly peakMemoryBytes: number;
   readonly speeds: readonly BatchSpeed[];
 }
 
@@ -77,8 +78,8 @@ export async function measureGeneration(
     }
     speeds.push(evaluate(runs, batch, promptTokens, weightBytes));
   }
-  const peakMemory = process.resourceUsage().maxRSS * 1024;
-  return { folder, promptTokens, newTokens, repeats, weightBytes, peakMemory, speeds };
+  const peakMemoryBytes = process.resourceUsage().maxRSS * 1024;
+  return { model: folder, promptTokens, newTokens, repeats, weightBytes, peakMemoryBytes, speeds };
 }
 
 /** Times of all tokens of each sequence since the prompts were given. */
@@ -113,14 +114,13 @@ function evaluate(runs: readonly number[][][], batch: number, promptTokens: numb
       ),
     ),
   );
-  const tpotP50 = percentile(gaps, 0.5);
   const mean = gaps.reduce((sum, gap) => sum + gap, 0) / gaps.length;
   return {
     batch,
     prefillTokensPerSecond: (1000 * batch * promptTokens) / percentile(whole, 0.5),
-    ttft: percentile(firsts, 0.5),
-    tpotP50,
-    tpotP95: percentile(gaps, 0.95),
+    timeToFirstTokenMs: percentile(firsts, 0.5),
+    timePerTokenP50Ms: percentile(gaps, 0.5),
+    timePerTokenP95Ms: percentile(gaps, 0.95),
     tokensPerSecond: (1000 * batch) / mean,
     weightGbPerSecond: weightBytes / mean / 1e6,
   };

@@ -46,11 +46,11 @@ interface Options extends ModelOptions {
 
 /** A measured model, and how it was run. */
 type Measured = Benchmark & {
-  readonly providers: 'flashllm' | 'stock';
+  readonly provider: 'flashllm' | 'stock';
   /** From reading the files to a session that can run. */
   readonly loadSeconds: number;
-  /** Bytes of the GPU's memory that the provider held at most. */
-  readonly deviceMemory?: number;
+  /** Of the GPU's memory, what the provider held at most. */
+  readonly deviceMemoryBytes?: number;
   readonly step?: StepProfile;
 };
 
@@ -134,8 +134,8 @@ async function measureSpeed(folder: string, options: Options, signal: AbortSigna
     const settings = { promptTokens, newTokens, batches, repeats, signal, onProgress };
     const measured = await measureGeneration(folder, model, settings);
     const device = computesOnDevice(model.session, sessionOptions(options));
-    const memory = device === undefined ? {} : { deviceMemory: deviceUse(device).maxReserved };
-    return { ...measured, providers: options.stock ? 'stock' : 'flashllm', loadSeconds, ...memory };
+    const memory = device === undefined ? {} : { deviceMemoryBytes: deviceUse(device).maxReserved };
+    return { ...measured, provider: options.stock ? 'stock' : 'flashllm', loadSeconds, ...memory };
   } finally {
     bar.stop();
     await model.session.release();
@@ -202,13 +202,13 @@ function format(models: readonly Measured[]): string {
   const [base] = models as [Measured];
   const rows = models.flatMap((model) =>
     model.speeds.map((speed, i) => [
-      model.folder,
-      model.providers,
+      model.model,
+      model.provider,
       String(speed.batch),
       speed.prefillTokensPerSecond.toFixed(0),
-      speed.ttft.toFixed(1),
-      speed.tpotP50.toFixed(2),
-      speed.tpotP95.toFixed(2),
+      speed.timeToFirstTokenMs.toFixed(1),
+      speed.timePerTokenP50Ms.toFixed(2),
+      speed.timePerTokenP95Ms.toFixed(2),
       speed.tokensPerSecond.toFixed(1),
       ...(models.length > 1
         ? [`${(speed.tokensPerSecond / (base.speeds[i]?.tokensPerSecond ?? Number.NaN)).toFixed(2)}×`]
@@ -225,10 +225,10 @@ function format(models: readonly Measured[]): string {
   );
   const memory = models.map(
     (model) =>
-      `${model.folder}: loaded in ${formatSeconds(model.loadSeconds)}, ${formatBytes(model.weightBytes)} of weights a step, ${formatBytes(model.peakMemory)} of memory at most` +
-      (model.deviceMemory === undefined ? '' : `, ${formatBytes(model.deviceMemory)} of the GPU's`),
+      `${model.model}: loaded in ${formatSeconds(model.loadSeconds)}, ${formatBytes(model.weightBytes)} of weights a step, ${formatBytes(model.peakMemoryBytes)} of memory at most` +
+      (model.deviceMemoryBytes === undefined ? '' : `, ${formatBytes(model.deviceMemoryBytes)} of the GPU's`),
   );
-  const steps = models.flatMap((model) => (model.step ? ['', `${model.folder}: ${formatStep(model.step)}`] : []));
+  const steps = models.flatMap((model) => (model.step ? ['', `${model.model}: ${formatStep(model.step)}`] : []));
   const { promptTokens, newTokens, repeats } = base;
   const settings = `prompts of ${promptTokens} tokens, ${newTokens} generated, ${repeats} repeats`;
   return [table, '', ...memory, settings, ...steps].join('\n');
@@ -236,8 +236,8 @@ function format(models: readonly Measured[]): string {
 
 function chart(models: readonly Measured[]): string {
   const groups = (models[0] as Measured).speeds.map(({ batch }) => String(batch));
-  const series = models.map(({ folder, providers, speeds }) => ({
-    name: `${folder.split('/').filter(Boolean).at(-1)}, ${providers}`,
+  const series = models.map(({ model, provider, speeds }) => ({
+    name: `${model.split('/').filter(Boolean).at(-1)}, ${provider}`,
     values: speeds.map(({ tokensPerSecond }) => tokensPerSecond),
   }));
   return barChart('Tokens generated a second', 'sequences at once', groups, series);

@@ -23,7 +23,7 @@ interface Evaluation extends Perplexity {
   readonly model: string;
   readonly text: string;
   readonly window: number;
-  readonly session: 'flashllm' | 'stock';
+  readonly provider: 'flashllm' | 'stock';
 }
 
 /** `flashllm eval`: perplexity of a model on a text. */
@@ -65,7 +65,7 @@ async function run(model: string, options: Options, command: Command): Promise<v
       model,
       text: path,
       window,
-      session: options.stock ? 'stock' : 'flashllm',
+      provider: options.stock ? 'stock' : 'flashllm',
       ...measured,
     };
     process.stdout.write(options.json ? `${JSON.stringify(result, undefined, 2)}\n` : `${format(result)}\n`);
@@ -92,7 +92,7 @@ async function evaluate(
   }
 }
 
-function format({ perplexity, tokens, seconds, window, session, text }: Evaluation): string {
-  const where = session === 'stock' ? 'stock ONNX Runtime' : 'flashllm';
+function format({ perplexity, tokens, seconds, window, provider, text }: Evaluation): string {
+  const where = provider === 'stock' ? 'stock ONNX Runtime' : 'flashllm';
   return `perplexity ${perplexity.toFixed(4)} on ${text}: ${tokens} tokens in windows of ${window}, ${formatSeconds(seconds)} in ${where}`;
 }

@@ -66,7 +66,8 @@ async function run(folder: string, args: string[], options: Options, command: Co
         signal: AbortSignal.any([signal, enough.signal]),
       });
       const times = generations.map((generation) => watch(generation, started));
-      if (options.json) await printJson(prompts, generations, times);
+      if (options.json)
+        await printJson({ model: folder, provider: options.stock ? 'stock' : 'flashllm' }, prompts, generations, times);
       else await print(prompts, generations, options);
       if (options.stats && !options.json) process.stderr.write(`${await summary(generations, times)}\n`);
     } finally {
@@ -123,6 +124,7 @@ async function print(prompts: readonly string[], generations: readonly Generatio
 }
 
 async function printJson(
+  head: { model: string; provider: 'flashllm' | 'stock' },
   prompts: readonly string[],
   generations: readonly Generation[],
   times: readonly Times[],
@@ -139,7 +141,7 @@ async function printJson(
       tokensPerSecond: tokens > 1 ? (1000 * (tokens - 1)) / (last - first) : null,
     };
   });
-  process.stdout.write(`${JSON.stringify({ texts }, undefined, 2)}\n`);
+  process.stdout.write(`${JSON.stringify({ ...head, texts }, undefined, 2)}\n`);
 }
 
 async function summary(generations: readonly Generation[], times: readonly Times[]): Promise<string> {

@@ -45,6 +45,7 @@ export interface ExportResult {
   readonly modelBytes: number;
   readonly dataBytes: number;
   readonly config: OptConfig;
+  readonly dtype: OptDtype;
   readonly attention: OptAttention;
   /** Names of the files that were written beside the model. */
   readonly companions: readonly string[];
@@ -65,15 +66,16 @@ export async function exportOpt(source: string | URL, options: ExportOptions): P
   requireOptions(options);
   const config = await readOptConfig(folder);
   const checkpoint = await openCheckpoint(folder);
-  const weights = new CheckpointWeights(checkpoint, options.dtype ?? 'float32');
+  const { dtype = 'float32' } = options;
+  const weights = new CheckpointWeights(checkpoint, dtype);
   const attention = chooseAttention(config, options);
-  const model = buildOptModel(config, weights, { dtype: options.dtype ?? 'float32', attention });
+  const model = buildOptModel(config, weights, { dtype, attention });
   const planned = await planCompanions(folder, options.output);
   const saved = await save(model, options, checkpoint.files, planned.names);
   await writeCompanions(folder, options.output, planned);
   // A tied model's lm_head, which torch saves all the same, is the embedding again.
   const unusedTensors = weights.unused().filter((name) => !(config.tied && name === 'lm_head.weight'));
-  return { ...saved, config, attention, companions: planned.names, unusedTensors };
+  return { ...saved, config, dtype, attention, companions: planned.names, unusedTensors };
 }
 
 /**
@@ -91,14 +93,15 @@ export async function exportRandomOpt(
     throw new ModelFolderError('USAGE', `sparsity is ${random.sparsity}, expected a number from 0 to below 1`);
   const config = parseOptConfig(configJson);
   const attention = chooseAttention(config, options);
-  const weights = new RandomWeights(random, options.dtype ?? 'float32');
-  const model = buildOptModel(config, weights, { dtype: options.dtype ?? 'float32', attention });
+  const { dtype = 'float32' } = options;
+  const weights = new RandomWeights(random, dtype);
+  const model = buildOptModel(config, weights, { dtype, attention });
   const companions = ['config.json'];
   const saved = await save(model, options, [], companions);
   await removeStaleCompanions(options.output, []);
   await writeWhole(join(options.output, 'config.json'), `${JSON.stringify(configJson, undefined, 2)}\n`);
   await declareDataFiles(options.output, [modelFile]);
-  return { ...saved, config, attention, companions, unusedTensors: [] };
+  return { ...saved, config, dtype, attention, companions, unusedTensors: [] };
 }
 
 const NAMES = namesOf<ExportOptions>({

@@ -65,7 +65,11 @@ test.serial('a prompt that leaves no room for a token does not spoil the times o
   await writeFile(file, 'word'.padEnd(4 + 5 * 1022, ' word'));
   const { code, stdout, stderr } = await flashllm(['generate', folder, 'a', '-f', file, '-n', '3', '--json']);
   t.is(code, 0, stderr);
-  t.like(JSON.parse(stdout), { texts: [{ newTokens: 3 }, { newTokens: 0, timeToFirstTokenMs: null }] });
+  t.like(JSON.parse(stdout), {
+    model: folder,
+    provider: 'flashllm',
+    texts: [{ newTokens: 3 }, { newTokens: 0, timeToFirstTokenMs: null }],
+  });
   const plain = await flashllm(['generate', folder, 'a', '-f', file, '-n', '3', '--no-prompt']);
   t.regex(plain.stderr, /^3 tokens, \d+\.\d tokens\/s, the first after \d+ ms\n$/);
 });
@@ -133,6 +137,8 @@ test.serial('of a damaged model one error is told, and before what is missing be
   await rm(copy, { recursive: true });
 });
 
+type Speed = Record<'batch' | 'timeToFirstTokenMs' | 'timePerTokenP50Ms' | 'timePerTokenP95Ms', number>;
+
 test.serial('bench measures each batch, against another model, and draws a chart', async (t) => {
   const svg = join(folder, 'chart.svg');
   const sizes = ['--prompt-tokens', '8', '--new-tokens', '6', '--repeats', '1', '--batch', '1,3'];
@@ -147,9 +153,14 @@ test.serial('bench measures each batch, against another model, and draws a chart
     ...sizes,
   ]);
   t.is(code, 0, stderr);
-  const { models } = JSON.parse(stdout) as { models: { weightBytes: number; speeds: Record<string, number>[] }[] };
+  const { models } = JSON.parse(stdout) as {
+    models: { model: string; provider: string; weightBytes: number; peakMemoryBytes: number; speeds: Speed[] }[];
+  };
   t.is(models.length, 2);
-  for (const { weightBytes, speeds } of models) {
+  for (const { model, provider, weightBytes, peakMemoryBytes, speeds } of models) {
+    t.deepEqual([model, provider], [folder, 'flashllm']);
+    t.true(peakMemoryBytes > weightBytes);
+    t.true(speeds.every((speed) => speed.timePerTokenP50Ms <= speed.timePerTokenP95Ms && speed.timeToFirstTokenMs > 0));
     // Six layers of 12 × 384² and the head of 8192 × 384, in float32.
     t.is(weightBytes, 4 * (6 * 12 * 384 ** 2 + 8192 * 384));
     t.deepEqual(

@@ -126,11 +126,11 @@ test.serial('eval: this package and stock ONNX Runtime agree to four digits', as
     ].map(async (args) => {
       const { code, stdout, stderr } = await flashllm('eval', output, '--text', part, '--json', ...args);
       t.is(code, 0, stderr);
-      return JSON.parse(stdout) as { perplexity: number; tokens: number; session: string; window: number };
+      return JSON.parse(stdout) as { perplexity: number; tokens: number; provider: string; window: number };
     }),
   );
   const [ours, stock] = measured;
-  t.deepEqual([ours?.session, stock?.session], ['flashllm', 'stock']);
+  t.deepEqual([ours?.provider, stock?.provider], ['flashllm', 'stock']);
   t.is(ours?.window, 1024);
   t.is(ours?.tokens, stock?.tokens);
   t.is(ours?.perplexity.toPrecision(4), stock?.perplexity.toPrecision(4));

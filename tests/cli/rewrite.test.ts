@@ -48,6 +48,7 @@ test('rewrite, then verify: table, files beside, exit codes', async (t) => {
   const json = await flashllm('verify', model, output, '--json', '--tolerance', '0', '--seed', '5');
   const report = JSON.parse(json.stdout) as VerifyReport;
   t.is(json.code, report.ok ? 0 : 1);
+  t.like(report, { original: path.join(model, 'model.onnx'), rewritten: path.join(output, 'model.onnx') });
   t.is(report.runs[0]?.outputs.length, 5);
 });
 

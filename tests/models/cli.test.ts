@@ -52,7 +52,12 @@ test.serial('export prints what it wrote, and as JSON when asked', async (t) => 
     'group-query',
     '--json',
   );
-  t.like(JSON.parse(json.stdout), { attention: 'group-query', unusedTensors: [], config: { layers: 6 } });
+  t.like(JSON.parse(json.stdout), {
+    dtype: 'float16',
+    attention: 'group-query',
+    unusedTensors: [],
+    config: { layers: 6 },
+  });
   await rm(output, { recursive: true });
 });
 
