@@ -138,10 +138,15 @@ export function formatLayers({ layers, bytesBefore, bytesAfter, hint }: InspectR
   ].join('\n');
 }
 
+/** A share as a person writes it: `45 %`. */
+export function formatShare(share: number): string {
+  return `${+(100 * share).toPrecision(6)} %`;
+}
+
 /** How the zeros came to be, where it was not `flashllm prune` that made them, whose own table says it. */
 function pruneNote(prune: PruneNote | undefined): string[] {
   if (prune === undefined) return [];
-  const zeros = `${+(100 * prune.sparsity).toPrecision(6)} % zeros`;
+  const zeros = `${formatShare(prune.sparsity)} zeros`;
   if (prune.calibrated) return [`${zeros} as --method ${prune.method} would make them on calibration text`];
   return [
     `${zeros} by magnitude, without calibration; flashllm prune on the Hugging Face checkpoint costs less accuracy`,

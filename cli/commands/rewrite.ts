@@ -12,6 +12,7 @@ import { checkpointKind, withExported } from '../checkpoint-input.js';
 import {
   addLayerOptions,
   formatLayers,
+  formatShare,
   type LayerOptions,
   layerSettings,
   type PruneNote,
@@ -112,12 +113,11 @@ async function rewrite(model: string, options: Options, signal: AbortSignal, sou
       reports.push(...(await rewriteAll({ ...settings, input: model, output, portable: options.portable }, signal)));
     }
     bars.stop();
+    const told = source === undefined ? reports : reports.map((report) => ofSource(report, source));
     if (options.json) {
-      const models = reports.map((report) => ({ ...report, ...source }));
+      const models = told.map((report) => ({ ...report, ...source }));
       process.stdout.write(`${JSON.stringify({ models }, null, 2)}\n`);
-    } else
-      for (const report of reports)
-        print({ ...report, input: source?.input ?? report.input }, noteOf(report, source, options));
+    } else for (const report of told) print(report, noteOf(report, source, options));
   } finally {
     bars.stop();
   }
@@ -137,6 +137,12 @@ async function rewriteAll(options: RewriteFolderOptions, signal: AbortSignal): P
       );
     throw error;
   }
+}
+
+/** The report of an export as one of its checkpoint, which was pruned, if at all, before the report was made. */
+function ofSource<T extends InspectReport>(report: T, { input, prune }: Source): T {
+  if (report.hint === undefined || report.prune || !prune) return { ...report, input };
+  return { ...report, input, hint: `${formatShare(prune.sparsity)} zeros are too few for any layer; prune to more` };
 }
 
 /** What to print of a pruning; nothing where the table of a checkpoint's was printed. */

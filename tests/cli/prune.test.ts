@@ -240,6 +240,12 @@ test.serial(
     // The ONNX model: as it is, or by magnitude where it is named.
     const plain = await flashllm('rewrite', model, '-o', join(tempFolder(), 'x'));
     t.true(plain.stdout.startsWith(`${join(model, 'model.onnx')}\n`), plain.stdout);
+    t.regex(plain.stdout, /\nno layer has 45 % zeros; prune the checkpoint first \(flashllm prune\)\n/);
+    const few = await flashllm('rewrite', model, '-o', join(tempFolder(), 'x'), '--sparsity', '0.3', '--json');
+    t.like(JSON.parse(few.stdout).models[0], {
+      prune: { method: 'sparsegpt', sparsity: 0.3 },
+      hint: '30 % zeros are too few for any layer; prune to more',
+    });
     for (const [name, input] of [
       ['rewrite', join(model, 'model.onnx')],
       ['inspect', model],
