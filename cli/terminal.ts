@@ -38,7 +38,7 @@ export interface Column {
 export function formatTable(columns: readonly Column[], texts: readonly (readonly string[])[]): string {
   const rows = texts.map((row) => row.map(printable));
   const widths = columns.map((column, i) =>
-    Math.max(column.header.length, ...rows.map((row) => (row[i] ?? '').length)),
+    rows.reduce((most, row) => Math.max(most, (row[i] ?? '').length), column.header.length),
   );
   const line = (cells: readonly string[]): string =>
     columns

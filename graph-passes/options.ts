@@ -1,5 +1,6 @@
 /** Checks of the options that callers give: JavaScript lets through what TypeScript would not, and a typing error must not change a model. */
 import { InvalidOptionError } from '../provider/errors.js';
+import { describe, nearestName } from '../provider/wording.js';
 
 /** Says what is wrong with a value that was given: what was expected; undefined where nothing is wrong. */
 export interface Check {
@@ -88,7 +89,7 @@ function memberFault(
 
 function unknownOption(path: string, checks: Checks): string {
   const known = paths(checks);
-  const near = nearest(path, known);
+  const near = nearestName(path, known);
   const advice = near === undefined ? `expected some of ${known.join(', ')}` : `the nearest is ${near}`;
   return `there is no option ${path}; ${advice}`;
 }
@@ -99,47 +100,6 @@ function paths(checks: Checks): string[] {
     name,
     ...(members ? paths(members).map((member) => `${name}.${member}`) : []),
   ]);
-}
-
-/** The option that was most likely meant; undefined where none is near. One that is given in the wrong object is at no distance. */
-function nearest(path: string, known: readonly string[]): string | undefined {
-  const last = (text: string) => (text.split('.').at(-1) as string).toLowerCase();
-  const name = last(path);
-  const distances = known.map((option) => ({ option, distance: editDistance(name, last(option)) }));
-  const [best] = distances.sort((a, b) => a.distance - b.distance);
-  return best && best.distance <= Math.max(1, Math.floor(name.length / 3)) ? best.option : undefined;
-}
-
-/** How many characters must be put in, taken out or changed to make one text the other (Levenshtein). */
-function editDistance(a: string, b: string): number {
-  let row = Array.from({ length: b.length + 1 }, (_, j) => j);
-  for (let i = 1; i <= a.length; i++) {
-    const next = [i];
-    for (let j = 1; j <= b.length; j++)
-      next.push(
-        Math.min(
-          (row[j] as number) + 1,
-          (next[j - 1] as number) + 1,
-          (row[j - 1] as number) + (a[i - 1] === b[j - 1] ? 0 : 1),
-        ),
-      );
-    row = next;
-  }
-  return row[b.length] as number;
-}
-
-/** A value as an error tells it. */
-export function describe(value: unknown): string {
-  if (typeof value === 'function') return 'a function';
-  if (typeof value === 'bigint') return `${value}n`;
-  if (typeof value === 'number') return String(value);
-  let text: string;
-  try {
-    text = JSON.stringify(value) ?? String(value);
-  } catch {
-    text = String(value);
-  }
-  return text.length > 60 ? `${text.slice(0, 57)}...` : text;
 }
 
 function isObject(value: unknown): value is Readonly<Record<string, unknown>> {

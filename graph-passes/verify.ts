@@ -1,19 +1,11 @@
 /** Runs two models on the same inputs and compares what they give, element by element. */
 import { readFileSync } from 'node:fs';
 import type { InferenceSession, Tensor, TensorConstructor } from 'onnxruntime-node';
+import { describe } from '../provider/wording.js';
 import { ModelError } from './onnx/errors.js';
 import { loadWhole } from './onnx/load.js';
 import { float16ToNumber } from './onnx/tensor.js';
-import {
-  type Checks,
-  checkOptions,
-  describe,
-  filePath,
-  flag,
-  options as optionsOf,
-  positive,
-  wholeNumber,
-} from './options.js';
+import { type Checks, checkOptions, filePath, flag, options as optionsOf, positive, wholeNumber } from './options.js';
 import { type InputSizes, makeTensor, randomInputs } from './random-inputs.js';
 
 /**

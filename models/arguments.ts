@@ -1,21 +1,6 @@
 /** Checks of what a caller hands over. Types say the same, to who has them. */
+import { describe, nearestName } from '../provider/wording.js';
 import { ModelFolderError } from './errors.js';
-
-/** A value as an error shows it: JSON where it has some, cut where it is long. */
-export function describe(value: unknown): string {
-  const text = json(value) ?? String(value);
-  return text.length > 60 ? `${text.slice(0, 57)}...` : text;
-}
-
-/** Undefined of what has no JSON that tells more: of numbers it would say null for NaN. */
-function json(value: unknown): string | undefined {
-  if (typeof value === 'number') return undefined;
-  try {
-    return JSON.stringify(value);
-  } catch {
-    return undefined;
-  }
-}
 
 /** The error of an argument that is not what it should be. */
 export function unexpected(name: string, found: unknown, expected: string): ModelFolderError {
@@ -37,7 +22,7 @@ export function requireNames(of: string, options: unknown, known: readonly strin
     throw unexpected(`what is given as options of ${of}`, options, `an object with any of ${known.join(', ')}`);
   const wrong = Object.entries(options).find(([name, value]) => value !== undefined && !known.includes(name))?.[0];
   if (wrong === undefined) return;
-  const near = nearest(wrong, known);
+  const near = nearestName(wrong, known);
   const meant = near === undefined ? '' : `, which may be meant for ${near}`;
   throw new ModelFolderError(
     'USAGE',
@@ -67,27 +52,4 @@ export function requireChoice(name: string, value: unknown, choices: readonly st
 /** @throws ModelFolderError `USAGE` for a value that is given and neither true nor false. */
 export function requireFlag(name: string, value: unknown): void {
   if (value !== undefined && typeof value !== 'boolean') throw unexpected(name, value, 'true or false');
-}
-
-/** The known name that a wrong one is likely to be: it differs in case, underscores and a few letters. */
-function nearest(wrong: string, known: readonly string[]): string | undefined {
-  const plain = (name: string) => name.replace(/[_-]/g, '').toLowerCase();
-  const [first] = known
-    .map((name) => ({ name, distance: distance(plain(wrong), plain(name)) }))
-    .sort((a, b) => a.distance - b.distance);
-  return first !== undefined && 3 * first.distance <= first.name.length ? first.name : undefined;
-}
-
-/** Letters to insert, remove or replace to make one text the other (Levenshtein). */
-function distance(from: string, to: string): number {
-  let row = Array.from({ length: to.length + 1 }, (_, i) => i);
-  for (let i = 1; i <= from.length; i++) {
-    const next = [i];
-    for (let j = 1; j <= to.length; j++) {
-      const replaced = (row[j - 1] as number) + (from[i - 1] === to[j - 1] ? 0 : 1);
-      next.push(Math.min(replaced, (row[j] as number) + 1, (next[j - 1] as number) + 1));
-    }
-    row = next;
-  }
-  return row[to.length] as number;
 }

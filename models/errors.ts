@@ -18,14 +18,3 @@ export class ModelFolderError extends FlashLLMError {
     super(`ERR_FLASHLLM_${kind}`, message, options);
   }
 }
-
-/** A value of a file as a message shows it: its JSON, cut to 60 characters. */
-export function brief(value: unknown): string {
-  let text: string;
-  try {
-    text = JSON.stringify(value) ?? String(value);
-  } catch {
-    return 'something nested too deeply to show';
-  }
-  return text.length > 60 ? `${text.slice(0, 57)}...` : text;
-}

@@ -1,12 +1,14 @@
 /** What a folder holds that generates text: its model, whatever the file is called, and the facts of config.json that generation needs. */
 import { existsSync } from 'node:fs';
-import { readFile, stat } from 'node:fs/promises';
+import { stat } from 'node:fs/promises';
 import { basename, dirname, join } from 'node:path';
 import { findModels, type ModelFile } from '../graph-passes/folder.js';
 import { ModelError } from '../graph-passes/onnx/errors.js';
 import { loadWhole } from '../graph-passes/onnx/load.js';
 import { toPath } from '../provider/session-options.js';
-import { describe, unexpected } from './arguments.js';
+import { describe } from '../provider/wording.js';
+import { unexpected } from './arguments.js';
+import { readRegularFile } from './checkpoint/read.js';
 import { ModelFolderError } from './errors.js';
 import type { GeneratorConfig } from './text-generator.js';
 
@@ -160,7 +162,7 @@ function withoutNull(fields: Readonly<Record<string, unknown>>): Readonly<Record
 export async function readConfigJson(path: string): Promise<unknown> {
   let text: string;
   try {
-    text = await readFile(path, 'utf8');
+    text = await readRegularFile(path);
   } catch (cause) {
     throw new ModelFolderError(
       'CONFIG',

@@ -1,6 +1,6 @@
-import { readFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { Tokenizer as HfTokenizer } from '@huggingface/tokenizers';
+import { readRegularFile } from './checkpoint/read.js';
 import { ModelFolderError } from './errors.js';
 import { buildTokenizerJson } from './tokenizer-json.js';
 
@@ -98,7 +98,7 @@ function wholeTexts(decode: Tokenizer['decode']): (id: number) => string | undef
 async function readJson(path: string): Promise<Record<string, unknown> | undefined> {
   let text: string;
   try {
-    text = await readFile(path, 'utf8');
+    text = await readRegularFile(path);
   } catch (cause) {
     if ((cause as NodeJS.ErrnoException).code === 'ENOENT') return undefined;
     throw new ModelFolderError('TOKENIZER', `cannot read ${path}: ${(cause as Error).message}`, { cause });

@@ -100,8 +100,8 @@ async function run(folder: string, options: Options, command: Command): Promise<
   refuseStrayScope(command, options.method);
   if (options.method !== 'admm')
     refuseStray(command, ['iterations'], `goes with --method admm only, not ${options.method}`);
-  const fromFile = options.sparsityFile === undefined ? [] : await readSparsities(options.sparsityFile);
-  const { calibration: file, sequences, length, seed, json, ...settings } = options;
+  const { calibration: file, sequences, length, seed, json, sparsityFile, ...settings } = options;
+  const fromFile = sparsityFile === undefined ? [] : await readSparsities(sparsityFile);
   const { signal, release } = abortOnInterrupt();
   const settingsOfAll = {
     ...settings,

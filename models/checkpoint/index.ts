@@ -1,7 +1,7 @@
 import { access, realpath } from 'node:fs/promises';
 import { isAbsolute, join, relative, sep } from 'node:path';
 import { ModelFolderError } from '../errors.js';
-import { openRegularFile } from './read.js';
+import { readRegularFile } from './read.js';
 import { readSafetensors } from './safetensors.js';
 import { readTorchFile } from './torch.js';
 import type { Checkpoint, CheckpointTensor } from './types.js';
@@ -61,7 +61,7 @@ async function openShards(
 async function readWeightMap(path: string): Promise<Map<string, string>> {
   let json: { weight_map?: unknown };
   try {
-    json = JSON.parse(await readText(path)) ?? {};
+    json = JSON.parse(await readRegularFile(path)) ?? {};
   } catch (cause) {
     if (cause instanceof ModelFolderError) throw cause;
     throw new ModelFolderError('CHECKPOINT', `${path} is not JSON: ${(cause as Error).message}`, { cause });
@@ -109,15 +109,6 @@ function merge(files: readonly (readonly [string, readonly CheckpointTensor[]])[
     tensors.set(tensor.name, tensor);
   }
   return { tensors, files: files.map(([path]) => path) };
-}
-
-async function readText(path: string): Promise<string> {
-  const file = await openRegularFile(path);
-  try {
-    return await file.readFile('utf8');
-  } finally {
-    await file.close();
-  }
 }
 
 async function exists(path: string): Promise<boolean> {

@@ -2,7 +2,7 @@ import { type FileHandle, open, stat } from 'node:fs/promises';
 import { ModelFolderError } from '../errors.js';
 
 /**
- * Opens a file of a checkpoint. What is no regular file is refused before: a pipe, which an archive can hold, would keep whoever opens it
+ * Opens a file of a model folder. What is no regular file is refused before: a pipe, which an archive can hold, would keep whoever opens it
  * waiting for ever.
  *
  * @throws ModelFolderError `CHECKPOINT` for a folder, a pipe or a device.
@@ -15,6 +15,16 @@ export async function openRegularFile(path: string): Promise<FileHandle> {
       `${path} is ${found.isDirectory() ? 'a folder' : 'a pipe or a device'}, expected a file: download the model again`,
     );
   return open(path, 'r');
+}
+
+/** The text of a file that `openRegularFile` opens. */
+export async function readRegularFile(path: string): Promise<string> {
+  const file = await openRegularFile(path);
+  try {
+    return await file.readFile('utf8');
+  } finally {
+    await file.close();
+  }
 }
 
 /** Reads exactly `length` bytes at `offset`. @throws ModelFolderError `CHECKPOINT` if the file ends before. */

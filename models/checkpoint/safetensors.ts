@@ -1,5 +1,6 @@
 import type { FileHandle } from 'node:fs/promises';
-import { brief, ModelFolderError } from '../errors.js';
+import { describe } from '../../provider/wording.js';
+import { ModelFolderError } from '../errors.js';
 import { openRegularFile, readExactly } from './read.js';
 import { type CheckpointTensor, elementCount, type FloatType } from './types.js';
 
@@ -80,13 +81,13 @@ function checkEntry(path: string, name: string, entry: unknown, dataStart: numbe
   } = (entry ?? {}) as { dtype?: unknown; shape?: unknown; data_offsets?: unknown };
   const known = typeof dtype === 'string' && Object.hasOwn(types, dtype) ? types[dtype] : undefined;
   if (!known)
-    throw broken(path, `stores tensor ${name} as ${brief(dtype)}, expected one of ${Object.keys(types).join(', ')}`);
+    throw broken(path, `stores tensor ${name} as ${describe(dtype)}, expected one of ${Object.keys(types).join(', ')}`);
   const count = Array.isArray(shape) ? elementCount(shape) : undefined;
   if (count === undefined)
-    throw broken(path, `gives tensor ${name} the shape ${brief(shape)}, expected whole numbers ≥ 0`);
+    throw broken(path, `gives tensor ${name} the shape ${describe(shape)}, expected whole numbers ≥ 0`);
   const [begin, end] = Array.isArray(range) && range.length === 2 ? (range as unknown[]) : [];
   if (!Number.isSafeInteger(begin) || !Number.isSafeInteger(end) || (begin as number) < 0) {
-    throw broken(path, `gives tensor ${name} data_offsets ${brief(range)}, expected two whole numbers ≥ 0`);
+    throw broken(path, `gives tensor ${name} data_offsets ${describe(range)}, expected two whole numbers ≥ 0`);
   }
   const byteLength = (end as number) - (begin as number);
   if (byteLength !== count * known.bytes) {

@@ -1,5 +1,5 @@
 import { join } from 'node:path';
-import { describe } from '../arguments.js';
+import { describe } from '../../provider/wording.js';
 import { ModelFolderError } from '../errors.js';
 import { readConfigJson } from '../model-folder.js';
 

@@ -4,7 +4,7 @@ import { join } from 'node:path';
 import { copyCompanions } from '../../graph-passes/companions.js';
 import { loadNative } from '../../provider/native.js';
 import type { LinearPlaces, NativePruning, PrunerHandle, PruneStage } from '../../provider/native-pruning.js';
-import { requireSignal, requireText } from '../arguments.js';
+import { namesOf, requireNames, requireSignal, requireText } from '../arguments.js';
 import { openCheckpoint } from '../checkpoint/index.js';
 import { copyTensor, createSafetensors } from '../checkpoint/safetensors-writer.js';
 import type { Checkpoint, CheckpointTensor } from '../checkpoint/types.js';
@@ -50,6 +50,27 @@ export interface PruneOptions extends PruneSettings {
   readonly signal?: AbortSignal | undefined;
 }
 
+const NAMES = namesOf<PruneOptions>({
+  sparsity: true,
+  method: true,
+  layerSparsity: true,
+  scope: true,
+  compensation: true,
+  biasCorrection: true,
+  damping: true,
+  blockColumns: true,
+  iterations: true,
+  refinement: true,
+  output: true,
+  calibration: true,
+  device: true,
+  threads: true,
+  workFolder: true,
+  restart: true,
+  onProgress: true,
+  signal: true,
+});
+
 export interface PruneResult {
   readonly output: string;
   readonly report: PruningReport;
@@ -74,6 +95,7 @@ const stages: readonly { stage: PruneStage; first: number; end: number }[] = [
  */
 export async function pruneOpt(source: string | URL, options: PruneOptions): Promise<PruneResult> {
   const folder = pathOf('folder', source);
+  requireNames('pruneOpt', options, NAMES);
   requireText('output', options.output, 'the path of the folder to write');
   requireSignal(options.signal);
   const settings = resolveSettings(options);

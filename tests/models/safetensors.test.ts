@@ -77,7 +77,7 @@ const hostile: Record<string, [Buffer, RegExp]> = {
       `{"a":{"dtype":"F32","shape":${'['.repeat(20_000)}${']'.repeat(20_000)},"data_offsets":[0,8]}}`,
       Buffer.alloc(8),
     ),
-    /gives tensor a the shape something nested too deeply to show/,
+    /gives tensor a the shape something that cannot be shown/,
   ],
   'a length that is not shape times type': [
     safetensorsFile({ a: entry({ shape: [3] }) }, Buffer.alloc(8)),

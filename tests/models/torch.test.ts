@@ -8,8 +8,9 @@ import { openCheckpoint } from '../../models/checkpoint/index.js';
 import { readPickle } from '../../models/checkpoint/pickle.js';
 import { readTorchFile } from '../../models/checkpoint/torch.js';
 import { ModelFolderError } from '../../models/errors.js';
-import { parseOptConfig } from '../../models/opt/config.js';
+import { parseOptConfig, readOptConfig } from '../../models/opt/config.js';
 import { exportOpt } from '../../models/opt/export.js';
+import { loadTokenizer } from '../../models/tokenizer.js';
 import {
   huggingFaceName,
   randomParameters,
@@ -229,6 +230,10 @@ test('a pipe or a folder in the place of weights is refused at once', async (t) 
     await mkdir(join(other, name));
     await t.throwsAsync(openCheckpoint(other), { message: /is a folder, expected a file/ });
   }
+  const folder = await temporaryFolder();
+  for (const name of ['config.json', 'tokenizer.json']) await promisify(execFile)('mkfifo', [join(folder, name)]);
+  await t.throwsAsync(readOptConfig(folder), { message: /config\.json is a pipe or a device, expected a file/ });
+  await t.throwsAsync(loadTokenizer(folder), { message: /tokenizer\.json is a pipe or a device, expected a file/ });
 });
 
 for (const [name, [content, message]] of Object.entries(hostile)) {

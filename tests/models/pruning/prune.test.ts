@@ -365,6 +365,7 @@ test('an output that exists, a text that is too short and settings out of range 
   });
   for (const [options, message] of [
     [{ calibration: 'text' }, /calibration is "text", expected an object: \{ file \} names a text file/],
+    [{ sparsty: 0.5 } as never, /unknown option 'sparsty' of pruneOpt, which may be meant for sparsity/],
     [{ calibration: { path: file } }, /unknown option 'path' of calibration; expected one of: file, sequences/],
     [{ calibration: { file: 5 } }, /file of calibration is 5, expected the path of a text file/],
     [{ calibration: { seed: 'a' } }, /seed of calibration is "a", expected a whole number/],
