@@ -12,7 +12,7 @@ import { openTextModel } from '../../../models/text-model.js';
 /** Perplexity on six windows spread over the held-out text, of the dense model or of one that is pruned to 60 % on as much calibration text. */
 async function perplexity(
   settings?: Omit<PruneSettings, 'sparsity'>,
-  calibration = { sequences: 48, length: 256 },
+  calibration = { sequences: 24, length: 256 },
 ): Promise<number> {
   const scratch = await mkdtemp(join(tmpdir(), 'flashllm-test-'));
   const pruned = join(scratch, 'pruned');
@@ -40,9 +40,9 @@ test('at 60 %: dense < admm < sparsegpt < wanda < magnitude', async (t) => {
   t.true(sparsegpt < 2 * dense, found);
 });
 
-// With the 12,000 tokens above it is noise that fc2's 1,536 inputs would be fitted to (docs/accuracy.md).
+// With the 6,000 tokens above it is noise that fc2's 1,536 inputs would be fitted to (docs/accuracy.md).
 test('at 60 %: compensation helps where there is enough text', async (t) => {
-  const enough = { sequences: 32, length: 1024 };
+  const enough = { sequences: 20, length: 1024 };
   const compensated = await perplexity({}, enough);
   const alone = await perplexity({ compensation: false }, enough);
   t.log({ compensated, alone });
