@@ -1,5 +1,4 @@
 /** What commands share that run models: the options of a session and of sampling, and how a folder is opened. */
-import { join } from 'node:path';
 import { type Command, Option } from 'commander';
 import type { InferenceSession } from 'onnxruntime-node';
 import type { GenerateOptions, SchedulerOptions, Tokenizer } from '../models/index.js';
@@ -7,7 +6,6 @@ import { openTextModel, type TextModel } from '../models/text-model.js';
 import { requireRuntime } from '../provider/backend.js';
 import type { FlashLLMOptions } from '../provider/ep-options.js';
 import { numberWithin, repeatable, threadCount, wholeNumber } from './option-parsers.js';
-import { requireReadable } from './readable.js';
 import { refuseStray } from './usage.js';
 
 /** What the provider's options take; as many columns of a product are no longer those of decoding. */
@@ -71,8 +69,8 @@ export function refuseStrayModelOptions(command: Command): void {
 
 /**
  * Opens a model folder as the options say.
- * @throws Error for a file that must not be read; NativeLoadError where flashllm is to run the model and does not load: a session would run
- * without it; otherwise as `openTextModel`.
+ * @throws NativeLoadError where flashllm is to run the model and does not load: a session would run without it; otherwise as
+ * `openTextModel`.
  */
 export async function openModel(
   folder: string,
@@ -80,7 +78,6 @@ export async function openModel(
   scheduling: SchedulerOptions = {},
   tokenizer?: Tokenizer,
 ): Promise<TextModel> {
-  await requireReadable(join(folder, 'model.onnx'));
   if (!options.stock) requireRuntime();
   return openTextModel(folder, sessionOptions(options), scheduling, tokenizer);
 }

@@ -6,6 +6,7 @@ import {
   type InspectReport,
   type LayerReport,
 } from '../graph-passes/index.js';
+import { formatShare } from '../graph-passes/policy.js';
 import { type PruneMethod, type PruneScope, pruneMethods } from '../models/pruning/index.js';
 import { checkpointKind } from './checkpoint-input.js';
 import { repeatable, share } from './option-parsers.js';
@@ -136,11 +137,6 @@ export function formatLayers({ layers, bytesBefore, bytesAfter, hint }: InspectR
     ...pruneNote(prune),
     ...(hint === undefined ? [] : [hint]),
   ].join('\n');
-}
-
-/** A share as a person writes it: `45 %`. */
-export function formatShare(share: number): string {
-  return `${+(100 * share).toPrecision(6)} %`;
 }
 
 /** How the zeros came to be, where it was not `flashllm prune` that made them, whose own table says it. */

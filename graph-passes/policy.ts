@@ -68,3 +68,8 @@ export function decide(policy: Policy, job: WeightJob): Decision {
 function percent(share: number): string {
   return `${(share * 100).toFixed(1)} %`;
 }
+
+/** A share as a person writes it: `45 %`. */
+export function formatShare(share: number): string {
+  return `${+(100 * share).toPrecision(6)} %`;
+}

@@ -13,7 +13,7 @@ import { fuseBias } from './passes/fuse-bias.js';
 import { fuseRelu } from './passes/fuse-relu.js';
 import { fuseResidual } from './passes/fuse-residual.js';
 import { applyRules, contextOf, type Rule, type RuleContext, type Trace } from './passes/rule.js';
-import { BREAK_EVEN_SPARSITY, type Decision, decide, isSelected, type Policy } from './policy.js';
+import { BREAK_EVEN_SPARSITY, type Decision, decide, formatShare, isSelected, type Policy } from './policy.js';
 import { rewriteChecks } from './rewrite-options.js';
 import { requireMatches } from './selection.js';
 import type { ValueType } from './sparse-op.js';
@@ -217,14 +217,9 @@ function hintOf(
   if (decided.length === 0 || decided.some(({ job }) => job.sparsity >= minSparsity)) return {};
   const which = include.length + exclude.length > 0 ? 'no layer that is selected' : 'no layer';
   const advice = prune
-    ? ` after pruning to ${percent(prune.sparsity)}; prune to more`
+    ? ` after pruning to ${formatShare(prune.sparsity)}; prune to more`
     : '; prune the checkpoint first (flashllm prune)';
-  return { hint: `${which} has ${percent(minSparsity)} zeros${advice}` };
-}
-
-/** A share as a person writes it: `45 %`. */
-function percent(share: number): string {
-  return `${+(100 * share).toPrecision(6)} %`;
+  return { hint: `${which} has ${formatShare(minSparsity)} zeros${advice}` };
 }
 
 async function analyzeAll(

@@ -8,11 +8,11 @@ import {
   type RewriteReport,
   rewriteFolder,
 } from '../../graph-passes/index.js';
+import { formatShare } from '../../graph-passes/policy.js';
 import { checkpointKind, withExported } from '../checkpoint-input.js';
 import {
   addLayerOptions,
   formatLayers,
-  formatShare,
   type LayerOptions,
   layerSettings,
   type PruneNote,

@@ -4,7 +4,6 @@ import { Command } from 'commander';
 import { findModels } from '../../graph-passes/index.js';
 import { type VerifyReport, verifyModels } from '../../graph-passes/verify.js';
 import { batchSize, filePath, modelPath, numberWithin, wholeNumber } from '../option-parsers.js';
-import { requireReadable } from '../readable.js';
 import { type Column, formatTable } from '../terminal.js';
 import { refuseStray } from '../usage.js';
 
@@ -58,7 +57,6 @@ async function run(original: string, rewritten: string, options: Options, comman
   const { batch, sequence, past, seed, inputs, tolerance } = options;
   const models = { original: singleModel(original), rewritten: singleModel(rewritten) };
   if (inputs === undefined) for (const path of Object.values(models)) checkContext(path, past + sequence);
-  for (const path of Object.values(models)) await requireReadable(path);
   const report = await verifyModels({
     ...models,
     stock: options.stock ?? false,

@@ -1,5 +1,5 @@
 /** Loads an ONNX model of any size: the graph in memory, large tensors as ranges of their files. */
-import { statSync } from 'node:fs';
+import { closeSync, openSync, statSync } from 'node:fs';
 import path from 'node:path';
 import { ModelError } from './errors.js';
 import { ExternalData } from './external-data.js';
@@ -54,22 +54,37 @@ function requireFile(file: string): void {
 
 /**
  * As {@link loadModel}, with an error that says what to do. Of the files of a model that a session is to run, ONNX
- * Runtime says less clearly what is wrong, and in its log too.
+ * Runtime says less clearly what is wrong, and in its log too; of one that must not be read it gives no name.
  * @param name what the error calls the model.
  * @param anew how to make the model anew.
+ * @throws ModelError as {@link loadModel}; Error for a file of the model that this user must not read.
  */
 export function loadWhole(file: string, name: string, anew: string): LoadedModel {
   // What is not there is not damaged.
   requireFile(file);
   try {
-    return loadModel(file);
+    const model = loadModel(file);
+    // Loading looks at the sizes of the data files alone.
+    for (const each of model.files) if (each !== model.path) closeSync(openSync(each, 'r'));
+    return model;
   } catch (cause) {
-    if (!(cause instanceof ModelError)) throw cause;
+    if (!(cause instanceof ModelError)) throw named(cause, file);
     throw new ModelError(
       `${name} is damaged or incomplete. ${cause.message}. Copy it again with all of its files, or ${anew}`,
       { cause },
     );
   }
+}
+
+/** An error of a file that this user must not read, with what to do; any other as it is. */
+function named(cause: unknown, model: string): unknown {
+  const { code, path: denied } = cause as NodeJS.ErrnoException;
+  if ((code !== 'EACCES' && code !== 'EPERM') || denied === undefined) return cause;
+  const holding = denied === path.resolve(model) ? '' : `, which holds data of the model ${model}`;
+  return new Error(
+    `cannot read ${denied}${holding}: permission denied; let this user read it (chmod), or name another model`,
+    { cause },
+  );
 }
 
 /** As {@link loadWhole}, for the model that is to be inspected or rewritten. */
